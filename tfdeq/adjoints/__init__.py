@@ -1,0 +1,27 @@
+"""Backward rules: one a file, each says how a fixed point carries a gradient."""
+
+from typing import Any
+
+from tfdeq.adjoints.adjoint import Adjoint
+from tfdeq.adjoints.implicit import Implicit
+
+REGISTRY: dict[str, type[Adjoint]] = {
+    "implicit": Implicit,
+}
+
+
+def get(adjoint: str | Adjoint, **settings: Any) -> Adjoint:
+    """Returns an adjoint object for a name (with optional settings) or the object itself.
+
+    Raises:
+        ValueError: for an unknown name, naming the known ones.
+        TypeError: for anything that is neither a name nor an adjoint.
+    """
+    if isinstance(adjoint, Adjoint):
+        return adjoint
+    if not isinstance(adjoint, str):
+        raise TypeError(f"adjoint must be a name or a tfdeq adjoint object; received {adjoint!r}.")
+    if adjoint not in REGISTRY:
+        known = ", ".join(sorted(REGISTRY))
+        raise ValueError(f"Unknown adjoint {adjoint!r}. Known adjoints: {known}.")
+    return REGISTRY[adjoint](**settings)

@@ -1,0 +1,64 @@
+"""`fixed_point`: solve z = f(z, *args) with a chosen solver and a chosen gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfdeq import adjoints, solvers
+from tfdeq.solution import Solution
+
+
+def fixed_point(
+    f: Callable[..., Any],
+    z0: Any,
+    args: Any = (),
+    solver: str | solvers.Solver = "broyden",
+    adjoint: str | adjoints.Adjoint = "implicit",
+    tolerance: Any = None,
+    max_steps: Any = None,
+    *,
+    backward_callback: Callable[[Solution], None] | None = None,
+) -> Solution:
+    """Solves z* = f(z*, *args) for every sample of a batch, differentiably.
+
+    Each sample has its own answer, residual, number of steps and status, whoever shares its batch.
+    Works in eager mode, in tf.function and with jit_compile=True. Gradients, of the order that the
+    adjoint supports, flow to every floating tensor in args, and to nothing else: not to z0, and not
+    to tensors that f merely closes over (trainable variables among them are an error).
+
+    Args:
+        f: (z, *args) -> like z; row b of the output depends on row b of z alone.
+        z0: the start, a tensor or nest of tensors [B, ...], floating.
+        args: tuple of the tensors (or nests of tensors) that a gradient should reach.
+        solver: a solver object or its name. Default "broyden".
+        adjoint: an adjoint object or its name. Default "implicit".
+        tolerance: scalar or [B], > 0, relative residual at which a sample is done; may be a
+            tensor. None: the solver's.
+        max_steps: scalar or [B], >= 1, evaluations of f at most; may be a tensor. None: the
+            solver's.
+        backward_callback: receives the `Solution` of the backward solve when a first-order gradient
+            is computed by solving; for metrics.
+
+    Returns:
+        A `Solution`.
+
+    Raises:
+        ValueError: unknown names, output unlike z0, settings out of range, trainable variables that
+            are not in args.
+        TypeError: states that are not floating point.
+
+    Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377.
+
+    Example:
+        >>> x = tf.constant([[1.0], [2.0]])
+        >>> solution = fixed_point(lambda z, x: 0.5 * z + x, tf.zeros_like(x), (x,))
+        >>> [round(float(value), 3) for value in solution.z[:, 0]]
+        [2.0, 4.0]
+    """
+    if not isinstance(args, tuple | list):
+        args = (args,)
+    args = tf.nest.map_structure(tf.convert_to_tensor, tuple(args))
+    return adjoints.get(adjoint).solve(
+        f, z0, args, solvers.get(solver), tolerance, max_steps, backward_callback
+    )

@@ -1,0 +1,259 @@
+"""The one tf.while_loop: evaluates f, counts, freezes and stops each sample on its own."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfdeq.solution import Solution, Status
+from tfdeq.solvers.solver import Solver
+
+_RUNNING = -1
+# A sample has stagnated when its best residual fell by less than 0.1 % over this many evaluations.
+STAGNATION_STEPS = 12
+_STAGNATION_FACTOR = 0.999
+# Keeps 0 / 0 at 0 where a state and its image vanish; far below any residual that matters.
+_TINY = 1e-20
+
+
+class StateLayout:
+    """How a nest of [B, ...] tensors lies in one [B, D] matrix of the solver's dtype.
+
+    The matrix is float64 if any leaf is, else float32: half precision is the cell's business, never
+    the solver's.
+
+    Raises:
+        TypeError: for a leaf that is not floating point.
+        ValueError: for a leaf without a batch dimension, or an empty nest.
+    """
+
+    def __init__(self, z: Any):
+        leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(z)]
+        if not leaves:
+            raise ValueError(f"z0 must hold at least one tensor; received {z!r}.")
+        for leaf in leaves:
+            if not leaf.dtype.is_floating:
+                raise TypeError(f"z0 must be of a floating dtype; received {leaf.dtype.name}.")
+            if leaf.shape.rank == 0:
+                raise ValueError(
+                    "z0 must have the batch in dimension 0: [B, ...]; received a scalar. "
+                    "Add a dimension of size 1 for a single sample."
+                )
+        self._structure = z
+        self._dtypes = [leaf.dtype for leaf in leaves]
+        self._static_shapes = [leaf.shape for leaf in leaves]
+        self._tails = [_tail_shape(leaf) for leaf in leaves]
+        self._sizes = [_product(tail) for tail in self._tails]
+        wide = any(dtype == tf.float64 for dtype in self._dtypes)
+        self.dtype = tf.float64 if wide else tf.float32
+
+    def flatten(self, z: Any) -> tf.Tensor:
+        """Nest of [B, ...] -> [B, D]."""
+        parts = [
+            tf.reshape(tf.cast(leaf, self.dtype), tf.stack([tf.shape(leaf)[0], size]))
+            for leaf, size in zip(tf.nest.flatten(z), self._sizes, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+
+    def unflatten(self, matrix: tf.Tensor) -> Any:
+        """[B, D] -> nest of [B, ...] in the original dtypes."""
+        parts = [matrix] if len(self._sizes) == 1 else tf.split(matrix, self._sizes, axis=1)
+        leaves = []
+        for part, tail, dtype, shape in zip(
+            parts, self._tails, self._dtypes, self._static_shapes, strict=True
+        ):
+            leaf = tf.reshape(part, tf.concat([tf.shape(matrix)[:1], tail], axis=0))
+            leaf.set_shape(shape)
+            leaves.append(tf.cast(leaf, dtype))
+        return tf.nest.pack_sequence_as(self._structure, leaves)
+
+    def check_output(self, output: Any) -> None:
+        """Raises a ValueError unless f's output has z's structure, shapes and dtypes."""
+        expected = [
+            f"{shape} {dtype.name}"
+            for shape, dtype in zip(self._static_shapes, self._dtypes, strict=True)
+        ]
+        try:
+            tf.nest.assert_same_structure(self._structure, output)
+            leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(output)]
+            received = [f"{leaf.shape} {leaf.dtype.name}" for leaf in leaves]
+            fits = all(
+                leaf.shape.is_compatible_with(shape) and leaf.dtype == dtype
+                for leaf, shape, dtype in zip(
+                    leaves, self._static_shapes, self._dtypes, strict=True
+                )
+            )
+        except (TypeError, ValueError):
+            fits, received = False, [repr(output)]
+        if not fits:
+            raise ValueError(
+                "f(z, *args) must return the structure, shapes and dtypes of z. "
+                f"z: {', '.join(expected)}; f returned: {', '.join(received)}. "
+                "Change f's last operation, or start from a z0 like f's output."
+            )
+
+
+class _LoopState(NamedTuple):
+    k: tf.Tensor  # [] int32, evaluations made in the loop
+    z: tf.Tensor  # [B, D] the iterate to evaluate next
+    best_z: tf.Tensor  # [B, D] the iterate of the lowest residual so far
+    best_residual: tf.Tensor  # [B] its residual; the dtype's largest number before the first one
+    mark_residual: tf.Tensor  # [B] best residual when it last fell by more than 0.1 %
+    mark_step: tf.Tensor  # [B] int32, the evaluation at which that was
+    steps: tf.Tensor  # [B] int32, evaluations spent on the sample
+    status: tf.Tensor  # [B] int32, a Status, or _RUNNING
+    solver: Any  # the method's own state
+
+
+def iterate(
+    f: Callable[[Any], Any], z0: Any, solver: Solver, tolerance: Any = None, max_steps: Any = None
+) -> Solution:
+    """Finds z = f(z) for each sample; nothing here carries a gradient.
+
+    Each sample stops on its own: its iterate is frozen from then on, and neither its residual nor a
+    NaN in it reaches another sample. Runs in eager mode, in tf.function and under XLA.
+
+    Args:
+        f: z -> like z, sample by sample (rows of the batch must not mix).
+        z0: nest of [B, ...] floating tensors.
+        solver: the method; its tolerance and max_steps hold where the next two are None.
+        tolerance: scalar or [B], relative residual; a Python number must be > 0.
+        max_steps: scalar or [B] integers, evaluations; a Python number must be >= 1. One
+            evaluation is always made.
+
+    Returns:
+        A `Solution` whose z carries no gradient.
+
+    Raises:
+        ValueError: if f's output is unlike z, or tolerance or max_steps are out of range.
+    """
+    z0 = tf.nest.map_structure(tf.convert_to_tensor, z0)
+    layout = StateLayout(z0)
+    z = tf.stop_gradient(layout.flatten(z0))
+    batch = tf.shape(z)[:1]
+    tolerance = _per_sample("tolerance", tolerance, solver.tolerance, batch, z.dtype)
+    max_steps = _per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
+
+    def evaluate(z: tf.Tensor) -> tf.Tensor:
+        # The tape records nothing that is used; it tells which variables f read.
+        with tf.GradientTape() as tape:
+            output = f(layout.unflatten(z))
+        _check_variables(tape.watched_variables())
+        layout.check_output(output)
+        result = tf.stop_gradient(layout.flatten(output))
+        result.set_shape(z.shape)
+        return result
+
+    def body(*fields: Any) -> _LoopState:
+        state = _LoopState(*fields)
+        f_z = evaluate(state.z)
+        state = _account(state, relative_residual(state.z, f_z), tolerance, max_steps)
+        solver_state, next_z = solver.step(state.solver, state.k, state.z, f_z)
+        running = tf.equal(state.status, _RUNNING)
+        next_z = tf.where(running[:, None], next_z, state.z)
+        next_z.set_shape(z.shape)
+        return state._replace(k=state.k + 1, z=next_z, solver=solver_state)
+
+    largest = tf.fill(batch, z.dtype.max)
+    zeros = tf.zeros(batch, tf.int32)
+    start = _LoopState(
+        k=tf.constant(0),
+        z=z,
+        best_z=z,
+        best_residual=largest,
+        mark_residual=largest,
+        mark_step=zeros,
+        steps=zeros,
+        status=tf.fill(batch, _RUNNING),
+        solver=solver.initial_state(z),
+    )
+    end = _LoopState(
+        *tf.while_loop(
+            lambda *fields: tf.reduce_any(tf.equal(_LoopState(*fields).status, _RUNNING)),
+            body,
+            list(start),
+            parallel_iterations=1,
+        )
+    )
+    residual = tf.cast(tf.minimum(end.best_residual, tf.cast(tf.float32.max, z.dtype)), tf.float32)
+    solution = Solution(layout.unflatten(end.best_z), residual, end.steps, end.status)
+    return tf.nest.map_structure(tf.stop_gradient, solution)
+
+
+def relative_residual(z: tf.Tensor, f_z: tf.Tensor) -> tf.Tensor:
+    """‖f(z) − z‖₂ / (‖f(z)‖₂ + ε) per sample; [B, D], [B, D] -> [B]."""
+    return tf.norm(f_z - z, axis=1) / (tf.norm(f_z, axis=1) + tf.cast(_TINY, z.dtype))
+
+
+def _account(
+    state: _LoopState, residual: tf.Tensor, tolerance: tf.Tensor, max_steps: tf.Tensor
+) -> _LoopState:
+    """Books one evaluation: counts it, keeps the best iterate, and ends samples that are done."""
+    running = tf.equal(state.status, _RUNNING)
+    steps = state.steps + tf.cast(running, tf.int32)
+    finite = tf.math.is_finite(residual)
+    better = running & finite & (residual < state.best_residual)
+    best_residual = tf.where(better, residual, state.best_residual)
+    best_z = tf.where(better[:, None], state.z, state.best_z)
+    factor = tf.cast(_STAGNATION_FACTOR, residual.dtype)
+    progress = best_residual < factor * state.mark_residual
+    mark_step = tf.where(progress, steps, state.mark_step)
+    mark_residual = tf.where(progress, best_residual, state.mark_residual)
+
+    # The later line wins: a sample that converges with its last evaluation has converged.
+    status = tf.fill(tf.shape(steps), _RUNNING)
+    status = tf.where(steps - mark_step >= STAGNATION_STEPS, int(Status.STAGNATED), status)
+    status = tf.where(steps >= max_steps, int(Status.MAX_STEPS), status)
+    status = tf.where(finite, status, int(Status.NON_FINITE))
+    status = tf.where(finite & (residual <= tolerance), int(Status.CONVERGED), status)
+    return state._replace(
+        best_z=best_z,
+        best_residual=best_residual,
+        mark_residual=mark_residual,
+        mark_step=mark_step,
+        steps=steps,
+        status=tf.where(running, status, state.status),
+    )
+
+
+def _tail_shape(leaf: tf.Tensor) -> list[int] | tf.Tensor:
+    """The shape behind the batch dimension: static where it is known."""
+    tail = leaf.shape[1:]
+    return tail.as_list() if tail.is_fully_defined() else tf.shape(leaf)[1:]
+
+
+def _product(tail: list[int] | tf.Tensor) -> int | tf.Tensor:
+    if isinstance(tail, tf.Tensor):
+        return tf.reduce_prod(tail)
+    size = 1
+    for extent in tail:
+        size *= extent
+    return size
+
+
+def _per_sample(
+    name: str, value: Any, default: Any, batch: tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
+    """Returns value, or the default, as [B]; checks what is known before the loop runs."""
+    value = default if value is None else value
+    tensor = tf.cast(tf.convert_to_tensor(value), dtype)
+    known = tf.get_static_value(tensor)
+    lowest = 1 if name == "max_steps" else 0
+    if known is not None:
+        valid = (known >= 1).all() if name == "max_steps" else (known > 0).all()
+        if not valid:
+            bound = f"at least {lowest}" if lowest else "greater than 0"
+            raise ValueError(f"{name} must be {bound} for every sample; received {known}.")
+    if tensor.shape.rank not in (0, 1, None):
+        raise ValueError(f"{name} must be a scalar or of shape [B]; received {tensor.shape}.")
+    return tf.stop_gradient(tf.broadcast_to(tensor, batch))
+
+
+def _check_variables(variables: tuple[tf.Variable, ...]) -> None:
+    if variables:
+        names = ", ".join(sorted(variable.name for variable in variables))
+        raise ValueError(
+            f"f reads trainable variables that are not in args ({names}): no gradient would reach "
+            "them. Pass them, f(z, *args), through args; or, where no gradient is wanted, pass "
+            "tf.stop_gradient of them."
+        )

@@ -1,0 +1,79 @@
+"""What a solve returns: the state, how far it is from a fixed point, and why the solver stopped."""
+
+import enum
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Status(enum.IntEnum):
+    """Why the solver stopped working on one sample."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    STAGNATED = 2
+    NON_FINITE = 3
+
+
+_TEXTS = {
+    Status.CONVERGED: "converged: the relative residual is at most the tolerance.",
+    Status.MAX_STEPS: (
+        "max_steps: the budget ended before the tolerance was met. Cause: too few steps for this "
+        "tolerance, or a cell that contracts slowly or not at all. Raise max_steps or the tolerance; "
+        "if more steps do not lower the residual, train with jacobian_penalty, lower the solver's "
+        "damping, or use the Anderson or Broyden solver instead of plain iteration."
+    ),
+    Status.STAGNATED: (
+        "stagnated: the best residual has not improved for many steps. Cause: the tolerance is below "
+        "what the dtype can reach, or the iteration cycles. Raise the tolerance or compute in a wider "
+        "dtype if the residual is near the dtype's precision; otherwise lower the damping, or train "
+        "with jacobian_penalty."
+    ),
+    Status.NON_FINITE: (
+        "non_finite: the cell returned NaN or Inf; the last finite iterate was kept. Cause: NaN or "
+        "Inf in the input or the weights, or an iteration that diverges. Check the input; if it is "
+        "finite, lower the damping or the learning rate, or train with jacobian_penalty."
+    ),
+}
+
+
+def describe(status: int | Status) -> str:
+    """Returns the cause of a status and what to change, as one paragraph.
+
+    Args:
+        status: a `Status`, or its integer value (a Python, NumPy or TensorFlow integer scalar).
+
+    Raises:
+        ValueError: if the number is no status.
+
+    Example:
+        >>> describe(Status.CONVERGED)
+        'converged: the relative residual is at most the tolerance.'
+    """
+    try:
+        return _TEXTS[Status(int(status))]
+    except ValueError:
+        known = ", ".join(f"{member.value} ({member.name})" for member in Status)
+        raise ValueError(f"status must be one of {known}; received {status!r}.") from None
+
+
+class Solution(NamedTuple):
+    """The result of a fixed-point solve. Shapes have the batch size B in front.
+
+    Attributes:
+        z: the best iterate of each sample, in the structure, shapes and dtypes of z0.
+        residual: [B] float32, ‖f(z) − z‖₂ / (‖f(z)‖₂ + ε) of that iterate, over the whole structure.
+            The largest float32 where f was not finite at the initial state.
+        steps: [B] int32, evaluations of f spent on that sample.
+        status: [B] int32, values of `Status`.
+    """
+
+    z: Any
+    residual: tf.Tensor
+    steps: tf.Tensor
+    status: tf.Tensor
+
+    @property
+    def converged(self) -> tf.Tensor:
+        """[B] bool: whether the tolerance was met."""
+        return tf.equal(self.status, int(Status.CONVERGED))

@@ -1,0 +1,120 @@
+"""Broyden's good method in compact product form: the steps alone are kept."""
+
+import dataclasses
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdeq.solvers.solver import Solver, require_damping, require_positive_integer
+
+# Below this, 1 − α c is taken as a singular update and the sample's estimate starts afresh.
+_SINGULAR = 1e-4
+
+
+class BroydenState(NamedTuple):
+    steps: tf.Tensor  # [B, m, D] the steps s_0 … taken since the last restart
+    gram: tf.Tensor  # [B, m, m] their inner products
+    inverse: tf.Tensor  # [B, m, m] lower triangular: c = inverse · (s_jᵀ g)_j
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+@dataclasses.dataclass(frozen=True)
+class Broyden(Solver):
+    """Broyden's (good) method for g(z) = f(z) − z = 0, from the inverse estimate H₀ = −I.
+
+    z_{k+1} = z_k − α H_k g_k and H_{k+1} = H_k + (s − H_k y) sᵀH_k / (sᵀH_k y), with s the step and
+    y the change of g, so that H_{k+1} y = s. H is never formed: with d_i = s_{i+1} − (1 − α) s_i,
+    −H_k v = v + Σ c_i d_i,   ‖s_j‖² c_j = s_jᵀv + Σ_{i<j} (s_jᵀd_i) c_i,
+    so the steps and their Gram matrix are all the memory there is: half that of the usual U Vᵀ.
+    A sample whose update would be singular, and every sample whose memory is full, starts afresh
+    from −I.
+
+    Args:
+        max_steps: evaluations of f at most, per sample. Default 30.
+        tolerance: relative residual at which a sample is done. Default 1e-3.
+        memory: steps kept before a restart, at least 1; None keeps max_steps of them. Default None.
+        damping: α in (0, 1]. Default 1.
+
+    Raises:
+        ValueError: for a setting out of range.
+
+    Source: Broyden, Math. Comp. 19, 1965; product form: Kelley, Iterative Methods for Linear and
+        Nonlinear Equations, 1995, section 7.3; damping: Bai, Kolter, Koltun, arXiv:1909.01377,
+        equation (6).
+
+    Example:
+        >>> Broyden(max_steps=12).max_steps
+        12
+    """
+
+    memory: int | None = None
+    damping: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.memory is not None:
+            require_positive_integer("memory", self.memory)
+        require_damping(self.damping)
+
+    def initial_state(self, z):
+        rows = self.memory or self.max_steps
+        batch, size = tf.unstack(tf.shape(z))
+        steps = tf.zeros([batch, rows, size], z.dtype)
+        steps.set_shape([z.shape[0], rows, z.shape[1]])
+        square = tf.zeros([batch, rows, rows], z.dtype)
+        square.set_shape([z.shape[0], rows, rows])
+        return BroydenState(steps, square, square)
+
+    def step(self, state, k, z, f_z):
+        alpha = tf.cast(self.damping, z.dtype)
+        g = f_z - z
+        rows = state.steps.shape[1]
+        position = k % rows  # of the step that this call makes
+        new = tf.one_hot(position, rows, dtype=z.dtype)
+        last = tf.one_hot((k - 1) % rows, rows, dtype=z.dtype)
+
+        t = tf.linalg.matvec(state.steps, g)  # [B, m] s_jᵀ g
+        c = tf.linalg.matvec(state.inverse, t)
+        c_last = tf.reduce_sum(c * last, axis=-1, keepdims=True)
+        weights = _shift_right(c * (1 - last)) - (1 - alpha) * c  # Σ c_i d_i in terms of s_j
+        denominator = 1 - alpha * c_last
+        restart = tf.logical_or(tf.abs(denominator) < _SINGULAR, position == 0)  # [B, 1]
+        keep = tf.where(restart, tf.zeros_like(denominator), tf.ones_like(denominator))
+        scale = tf.where(restart, tf.ones_like(denominator), 1 / denominator)
+        weights = keep * weights * scale
+        step = alpha * (
+            scale * g + tf.linalg.matvec(state.steps, weights, transpose_a=True)
+        )
+
+        # The new row of the Gram matrix follows from t and the weights, without another pass over D.
+        row = alpha * (scale * t + tf.linalg.matvec(state.gram, weights))
+        square = tf.reduce_sum(step * step, axis=-1, keepdims=True)
+        row = keep * row * (1 - new) + square * new
+        gram = _with_row(keep[:, :, None] * state.gram, new, row)
+        gram = _with_row(gram, new, row, column=True)
+        coupling = (_shift_left(row) - (1 - alpha) * row) * keep * _before(position, rows, z.dtype)
+        inverse_row = new + tf.linalg.matvec(state.inverse, coupling, transpose_a=True)
+        inverse_row = tf.math.divide_no_nan(inverse_row, square)
+        inverse = _with_row(keep[:, :, None] * state.inverse, new, inverse_row)
+        steps = tf.where(new[None, :, None] > 0, step[:, None, :], state.steps)
+        return BroydenState(steps, gram, inverse), z + step
+
+
+def _shift_right(row: tf.Tensor) -> tf.Tensor:
+    return tf.pad(row[:, :-1], [[0, 0], [1, 0]])
+
+
+def _shift_left(row: tf.Tensor) -> tf.Tensor:
+    return tf.pad(row[:, 1:], [[0, 0], [0, 1]])
+
+
+def _before(position: tf.Tensor, rows: int, dtype: tf.DType) -> tf.Tensor:
+    return tf.cast(tf.range(rows) < position, dtype)
+
+
+def _with_row(matrix: tf.Tensor, new: tf.Tensor, row: tf.Tensor, column: bool = False) -> tf.Tensor:
+    """Puts row [B, m] into matrix [B, m, m] at the row (or column) that the one-hot new names."""
+    if column:
+        return tf.where(new[None, None, :] > 0, row[:, :, None], matrix)
+    return tf.where(new[None, :, None] > 0, row[:, None, :], matrix)

@@ -1,0 +1,71 @@
+"""What every solver is: settings, a state, and one step of algebra on [B, D]."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """The part that all solvers share. A solver never evaluates f; `tfdeq.iteration` does.
+
+    Args:
+        max_steps: evaluations of f at most, per sample, at least 1.
+        tolerance: the relative residual at which a sample is done, greater than 0 (no unit).
+    """
+
+    max_steps: int = 30
+    tolerance: float = 1e-3
+
+    def __post_init__(self):
+        require_positive_integer("max_steps", self.max_steps)
+        require_positive("tolerance", self.tolerance)
+
+    def initial_state(self, z: tf.Tensor) -> Any:
+        """Returns the method's own state (a nest of tensors) for iterates like z: [B, D]."""
+        raise TypeError(f"{type(self).__name__} is no complete solver: it lacks initial_state().")
+
+    def step(self, state: Any, k: tf.Tensor, z: tf.Tensor, f_z: tf.Tensor) -> tuple[Any, tf.Tensor]:
+        """Returns the new state and the next iterate [B, D].
+
+        Args:
+            state: the method's own state.
+            k: [] int32, evaluations made before this one: 0 in the first call.
+            z: [B, D], the iterate. f_z: [B, D], f at that iterate.
+        """
+        raise TypeError(f"{type(self).__name__} is no complete solver: it lacks step().")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Solver":
+        return cls(**config)
+
+
+def require_positive_integer(name: str, value: Any) -> None:
+    """Raises a ValueError unless value is an integer of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; received {value!r}.")
+
+
+def require_positive(name: str, value: Any) -> None:
+    """Raises a ValueError unless value is a finite number greater than 0."""
+    try:
+        valid = 0.0 < float(value) < float("inf")
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{name} must be a finite number greater than 0; received {value!r}.")
+
+
+def require_damping(value: Any) -> None:
+    """Raises a ValueError unless 0 < value <= 1."""
+    require_positive("damping", value)
+    if float(value) > 1.0:
+        raise ValueError(
+            f"damping must be at most 1, the undamped step; received {value!r}. Values between 0.5 "
+            "and 0.9 shorten the steps of an iteration that overshoots."
+        )

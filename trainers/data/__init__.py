@@ -1,0 +1,70 @@
+"""Data sets of the trainers: token streams by name, and windows of them.
+
+    data = load("python_stdlib")
+    batches = training_windows(data.train, sequence_length=256, batch_size=32, seed=0)
+
+To add one, write a module with `load(...) -> TokenData` and name it in `DATASETS`. Its keyword
+arguments are the options that it takes, among data_dir, files and prepared_dir.
+"""
+
+import inspect
+from collections.abc import Sequence
+
+from trainers.data import ptb, python_stdlib, text, tiny_shakespeare, wikitext2
+from trainers.data.token_data import SPLITS, TokenData
+from trainers.data.windows import evaluation_windows, training_windows
+
+__all__ = ["DATASETS", "SPLITS", "TokenData", "evaluation_windows", "load", "training_windows"]
+
+DATASETS = {
+    "ptb": ptb.load,
+    "python_stdlib": python_stdlib.load,
+    "text": text.load,
+    "tiny_shakespeare": tiny_shakespeare.load,
+    "wikitext2": wikitext2.load,
+}
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    files: str | Sequence[str] | None = None,
+    prepared_dir: str | None = None,
+) -> TokenData:
+    """Loads a data set; the first time, TFDS prepares a copy of it.
+
+    Args:
+        name: a key of `DATASETS`.
+        data_dir: folder of the user's original files, for ptb, wikitext2 and tiny_shakespeare.
+        files: globs, comma-separated, for text.
+        prepared_dir: where TFDS writes prepared copies; None: the environment variable
+            TFDS_DATA_DIR, or ~/tensorflow_datasets.
+
+    Returns:
+        The token streams of train, validation and test. Bytes: the files of a split are joined with
+        one newline byte between them. Words: one `<eos>` a line.
+
+    Raises:
+        ValueError: an unknown name, an option that the data set does not take, or bad content.
+        FileNotFoundError, NotADirectoryError: what `data_dir` or `files` names is not there.
+        ConnectionError: a download failed.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"Unknown data set {name!r}. Known: {', '.join(sorted(DATASETS))}.")
+    loader = DATASETS[name]
+    options = {"data_dir": data_dir, "files": files, "prepared_dir": prepared_dir}
+    given = {option: value for option, value in options.items() if value is not None}
+    taken = inspect.signature(loader).parameters
+    for option, value in given.items():
+        if option not in taken:
+            raise ValueError(
+                f"The data set {name!r} takes no --{option}; received {value!r}. Leave it out, or "
+                f"choose a data set "
+                f"that takes it: {', '.join(sorted(_takers(option)))}."
+            )
+    return loader(**given)
+
+
+def _takers(option: str) -> list[str]:
+    return [name for name in DATASETS if option in inspect.signature(DATASETS[name]).parameters]

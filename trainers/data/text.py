@@ -1,0 +1,109 @@
+"""text: the bytes of the user's own files."""
+
+import glob
+import os
+import pathlib
+from collections.abc import Sequence
+
+from absl import logging
+
+from trainers.data import byte_documents, prepared
+from trainers.data.prepared import Document
+from trainers.data.token_data import TokenData
+
+SPLIT_BY_FILE_FROM = 20  # files; with fewer, one file would weigh too much in a split
+LARGEST_FILE = 2**30  # bytes; a TFDS example must stay under 2 GiB
+
+
+class Text(prepared.DocumentsBuilder, skip_registration=True):
+    """A user's own files as bytes; the config carries a digest of paths and contents."""
+
+    name = "tfdeq_text"
+
+
+def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None = None) -> TokenData:
+    """Loads files as bytes.
+
+    From 20 files on, whole files go to a split, by a hash of their contents: copies of one file
+        share a split.
+    With fewer, each file is cut contiguously: its first 90 % train, then 5 % validation, 5 % test.
+        Empty files
+    are left out.
+
+    Args:
+        files: globs, comma-separated or a sequence; `**` matches any number of folders.
+        prepared_dir: folder of the prepared copies, one for each content; None: TFDS's own.
+
+    Returns:
+        Bytes; files in order of their paths, one newline byte between them.
+
+    Raises:
+        FileNotFoundError: a glob matches no file.
+        ValueError: no glob, a folder instead of a file, files without content or too large a file.
+    """
+    paths = matching_files(files)
+    documents = _read_documents(paths)
+    config_name = prepared.content_name("files", documents)
+    if len(documents) >= SPLIT_BY_FILE_FROM:
+        splits = byte_documents.split_by_file(documents, [d.text for d in documents])
+    else:
+        splits = byte_documents.split_within_files(documents)
+    for split, part in splits.items():
+        if not part:
+            total = sum(len(document.text) for document in documents)
+            raise ValueError(
+                f"--files={files!r} holds {total:,} bytes in {len(documents)} files, too few for "
+                f"a {split} split. "
+                "Give more text."
+            )
+
+    def make_builder() -> Text:
+        return Text(config_name=config_name, prepared_dir=prepared_dir, documents=splits)
+
+    return byte_documents.byte_data(prepared.read_texts(make_builder))
+
+
+def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:
+    """Returns the files that globs match, each once, sorted; see `load` for the arguments and
+    errors.""" globs = files.split(",") if isinstance(files, str) else list(files or ())
+    globs = [pattern.strip() for pattern in globs if pattern.strip()]
+    if not globs:
+        raise ValueError(
+            f"The data set 'text' needs the files to read; received --files={files!r}. "
+            "Name a glob, for example --files='notes/**/*.txt'."
+        )
+    paths: set[pathlib.Path] = set()
+    for pattern in globs:
+        matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+        found = {pathlib.Path(match).resolve() for match in matches if os.path.isfile(match)}
+        if not found and any(os.path.isdir(match) for match in matches):
+            raise ValueError(
+                f"--files={pattern!r} matches folders only. To read the files in a folder, write "
+                f"{os.path.join(pattern.rstrip('/*') or '/', '**', '*.txt')!r}."
+            )
+        if not found:
+            raise FileNotFoundError(
+                f"--files={pattern!r} matches no file (current folder: {os.getcwd()!r}). "
+                "Check the path, and quote the glob so that the shell leaves it alone."
+            )
+        paths |= found
+    return sorted(paths)
+
+
+def _read_documents(paths: Sequence[pathlib.Path]) -> list[Document]:
+    for path in paths:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise ValueError(
+                f"{str(path)!r} has {size:,} bytes; a file may have {LARGEST_FILE:,} at most. "
+                f"Split it into several."
+            )
+    root = os.path.commonpath([path.parent for path in paths])
+    texts = [Document(os.path.relpath(path, root), path.read_bytes()) for path in paths]
+    documents = [document for document in texts if document.text]
+    if not documents:
+        names = ", ".join(repr(str(path)) for path in paths[:3])
+        raise ValueError(f"All {len(paths)} files are empty ({names} ...). Give files with text.")
+    if len(documents) < len(texts):
+        logging.info("Left out %d empty files of %d.", len(texts) - len(documents), len(texts))
+    return documents
