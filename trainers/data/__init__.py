@@ -8,6 +8,7 @@ arguments are the options that it takes, among data_dir, files and prepared_dir.
 """
 
 import inspect
+import os
 from collections.abc import Sequence
 
 from trainers.data import ptb, python_stdlib, text, tiny_shakespeare, wikitext2
@@ -60,9 +61,14 @@ def load(
         if option not in taken:
             raise ValueError(
                 f"The data set {name!r} takes no --{option}; received {value!r}. Leave it out, or "
-                f"choose a data set "
-                f"that takes it: {', '.join(sorted(_takers(option)))}."
+                f"choose a data set that takes it: {', '.join(sorted(_takers(option)))}."
             )
+    if (
+        prepared_dir is not None
+        and os.path.exists(prepared_dir)
+        and not os.path.isdir(prepared_dir)
+    ):
+        raise NotADirectoryError(f"prepared_dir={prepared_dir!r} is a file; name a folder.")
     return loader(**given)
 
 

@@ -47,7 +47,9 @@ def split_within_files(documents: Sequence[Document]) -> dict[str, list[Document
     for path, text in documents:
         first = round(len(text) * (1 - VALIDATION_SHARE - TEST_SHARE))
         second = round(len(text) * (1 - TEST_SHARE))
-        for split, part in zip(SPLITS, (text[:first], text[first:second], text[second:])):
+        for split, part in zip(
+            SPLITS, (text[:first], text[first:second], text[second:]), strict=True
+        ):
             if part:
                 parts[split].append(Document(path, part))
     return parts

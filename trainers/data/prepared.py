@@ -34,6 +34,7 @@ class DocumentsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             none.
     """
 
+    # Raise it when the splits of the same content change: it names the prepared copies.
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(
@@ -129,8 +130,7 @@ def _prepare(
 ) -> tfds.core.DatasetBuilder:
     try:
         with _quiet():
-            # TFDS writes to a folder `incomplete.*`, removes it on any error, and renames it at the
-            # end.
+            # TFDS writes to a folder `incomplete.*`, which it renames at the end or removes.
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
             )

@@ -14,8 +14,7 @@ class Ptb(words.WordsBuilder, skip_registration=True):
     name = "tfdeq_ptb"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put ptb.train.txt, ptb.valid.txt and ptb.test.txt (folder `data` of Mikolov's "
-        "simple-examples.tgz) into one "
-        "folder and name it with --data_dir."
+        "simple-examples.tgz) into one folder and name it with --data_dir."
     )
     FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
 

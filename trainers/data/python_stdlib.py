@@ -25,8 +25,9 @@ class PythonStdlib(prepared.DocumentsBuilder, skip_registration=True):
 
 
 def load(*, prepared_dir: str | None = None) -> TokenData:
-    """Loads the standard library's sources: about 90/5/5 by file, by a hash of the path in the
-    library.
+    """Loads the standard library's sources.
+
+    Whole files go to a split, about 90/5/5, by a hash of their path in the library.
 
     Args:
         prepared_dir: folder of the prepared copies; None: TFDS's own.
@@ -63,8 +64,7 @@ def source_documents(folder: pathlib.Path) -> list[Document]:
     if len(documents) < MINIMUM_FILES:
         raise FileNotFoundError(
             f"Found {len(documents)} .py files of the standard library in {str(folder)!r}; this "
-            f"interpreter seems to "
-            "ship without sources. Use another interpreter or another data set."
+            "interpreter seems to ship without sources. Use another one, or another data set."
         )
     return sorted(documents)
 

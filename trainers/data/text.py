@@ -25,10 +25,8 @@ def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None =
     """Loads files as bytes.
 
     From 20 files on, whole files go to a split, by a hash of their contents: copies of one file
-        share a split.
-    With fewer, each file is cut contiguously: its first 90 % train, then 5 % validation, 5 % test.
-        Empty files
-    are left out.
+    share a split. With fewer, each file is cut contiguously: its first 90 % train, then 5 %
+    validation, 5 % test. Empty files are left out.
 
     Args:
         files: globs, comma-separated or a sequence; `**` matches any number of folders.
@@ -52,9 +50,8 @@ def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None =
         if not part:
             total = sum(len(document.text) for document in documents)
             raise ValueError(
-                f"--files={files!r} holds {total:,} bytes in {len(documents)} files, too few for "
-                f"a {split} split. "
-                "Give more text."
+                f"--files={files!r} holds {total:,} bytes in {len(documents)} files, which leaves "
+                f"the {split} split empty. Give more text."
             )
 
     def make_builder() -> Text:
@@ -64,8 +61,8 @@ def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None =
 
 
 def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:
-    """Returns the files that globs match, each once, sorted; see `load` for the arguments and
-    errors.""" globs = files.split(",") if isinstance(files, str) else list(files or ())
+    """Returns the files that globs match, each once, sorted; errors as `load`."""
+    globs = files.split(",") if isinstance(files, str) else list(files or ())
     globs = [pattern.strip() for pattern in globs if pattern.strip()]
     if not globs:
         raise ValueError(
@@ -79,7 +76,7 @@ def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:
         if not found and any(os.path.isdir(match) for match in matches):
             raise ValueError(
                 f"--files={pattern!r} matches folders only. To read the files in a folder, write "
-                f"{os.path.join(pattern.rstrip('/*') or '/', '**', '*.txt')!r}."
+                f"{os.path.join(pattern.rstrip('/*') or '.', '**', '*.txt')!r}."
             )
         if not found:
             raise FileNotFoundError(
@@ -96,7 +93,7 @@ def _read_documents(paths: Sequence[pathlib.Path]) -> list[Document]:
         if size > LARGEST_FILE:
             raise ValueError(
                 f"{str(path)!r} has {size:,} bytes; a file may have {LARGEST_FILE:,} at most. "
-                f"Split it into several."
+                "Split it into several."
             )
     root = os.path.commonpath([path.parent for path in paths])
     texts = [Document(os.path.relpath(path, root), path.read_bytes()) for path in paths]

@@ -20,7 +20,7 @@ def load(*, data_dir: str | None = None, prepared_dir: str | None = None) -> Tok
     """Loads TFDS's tiny_shakespeare with its train, validation and test splits.
 
     Uses a prepared copy; else the original file in `data_dir`, as input.txt or under the name that
-    TFDS gives its downloads; else downloads the file.
+    TFDS gives its downloads; else downloads the file, after a warning that it does.
 
     Args:
         data_dir: folder of the original file, or None.
@@ -43,6 +43,9 @@ def load(*, data_dir: str | None = None, prepared_dir: str | None = None) -> Tok
 
     if prepared.is_prepared(make_builder):
         return byte_documents.byte_data(prepared.read_texts(make_builder))
+    if file is None:  # an earlier download, whose preparation failed
+        root = pathlib.Path(make_builder().data_dir_root)
+        file = _named_by_checksum(root / "downloads", original)
     if file is None:
         return byte_documents.byte_data(_download(make_builder, url, data_dir))
     with tempfile.TemporaryDirectory() as manual_dir:
@@ -56,24 +59,27 @@ def _instructions(url: str) -> str:
 
 
 def _original_file(data_dir: str, url: str, original) -> pathlib.Path | None:
-    """Returns the original file in the user's folder, or None; raises ValueError for another
-    content.""" folder = folders.checked_folder(data_dir, _instructions(url))
-    # TFDS's downloads carry the SHA-256 in their names, in URL-safe base64 without padding.
-    checksum = base64.urlsafe_b64encode(bytes.fromhex(original.checksum)).decode().rstrip("=")
-    candidates = [folder / original.filename, *sorted(folder.glob(f"*{checksum}*.txt"))]
-    file = next((path for path in candidates if path.is_file()), None)
+    """Returns the original file in the user's folder, or None; ValueError for other content."""
+    folder = folders.checked_folder(data_dir, _instructions(url))
+    file = folder / original.filename
+    if not file.is_file():
+        file = _named_by_checksum(folder, original)
     if file is None:
         return None
     received = hashlib.sha256(file.read_bytes()).hexdigest()
     if received != original.checksum:
         raise ValueError(
             f"{str(file)!r} is not the original: it has {file.stat().st_size:,} bytes and SHA-256 "
-            f"{received}; expected "
-            f"{int(original.size):,} and {original.checksum}. {_instructions(url)} To train on a "
-            f"text of your own, "
-            "use --dataset=text --files=GLOB."
+            f"{received}; expected {int(original.size):,} and {original.checksum}. "
+            f"{_instructions(url)} To train on your own text, use --dataset=text --files=GLOB."
         )
     return file
+
+
+def _named_by_checksum(folder: pathlib.Path, original) -> pathlib.Path | None:
+    # TFDS's downloads carry the SHA-256 in their names, in URL-safe base64 without padding.
+    checksum = base64.urlsafe_b64encode(bytes.fromhex(original.checksum)).decode().rstrip("=")
+    return next(iter(sorted(folder.glob(f"**/*{checksum}.txt"))), None)
 
 
 def _download(make_builder, url: str, data_dir: str | None) -> dict[str, list[bytes]]:

@@ -14,8 +14,8 @@ class Wikitext2(words.WordsBuilder, skip_registration=True):
     name = "tfdeq_wikitext2"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens, each plain or .gz, from "
-        "the word-level archive "
-        "(wikitext-2-v1.zip, not the raw one) into one folder and name it with --data_dir."
+        "the word-level archive (wikitext-2-v1.zip, not the raw one) into one folder and name it "
+        "with --data_dir."
     )
     FILES = {
         "train": "wiki.train.tokens",

@@ -36,11 +36,12 @@ def training_windows(
         raise ValueError(f"start_step must be 0 or more; received {start_step}.")
     places = len(tokens) - sequence_length
     gather = _gather(tokens, sequence_length)
+    seed = tf.constant(seed, tf.int64)
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         starts = tf.random.stateless_uniform(
             [batch_size],
-            seed=tf.stack([tf.constant(seed, tf.int64), step]),
+            seed=tf.stack([seed, step]),
             maxval=places,
             dtype=tf.int64,
             alg="philox",  # named, so that every machine draws the same places
@@ -61,8 +62,7 @@ def evaluation_windows(
     """Yields batches of consecutive windows that do not overlap, once.
 
     Every batch has B full windows: the last windows that fill no batch are left out, and the last
-        tokens that fill no
-    window. With `max_windows`, the windows are spread evenly over the whole stream.
+    tokens that fill no window. With `max_windows`, the windows are spread evenly over the stream.
 
     Args:
         tokens: [N] integer ids.
@@ -80,15 +80,14 @@ def evaluation_windows(
     if max_windows is not None and max_windows < batch_size:
         raise ValueError(
             f"max_windows={max_windows} is less than one batch of {batch_size}. Raise it or lower "
-            f"the batch size."
+            "the batch size."
         )
     available = (len(tokens) - 1) // sequence_length
     if available < batch_size:
         raise ValueError(
             f"The stream of {len(tokens):,} tokens has {available} windows of {sequence_length} "
-            f"tokens, fewer than one "
-            f"batch of {batch_size}. Lower the batch size or the sequence length, or give more "
-            f"text."
+            f"tokens, fewer than one batch of {batch_size}. Lower the batch size or the sequence "
+            "length, or give more text."
         )
     index = np.arange(available)
     if max_windows is not None and max_windows < available:
@@ -101,8 +100,7 @@ def evaluation_windows(
 
 def _gather(tokens: np.ndarray, sequence_length: int):
     """Returns a function from [B] int64 starts to (inputs, targets), both [B, T] int32."""
-    with tf.device("/CPU:0"):  # the input pipeline runs there; on a GPU each batch would copy the
-    stream
+    with tf.device("/CPU:0"):  # where input pipelines run; a stream on the GPU would be copied back
         stream = tf.constant(tokens)
     offsets = tf.range(sequence_length + 1, dtype=tf.int64)
 
@@ -132,6 +130,5 @@ def _check(tokens: np.ndarray, *, sequence_length: int, batch_size: int) -> None
     if len(tokens) <= sequence_length:
         raise ValueError(
             f"The stream has {len(tokens):,} tokens; a window of {sequence_length} and its "
-            f"targets take "
-            f"{sequence_length + 1:,}. Lower the sequence length or give more text."
+            f"targets take {sequence_length + 1:,}. Lower the sequence length or give more text."
         )

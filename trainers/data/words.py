@@ -67,19 +67,21 @@ def load(
         )
     folder = folders.checked_folder(data_dir, instructions)
     sources = read_documents(folder, builder_class.FILES, instructions)
-    _check_counts({split: len(words_of(sources[split][0].text)) for split in SPLITS}, published)
     config_name = prepared.content_name("words", (sources[split][0] for split in SPLITS))
 
     def make_builder() -> WordsBuilder:
         return builder_class(config_name=config_name, prepared_dir=prepared_dir)
 
+    if not prepared.is_prepared(make_builder):
+        # Raises for other files before anything is written.
+        word_data({split: sources[split][0].text for split in SPLITS}, published)
     texts = prepared.read_texts(make_builder, manual_dir=str(folder))
     return word_data({split: b"".join(texts[split]) for split in SPLITS}, published)
 
 
 def words_of(text: bytes) -> list[bytes]:
-    """Returns the words of a text with one `<eos>` for each line, also for a last line without a
-    newline.""" if text and not text.endswith(b"\n"):
+    """Returns a text's words and one `<eos>` a line, also for a last line without a newline."""
+    if text and not text.endswith(b"\n"):
         text += b"\n"
     return text.replace(b"\n", b" " + END_OF_SENTENCE + b" ").split()
 
@@ -89,14 +91,13 @@ def word_data(texts: Mapping[str, bytes], published: Counts) -> TokenData:
     words = {split: words_of(texts[split]) for split in SPLITS}
     frequencies = collections.Counter(words["train"])
     vocabulary = sorted(frequencies, key=lambda word: (-frequencies[word], word))
-    _check_counts({split: len(words[split]) for split in SPLITS}, published, len(vocabulary))
+    _check_counts({split: len(words[split]) for split in SPLITS}, len(vocabulary), published)
     ids = {word: index for index, word in enumerate(vocabulary)}
     unknown = ids.get(UNKNOWN)
     if unknown is None and any(word not in ids for split in SPLITS for word in words[split]):
         raise ValueError(
             "The validation or test split has words that training has not, and training has no "
-            "'<unk>' to stand for "
-            "them. Use the original files, in which rare words are replaced by '<unk>'."
+            "'<unk>' to stand for them. Use the original files, in which rare words are '<unk>'."
         )
     streams = {
         split: np.fromiter(
@@ -139,20 +140,19 @@ def _read(path: pathlib.Path) -> bytes:
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as {'gzip of ' if path.suffix == '.gz' else ''}UTF-8 "
-            f"text: {error}. "
-            "Fetch the file again."
+            f"text: {error}. Fetch the file again."
         ) from error
     return text
 
 
-def _check_counts(tokens: Mapping[str, int], published: Counts, types: int | None = None) -> None:
+def _check_counts(tokens: Mapping[str, int], types: int, published: Counts) -> None:
     rows = [(f"{split} tokens", tokens[split], published.tokens[split]) for split in SPLITS]
-    if types is not None:
-        rows.append(("types", types, published.types))
+    rows.append(("types", types, published.types))
     if any(received != expected for _, received, expected in rows):
-        table = "; ".join(f"{name}: {got:,} received, {want:,} expected" for name, got, want in
-        rows) raise ValueError(
+        table = "; ".join(
+            f"{name}: {got:,} received, {want:,} expected" for name, got, want in rows
+        )
+        raise ValueError(
             f"The files are not the published corpus ({table}; one <eos> a line). Fetch the "
-            f"original files, or train "
-            "on your own text as bytes with --dataset=text --files=GLOB."
+            "original files, or train on your own text as bytes with --dataset=text --files=GLOB."
         )

@@ -1,0 +1,23 @@
+"""tfdeq: deep equilibrium models for TensorFlow and Keras."""
+
+from tfdeq.adjoints import Implicit
+from tfdeq.fixed_point import fixed_point
+from tfdeq.layer import DEQLayer
+from tfdeq.regularizers import jacobian_penalty
+from tfdeq.solution import Solution, Status, describe
+from tfdeq.solvers import Anderson, Broyden, FixedPointIteration
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Anderson",
+    "Broyden",
+    "DEQLayer",
+    "FixedPointIteration",
+    "Implicit",
+    "Solution",
+    "Status",
+    "describe",
+    "fixed_point",
+    "jacobian_penalty",
+]

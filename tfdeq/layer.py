@@ -1,0 +1,353 @@
+"""`DEQLayer`: the equilibrium of any Keras cell, as a Keras layer."""
+
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdeq import adjoints, solvers
+from tfdeq.fixed_point import fixed_point
+from tfdeq.iteration import StateLayout, relative_residual
+from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
+from tfdeq.solution import Solution, Status
+from tfdeq.solvers.solver import require_positive_integer
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+class DEQLayer(keras.layers.Layer):
+    """The equilibrium z* = cell(z*, x) of a weight-tied cell.
+
+    The cell is an ordinary Keras layer or model: its weights, Dropout (one mask for the whole solve),
+    BatchNormalization (batch statistics in training; the moving ones advance once a call, at the
+    equilibrium), seed generators, dtype policy and mask work as in any Keras model. The state of the
+    solve is float32 (float64 under a float64 policy) also where the cell computes in half precision.
+    Rows of a batch do not influence one another, unless the cell mixes them, as
+    BatchNormalization does in training. Gradients reach the weights and x, not z0.
+
+    In `fit` and `evaluate` the logs show, per layer name: `_steps`, `_residual` and `_converged` (mean
+    evaluations, mean relative residual, share of samples that met the tolerance), and the same for
+    the backward solve as `_backward_steps`, `_backward_residual`, `_backward_converged`.
+
+    Args:
+        cell: layer with call(z, x, ...) -> like z, or a functional model of the inputs [z, x]. If it
+            has a method initial_state(x) -> z0, that is the start (it may not create weights); else
+            zeros like x.
+        solver: solver or its name. Default "broyden".
+        adjoint: adjoint or its name. Default "implicit".
+        jacobian_penalty: weight of ‖∂f/∂z‖²_F / D in the loss, >= 0 (see
+            `tfdeq.jacobian_penalty`); 0.1 to 1 keeps long training steady. Default 0: none.
+        jacobian_penalty_fraction: share of the batch (its first rows) that the penalty is estimated
+            on, in (0, 1]. Default 0.25.
+        convergence_metrics: whether to keep the metrics named above. Default True.
+
+    Call arguments:
+        x: tensor or nest of tensors [B, ...]. z0: a start like the state. tolerance, max_steps: scalars
+        or [B], for this call. training: bool. return_solution: return the `Solution` instead of z.
+        explicit_steps: a number of plain applications from the start instead of a solve, with
+        ordinary backpropagation through them (a weight-tied network of that depth). mask: for cells whose
+        call takes one.
+
+    Raises:
+        ValueError: at construction for bad settings; at build for a cell whose output is unlike z.
+
+    Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377.
+
+    Example:
+        >>> class Cell(keras.layers.Layer):
+        ...     def __init__(self, units, **kwargs):
+        ...         super().__init__(**kwargs)
+        ...         self.dense = keras.layers.Dense(units, kernel_initializer="zeros")
+        ...     def call(self, z, x):
+        ...         return keras.ops.tanh(self.dense(z) + x)
+        >>> layer = DEQLayer(Cell(3))
+        >>> layer(tf.zeros([2, 3])).shape
+        TensorShape([2, 3])
+    """
+
+    def __init__(
+        self,
+        cell: keras.layers.Layer,
+        solver: str | solvers.Solver = "broyden",
+        adjoint: str | adjoints.Adjoint = "implicit",
+        jacobian_penalty: float = 0.0,
+        jacobian_penalty_fraction: float = 0.25,
+        convergence_metrics: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(cell, keras.layers.Layer):
+            raise ValueError(
+                f"cell must be a Keras layer or model with call(z, x); received {cell!r}."
+            )
+        if not float(jacobian_penalty) >= 0.0:
+            raise ValueError(f"jacobian_penalty must be >= 0; received {jacobian_penalty!r}.")
+        if not 0.0 < float(jacobian_penalty_fraction) <= 1.0:
+            raise ValueError(
+                "jacobian_penalty_fraction must be in (0, 1]; received "
+                f"{jacobian_penalty_fraction!r}."
+            )
+        self.cell = cell
+        self.solver = solvers.get(solver)
+        self.adjoint = adjoints.get(adjoint)
+        self.jacobian_penalty = float(jacobian_penalty)
+        self.jacobian_penalty_fraction = float(jacobian_penalty_fraction)
+        self.convergence_metrics = bool(convergence_metrics)
+        self.supports_masking = True
+        if self.jacobian_penalty:
+            self._seed_generator = keras.random.SeedGenerator()
+        self._x_dtypes = None
+        self._forward_metrics = self._backward_metrics = None
+        if self.convergence_metrics:
+            self._forward_metrics = _ConvergenceMetrics(self.name)
+            self._backward_metrics = _ConvergenceMetrics(f"{self.name}_backward")
+            self._convergence = [*self._forward_metrics.all(), *self._backward_metrics.all()]
+
+    def __call__(self, x, *args, **kwargs):
+        if not self.built:
+            # build() receives shapes only; the cell may need to know which inputs are integers.
+            self._x_dtypes = keras.tree.map_structure(_dtype_name, x)
+        return super().__call__(x, *args, **kwargs)
+
+    def build(self, x_shape):
+        dtypes = self._x_dtypes
+        if dtypes is None:
+            dtypes = keras.tree.map_shape_structure(lambda _: "float32", x_shape)
+        shapes: list[tuple] = []
+        keras.tree.map_shape_structure(shapes.append, x_shape)
+        specs = [
+            keras.KerasTensor(shape, dtype=self._input_dtype(dtype))
+            for shape, dtype in zip(shapes, keras.tree.flatten(dtypes), strict=True)
+        ]
+        x = keras.tree.pack_sequence_as(dtypes, specs)
+        z = self._state_spec(x)
+        try:
+            output = self._apply_cell(z, x)
+        except Exception as error:
+            raise ValueError(
+                f"The cell {self.cell.name!r} of {self.name!r} could not be applied to a state z of "
+                f"{_text(z)} and an input x of {_text(x)}. Give the cell a call(z, x) that accepts "
+                "these, or an initial_state(x) that returns a state of the right shape. "
+                f"The cell said: {error}"
+            ) from error
+        if _shapes(output) != _shapes(z):
+            raise ValueError(
+                f"The cell {self.cell.name!r} of {self.name!r} must return the structure and shape of "
+                f"its state z: {_text(z)}; it returned {_text(output)} for an input x of {_text(x)}. "
+                "Change the cell's last layer, or give the cell an initial_state(x) that returns a "
+                "state like its output."
+            )
+
+    def call(
+        self,
+        x,
+        z0=None,
+        tolerance=None,
+        max_steps=None,
+        training=None,
+        return_solution=False,
+        explicit_steps=None,
+        mask=None,
+    ):
+        f, theta, update_state = self._pure_cell(bool(training), mask)
+        z0 = self._start(x) if z0 is None else self._as_state(z0)
+        forward_metrics = self._forward_metrics if training or _in_evaluation() else None
+        if explicit_steps is None:
+            solution = fixed_point(
+                f,
+                z0,
+                (x, theta),
+                self.solver,
+                self.adjoint,
+                tolerance,
+                max_steps,
+                backward_callback=self._backward_metrics if training else None,
+            )
+            if forward_metrics is not None:
+                forward_metrics(solution)
+        else:
+            require_positive_integer("explicit_steps", explicit_steps)
+            solution = _apply_explicitly(f, z0, (x, theta), explicit_steps)
+        if training:
+            self._add_penalty(f, solution.z, x, theta)
+            update_state(solution.z, x)
+        z = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), solution.z)
+        return solution._replace(z=z) if return_solution else z
+
+    def initial_state(self, x: Any) -> Any:
+        """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
+        return self._start(x)
+
+    def compute_output_spec(self, x, z0=None, **kwargs):
+        z = keras.tree.map_structure(
+            lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype), self._state_spec(x)
+        )
+        if not kwargs.get("return_solution"):
+            return z
+        batch = keras.tree.flatten(z)[0].shape[0]
+        counts = [keras.KerasTensor((batch,), dtype=d) for d in ("float32", "int32", "int32")]
+        return Solution(z, *counts)
+
+    def compute_mask(self, x, previous_mask=None):
+        return previous_mask
+
+    def get_config(self):
+        cell = keras.saving.serialize_keras_object(self.cell)
+        cell.pop("build_config", None)  # build() builds the cell, from x's shape
+        return {
+            **super().get_config(),
+            "cell": cell,
+            "solver": keras.saving.serialize_keras_object(self.solver),
+            "adjoint": keras.saving.serialize_keras_object(self.adjoint),
+            "jacobian_penalty": self.jacobian_penalty,
+            "jacobian_penalty_fraction": self.jacobian_penalty_fraction,
+            "convergence_metrics": self.convergence_metrics,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in ("cell", "solver", "adjoint"):
+            if isinstance(config[name], dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
+
+    def get_build_config(self):
+        return {**(super().get_build_config() or {}), "x_dtypes": self._x_dtypes}
+
+    def build_from_config(self, config):
+        self._x_dtypes = config.get("x_dtypes")
+        super().build_from_config(config)
+
+    def _pure_cell(
+        self, training: bool, mask: Any
+    ) -> tuple[Callable[..., Any], list[tf.Tensor], Callable[[Any, Any], None]]:
+        """Returns f(z, x, theta), theta, and a function that advances seeds and moving statistics.
+
+        Every application of f sees the same seeds and statistics: those of the call's beginning.
+        """
+        trainable = self.cell.trainable_variables
+        non_trainable = self.cell.non_trainable_variables
+        theta = [tf.convert_to_tensor(variable.value) for variable in trainable]
+        frozen = [tf.identity(variable.value) for variable in non_trainable]
+
+        def apply(z, x, theta):
+            mapping = [*zip(trainable, theta, strict=True), *zip(non_trainable, frozen, strict=True)]
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                output = self._apply_cell(z, x, training=training, mask=mask)
+            return output, scope
+
+        def f(z, x, theta):
+            output, _ = apply(z, x, theta)
+            return tf.nest.map_structure(lambda new, old: tf.cast(new, old.dtype), output, z)
+
+        def update_state(z, x):
+            if not non_trainable:
+                return
+            z, x, fixed = tf.nest.map_structure(tf.stop_gradient, (z, x, theta))
+            _, scope = apply(z, x, fixed)
+            for variable in non_trainable:
+                variable.assign(scope.get_current_value(variable))
+
+        return f, theta, update_state
+
+    def _apply_cell(self, z, x, training=None, mask=None):
+        if isinstance(self.cell, keras.Model) and hasattr(self.cell, "operations"):
+            return self.cell([z, x], training=training)
+        extra = {}
+        if mask is not None and "mask" in inspect.signature(self.cell.call).parameters:
+            extra["mask"] = mask
+        return self.cell(z, x, training=training, **extra)
+
+    def _start(self, x: Any) -> Any:
+        if hasattr(self.cell, "initial_state"):
+            return self._as_state(self.cell.initial_state(x))
+        return self._as_state(tf.nest.map_structure(tf.zeros_like, x))
+
+    def _as_state(self, z: Any) -> Any:
+        """Casts to the dtype that the solver works in: never below float32."""
+        dtype = tf.float64 if self.compute_dtype == "float64" else tf.float32
+        return tf.nest.map_structure(lambda leaf: tf.cast(leaf, dtype), z)
+
+    def _state_spec(self, x: Any) -> Any:
+        """The state's shapes for symbolic inputs, by tracing `_start` (nothing is computed)."""
+        specs = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), x)
+        start = tf.function(self._start, autograph=False).get_concrete_function(specs)
+        return keras.tree.map_structure(
+            lambda leaf: keras.KerasTensor(tuple(leaf.shape), dtype=leaf.dtype.name),
+            start.structured_outputs,
+        )
+
+    def _input_dtype(self, dtype: str) -> str:
+        return self.compute_dtype if "float" in dtype else dtype
+
+    def _add_penalty(self, f, z, x, theta):
+        if self.jacobian_penalty == 0.0:
+            return
+        batch = tf.nest.flatten(z)[0].shape[0]
+        if batch is None:
+            batch = tf.cast(tf.shape(tf.nest.flatten(z)[0])[0], tf.float32)
+            rows = tf.cast(tf.math.ceil(batch * self.jacobian_penalty_fraction), tf.int32)
+        else:
+            rows = math.ceil(batch * self.jacobian_penalty_fraction)
+        z, x = tf.nest.map_structure(lambda leaf: leaf[:rows], (z, x))
+        seed = self._seed_generator.next()
+        penalty = jacobian_penalty_of(f, z, (x, theta), seed=seed)
+        self.add_loss(self.jacobian_penalty * penalty)
+
+
+def _in_evaluation() -> bool:
+    """Whether a Keras test_step is on the stack.
+
+    `evaluate` shows convergence; `predict` and exported functions must not write variables, and
+    neither tells itself apart from `evaluate` by its arguments.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "test_step":
+            return True
+        frame = frame.f_back
+    return False
+
+
+class _ConvergenceMetrics:
+    """Means over samples of steps, residual and whether the tolerance was met."""
+
+    def __init__(self, prefix: str):
+        self.steps = keras.metrics.Mean(name=f"{prefix}_steps")
+        self.residual = keras.metrics.Mean(name=f"{prefix}_residual")
+        self.converged = keras.metrics.Mean(name=f"{prefix}_converged")
+
+    def all(self) -> tuple[keras.metrics.Metric, ...]:
+        return self.steps, self.residual, self.converged
+
+    def __call__(self, solution: Solution) -> None:
+        self.steps.update_state(solution.steps)
+        self.residual.update_state(solution.residual)
+        self.converged.update_state(solution.converged)
+
+
+def _apply_explicitly(f: Callable[..., Any], z: Any, args: Any, steps: int) -> Solution:
+    """z after a number of plain applications of f, differentiated by backpropagation."""
+    for _ in range(steps):
+        z = f(z, *args)
+    layout = StateLayout(z)
+    residual = relative_residual(layout.flatten(z), layout.flatten(f(z, *args)))
+    residual = tf.stop_gradient(tf.cast(residual, tf.float32))
+    counts = tf.fill(tf.shape(residual), steps)
+    return Solution(z, residual, counts, tf.fill(tf.shape(residual), int(Status.MAX_STEPS)))
+
+
+def _dtype_name(leaf: Any) -> str:
+    return keras.backend.standardize_dtype(getattr(leaf, "dtype", "float32"))
+
+
+def _shapes(spec: Any) -> Any:
+    return [tuple(leaf.shape) for leaf in keras.tree.flatten(spec)]
+
+
+def _text(spec: Any) -> str:
+    return ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in keras.tree.flatten(spec))
