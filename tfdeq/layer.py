@@ -35,7 +35,8 @@ class DEQLayer(keras.layers.Layer):
     Args:
         cell: layer with call(z, x, ...) -> like z, or a functional model of the inputs [z, x]. If it
             has a method initial_state(x) -> z0, that is the start (it may not create weights); else
-            zeros like x.
+            zeros like x. If it has a method inject(x), that is called once before the solve and
+            its result stands for x in call(z, x): what of the input is the same in every step.
         solver: solver or its name. Default "broyden".
         adjoint: adjoint or its name. Default "implicit".
         jacobian_penalty: weight of ‖∂f/∂z‖²_F / D in the loss, >= 0 (see
@@ -125,7 +126,7 @@ class DEQLayer(keras.layers.Layer):
         x = keras.tree.pack_sequence_as(dtypes, specs)
         z = self._state_spec(x)
         try:
-            output = self._apply_cell(z, x)
+            output = self._apply_cell(z, self._inject(x))
         except Exception as error:
             raise ValueError(
                 f"The cell {self.cell.name!r} of {self.name!r} could not be applied to a state z of "
@@ -152,8 +153,10 @@ class DEQLayer(keras.layers.Layer):
         explicit_steps=None,
         mask=None,
     ):
+        start = x
+        x = self._inject(x)
         f, theta, update_state = self._pure_cell(bool(training), mask)
-        z0 = self._start(x) if z0 is None else self._as_state(z0)
+        z0 = self._start(start) if z0 is None else self._as_state(z0)
         forward_metrics = self._forward_metrics if training or _in_evaluation() else None
         if explicit_steps is None:
             solution = fixed_point(
@@ -183,7 +186,8 @@ class DEQLayer(keras.layers.Layer):
 
     def compute_output_spec(self, x, z0=None, **kwargs):
         z = keras.tree.map_structure(
-            lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype), self._state_spec(x)
+            lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype),
+            self._state_spec(x),
         )
         if not kwargs.get("return_solution"):
             return z
@@ -235,7 +239,10 @@ class DEQLayer(keras.layers.Layer):
         frozen = [tf.identity(variable.value) for variable in non_trainable]
 
         def apply(z, x, theta):
-            mapping = [*zip(trainable, theta, strict=True), *zip(non_trainable, frozen, strict=True)]
+            mapping = [
+                *zip(trainable, theta, strict=True),
+                *zip(non_trainable, frozen, strict=True),
+            ]
             with keras.StatelessScope(state_mapping=mapping) as scope:
                 output = self._apply_cell(z, x, training=training, mask=mask)
             return output, scope
@@ -261,6 +268,12 @@ class DEQLayer(keras.layers.Layer):
         if mask is not None and "mask" in inspect.signature(self.cell.call).parameters:
             extra["mask"] = mask
         return self.cell(z, x, training=training, **extra)
+
+    def _inject(self, x: Any) -> Any:
+        if not hasattr(self.cell, "inject"):
+            return x
+        with keras.name_scope(self.cell.name):
+            return self.cell.inject(x)
 
     def _start(self, x: Any) -> Any:
         if hasattr(self.cell, "initial_state"):

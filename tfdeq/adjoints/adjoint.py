@@ -52,5 +52,8 @@ def vector_jacobian_product(
         tape.watch(tf.nest.flatten(wanted))
         output = f(z, *args)
     return tape.gradient(
-        output, wanted, output_gradients=cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        output,
+        wanted,
+        output_gradients=cotangent,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )

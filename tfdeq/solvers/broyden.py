@@ -83,9 +83,7 @@ class Broyden(Solver):
         keep = tf.where(restart, tf.zeros_like(denominator), tf.ones_like(denominator))
         scale = tf.where(restart, tf.ones_like(denominator), 1 / denominator)
         weights = keep * weights * scale
-        step = alpha * (
-            scale * g + tf.linalg.matvec(state.steps, weights, transpose_a=True)
-        )
+        step = alpha * (scale * g + tf.linalg.matvec(state.steps, weights, transpose_a=True))
 
         # The new row of the Gram matrix follows from t and the weights, without another pass over D.
         row = alpha * (scale * t + tf.linalg.matvec(state.gram, weights))
