@@ -184,6 +184,18 @@ class DEQLayer(keras.layers.Layer):
         """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
         return self._start(x)
 
+    def convergence_report(self) -> dict[str, float]:
+        """Returns the convergence metrics' means since the last report, and resets them.
+
+        Names: steps, residual, converged, and the same with backward_ in front. Those that received
+        nothing (no solve was made, or none with a gradient) are left out.
+        """
+        report = {}
+        if self.convergence_metrics:
+            report.update(self._forward_metrics.report(""))
+            report.update(self._backward_metrics.report("backward_"))
+        return report
+
     def compute_output_spec(self, x, z0=None, **kwargs):
         z = keras.tree.map_structure(
             lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype),
@@ -336,6 +348,15 @@ class _ConvergenceMetrics:
 
     def all(self) -> tuple[keras.metrics.Metric, ...]:
         return self.steps, self.residual, self.converged
+
+    def report(self, prefix: str) -> dict[str, float]:
+        if float(self.steps.count) == 0.0:
+            return {}
+        names = ("steps", "residual", "converged")
+        values = {f"{prefix}{name}": float(getattr(self, name).result()) for name in names}
+        for metric in self.all():
+            metric.reset_state()
+        return values
 
     def __call__(self, solution: Solution) -> None:
         self.steps.update_state(solution.steps)

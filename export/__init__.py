@@ -1,0 +1,1 @@
+"""SavedModel versions that TensorFlow Serving loads: written whole, and verified outside Python."""

@@ -1,0 +1,61 @@
+"""What a served function must not contain, read from its graph."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+# Ops that call back into the Python process that traced them; a server has none.
+_PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+_COMPILED = "_XlaMustCompile"
+
+
+def problems(function: tf.types.experimental.ConcreteFunction) -> list[str]:
+    """Returns what keeps a concrete function from being served by the stock server.
+
+    Looked for, in it and in all functions that it calls: writes to variables, calls back into
+    Python, and jit-compiled functions (a stock server loads them and fails at the first request).
+
+    Returns:
+        One line a finding, sorted; [] for a function that can be served.
+    """
+    graph = function.graph.as_graph_def()
+    library = {definition.signature.name: definition for definition in graph.library.function}
+    found = set(_node_problems("the signature itself", graph.node))
+    for name in _reachable(graph.node, library):
+        definition = library[name]
+        found.update(_node_problems(f"function {name}", definition.node_def))
+        if definition.attr[_COMPILED].b:
+            found.add(f"function {name} is jit-compiled ({_COMPILED})")
+    return sorted(found)
+
+
+def _node_problems(place: str, nodes: Iterable[Any]) -> Iterator[str]:
+    for node in nodes:
+        if "Assign" in node.op or node.op.startswith(("ResourceApply", "ResourceScatter")):
+            yield f"{place} writes a variable: op {node.op}, node {node.name}"
+        if node.op in _PYTHON_OPS:
+            yield f"{place} calls Python: op {node.op}, node {node.name}"
+        if node.attr[_COMPILED].b:
+            yield f"{place} calls a jit-compiled function ({_COMPILED}): node {node.name}"
+
+
+def _reachable(nodes: Iterable[Any], library: dict[str, Any]) -> set[str]:
+    names: set[str] = set()
+    waiting = _called(nodes, library)
+    while waiting:
+        name = waiting.pop()
+        if name not in names:
+            names.add(name)
+            waiting |= _called(library[name].node_def, library)
+    return names
+
+
+def _called(nodes: Iterable[Any], library: dict[str, Any]) -> set[str]:
+    names = set()
+    for node in nodes:
+        names.add(node.op)
+        for value in node.attr.values():
+            names.add(value.func.name)
+            names.update(function.name for function in value.list.func)
+    return names & library.keys()

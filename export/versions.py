@@ -1,0 +1,170 @@
+"""Version folders as TensorFlow Serving reads them: their numbers, and writing one whole or not at all."""
+
+import errno
+import fcntl
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+
+# The server takes every child whose whole name parses as a 64-bit integer >= 0: `0001` and ` 7` too.
+_INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+[ \t\n\v\f\r]*")
+_LARGEST = 2**63 - 1
+_TEMPORARY = ".tmp-"
+# A younger temporary folder may belong to a writer that has not locked it yet.
+_ABANDONED_AFTER_SECONDS = 60.0
+
+
+class VersionExistsError(FileExistsError):
+    """The version to write is there already; nothing was touched."""
+
+
+def version_number(name: str) -> int | None:
+    """Returns the version that a server reads from a folder's name, or None.
+
+    Example:
+        >>> [version_number(name) for name in ("7", "0001", ".tmp-1-x", "-1", "1_0")]
+        [7, 1, None, None, None]
+    """
+    if not _INTEGER.fullmatch(name):
+        return None
+    number = int(name)
+    return number if 0 <= number <= _LARGEST else None
+
+
+def existing_versions(output: str | os.PathLike) -> dict[int, pathlib.Path]:
+    """Returns version -> path of what a server would take for one under `output`; {} without it."""
+    folder = pathlib.Path(output)
+    if not folder.exists():
+        return {}
+    if not folder.is_dir():
+        raise NotADirectoryError(f"output must be a folder; {str(folder)!r} is a file. Name another.")
+    numbers = ((version_number(path.name), path) for path in sorted(folder.iterdir()))
+    return {number: path for number, path in numbers if number is not None}
+
+
+def next_version(output: str | os.PathLike) -> int:
+    """Returns the highest existing version + 1; 1 where there is none."""
+    return max(existing_versions(output), default=0) + 1
+
+
+def publish(
+    output: str | os.PathLike,
+    write: Callable[[pathlib.Path, int], None],
+    version: int | None = None,
+) -> pathlib.Path:
+    """Writes `output/<version>/`, whole or not at all.
+
+    The content is written under a temporary name that no server takes for a version, on the same
+    file system, flushed to the disk, and renamed. A writer that fails leaves nothing; what a killed
+    one left is removed by the next call.
+
+    Args:
+        output: folder of the versions; made if it is missing.
+        write: called as write(folder, version) with an empty folder to fill.
+        version: number, 0 … 2⁶³ − 1; None: the highest existing one + 1.
+
+    Returns:
+        The path of the version.
+
+    Raises:
+        VersionExistsError: the version is there; nothing was touched.
+        ValueError: a number that is no version.
+    """
+    output = pathlib.Path(output)
+    _check_free(output, version)
+    output.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(output)
+    number = next_version(output) if version is None else version
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{number}-", dir=output))
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        _lock(lock)
+        # mkdtemp's folder is for its owner alone; the server runs as another user.
+        temporary.chmod(0o777 & ~_umask())
+        write(temporary, number)
+        _flush_tree(temporary)
+        _check_free(output, number)
+        target = output / str(number)
+        _rename(temporary, target)
+        _flush(output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+    return target
+
+
+def _check_free(output: pathlib.Path, version: int | None) -> None:
+    versions = existing_versions(output)
+    if version is None:
+        return
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= _LARGEST:
+        raise ValueError(f"version must be an integer of 0 … 2^63 − 1; received {version!r}.")
+    if version in versions:
+        raise VersionExistsError(
+            f"Version {version} is there already: {str(versions[version])!r}. Nothing was touched. "
+            f"Leave the version out for the next free one, {max(versions) + 1}, or remove the folder."
+        )
+
+
+def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
+    # A folder that is not empty, such as another writer's version, is never replaced by a rename.
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise VersionExistsError(
+                f"{str(target)!r} appeared while its content was written, by another writer. "
+                "Nothing of it was touched. Run again for the next version."
+            ) from error
+        raise
+
+
+def _flush_tree(folder: pathlib.Path) -> None:
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _flush(pathlib.Path(parent, name))
+        _flush(pathlib.Path(parent))
+
+
+def _flush(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks a folder for as long as this process lives; False where that cannot be done."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(output: pathlib.Path) -> None:
+    """Removes the temporary folders of writers that were killed: old ones whose lock is free."""
+    for path in output.glob(f"{_TEMPORARY}*-*"):
+        try:
+            old = time.time() - path.stat().st_mtime > _ABANDONED_AFTER_SECONDS
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            if old and _lock(descriptor):
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Tests, and the cells and helpers that they share."""

@@ -1,0 +1,22 @@
+"""Settings that hold for every test."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import hypothesis
+import keras
+import pytest
+
+# A solve in a fresh mode includes its compilation: time per example says nothing. Derandomised, a
+# failure seen once is seen again.
+hypothesis.settings.register_profile("tfdeq", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tfdeq")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_keras_state():
+    """Seeds before each test; the dtype policy and losses of one test never reach another."""
+    keras.utils.set_random_seed(1234)
+    yield
+    keras.config.set_dtype_policy("float32")

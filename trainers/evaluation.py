@@ -1,0 +1,110 @@
+"""Held-out evaluation of a language model: bits per token, residual and steps at any budget."""
+
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeq.models import LanguageModel
+from trainers.data import evaluation_windows
+
+BUDGETS = (0.5, 1.0, 2.0, 4.0)  # multiples of the solver's max_steps
+TRACE_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
+
+
+def next_token_loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """[B, T, V], [B, T] -> [B, T], −ln p(target), in nats."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+
+
+class Evaluator:
+    """Evaluates a model on evenly spread windows of a token stream.
+
+    Args:
+        model: the language model; its explicit_steps decide whether it is solved or applied.
+        tokens: [N] the held-out stream.
+        unit: "byte" or "word", names the results.
+        batch_size: windows at a time. windows: how many in all, at most.
+        jit_compile: whether XLA compiles the evaluation.
+
+    Raises:
+        ValueError: if the stream is shorter than one batch of windows.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokens: np.ndarray,
+        unit: str,
+        batch_size: int = 32,
+        windows: int = 256,
+        jit_compile: bool = True,
+    ):
+        length = model.sequence_length
+        available = max((len(tokens) - 1) // length, 1)
+        batch_size = min(batch_size, available, windows)
+        self._model = model
+        self._unit = unit
+        self._batches = list(
+            evaluation_windows(
+                tokens, sequence_length=length, batch_size=batch_size, max_windows=windows
+            )
+        )
+        self._batch = tf.function(self._evaluate_batch, jit_compile=jit_compile, autograph=False)
+
+    def evaluate(self, budget: float = 1.0) -> dict[str, float]:
+        """Returns bits_per_byte (or bits_per_word and perplexity), residual and steps.
+
+        Args:
+            budget: multiple of the solver's max_steps (of the applications, for an explicit model);
+                rounded, at least one step.
+        """
+        explicit = self._model.explicit_steps
+        steps = explicit or self._model.equilibrium.solver.max_steps
+        steps = max(1, round(budget * steps))
+        sums = [self._run(inputs, targets, steps) for inputs, targets in self._batches]
+        nats, residual, used = (float(np.mean([row[i] for row in sums])) for i in range(3))
+        results = {f"bits_per_{self._unit}": nats / math.log(2)}
+        if self._unit == "word":
+            results["perplexity"] = math.exp(nats)
+        return {**results, "residual": residual, "steps": used}
+
+    def by_budget(self) -> dict[str, dict[str, float]]:
+        """Returns `evaluate` at ½, 1, 2 and 4 times the budget: {"0.5": {…}, …}."""
+        return {str(budget): self.evaluate(budget) for budget in BUDGETS}
+
+    def residual_trace(self, examples: int = 16) -> dict[str, list[Any]]:
+        """Returns the residuals of some windows after 1, 2, … evaluations of the cell.
+
+        All budgets are solved in one batch: each row has a max_steps of its own.
+
+        Returns:
+            {"steps": [K], "residual": [K][examples]}.
+        """
+        inputs = tf.concat([batch[0] for batch in self._batches], axis=0)[:examples]
+        examples = inputs.shape[0]
+        budgets = tf.repeat(tf.constant(TRACE_STEPS), examples)
+        tokens = tf.tile(inputs, [len(TRACE_STEPS), 1])
+        _, solution = self._model(
+            tokens, tolerance=1e-12, max_steps=budgets, explicit_steps=0, return_solution=True
+        )
+        residual = solution.residual.numpy().reshape(len(TRACE_STEPS), examples)
+        return {"steps": list(TRACE_STEPS), "residual": residual.tolist()}
+
+    def _run(self, inputs: tf.Tensor, targets: tf.Tensor, steps: int) -> list[float]:
+        if self._model.explicit_steps:
+            return [float(value) for value in self._batch(inputs, targets, None, steps)]
+        return [float(value) for value in self._batch(inputs, targets, tf.constant(steps), 0)]
+
+    def _evaluate_batch(self, inputs, targets, max_steps, explicit_steps):
+        logits, solution = self._model(
+            inputs,
+            max_steps=max_steps,
+            explicit_steps=explicit_steps,
+            return_solution=True,
+            training=False,
+        )
+        nats = tf.reduce_mean(next_token_loss(logits, targets))
+        steps = tf.reduce_mean(tf.cast(solution.steps, tf.float32))
+        return nats, tf.reduce_mean(solution.residual), steps

@@ -1,0 +1,79 @@
+"""The flags that trainers share, and the configuration made of them."""
+
+from typing import Any
+
+from absl import flags
+
+from tfdeq import adjoints, solvers
+from trainers.data import DATASETS
+
+FLAGS = flags.FLAGS
+
+# What may differ between a run and its continuation: where it lies and how it reports.
+_NOT_CONFIGURATION = ("workdir", "prepared_dir")
+
+
+def define_shared_flags(**defaults: Any) -> list[str]:
+    """Defines the shared flags and returns their names; defaults override those below."""
+    definitions = [
+        (flags.DEFINE_string, "workdir", None, "Folder of the run: made if missing, resumed from if it holds this run."),
+        (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
+        (flags.DEFINE_string, "files", None, "For --dataset=text: globs of text files, separated by commas; ** descends."),
+        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files, for ptb, wikitext2 and tiny_shakespeare."),
+        (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
+        (flags.DEFINE_integer, "train_steps", 1000, "Optimiser steps."),
+        (flags.DEFINE_integer, "batch_size", 16, "Examples per step, over all devices."),
+        (flags.DEFINE_integer, "sequence_length", 128, "Tokens per example."),
+        (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: linear warm-up, then cosine to 5 %."),
+        (flags.DEFINE_integer, "warmup_steps", 100, "Steps of linear warm-up."),
+        (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
+        (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
+        (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
+        (flags.DEFINE_enum, "solver", "anderson", "Forward solver.", sorted(solvers.REGISTRY)),
+        (flags.DEFINE_integer, "max_steps", 6, "Evaluations of the cell at most, per example, in the forward solve."),
+        (flags.DEFINE_float, "tolerance", 1e-3, "Relative residual at which an example is done, forward and backward."),
+        (flags.DEFINE_enum, "adjoint", "implicit", "Backward rule.", sorted(adjoints.REGISTRY)),
+        (flags.DEFINE_enum, "backward_solver", "anderson", "Solver of the backward system.", sorted(solvers.REGISTRY)),
+        (flags.DEFINE_integer, "backward_max_steps", 5, "Vector-Jacobian products at most, per example, in the backward solve."),
+        (flags.DEFINE_float, "jacobian_penalty", 0.5, "Weight of the mean squared entry of J'e in the loss; 0: none."),
+        (flags.DEFINE_float, "jacobian_penalty_fraction", 0.25, "Share of the batch that the penalty is estimated on, in (0, 1]."),
+        (flags.DEFINE_float, "shallow_share", 0.6, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
+        (flags.DEFINE_integer, "shallow_steps", 2, "Explicit applications during that share."),
+        (flags.DEFINE_bool, "jit_compile", True, "Whether XLA compiles the training step."),
+        (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
+        (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on held-out data."),
+        (flags.DEFINE_integer, "checkpoint_every", 200, "Steps between checkpoints."),
+    ]  # fmt: skip
+    unknown = set(defaults) - {definition[1] for definition in definitions}
+    if unknown:
+        raise ValueError(f"No shared flags of these names: {sorted(unknown)}.")
+    for define, name, default, text, *choices in definitions:
+        value = defaults.get(name, default)
+        described = text if value is None or "efault" in text else f"{text} Default: {value}."
+        define(name, value, *choices, described)
+    flags.mark_flag_as_required("workdir")
+    _define_bounds()
+    return [definition[1] for definition in definitions]
+
+
+def configuration(names: list[str]) -> dict[str, Any]:
+    """Returns the values of the named flags, without those that may change on resumption."""
+    return {name: FLAGS[name].value for name in names if name not in _NOT_CONFIGURATION}
+
+
+def _define_bounds() -> None:
+    at_least_one = ("train_steps", "batch_size", "sequence_length", "max_steps",
+                    "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
+                    "checkpoint_every")  # fmt: skip
+    for name in at_least_one:
+        _bound(name, lambda value: value >= 1, "must be at least 1")
+    for name in ("learning_rate", "tolerance", "gradient_clip"):
+        _bound(name, lambda value: value > 0, "must be greater than 0")
+    for name in ("depth", "warmup_steps", "jacobian_penalty"):
+        _bound(name, lambda value: value >= 0, "must be at least 0")
+    _bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
+    _bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def _bound(name: str, valid: Any, text: str) -> None:
+    flags.register_validator(name, valid, f"--{name} {text}.")

@@ -1,0 +1,241 @@
+"""Trains a deep equilibrium language model: python -m trainers.language_model --workdir=DIR."""
+
+import gc
+import os
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import app, flags
+
+from tfdeq import Implicit, solvers
+from tfdeq.models import LanguageModel
+from trainers import pictures
+from trainers.data import TokenData, load, training_windows
+from trainers.evaluation import Evaluator, next_token_loss
+from trainers.flags import configuration, define_shared_flags
+from trainers.loop import Task, Trainer, learning_rate_schedule
+from trainers.workdir import claim, read_json, write_atomically, write_json
+
+FLAGS = flags.FLAGS
+
+
+def _define_flags() -> list[str]:
+    names = define_shared_flags()
+    definitions = [
+        (flags.DEFINE_integer, "width", 128, "Size of the state per token."),
+        (flags.DEFINE_integer, "heads", 4, "Attention heads; they divide --width."),
+        (flags.DEFINE_integer, "feedforward", 512, "Hidden size of the MLP."),
+        (flags.DEFINE_float, "dropout", 0.0, "Dropout rate in the cell, in [0, 1)."),
+        (flags.DEFINE_bool, "tied_output", False, "Whether the output matrix is the embedding's."),
+        (flags.DEFINE_integer, "evaluation_windows", 256, "Held-out windows per evaluation."),
+    ]  # fmt: skip
+    for define, name, default, text in definitions:
+        define(name, default, f"{text} Default: {default}.")
+    flags.DEFINE_bool(
+        "baseline",
+        False,
+        "Also train one explicit application of the same cell for as many steps, with and without "
+        "the penalty, under WORKDIR/baselines. Default: false.",
+    )
+    return names + [name for _, name, _, _ in definitions]
+
+
+def make_model(config: Mapping[str, Any], vocabulary_size: int) -> LanguageModel:
+    """Returns the untrained model of a configuration."""
+    backward = solvers.get(
+        config["backward_solver"],
+        max_steps=config["backward_max_steps"],
+        tolerance=config["tolerance"],
+    )
+    model = LanguageModel(
+        vocabulary_size,
+        config["sequence_length"],
+        width=config["width"],
+        heads=config["heads"],
+        feedforward=config["feedforward"],
+        dropout=config["dropout"],
+        solver=solvers.get(
+            config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
+        ),
+        adjoint=Implicit(backward),
+        jacobian_penalty=config["jacobian_penalty"],
+        jacobian_penalty_fraction=config["jacobian_penalty_fraction"],
+        tied_output=config["tied_output"],
+        explicit_steps=config["depth"],
+    )
+    model.build((None, config["sequence_length"]))
+    return model
+
+
+def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str, Any]:
+    """Trains one model to the end, resuming from workdir, and returns its metrics.
+
+    Leaves in workdir: config.json, checkpoints/, tensorboard/, curves.jsonl, model.keras, metrics.json,
+    residuals.json and pictures; vocabulary.txt for words. A finished run is not trained again.
+
+    Args:
+        config: values of the flags. data: the token streams.
+
+    Raises:
+        ValueError: if workdir holds a run of another configuration or data.
+    """
+    config = {**config, "data_fingerprint": data.fingerprint}
+    resumed = claim(workdir, config)
+    metrics = read_json(os.path.join(workdir, "metrics.json"))
+    if metrics is not None:
+        print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
+        return metrics
+    print(
+        f"{'Going on with' if resumed else 'Starting'} {describe(config)} in {workdir}.", flush=True
+    )
+    keras.utils.set_random_seed(config["seed"])
+    model = make_model(config, data.vocabulary_size)
+    evaluator = Evaluator(
+        model, data.validation, data.unit, windows=config["evaluation_windows"] // 4,
+        jit_compile=config["jit_compile"],
+    )  # fmt: skip
+    residuals_path = os.path.join(workdir, "residuals.json")
+    residuals = read_json(residuals_path) or {}
+    if not config["depth"] and not residuals:
+        residuals = {"before": evaluator.residual_trace()}
+        write_json(residuals_path, residuals)
+    trainer = Trainer(_task(config, model, data, evaluator), config, workdir, _optimizer(config))
+    curves = trainer.train()
+    curves["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    test = Evaluator(
+        model, data.test, data.unit, windows=config["evaluation_windows"],
+        jit_compile=config["jit_compile"],
+    )  # fmt: skip
+    by_budget = test.by_budget()
+    if not config["depth"]:
+        residuals["after"] = evaluator.residual_trace()
+        write_json(residuals_path, residuals)
+    if data.vocabulary is not None:
+        _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
+    write_atomically(os.path.join(workdir, "model.keras"), model.save)
+    metrics = {
+        "config": config,
+        "train": curves,
+        "test": {**by_budget["1.0"], "by_budget": by_budget},
+    }
+    pictures.draw_all(workdir, metrics, {}, residuals, trainer.writer)
+    trainer.writer.close()
+    write_json(os.path.join(workdir, "metrics.json"), metrics)
+    return metrics
+
+
+def train_baselines(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str, Any]:
+    """Trains one application of the same cell, with and without the penalty: name -> metrics."""
+    results = {}
+    for penalty in sorted({0.0, config["jacobian_penalty"]}):
+        baseline = {**config, "depth": 1, "jacobian_penalty": penalty}
+        folder = os.path.join(workdir, "baselines", f"depth_1_penalty_{penalty:g}")
+        results[describe(baseline)] = train(baseline, folder, data)
+        keras.utils.clear_session()
+        gc.collect()
+    return results
+
+
+def describe(config: Mapping[str, Any]) -> str:
+    """Returns a short name of what a configuration trains."""
+    depth = config["depth"]
+    what = "the equilibrium" if not depth else f"{depth} explicit application{'s' * (depth > 1)}"
+    return f"{what} {'with' if config['jacobian_penalty'] else 'without'} Jacobian penalty"
+
+
+def add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str, Any]) -> None:
+    """Puts the better baseline into metrics.json and all of them into the pictures."""
+    key = "bits_per_byte" if "bits_per_byte" in metrics["test"] else "bits_per_word"
+    name = min(baselines, key=lambda name: baselines[name]["test"][key])
+    metrics["baseline"] = {"name": name, **baselines[name]["test"]}
+    metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
+    write_json(os.path.join(workdir, "metrics.json"), metrics)
+    residuals = read_json(os.path.join(workdir, "residuals.json")) or {}
+    curves = {name: value["train"] for name, value in baselines.items()}
+    writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+    pictures.draw_all(workdir, metrics, curves, residuals, writer)
+    writer.close()
+
+
+def _task(config, model: LanguageModel, data: TokenData, evaluator: Evaluator) -> Task:
+    def loss(model, batch, explicit_steps):
+        inputs, targets = batch
+        logits = model(inputs, training=True, explicit_steps=explicit_steps)
+        return tf.reduce_mean(next_token_loss(logits, targets))
+
+    def batches(start_step):
+        return training_windows(
+            data.train,
+            sequence_length=config["sequence_length"],
+            batch_size=config["batch_size"],
+            seed=config["seed"],
+            start_step=start_step,
+        )
+
+    def display(row):
+        nats = tf.constant(row["loss"], tf.float64)
+        shown = {"loss": float(nats)}
+        if data.unit == "byte":
+            return {
+                **shown,
+                "bits_per_byte": float(nats / tf.math.log(tf.constant(2.0, tf.float64))),
+            }
+        return {**shown, "perplexity": float(tf.exp(nats))}
+
+    return Task(
+        model=model,
+        loss=loss,
+        batches=batches,
+        evaluate=evaluator.evaluate,
+        display=display,
+        tokens_per_step=config["batch_size"] * config["sequence_length"],
+        equilibria=[model.equilibrium],
+    )
+
+
+def _optimizer(config: Mapping[str, Any]) -> keras.optimizers.Optimizer:
+    schedule = learning_rate_schedule(
+        config["learning_rate"], config["train_steps"], config["warmup_steps"]
+    )
+    return keras.optimizers.Adam(
+        schedule, beta_1=0.9, beta_2=0.98, global_clipnorm=config["gradient_clip"]
+    )
+
+
+def _write_vocabulary(path: str, vocabulary: tuple[str, ...]) -> None:
+    def write(name):
+        with open(name, "w", encoding="utf-8") as file:
+            file.writelines(f"{word}\n" for word in vocabulary)
+
+    write_atomically(path, write)
+
+
+_CONFIGURATION_FLAGS = _define_flags()
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
+    config = configuration(_CONFIGURATION_FLAGS)
+    data = load(
+        FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
+    )
+    metrics = train(config, FLAGS.workdir, data)
+    if FLAGS.baseline and "baseline" not in metrics:
+        add_baselines(FLAGS.workdir, metrics, train_baselines(config, FLAGS.workdir, data))
+    for name in ("test", "baseline"):
+        if name in metrics:
+            numbers = {k: v for k, v in metrics[name].items() if isinstance(v, float)}
+            print(f"{name}: {', '.join(f'{k} {v:.4g}' for k, v in numbers.items())}")
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,203 @@
+"""The training loop that trainers share: compiled steps, reports, checkpoints, resumption."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfdeq import DEQLayer
+from trainers.workdir import Checkpoints, Curves
+
+
+class Task(NamedTuple):
+    """What a trainer tells the loop."""
+
+    model: keras.Model
+    # (model, batch, explicit_steps) -> [] float32 loss of a batch, in nats per prediction
+    loss: Callable[[keras.Model, Any, int], tf.Tensor]
+    # start_step -> iterator of batches, from that step on
+    batches: Callable[[int], Any]
+    # () -> {name: number} on held-out data
+    evaluate: Callable[[], dict[str, float]]
+    # {"loss": nats, …} -> what the progress bar shows, name -> number
+    display: Callable[[Mapping[str, float]], dict[str, float]]
+    tokens_per_step: int
+    # the layers whose convergence the curves show
+    equilibria: Sequence[DEQLayer]
+
+
+def learning_rate_schedule(
+    peak: float, train_steps: int, warmup_steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up from 0 to peak, then a cosine to 5 % of it at train_steps."""
+    warmup = min(warmup_steps, max(train_steps - 1, 0))
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else peak,
+        decay_steps=train_steps - warmup,
+        alpha=0.05,
+        warmup_target=peak if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+def explicit_steps_at(step: int, config: Mapping[str, Any]) -> int:
+    """Returns how many explicit applications train at a step: 0 is the equilibrium."""
+    if config["depth"]:
+        return config["depth"]
+    shallow = step < round(config["shallow_share"] * config["train_steps"])
+    return config["shallow_steps"] if shallow else 0
+
+
+class Trainer:
+    """Trains a `Task` for config["train_steps"] steps, from where the workdir's checkpoint ends.
+
+    Args:
+        task: model, loss, data, evaluation.
+        config: the shared flags' values.
+        workdir: receives checkpoints/, tensorboard/ and curves.jsonl.
+        optimizer: Keras optimizer.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Mapping[str, Any],
+        workdir: str,
+        optimizer: keras.optimizers.Optimizer,
+    ):
+        self._task = task
+        self._config = config
+        self._optimizer = optimizer
+        self._loss = keras.metrics.Mean(name="loss")
+        self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
+        self._skipped = keras.metrics.Sum(name="skipped")
+        self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self._seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="seconds")
+        optimizer.build(task.model.trainable_variables)
+        self._checkpoints = Checkpoints(
+            os.path.join(workdir, "checkpoints"),
+            model=task.model,
+            optimizer=optimizer,
+            step=self._step,
+            seconds=self._seconds,
+        )
+        self._curves = Curves(os.path.join(workdir, "curves.jsonl"))
+        self._writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+        self._compiled: dict[int, Callable[[Any], None]] = {}
+
+    def train(self) -> dict[str, Any]:
+        """Trains to the end and returns the curves, as columns, with `seconds_per_step`.
+
+        Raises:
+            FloatingPointError: if the loss or its gradient was NaN or Inf in every step of a report;
+                the last checkpoint from before stays.
+        """
+        if self._checkpoints.restore():
+            self._curves.rewind(int(self._step))
+        last = self._config["train_steps"]
+        first = int(self._step)
+        batches = iter(self._task.batches(first)) if first < last else iter(())
+        with tqdm(initial=first, total=last, unit="step", dynamic_ncols=True, mininterval=2) as bar:
+            since, started = first, time.perf_counter()
+            for step in range(first + 1, last + 1):
+                new_graph = self._run_step(next(batches), explicit_steps_at(step - 1, self._config))
+                if new_graph:
+                    # Compilation is no part of a step's time.
+                    since, started = step, time.perf_counter()
+                bar.update()
+                if step % self._config["log_every"] == 0 or step == last:
+                    elapsed = self._report(bar, step, since, started)
+                    self._seconds.assign_add(elapsed)
+                    self._maybe_evaluate(step)
+                    since, started = step, time.perf_counter()
+                if step % self._config["checkpoint_every"] == 0 or step == last:
+                    self._step.assign(step)
+                    self._checkpoints.save(step)
+                    since, started = step, time.perf_counter()
+        columns = self._curves.columns()
+        columns["seconds_per_step"] = float(self._seconds) / max(last, 1)
+        return columns
+
+    @property
+    def writer(self) -> tf.summary.SummaryWriter:
+        """The TensorBoard writer of the run."""
+        return self._writer
+
+    def _run_step(self, batch: Any, explicit_steps: int) -> bool:
+        """Makes one step, and returns whether its graph had to be compiled first."""
+        new = explicit_steps not in self._compiled
+        if new:
+            self._compiled[explicit_steps] = tf.function(
+                lambda batch: self._train_step(batch, explicit_steps),
+                jit_compile=self._config["jit_compile"],
+                autograph=False,
+            )
+        self._compiled[explicit_steps](batch)
+        return new
+
+    def _train_step(self, batch: Any, explicit_steps: int) -> None:
+        variables = self._task.model.trainable_variables
+        with tf.GradientTape() as tape:
+            loss = self._task.loss(self._task.model, batch, explicit_steps)
+            total = tf.add_n([loss, *self._task.model.losses])
+        gradients = tape.gradient(total, variables)
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(total)
+        # A step that is not finite leaves the weights to the momentum: its gradient counts as zero.
+        gradients = [tf.where(finite, gradient, 0.0) for gradient in gradients]
+        self._optimizer.apply(gradients, variables)
+        weight = tf.cast(finite, tf.float32)
+        self._loss.update_state(tf.where(finite, loss, 0.0), weight)
+        self._gradient_norm.update_state(tf.where(finite, norm, 0.0), weight)
+        self._skipped.update_state(1.0 - weight)
+
+    def _report(self, bar: tqdm, step: int, since: int, started: float) -> float:
+        """Writes one row of the curves; returns seconds for the steps since the last report."""
+        skipped = int(self._skipped.result())
+        loss = float(self._loss.result())  # waits for the device
+        per_step = (time.perf_counter() - started) / max(step - since, 1)
+        if skipped >= self._config["log_every"]:
+            raise FloatingPointError(
+                f"The loss or its gradient was NaN or Inf in each of the last {skipped} steps, up to "
+                f"step {step}. The checkpoint from before is kept. Lower --learning_rate, or raise "
+                "--jacobian_penalty, and start in a new --workdir."
+            )
+        row = {
+            "step": step,
+            "loss": loss,
+            "gradient_norm": float(self._gradient_norm.result()),
+            "learning_rate": float(self._optimizer.learning_rate),
+            "skipped_steps": skipped,
+            "explicit_steps": explicit_steps_at(step - 1, self._config),
+            "seconds_per_step": per_step if step > since else None,
+            "tokens_per_second": self._task.tokens_per_step / per_step if step > since else None,
+        }
+        for layer in self._task.equilibria:
+            row.update(layer.convergence_report())
+        for metric in (self._loss, self._gradient_norm, self._skipped):
+            metric.reset_state()
+        self._curves.append(row)
+        with self._writer.as_default(step=step):
+            for name, value in {**row, **self._task.display(row)}.items():
+                if value is not None and name != "step":
+                    tf.summary.scalar(f"train/{name}", value)
+        shown = {**self._task.display(row), "residual": row.get("residual"), "steps": row.get("steps"),
+                 "tokens/s": row["tokens_per_second"]}  # fmt: skip
+        bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False)
+        # Steps whose time was not taken (they follow a compilation) count as the others.
+        return per_step * self._config["log_every"] if step > since else 0.0
+
+    def _maybe_evaluate(self, step: int) -> None:
+        if step % self._config["evaluate_every"] and step != self._config["train_steps"]:
+            return
+        results = self._task.evaluate()
+        self._curves.append({"step": step, **{f"held_out_{k}": v for k, v in results.items()}})
+        with self._writer.as_default(step=step):
+            for name, value in results.items():
+                tf.summary.scalar(f"held_out/{name}", value)
+        text = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+        tqdm.write(f"step {step}: held-out {text}")

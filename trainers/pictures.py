@@ -1,0 +1,152 @@
+"""Pictures of a run: PNG files in its folder, and the same in TensorBoard."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tensorflow as tf
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+# Okabe and Ito's colours, told apart with every kind of colour vision; lines differ in style too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_BASELINE_STYLES = ((ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
+
+
+def draw_all(
+    workdir: str,
+    metrics: Mapping[str, Any],
+    baselines: Mapping[str, Mapping[str, Any]],
+    residuals: Mapping[str, Any],
+    writer: tf.summary.SummaryWriter | None = None,
+) -> list[str]:
+    """Draws every picture that the results allow and returns their paths.
+
+    Args:
+        workdir: where the PNG files go.
+        metrics: the run's metrics.json.
+        baselines: name -> the curves of each baseline.
+        residuals: {"before": trace, "after": trace} of `Evaluator.residual_trace`, or empty.
+        writer: TensorBoard writer, or None.
+    """
+    curves, config = metrics["train"], metrics["config"]
+    takeover = round(config["shallow_share"] * config["train_steps"])
+    unit = "byte" if "bits_per_byte" in metrics["test"] else "word"
+    drawings: dict[str, Callable[[Any], None]] = {
+        "quality.png": lambda figure: _quality(figure, curves, baselines, takeover, unit)
+    }
+    if residuals:
+        drawings["residual_by_solver_steps.png"] = lambda figure: _trace(
+            figure, residuals, config["max_steps"]
+        )
+    if not config["depth"]:
+        drawings["convergence.png"] = lambda figure: _convergence(figure, curves, config, takeover)
+    paths = []
+    for name, draw in drawings.items():
+        path = os.path.join(workdir, name)
+        _save(path, draw)
+        paths.append(path)
+        if writer is not None:
+            image = tf.io.decode_png(tf.io.read_file(path), channels=3)
+            with writer.as_default(step=config["train_steps"]):
+                tf.summary.image(name.removesuffix(".png"), image[None])
+    return paths
+
+
+def _quality(figure, curves, baselines, takeover, unit):
+    axes = figure.add_subplot()
+    step, loss = _defined(curves, "loss")
+    axes.plot(step, loss / np.log(2), color=BLUE, alpha=0.35, linewidth=1, label="training batches")
+    for (name, baseline), (color, style) in zip(baselines.items(), _BASELINE_STYLES, strict=False):
+        axes.plot(*_defined(baseline, f"held_out_bits_per_{unit}"), style, color=color, label=name)
+    held_out = _defined(curves, f"held_out_bits_per_{unit}")
+    axes.plot(*held_out, "o-", color=BLUE, markersize=4, label="equilibrium, held-out text")
+    if len(held_out[1]):
+        shown = [
+            held_out[1],
+            *(_defined(b, f"held_out_bits_per_{unit}")[1] for b in baselines.values()),
+        ]
+        low = min(values.min() for values in shown if len(values))
+        axes.set_ylim(0.95 * low, 2.2 * low)
+    _mark_takeover(axes, takeover)
+    axes.set(xlabel="training steps", ylabel=f"bits per {unit} (lower is better)")
+    axes.set_title(f"What the model has learned: bits per {unit}")
+    axes.legend()
+
+
+def _trace(figure, residuals, budget):
+    axes = figure.add_subplot()
+    styles = {"before": (ORANGE, "s--", "before training"), "after": (BLUE, "o-", "after training")}
+    for moment, (color, style, label) in styles.items():
+        if moment not in residuals:
+            continue
+        values = np.array(residuals[moment]["residual"])
+        steps = residuals[moment]["steps"]
+        axes.plot(steps, np.median(values, axis=1), style, color=color, markersize=4, label=label)
+        axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2)
+    axes.axvline(budget, color=GREY, linewidth=1, linestyle=":")
+    axes.annotate(
+        " budget in training", (budget, 1), xycoords=("data", "axes fraction"), va="top", color=GREY
+    )
+    axes.set_yscale("log")
+    axes.set(xlabel="evaluations of the cell", ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
+    axes.set_title("How far from equilibrium: median and range over held-out examples")
+    axes.legend()
+
+
+def _convergence(figure, curves, config, takeover):
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for prefix, color, style, label in (
+        ("", BLUE, "-", "forward"),
+        ("backward_", ORANGE, "--", "backward"),
+    ):
+        upper.plot(*_defined(curves, f"{prefix}residual"), style, color=color, label=label)
+        lower.plot(*_defined(curves, f"{prefix}steps"), style, color=color, label=label)
+    step, residual = _defined(curves, "held_out_residual")
+    upper.plot(step, residual, "o", color=GREEN, markersize=4, label="forward, held-out text")
+    upper.axhline(config["tolerance"], color=GREY, linewidth=1, linestyle=":", label="tolerance")
+    upper.set_yscale("log")
+    upper.set_ylabel("mean relative residual")
+    upper.set_title("Convergence through training")
+    lower.set(xlabel="training steps", ylabel="mean solver steps", ylim=(0, None))
+    for axes in (upper, lower):
+        _mark_takeover(axes, takeover)
+        axes.legend()
+
+
+def _mark_takeover(axes, step):
+    if step:
+        axes.axvline(step, color=GREY, linewidth=1, linestyle=":")
+        axes.annotate(
+            " equilibrium takes over",
+            (step, 0.02),
+            xycoords=("data", "axes fraction"),
+            color=GREY,
+            fontsize=8,
+        )
+
+
+def _defined(curves: Mapping[str, list], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (steps, values) of a curve, where it has values."""
+    pairs = [
+        (step, value)
+        for step, value in zip(curves["step"], curves.get(name, []), strict=False)
+        if value is not None
+    ]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps), np.array(values, dtype=float)
+
+
+def _save(path: str, draw: Callable[[Any], None]) -> None:
+    figure = pyplot.figure(figsize=(8, 5), dpi=120, layout="constrained")
+    try:
+        draw(figure)
+        for axes in figure.axes:
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path)
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,158 @@
+"""A trainer's folder: configuration, checkpoints, curves and metrics, each written whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes value as JSON so that a reader sees the old file or the new one, never half of one."""
+    write_atomically(path, lambda name: _dump(name, value))
+
+
+def write_atomically(path: str, write: Callable[[str], None]) -> None:
+    """Calls write(temporary name beside path), then renames the result to path."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
+    # The name's end stays as it is: Keras chooses the format by it.
+    temporary = os.path.join(folder, f".partial-{os.getpid()}-{name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def read_json(path: str) -> Any:
+    """Returns the file's value, or None where there is no file."""
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def claim(workdir: str, config: Mapping[str, Any]) -> bool:
+    """Makes workdir this run's, and returns whether it already was.
+
+    Raises:
+        NotADirectoryError: if workdir is a file.
+        ValueError: if workdir belongs to a run of another configuration; nothing is changed.
+    """
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise NotADirectoryError(
+            f"--workdir={workdir} is a file. Name a folder, new or of this run."
+        )
+    path = os.path.join(workdir, "config.json")
+    known = read_json(path)
+    if known is None:
+        write_json(path, dict(config))
+        return False
+    received = json.loads(json.dumps(dict(config)))
+    differences = [
+        f"--{name}: {known.get(name)!r} there, {received.get(name)!r} received"
+        for name in sorted({*known, *received})
+        if known.get(name) != received.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"--workdir={workdir} holds a run of another configuration: {'; '.join(differences)}. "
+            "Name another --workdir, give the flags of that run to go on with it, or delete the "
+            "folder to start over. Nothing was changed."
+        )
+    return True
+
+
+class Checkpoints:
+    """The last few checkpoints of a run, restored from the newest one that is whole.
+
+    Args:
+        folder: where they lie.
+        keep: how many of the newest stay.
+        objects: name -> trackable object (model, optimizer, variables).
+    """
+
+    def __init__(self, folder: str, keep: int = 3, **objects: Any):
+        self._checkpoint = tf.train.Checkpoint(**objects)
+        self._manager = tf.train.CheckpointManager(self._checkpoint, folder, max_to_keep=keep)
+
+    def save(self, step: int) -> None:
+        self._manager.save(checkpoint_number=step)
+
+    def restore(self) -> bool:
+        """Restores the newest readable checkpoint and returns whether there was one.
+
+        Raises:
+            ValueError: if there are checkpoints and none of them can be read.
+        """
+        paths = list(reversed(self._manager.checkpoints))
+        for path in paths:
+            try:
+                self._checkpoint.restore(path).assert_existing_objects_matched()
+            except (tf.errors.OpError, AssertionError, ValueError) as error:
+                logging.warning("The checkpoint %s cannot be read: %s", path, _first_line(error))
+                print(
+                    f"The checkpoint {path} cannot be read; trying the one before it.", flush=True
+                )
+                continue
+            print(f"Resuming from {path}.", flush=True)
+            return True
+        if paths:
+            raise ValueError(
+                f"None of the checkpoints {', '.join(paths)} can be read. Restore a copy of them, or "
+                "delete their folder to start over."
+            )
+        return False
+
+
+class Curves:
+    """The training curves: one row a report, kept across resumption.
+
+    Args:
+        path: a JSON-lines file. Rows beyond the restored step are dropped when `rewind` is called.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self.rows: list[dict[str, Any]] = []
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                lines = file.read().splitlines()
+            for line in lines:
+                try:
+                    self.rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break  # a run that was killed while it wrote: that row comes again
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after a step, since that part of the run comes again."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        write_atomically(self._path, self._write)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(dict(row))
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def columns(self) -> dict[str, list[Any]]:
+        """name -> the values of all rows, None where a row lacks it."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        return {name: [row.get(name) for row in self.rows] for name in names}
+
+    def _write(self, path: str) -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+
+
+def _dump(path: str, value: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
