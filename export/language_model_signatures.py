@@ -29,8 +29,8 @@ OUTPUTS = {
     },
     "score": {
         "log_likelihood": (
-            "[B, T] float32, natural log of p(token t | tokens before t); 0 at t = 0, which nothing "
-            "predicts, and at or behind the example's length."
+            "[B, T] float32, natural log of p(token t | tokens before t); 0 at t = 0, which "
+            "nothing predicts, and at or behind the example's length."
         ),
         **_CONVERGENCE,
     },
@@ -162,7 +162,11 @@ def _masked_equilibrium(model: LanguageModel) -> DEQLayer:
     """The model's equilibrium, with its weights, over the valid positions only."""
     layer = model.equilibrium
     return DEQLayer(
-        _ValidPositions(model.cell), layer.solver, layer.adjoint, convergence_metrics=False
+        _ValidPositions(model.cell, name="valid_positions"),
+        layer.solver,
+        layer.adjoint,
+        convergence_metrics=False,
+        name="masked_equilibrium",
     )
 
 
@@ -173,8 +177,8 @@ class _ValidPositions(keras.layers.Layer):
     acceleration are taken over all positions of an example.
     """
 
-    def __init__(self, cell: keras.layers.Layer):
-        super().__init__()
+    def __init__(self, cell: keras.layers.Layer, **kwargs):
+        super().__init__(**kwargs)
         self.cell = cell
 
     def inject(self, x):

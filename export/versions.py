@@ -1,4 +1,4 @@
-"""Version folders as TensorFlow Serving reads them: their numbers, and writing one whole or not at all."""
+"""Version folders as TensorFlow Serving reads them: numbers, and writing one whole or not at all."""
 
 import errno
 import fcntl
@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-# The server takes every child whose whole name parses as a 64-bit integer >= 0: `0001` and ` 7` too.
+# A version is every child whose whole name parses as a 64-bit integer >= 0: `0001` and ` 7` too.
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+[ \t\n\v\f\r]*")
 _LARGEST = 2**63 - 1
 _TEMPORARY = ".tmp-"
@@ -41,7 +41,7 @@ def existing_versions(output: str | os.PathLike) -> dict[int, pathlib.Path]:
     if not folder.exists():
         return {}
     if not folder.is_dir():
-        raise NotADirectoryError(f"output must be a folder; {str(folder)!r} is a file. Name another.")
+        raise NotADirectoryError(f"output must be a folder; {str(folder)!r} is a file.")
     numbers = ((version_number(path.name), path) for path in sorted(folder.iterdir()))
     return {number: path for number, path in numbers if number is not None}
 
@@ -75,7 +75,7 @@ def publish(
         ValueError: a number that is no version.
     """
     output = pathlib.Path(output)
-    _check_free(output, version)
+    check_free(output, version)
     output.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(output)
     number = next_version(output) if version is None else version
@@ -87,7 +87,7 @@ def publish(
         temporary.chmod(0o777 & ~_umask())
         write(temporary, number)
         _flush_tree(temporary)
-        _check_free(output, number)
+        check_free(output, number)
         target = output / str(number)
         _rename(temporary, target)
         _flush(output)
@@ -99,7 +99,8 @@ def publish(
     return target
 
 
-def _check_free(output: pathlib.Path, version: int | None) -> None:
+def check_free(output: str | os.PathLike, version: int | None) -> None:
+    """Raises what `publish` would for a version that is there or is none; None is always free."""
     versions = existing_versions(output)
     if version is None:
         return
@@ -107,8 +108,9 @@ def _check_free(output: pathlib.Path, version: int | None) -> None:
         raise ValueError(f"version must be an integer of 0 … 2^63 − 1; received {version!r}.")
     if version in versions:
         raise VersionExistsError(
-            f"Version {version} is there already: {str(versions[version])!r}. Nothing was touched. "
-            f"Leave the version out for the next free one, {max(versions) + 1}, or remove the folder."
+            f"Version {version} is there already: {str(versions[version])!r}. Nothing was "
+            f"touched. Leave the version out for the next free one, {max(versions) + 1}, or remove "
+            "that folder."
         )
 
 

@@ -115,7 +115,9 @@ class PairCell(keras.layers.Layer):
         super().__init__(**kwargs)
         self.units = units
         self.embedding = keras.layers.Embedding(5, units)
-        self.mix = keras.layers.Dense(2 * units, kernel_initializer=keras.initializers.Orthogonal(0.4))
+        self.mix = keras.layers.Dense(
+            2 * units, kernel_initializer=keras.initializers.Orthogonal(0.4)
+        )
 
     def initial_state(self, x):
         zeros = ops.zeros_like(x["value"])

@@ -6,8 +6,7 @@ from tfdeq.layer import DEQLayer
 from tfdeq.regularizers import jacobian_penalty
 from tfdeq.solution import Solution, Status, describe
 from tfdeq.solvers import Anderson, Broyden, FixedPointIteration
-
-__version__ = "0.1.0"
+from tfdeq.version import __version__
 
 __all__ = [
     "Anderson",
@@ -17,6 +16,7 @@ __all__ = [
     "Implicit",
     "Solution",
     "Status",
+    "__version__",
     "describe",
     "fixed_point",
     "jacobian_penalty",

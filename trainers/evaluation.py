@@ -1,6 +1,7 @@
 """Held-out evaluation of a language model: bits per token, residual and steps at any budget."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class Evaluator:
                 tokens, sequence_length=length, batch_size=batch_size, max_windows=windows
             )
         )
-        self._batch = tf.function(self._evaluate_batch, jit_compile=jit_compile, autograph=False)
+        self._jit_compile = jit_compile
+        self._compiled: dict[int, Callable[..., Any]] = {}
 
     def evaluate(self, budget: float = 1.0) -> dict[str, float]:
         """Returns bits_per_byte (or bits_per_word and perplexity), residual and steps.
@@ -93,9 +95,18 @@ class Evaluator:
         return {"steps": list(TRACE_STEPS), "residual": residual.tolist()}
 
     def _run(self, inputs: tf.Tensor, targets: tf.Tensor, steps: int) -> list[float]:
-        if self._model.explicit_steps:
-            return [float(value) for value in self._batch(inputs, targets, None, steps)]
-        return [float(value) for value in self._batch(inputs, targets, tf.constant(steps), 0)]
+        # A solve takes its budget as a tensor: one graph for all. Applications are written out.
+        explicit_steps = steps if self._model.explicit_steps else 0
+        if explicit_steps not in self._compiled:
+            self._compiled[explicit_steps] = tf.function(
+                lambda inputs, targets, max_steps: self._evaluate_batch(
+                    inputs, targets, max_steps, explicit_steps
+                ),
+                jit_compile=self._jit_compile,
+                autograph=False,
+            )
+        results = self._compiled[explicit_steps](inputs, targets, tf.constant(steps))
+        return [float(value) for value in results]
 
     def _evaluate_batch(self, inputs, targets, max_steps, explicit_steps):
         logits, solution = self._model(

@@ -70,6 +70,18 @@ def make_model(config: Mapping[str, Any], vocabulary_size: int) -> LanguageModel
     return model
 
 
+def make_trainer(
+    config: Mapping[str, Any],
+    workdir: str,
+    model: LanguageModel,
+    data: TokenData,
+    evaluator: Evaluator | None = None,
+) -> Trainer:
+    """Returns the training loop of a model; evaluator: for the reports on held-out data."""
+    task = _task(config, model, data, evaluator.evaluate if evaluator else dict)
+    return Trainer(task, config, workdir, _optimizer(config))
+
+
 def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str, Any]:
     """Trains one model to the end, resuming from workdir, and returns its metrics.
 
@@ -102,7 +114,7 @@ def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str,
     if not config["depth"] and not residuals:
         residuals = {"before": evaluator.residual_trace()}
         write_json(residuals_path, residuals)
-    trainer = Trainer(_task(config, model, data, evaluator), config, workdir, _optimizer(config))
+    trainer = make_trainer(config, workdir, model, data, evaluator)
     curves = trainer.train()
     curves["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     test = Evaluator(
@@ -160,7 +172,7 @@ def add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str,
     writer.close()
 
 
-def _task(config, model: LanguageModel, data: TokenData, evaluator: Evaluator) -> Task:
+def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
     def loss(model, batch, explicit_steps):
         inputs, targets = batch
         logits = model(inputs, training=True, explicit_steps=explicit_steps)
@@ -189,7 +201,7 @@ def _task(config, model: LanguageModel, data: TokenData, evaluator: Evaluator) -
         model=model,
         loss=loss,
         batches=batches,
-        evaluate=evaluator.evaluate,
+        evaluate=evaluate,
         display=display,
         tokens_per_step=config["batch_size"] * config["sequence_length"],
         equilibria=[model.equilibrium],
@@ -213,13 +225,13 @@ def _write_vocabulary(path: str, vocabulary: tuple[str, ...]) -> None:
     write_atomically(path, write)
 
 
-_CONFIGURATION_FLAGS = _define_flags()
+CONFIGURATION_FLAGS = _define_flags()
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
-    config = configuration(_CONFIGURATION_FLAGS)
+    config = configuration(CONFIGURATION_FLAGS)
     data = load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
     )

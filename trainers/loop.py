@@ -104,7 +104,7 @@ class Trainer:
         with tqdm(initial=first, total=last, unit="step", dynamic_ncols=True, mininterval=2) as bar:
             since, started = first, time.perf_counter()
             for step in range(first + 1, last + 1):
-                new_graph = self._run_step(next(batches), explicit_steps_at(step - 1, self._config))
+                new_graph = self.run_step(next(batches), explicit_steps_at(step - 1, self._config))
                 if new_graph:
                     # Compilation is no part of a step's time.
                     since, started = step, time.perf_counter()
@@ -127,7 +127,7 @@ class Trainer:
         """The TensorBoard writer of the run."""
         return self._writer
 
-    def _run_step(self, batch: Any, explicit_steps: int) -> bool:
+    def run_step(self, batch: Any, explicit_steps: int) -> bool:
         """Makes one step, and returns whether its graph had to be compiled first."""
         new = explicit_steps not in self._compiled
         if new:
@@ -138,6 +138,10 @@ class Trainer:
             )
         self._compiled[explicit_steps](batch)
         return new
+
+    def wait(self) -> None:
+        """Returns when every step made so far is done."""
+        self._loss.result().numpy()
 
     def _train_step(self, batch: Any, explicit_steps: int) -> None:
         variables = self._task.model.trainable_variables

@@ -16,7 +16,11 @@ class Ptb(words.WordsBuilder, skip_registration=True):
         "Put ptb.train.txt, ptb.valid.txt and ptb.test.txt (folder `data` of Mikolov's "
         "simple-examples.tgz) into one folder and name it with --data_dir."
     )
-    FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
+    FILES: ClassVar = {
+        "train": "ptb.train.txt",
+        "validation": "ptb.valid.txt",
+        "test": "ptb.test.txt",
+    }
 
 
 def load(*, data_dir: str | None = None, prepared_dir: str | None = None) -> TokenData:

@@ -17,7 +17,7 @@ class Wikitext2(words.WordsBuilder, skip_registration=True):
         "the word-level archive (wikitext-2-v1.zip, not the raw one) into one folder and name it "
         "with --data_dir."
     )
-    FILES = {
+    FILES: ClassVar = {
         "train": "wiki.train.tokens",
         "validation": "wiki.valid.tokens",
         "test": "wiki.test.tokens",

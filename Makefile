@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -W ignore::DeprecationWarning
+RUNTIME := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.installed-dev
+QUICKSTART := runs/quickstart
+
+.PHONY: quickstart compare test test-all lint format bazel clean
+
+# A stamp is written last: an installation that was cut off is made again.
+$(RUNTIME): requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+# Trains, draws, exports and verifies; run again, it goes on where it stopped.
+quickstart: $(RUNTIME)
+	$(RUN) -m trainers.language_model --dataset=python_stdlib --workdir=$(QUICKSTART) --baseline
+	$(RUN) -m export.saved_model --workdir=$(QUICKSTART) --output=$(QUICKSTART)/export --version=1 --skip_existing
+	$(RUN) -m export.verify --workdir=$(QUICKSTART) --model=$(QUICKSTART)/export/1
+	$(RUN) -m trainers.report --workdir=$(QUICKSTART)
+
+# The equilibrium against explicit depth, three seeds each: about an hour on two cores.
+compare: $(RUNTIME)
+	$(RUN) -m benchmarks.compare --dataset=python_stdlib --workdir=runs/compare --document=docs/compare.md
+
+test: $(DEVELOPMENT)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(DEVELOPMENT)
+	$(BIN)/python -m pytest
+
+lint: $(DEVELOPMENT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEVELOPMENT)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Builds and tests every target of the BUILD files, where Bazel is installed.
+bazel: $(DEVELOPMENT)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bazel test //...
+
+clean:
+	rm -rf $(VENV) build *.egg-info

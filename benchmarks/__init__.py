@@ -1,0 +1,1 @@
+"""Measurements: speed, memory and accuracy, with tables and plots."""

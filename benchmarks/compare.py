@@ -1,0 +1,253 @@
+"""Compares the equilibrium with explicit depth at equal steps and at equal time.
+
+python -m benchmarks.compare --workdir=runs/compare [flags of trainers.language_model]
+
+First the seconds per step of every variant are measured, in turns, in one process. They give each
+variant the number of steps that fits the equilibrium's training time, so that the runs that follow
+need no quiet machine: only their number of steps matters.
+"""
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import matplotlib
+from absl import app, flags
+
+from trainers import language_model
+from trainers.data import load, training_windows
+from trainers.flags import configuration
+from trainers.loop import Trainer
+from trainers.workdir import read_json, write_json
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("depths", ["1", "4", "8"], "Explicit applications to compare with.")
+flags.DEFINE_integer("seeds", 3, "Runs of each variant, seeds 0, 1, …. Default: 3.")
+flags.DEFINE_integer("parallel", 2, "Training processes at a time, one core each. Default: 2.")
+flags.DEFINE_integer("timing_rounds", 8, "Rounds of timed steps, each variant once a round.")
+flags.DEFINE_string("document", None, "Markdown file to write the table to, plot beside it.")
+
+
+def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns name -> configuration: the equilibrium, and each depth with and without penalty."""
+    result = {"equilibrium": dict(config)}
+    for depth, penalty in itertools.product(FLAGS.depths, (0.0, config["jacobian_penalty"])):
+        name = f"{depth} explicit{', penalty' if penalty else ''}"
+        result[name] = {**config, "depth": int(depth), "jacobian_penalty": penalty}
+    return result
+
+
+def measure_seconds_per_step(configs: Mapping[str, Mapping[str, Any]], data) -> dict[str, float]:
+    """Times the compiled training step of every variant in turns; the median of the rounds.
+
+    The equilibrium's figure is the mean over its schedule: shallow and solved steps by their shares.
+    """
+    steps = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in configs.items():
+            model = language_model.make_model(config, data.vocabulary_size)
+            trainer = language_model.make_trainer(config, os.path.join(folder, name), model, data)
+            counts = [config["depth"]] if config["depth"] else [config["shallow_steps"], 0]
+            for count in counts:
+                steps[name, count] = trainer
+        batches = iter(_batches(configs["equilibrium"], data))
+        times: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
+        for round_ in range(FLAGS.timing_rounds + 1):
+            for (name, count), trainer in steps.items():
+                elapsed = _time_steps(trainer, batches, count)
+                if round_:  # the first compiles
+                    times[name, count].append(elapsed)
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    result = {name: medians[name, c["depth"]] for name, c in configs.items() if c["depth"]}
+    share, shallow = (configs["equilibrium"][key] for key in ("shallow_share", "shallow_steps"))
+    solved = medians["equilibrium", 0]
+    result["equilibrium"] = share * medians["equilibrium", shallow] + (1 - share) * solved
+    return result
+
+
+def _time_steps(trainer: Trainer, batches, count: int, repeats: int = 3) -> float:
+    batch = next(batches)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        trainer.run_step(batch, count)
+    trainer.wait()
+    return (time.perf_counter() - started) / repeats
+
+
+def _batches(config, data):
+    return training_windows(
+        data.train,
+        sequence_length=config["sequence_length"],
+        batch_size=config["batch_size"],
+        seed=0,
+    )
+
+
+def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Returns run name -> configuration: all at equal time, and depth 1 at equal steps too."""
+    total = configs["equilibrium"]["train_steps"] * seconds["equilibrium"]
+    runs = {}
+    for name, config in configs.items():
+        if name == "equilibrium":
+            runs[name] = config
+            continue
+        if config["depth"] == 1:
+            runs[f"{name}, equal steps"] = config
+        runs[f"{name}, equal time"] = {**config, "train_steps": round(total / seconds[name])}
+    return runs
+
+
+def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
+    """Trains every run and seed, each in a process of its own; finished ones are kept."""
+    jobs = []
+    for seed in range(FLAGS.seeds):
+        for name, config in runs.items():
+            folder = run_folder(workdir, name, seed)
+            if not os.path.exists(os.path.join(folder, "metrics.json")):
+                jobs.append((folder, {**config, "seed": seed}))
+    running: list[tuple[subprocess.Popen, str]] = []
+    try:
+        while jobs or running:
+            while jobs and len(running) < FLAGS.parallel:
+                folder, config = jobs.pop(0)
+                running.append((_start(folder, config), folder))
+            time.sleep(1)
+            for process, folder in list(running):
+                if process.poll() is None:
+                    continue
+                running.remove((process, folder))
+                if process.returncode:
+                    raise RuntimeError(
+                        f"The run in {folder} ended with {process.returncode}; see {folder}.log. "
+                        "Run the command again to go on from its checkpoint."
+                    )
+                print(f"finished {folder}; {len(jobs) + len(running)} to go", flush=True)
+    finally:
+        for process, _ in running:
+            process.terminate()
+
+
+def _start(folder: str, config: Mapping[str, Any]) -> subprocess.Popen:
+    arguments = [f"--{name}={value}" for name, value in config.items() if value is not None]
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // FLAGS.parallel))
+    environment = {
+        **os.environ,
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+    }
+    with open(f"{folder}.log", "a", encoding="utf-8") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "trainers.language_model", f"--workdir={folder}", *arguments],
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+
+
+def run_folder(workdir: str, name: str, seed: int) -> str:
+    return os.path.join(workdir, f"{name.replace(', ', '_').replace(' ', '_')}_seed_{seed}")
+
+
+def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str) -> dict[str, Any]:
+    """Returns run name -> results over the seeds."""
+    results = {}
+    for name, config in runs.items():
+        folders = [run_folder(workdir, name, seed) for seed in range(FLAGS.seeds)]
+        metrics = [read_json(os.path.join(folder, "metrics.json")) for folder in folders]
+        per_step = seconds[name.rsplit(", equal", 1)[0]]
+        bits = [m["test"]["bits_per_byte"] for m in metrics]
+        results[name] = {
+            "steps": config["train_steps"],
+            "seconds_per_step": per_step,
+            "seconds": per_step * config["train_steps"],
+            "bits_per_byte": bits,
+            "mean_bits_per_byte": statistics.mean(bits),
+            "residual": statistics.mean(m["test"]["residual"] for m in metrics),
+            "peak_memory_mib": statistics.median(m["train"]["peak_memory_mib"] for m in metrics),
+        }
+    return results
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the results as a Markdown table."""
+    lines = [
+        "| trained | steps | s/step | seconds | bits per byte, mean (each seed) | residual | peak MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        seeds = ", ".join(f"{bits:.3f}" for bits in row["bits_per_byte"])
+        lines.append(
+            f"| {name} | {row['steps']:,} | {row['seconds_per_step']:.3f} | {row['seconds']:.0f} | "
+            f"**{row['mean_bits_per_byte']:.3f}** ({seeds}) | {row['residual']:.1e} | "
+            f"{row['peak_memory_mib']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
+    """Draws the held-out bits per byte of every run and seed."""
+    figure = pyplot.figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    names = sorted(results, key=lambda name: -results[name]["mean_bits_per_byte"])
+    for height, name in enumerate(names):
+        color = "#0072B2" if name == "equilibrium" else "#D55E00"
+        row = results[name]
+        axes.barh(height, row["mean_bits_per_byte"], color=color, alpha=0.75)
+        axes.plot(row["bits_per_byte"], [height] * len(row["bits_per_byte"]), "k|", markersize=12)
+    low = min(min(row["bits_per_byte"]) for row in results.values())
+    high = max(max(row["bits_per_byte"]) for row in results.values())
+    axes.set_xlim(low - 0.25 * (high - low) - 0.02, high + 0.02)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="held-out bits per byte (lower is better; bars: mean, ticks: seeds)")
+    axes.set_title("The equilibrium against explicit depth")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
+    config = configuration(language_model.CONFIGURATION_FLAGS)
+    if config["depth"]:
+        raise app.UsageError("--depth is set by the comparison; see --depths.")
+    configs = variants(config)
+    timing_path = os.path.join(FLAGS.workdir, "seconds_per_step.json")
+    seconds = read_json(timing_path)
+    if seconds is None:
+        data = load(
+            FLAGS.dataset,
+            data_dir=FLAGS.data_dir,
+            files=FLAGS.files,
+            prepared_dir=FLAGS.prepared_dir,
+        )
+        seconds = measure_seconds_per_step(configs, data)
+        write_json(timing_path, seconds)
+        keras.utils.clear_session()
+    runs = plan(configs, seconds)
+    print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
+    train_all(runs, FLAGS.workdir)
+    results = collect(runs, seconds, FLAGS.workdir)
+    write_json(os.path.join(FLAGS.workdir, "compare.json"), results)
+    draw(results, os.path.join(FLAGS.workdir, "compare.png"))
+    text = table(results)
+    print(text)
+    if FLAGS.document:
+        draw(results, os.path.splitext(FLAGS.document)[0] + ".png")
+        with open(FLAGS.document, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    app.run(main)
