@@ -10,7 +10,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfdeq import DEQLayer
-from trainers.workdir import Checkpoints, Curves
+from trainers.checkpoints import Checkpoints
+from trainers.workdir import Curves
 
 
 class Task(NamedTuple):

@@ -1,5 +1,7 @@
 """ptb: the Penn Treebank as words, in Mikolov's preprocessing (10,000 types)."""
 
+from typing import ClassVar
+
 from trainers.data import words
 from trainers.data.token_data import TokenData
 

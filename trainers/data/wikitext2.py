@@ -1,5 +1,7 @@
 """wikitext2: WikiText-2 (Merity et al. 2016, arXiv:1609.07843) as words, 33,278 types."""
 
+from typing import ClassVar
+
 from trainers.data import words
 from trainers.data.token_data import TokenData
 
