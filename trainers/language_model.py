@@ -8,11 +8,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 from tfdeq import Implicit, solvers
 from tfdeq.models import LanguageModel
-from trainers import pictures
+from trainers import pictures, program
 from trainers.data import TokenData, load, training_windows
 from trainers.evaluation import Evaluator, next_token_loss
 from trainers.flags import configuration, define_shared_flags
@@ -228,9 +228,7 @@ def _write_vocabulary(path: str, vocabulary: tuple[str, ...]) -> None:
 CONFIGURATION_FLAGS = _define_flags()
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
+def main() -> None:
     config = configuration(CONFIGURATION_FLAGS)
     data = load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
@@ -246,7 +244,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of the console script."""
-    app.run(main)
+    program.run(main)
 
 
 if __name__ == "__main__":

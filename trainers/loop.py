@@ -82,6 +82,8 @@ class Trainer:
         self._checkpoints = Checkpoints(
             os.path.join(workdir, "checkpoints"),
             model=task.model,
+            # Seeds and moving statistics: Keras's seed generators are not found through the model.
+            state=list(task.model.non_trainable_variables),
             optimizer=optimizer,
             step=self._step,
             seconds=self._seconds,

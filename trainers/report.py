@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from trainers import program
 from trainers.workdir import read_json
 
 FLAGS = flags.FLAGS
@@ -74,16 +75,14 @@ def _next_steps(workdir: str) -> list[str]:
     ]
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
+def main() -> None:
     print("\n".join(summary(FLAGS.workdir)))
 
 
 def run() -> None:
     """Entry point of the console script."""
     flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
-    app.run(main)
+    program.run(main)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""How every program starts and how it says that its input is wrong."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, logging
+
+# What bad input raises, here and in the libraries below; anything else is a defect, shown in full.
+_INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a program: parses the flags, refuses stray arguments, turns input errors into a line.
+
+    The process ends with status 1 after an input error; --verbosity=1 shows its traceback too.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
+        try:
+            main()
+        except _INPUT_ERRORS as error:
+            if logging.level_debug():
+                raise
+            sys.exit(f"Error: {error}")
+
+    app.run(guarded)
