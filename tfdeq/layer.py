@@ -36,13 +36,16 @@ class DEQLayer(keras.layers.Layer):
         cell: layer with call(z, x, ...) -> like z, or a functional model of the inputs [z, x]. If it
             has a method initial_state(x) -> z0, that is the start (it may not create weights); else
             zeros like x. If it has a method inject(x), that is called once before the solve and
-            its result stands for x in call(z, x): what of the input is the same in every step.
+            its result stands for x in call(z, x): what of the input is the same in every step. Its
+            leaves are [B, ...], or [1, ...] for what all samples share.
         solver: solver or its name. Default "broyden".
         adjoint: adjoint or its name. Default "implicit".
         jacobian_penalty: weight of ‖∂f/∂z‖²_F / D in the loss, >= 0 (see
             `tfdeq.jacobian_penalty`); 0.1 to 1 keeps long training steady. Default 0: none.
         jacobian_penalty_fraction: share of the batch (its first rows) that the penalty is estimated
             on, in (0, 1]. Default 0.25.
+        jacobian_penalty_power_steps: power iterations on the penalty's noise, >= 0 (see
+            `tfdeq.jacobian_penalty`). Default 0.
         convergence_metrics: whether to keep the metrics named above. Default True.
 
     Call arguments:
@@ -76,6 +79,7 @@ class DEQLayer(keras.layers.Layer):
         adjoint: str | adjoints.Adjoint = "implicit",
         jacobian_penalty: float = 0.0,
         jacobian_penalty_fraction: float = 0.25,
+        jacobian_penalty_power_steps: int = 0,
         convergence_metrics: bool = True,
         **kwargs: Any,
     ):
@@ -96,6 +100,7 @@ class DEQLayer(keras.layers.Layer):
         self.adjoint = adjoints.get(adjoint)
         self.jacobian_penalty = float(jacobian_penalty)
         self.jacobian_penalty_fraction = float(jacobian_penalty_fraction)
+        self.jacobian_penalty_power_steps = int(jacobian_penalty_power_steps)
         self.convergence_metrics = bool(convergence_metrics)
         self.supports_masking = True
         if self.jacobian_penalty:
@@ -220,6 +225,7 @@ class DEQLayer(keras.layers.Layer):
             "adjoint": keras.saving.serialize_keras_object(self.adjoint),
             "jacobian_penalty": self.jacobian_penalty,
             "jacobian_penalty_fraction": self.jacobian_penalty_fraction,
+            "jacobian_penalty_power_steps": self.jacobian_penalty_power_steps,
             "convergence_metrics": self.convergence_metrics,
         }
 
@@ -319,8 +325,13 @@ class DEQLayer(keras.layers.Layer):
         else:
             rows = math.ceil(batch * self.jacobian_penalty_fraction)
         z, x = tf.nest.map_structure(lambda leaf: leaf[:rows], (z, x))
-        seed = self._seed_generator.next()
-        penalty = jacobian_penalty_of(f, z, (x, theta), seed=seed)
+        penalty = jacobian_penalty_of(
+            f,
+            z,
+            (x, theta),
+            power_steps=self.jacobian_penalty_power_steps,
+            seed=self._seed_generator.next(),
+        )
         self.add_loss(self.jacobian_penalty * penalty)
 
 

@@ -36,9 +36,10 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_enum, "backward_solver", "anderson", "Solver of the backward system.", sorted(solvers.REGISTRY)),
         (flags.DEFINE_integer, "backward_max_steps", 5, "Vector-Jacobian products at most, per example, in the backward solve."),
         (flags.DEFINE_float, "jacobian_penalty", 0.5, "Weight of the mean squared entry of J'e in the loss; 0: none."),
-        (flags.DEFINE_float, "jacobian_penalty_fraction", 0.25, "Share of the batch that the penalty is estimated on, in (0, 1]."),
-        (flags.DEFINE_float, "shallow_share", 0.6, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
-        (flags.DEFINE_integer, "shallow_steps", 2, "Explicit applications during that share."),
+        (flags.DEFINE_float, "jacobian_penalty_fraction", 0.0625, "Share of the batch that the penalty is estimated on, in (0, 1]."),
+        (flags.DEFINE_integer, "jacobian_penalty_power_steps", 1, "Power iterations that turn the penalty's noise towards the direction that the Jacobian amplifies most."),
+        (flags.DEFINE_float, "shallow_share", 0.4, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
+        (flags.DEFINE_integer, "shallow_steps", 1, "Explicit applications during that share."),
         (flags.DEFINE_bool, "jit_compile", True, "Whether XLA compiles the training step."),
         (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
         (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on held-out data."),
@@ -69,7 +70,7 @@ def _define_bounds() -> None:
         _bound(name, lambda value: value >= 1, "must be at least 1")
     for name in ("learning_rate", "tolerance", "gradient_clip"):
         _bound(name, lambda value: value > 0, "must be greater than 0")
-    for name in ("depth", "warmup_steps", "jacobian_penalty"):
+    for name in ("depth", "warmup_steps", "jacobian_penalty", "jacobian_penalty_power_steps"):
         _bound(name, lambda value: value >= 0, "must be at least 0")
     _bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
     _bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")

@@ -29,6 +29,7 @@ def _define_flags() -> list[str]:
         (flags.DEFINE_integer, "heads", 4, "Attention heads; they divide --width."),
         (flags.DEFINE_integer, "feedforward", 512, "Hidden size of the MLP."),
         (flags.DEFINE_float, "dropout", 0.0, "Dropout rate in the cell, in [0, 1)."),
+        (flags.DEFINE_float, "recurrent_scale", 0.0, "Scale, at the start, of the weights that the state enters by; 0 starts from an equilibrium that is one application."),
         (flags.DEFINE_bool, "tied_output", False, "Whether the output matrix is the embedding's."),
         (flags.DEFINE_integer, "evaluation_windows", 256, "Held-out windows per evaluation."),
     ]  # fmt: skip
@@ -57,12 +58,14 @@ def make_model(config: Mapping[str, Any], vocabulary_size: int) -> LanguageModel
         heads=config["heads"],
         feedforward=config["feedforward"],
         dropout=config["dropout"],
+        recurrent_scale=config["recurrent_scale"],
         solver=solvers.get(
             config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
         ),
         adjoint=Implicit(backward),
         jacobian_penalty=config["jacobian_penalty"],
         jacobian_penalty_fraction=config["jacobian_penalty_fraction"],
+        jacobian_penalty_power_steps=config["jacobian_penalty_power_steps"],
         tied_output=config["tied_output"],
         explicit_steps=config["depth"],
     )

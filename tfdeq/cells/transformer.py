@@ -5,6 +5,9 @@ from keras import ops
 
 from tfdeq.solvers.solver import require_positive_integer
 
+_EPSILON = 1e-5  # of the norms; also keeps the norm of a zero state at zero
+_MASKED = -1e9  # attention logit of a position that must not be seen
+
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class TransformerCell(keras.layers.Layer):
@@ -12,28 +15,37 @@ class TransformerCell(keras.layers.Layer):
 
     Pre-norm, and without a direct path from z to f(z): the input x stands where a residual block
     has z, and enters the queries, keys and values too (x U). That, with `jacobian_penalty`, is what
-    makes long training steady. Attention is causal: position t depends on positions up to t. The
-    linear maps have no biases; their weights start as N(0, 1 / fan_in).
+    makes long training steady. Attention is causal, and sees distances by a learned bias per head
+    and distance, which starts as −slope · distance with the heads' slopes a geometric sequence. The
+    norms are root-mean-square norms without gains, the linear maps have no biases; weights start as
+    N(0, 1 / fan_in), and W as recurrent_scale times that. With W = 0, the default, the first
+    equilibrium is f(0, x) itself: training starts from a cell that has nothing to solve, and the
+    dependence on z grows as far as it helps.
 
-    x U does not depend on z, so `inject` computes it once a solve.
+    x U and the bias do not depend on z, so `inject` computes them once a solve.
 
     Args:
         width: d, size of the state per position, divisible by heads.
         heads: attention heads.
+        sequence_length: the longest T.
         feedforward: hidden size of the MLP (GELU). Default: 4 · width.
         dropout: rate on the attention's and the MLP's output, in [0, 1). Default 0.
+        recurrent_scale: scale of W at the start, >= 0. Default 0.
 
-    Call arguments: z and x of shape [B, T, d] (x as it comes from `inject`). Returns [B, T, d].
+    Call arguments: z [B, T, d]; x as it comes from `inject`; mask [B, T] bool or None: positions
+    where it is False are held at zero, and so take no part in residuals. Returns [B, T, d].
 
     Raises:
-        ValueError: for sizes below 1 or a width that heads do not divide.
+        ValueError: for sizes below 1, a width that heads do not divide, or a T beyond
+            sequence_length.
 
     Source: Vaswani et al., arXiv:1706.03762, section 3; injection into queries, keys and values: Bai,
-        Kolter, Koltun, arXiv:1909.01377, section 3.2 (weight-tied Transformer).
+        Kolter, Koltun, arXiv:1909.01377, section 3.2; linear biases: Press, Smith, Lewis,
+        arXiv:2108.12409.
 
     Example:
         >>> from tfdeq import DEQLayer
-        >>> layer = DEQLayer(TransformerCell(width=8, heads=2))
+        >>> layer = DEQLayer(TransformerCell(width=8, heads=2, sequence_length=5))
         >>> layer(keras.ops.ones([2, 5, 8])).shape
         TensorShape([2, 5, 8])
     """
@@ -42,60 +54,99 @@ class TransformerCell(keras.layers.Layer):
         self,
         width: int,
         heads: int,
+        sequence_length: int,
         feedforward: int | None = None,
         dropout: float = 0.0,
+        recurrent_scale: float = 0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        require_positive_integer("width", width)
-        require_positive_integer("heads", heads)
         self.width = width
         self.heads = heads
+        self.sequence_length = sequence_length
         self.feedforward = 4 * width if feedforward is None else feedforward
-        require_positive_integer("feedforward", self.feedforward)
-        self.dropout = float(dropout)
+        for name in ("width", "heads", "sequence_length", "feedforward"):
+            require_positive_integer(name, getattr(self, name))
         if width % heads:
             raise ValueError(f"heads must divide width; received width {width}, heads {heads}.")
-        self.state_norm = keras.layers.RMSNormalization(name="state_norm")
-        self.query_key_value = _linear(3 * width, "query_key_value")
+        self.dropout = float(dropout)
+        self.recurrent_scale = float(recurrent_scale)
+        self.query_key_value = _linear(3 * width, "query_key_value", self.recurrent_scale)
         self.injection = _linear(3 * width, "injection")
         self.attention_output = _linear(width, "attention_output")
-        self.attention_norm = keras.layers.RMSNormalization(name="attention_norm")
-        self.expand = _linear(self.feedforward, "expand", activation="gelu")
+        self.expand = _linear(self.feedforward, "expand")
         self.contract = _linear(width, "contract")
         self.attention_dropout = keras.layers.Dropout(dropout, name="attention_dropout")
         self.feedforward_dropout = keras.layers.Dropout(dropout, name="feedforward_dropout")
+        self.distance_bias = keras.layers.Embedding(
+            sequence_length, heads, embeddings_initializer=_slopes, name="distance_bias"
+        )
 
     def inject(self, x):
-        """Returns what of the input stays the same in every application: x [B, T, d], x U [B, T, 3d]."""
-        return {"skip": x, "query_key_value": self.injection(x)}
+        """Returns what of the input x [B, T, d] stays the same in every application.
+
+        skip: x. query_key_value: x U [B, T, 3d]. bias: [1, heads, T, T], added to the attention's
+        logits: the learned bias of the distance, and the causal mask.
+        """
+        length = x.shape[1]
+        if length is not None and length > self.sequence_length:
+            raise ValueError(
+                f"x must be at most {self.sequence_length} long, the cell's sequence_length; "
+                f"received shape {tuple(x.shape)}. Cut the sequences into windows."
+            )
+        position = ops.arange(ops.shape(x)[1])
+        distance = position[:, None] - position[None, :]
+        bias = self.distance_bias(ops.maximum(distance, 0))  # [T, T, heads]
+        bias = ops.where(distance[:, :, None] >= 0, bias, ops.cast(_MASKED, bias.dtype))
+        return {
+            "skip": x,
+            "query_key_value": self.injection(x),
+            "bias": ops.transpose(bias, (2, 0, 1))[None],
+        }
 
     def initial_state(self, x):
         """Returns zeros [B, T, d]."""
         return ops.zeros_like(x)
 
-    def call(self, z, x):
+    def call(self, z, x, mask=None):
         batch, length = ops.shape(z)[0], ops.shape(z)[1]
-        projected = self.query_key_value(self.state_norm(z)) + x["query_key_value"]
+        projected = self.query_key_value(_norm(z)) + x["query_key_value"]
         projected = ops.reshape(projected, (batch, length, 3, self.heads, self.width // self.heads))
         query, key, value = (projected[:, :, index] for index in range(3))
-        attended = ops.dot_product_attention(query, key, value, is_causal=True)
+        attended = ops.dot_product_attention(query, key, value, bias=x["bias"])
         attended = self.attention_output(ops.reshape(attended, (batch, length, self.width)))
         a = x["skip"] + self.attention_dropout(attended)
-        return a + self.feedforward_dropout(self.contract(self.expand(self.attention_norm(a))))
+        hidden = ops.gelu(self.expand(_norm(a)), approximate=True)
+        output = a + self.feedforward_dropout(self.contract(hidden))
+        return output if mask is None else output * ops.cast(mask, output.dtype)[:, :, None]
 
     def get_config(self):
         return {
             **super().get_config(),
             "width": self.width,
             "heads": self.heads,
+            "sequence_length": self.sequence_length,
             "feedforward": self.feedforward,
             "dropout": self.dropout,
+            "recurrent_scale": self.recurrent_scale,
         }
 
 
-def _linear(units: int, name: str, activation: str | None = None) -> keras.layers.Dense:
-    initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
-    return keras.layers.Dense(
-        units, activation, use_bias=False, kernel_initializer=initializer, name=name
-    )
+def _norm(x):
+    return ops.rms_normalization(x, epsilon=_EPSILON)
+
+
+def _linear(units: int, name: str, scale: float = 1.0) -> keras.layers.Dense:
+    initializer = "zeros"
+    if scale:
+        initializer = keras.initializers.VarianceScaling(scale**2, "fan_in", "untruncated_normal")
+    return keras.layers.Dense(units, use_bias=False, kernel_initializer=initializer, name=name)
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+def _slopes(shape, dtype=None):
+    """[distances, heads]: −2^−(1 + 8 h / heads) · distance for head h = 0, 1, …."""
+    distances, heads = shape
+    slopes = 2.0 ** -(1.0 + 8.0 * ops.arange(heads, dtype="float32") / heads)
+    values = -ops.arange(distances, dtype="float32")[:, None] * slopes[None, :]
+    return ops.cast(values, dtype or "float32")

@@ -18,16 +18,20 @@ class LanguageModel(keras.Model):
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
-        sequence_length: the longest T; learned positions.
-        width, heads, feedforward, dropout: see `TransformerCell`.
-        solver, adjoint, jacobian_penalty, jacobian_penalty_fraction: see `DEQLayer`.
+        sequence_length: the longest T.
+        width, heads, feedforward, dropout, recurrent_scale: see `TransformerCell`, which also
+            gives the positions.
+        solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps:
+            see `DEQLayer`.
         tied_output: logits from the transposed embedding instead of a matrix of their own. Default
             False.
         explicit_steps: 0 for the equilibrium; L > 0 for L explicit applications of the same cell
             with ordinary backpropagation. Default 0.
 
     Call arguments:
-        tokens: [B, T] integers, T <= sequence_length. tolerance, max_steps: scalars or [B].
+        tokens: [B, T] integers, T <= sequence_length. mask: [B, T] bool or None, False at padding,
+        which must follow the text; padding changes neither answers nor residuals. tolerance,
+        max_steps: scalars or [B].
         explicit_steps: overrides the constructor's for this call. return_solution: return (logits,
         `Solution`).
 
@@ -51,10 +55,12 @@ class LanguageModel(keras.Model):
         heads: int = 4,
         feedforward: int | None = None,
         dropout: float = 0.0,
+        recurrent_scale: float = 0.0,
         solver: str | solvers.Solver = "anderson",
         adjoint: str | adjoints.Adjoint = "implicit",
         jacobian_penalty: float = 0.0,
         jacobian_penalty_fraction: float = 0.25,
+        jacobian_penalty_power_steps: int = 0,
         tied_output: bool = False,
         explicit_steps: int = 0,
         **kwargs: Any,
@@ -68,14 +74,21 @@ class LanguageModel(keras.Model):
         self.sequence_length = sequence_length
         self.tied_output = tied_output
         self.explicit_steps = explicit_steps
-        cell = TransformerCell(width, heads, feedforward, dropout, name="cell")
-        small = keras.initializers.RandomNormal(stddev=width**-0.5)
-        self.embedding = keras.layers.Embedding(vocabulary_size, width, small, name="embedding")
-        self.positions = keras.layers.Embedding(sequence_length, width, small, name="positions")
-        self.equilibrium = DEQLayer(
-            cell, solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, name="equilibrium"
+        cell = TransformerCell(
+            width, heads, sequence_length, feedforward, dropout, recurrent_scale, name="cell"
         )
-        self.output_norm = keras.layers.RMSNormalization(name="output_norm")
+        self.embedding = keras.layers.Embedding(
+            vocabulary_size, width, keras.initializers.RandomNormal(stddev=1.0), name="embedding"
+        )
+        self.equilibrium = DEQLayer(
+            cell,
+            solver,
+            adjoint,
+            jacobian_penalty,
+            jacobian_penalty_fraction,
+            jacobian_penalty_power_steps,
+            name="equilibrium",
+        )
         if not tied_output:
             initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
             self.readout = keras.layers.Dense(
@@ -88,10 +101,8 @@ class LanguageModel(keras.Model):
 
     def build(self, tokens_shape):
         self.embedding.build(tokens_shape)
-        self.positions.build(tokens_shape)
         state = (tokens_shape[0], tokens_shape[1], self.cell.width)
         self.equilibrium.build(state)
-        self.output_norm.build(state)
         if not self.tied_output:
             self.readout.build(state)
 
@@ -102,10 +113,12 @@ class LanguageModel(keras.Model):
         max_steps=None,
         explicit_steps=None,
         return_solution=False,
+        mask=None,
     ):
         explicit_steps = self.explicit_steps if explicit_steps is None else explicit_steps
         solution = self.equilibrium(
             self.embed(tokens),
+            mask=mask,
             tolerance=tolerance,
             max_steps=max_steps,
             return_solution=True,
@@ -115,22 +128,22 @@ class LanguageModel(keras.Model):
         return (logits, solution) if return_solution else logits
 
     def embed(self, tokens):
-        """Tokens [B, T] -> the cell's input [B, T, d], of unit scale."""
+        """Tokens [B, T] -> the cell's input [B, T, d]."""
         length = tokens.shape[1]
         if length is not None and length > self.sequence_length:
             raise ValueError(
                 f"tokens must be at most {self.sequence_length} long, the model's sequence_length; "
                 f"received shape {tuple(tokens.shape)}. Cut the text into windows."
             )
-        scale = self.cell.width**0.5
-        positions = self.positions(ops.arange(ops.shape(tokens)[1]))
-        return scale * self.embedding(tokens) + (scale / 2) * positions
+        return self.embedding(tokens)
 
     def logits(self, z):
         """State [B, T, d] -> next-token logits [B, T, V] float32."""
-        h = self.output_norm(z)
+        h = ops.rms_normalization(z, epsilon=1e-5)
         if self.tied_output:
-            logits = ops.matmul(h, ops.transpose(self.embedding.embeddings))
+            # Unit-scale embeddings, so that the first logits are of unit scale too.
+            scale = self.cell.width**-0.5
+            logits = scale * ops.matmul(h, ops.transpose(self.embedding.embeddings))
         else:
             logits = self.readout(h)
         return ops.cast(logits, "float32")
@@ -155,10 +168,12 @@ class LanguageModel(keras.Model):
             "heads": self.cell.heads,
             "feedforward": self.cell.feedforward,
             "dropout": self.cell.dropout,
+            "recurrent_scale": self.cell.recurrent_scale,
             "solver": keras.saving.serialize_keras_object(layer.solver),
             "adjoint": keras.saving.serialize_keras_object(layer.adjoint),
             "jacobian_penalty": layer.jacobian_penalty,
             "jacobian_penalty_fraction": layer.jacobian_penalty_fraction,
+            "jacobian_penalty_power_steps": layer.jacobian_penalty_power_steps,
             "tied_output": self.tied_output,
             "explicit_steps": self.explicit_steps,
         }
