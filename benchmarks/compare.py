@@ -7,11 +7,8 @@ variant the number of steps that fits the equilibrium's training time, so that t
 need no quiet machine: only their number of steps matters.
 """
 
-import itertools
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,12 +16,13 @@ from typing import Any
 
 import keras
 import matplotlib
-from absl import app, flags
+from absl import flags
 
-from trainers import language_model
+from trainers import language_model, program
 from trainers.data import load, training_windows
 from trainers.flags import configuration
 from trainers.loop import Trainer
+from trainers.processes import Runs
 from trainers.workdir import read_json, write_json
 
 matplotlib.use("Agg")
@@ -41,9 +39,10 @@ flags.DEFINE_string("document", None, "Markdown file to write the table to, plot
 def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns name -> configuration: the equilibrium, and each depth with and without penalty."""
     result = {"equilibrium": dict(config)}
-    for depth, penalty in itertools.product(FLAGS.depths, (0.0, config["jacobian_penalty"])):
-        name = f"{depth} explicit{', penalty' if penalty else ''}"
-        result[name] = {**config, "depth": int(depth), "jacobian_penalty": penalty}
+    for depth in map(int, FLAGS.depths):
+        for baseline in language_model.baseline_configurations(config, depth):
+            penalty = ", penalty" if baseline["jacobian_penalty"] else ""
+            result[f"{depth} explicit{penalty}"] = baseline
     return result
 
 
@@ -94,65 +93,23 @@ def _batches(config, data):
 
 
 def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Returns run name -> configuration: all at equal time, and depth 1 at equal steps too."""
+    """Returns name -> configuration with the steps that fit the equilibrium's training time."""
     total = configs["equilibrium"]["train_steps"] * seconds["equilibrium"]
-    runs = {}
-    for name, config in configs.items():
-        if name == "equilibrium":
-            runs[name] = config
-            continue
-        if config["depth"] == 1:
-            runs[f"{name}, equal steps"] = config
-        runs[f"{name}, equal time"] = {**config, "train_steps": round(total / seconds[name])}
-    return runs
+    return {
+        name: {**config, "train_steps": round(total / seconds[name])}
+        for name, config in configs.items()
+    }
 
 
 def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
     """Trains every run and seed, each in a process of its own; finished ones are kept."""
-    jobs = []
-    for seed in range(FLAGS.seeds):
-        for name, config in runs.items():
-            folder = run_folder(workdir, name, seed)
-            if not os.path.exists(os.path.join(folder, "metrics.json")):
-                jobs.append((folder, {**config, "seed": seed}))
-    running: list[tuple[subprocess.Popen, str]] = []
-    try:
-        while jobs or running:
-            while jobs and len(running) < FLAGS.parallel:
-                folder, config = jobs.pop(0)
-                running.append((_start(folder, config), folder))
-            time.sleep(1)
-            for process, folder in list(running):
-                if process.poll() is None:
-                    continue
-                running.remove((process, folder))
-                if process.returncode:
-                    raise RuntimeError(
-                        f"The run in {folder} ended with {process.returncode}; see {folder}.log. "
-                        "Run the command again to go on from its checkpoint."
-                    )
-                print(f"finished {folder}; {len(jobs) + len(running)} to go", flush=True)
-    finally:
-        for process, _ in running:
-            process.terminate()
-
-
-def _start(folder: str, config: Mapping[str, Any]) -> subprocess.Popen:
-    arguments = [f"--{name}={value}" for name, value in config.items() if value is not None]
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // FLAGS.parallel))
-    environment = {
-        **os.environ,
-        "TF_NUM_INTRAOP_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-    }
-    with open(f"{folder}.log", "a", encoding="utf-8") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "trainers.language_model", f"--workdir={folder}", *arguments],
-            stdout=log,
-            stderr=log,
-            env=environment,
-        )
+    with Runs("trainers.language_model", FLAGS.parallel) as processes:
+        for seed in range(FLAGS.seeds):
+            for name, config in runs.items():
+                folder = run_folder(workdir, name, seed)
+                if not os.path.exists(os.path.join(folder, "metrics.json")):
+                    processes.start(folder, {**config, "seed": seed})
+        processes.wait()
 
 
 def run_folder(workdir: str, name: str, seed: int) -> str:
@@ -165,7 +122,7 @@ def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str)
     for name, config in runs.items():
         folders = [run_folder(workdir, name, seed) for seed in range(FLAGS.seeds)]
         metrics = [read_json(os.path.join(folder, "metrics.json")) for folder in folders]
-        per_step = seconds[name.rsplit(", equal", 1)[0]]
+        per_step = seconds[name]
         bits = [m["test"]["bits_per_byte"] for m in metrics]
         results[name] = {
             "steps": config["train_steps"],
@@ -216,12 +173,10 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
     pyplot.close(figure)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
+def main() -> None:
     config = configuration(language_model.CONFIGURATION_FLAGS)
     if config["depth"]:
-        raise app.UsageError("--depth is set by the comparison; see --depths.")
+        raise ValueError("--depth is set by the comparison; see --depths.")
     configs = variants(config)
     timing_path = os.path.join(FLAGS.workdir, "seconds_per_step.json")
     seconds = read_json(timing_path)
@@ -250,4 +205,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -1,6 +1,5 @@
 """Trains a deep equilibrium language model: python -m trainers.language_model --workdir=DIR."""
 
-import gc
 import os
 import resource
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from trainers.data import TokenData, load, training_windows
 from trainers.evaluation import Evaluator, next_token_loss
 from trainers.flags import configuration, define_shared_flags
 from trainers.loop import Task, Trainer, learning_rate_schedule
+from trainers.processes import Runs
 from trainers.workdir import claim, read_json, write_atomically, write_json
 
 FLAGS = flags.FLAGS
@@ -142,16 +142,59 @@ def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str,
     return metrics
 
 
-def train_baselines(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str, Any]:
-    """Trains one application of the same cell, with and without the penalty: name -> metrics."""
-    results = {}
-    for penalty in sorted({0.0, config["jacobian_penalty"]}):
-        baseline = {**config, "depth": 1, "jacobian_penalty": penalty}
-        folder = os.path.join(workdir, "baselines", f"depth_1_penalty_{penalty:g}")
-        results[describe(baseline)] = train(baseline, folder, data)
-        keras.utils.clear_session()
-        gc.collect()
-    return results
+def baseline_configurations(config: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
+    """Returns depth explicit applications of the same cell, without and with the Jacobian penalty.
+
+    With the penalty, the recurrent weights start at full scale: the penalty has nothing to act on
+    where the state does not enter.
+    """
+    plain = {**config, "depth": depth, "jacobian_penalty": 0.0}
+    if not config["jacobian_penalty"]:
+        return [plain]
+    return [plain, {**config, "depth": depth, "recurrent_scale": 1.0}]
+
+
+def train_with_baselines(
+    config: Mapping[str, Any], workdir: str, data: TokenData, flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Trains the model and, in another process, one application for as many steps; returns metrics.
+
+    The better baseline goes into metrics.json as `baseline`, all of them as `baselines`.
+
+    Args:
+        flags: further flags of the baselines' program, which are no part of the configuration.
+    """
+    folders = {}
+    # On a GPU, whose memory one process fills, the baselines wait for the model.
+    at_once = not tf.config.list_physical_devices("GPU")
+    with Runs("trainers.language_model") as runs:
+        for baseline in baseline_configurations(config, depth=1):
+            folder = os.path.join(
+                workdir, "baselines", f"depth_1_penalty_{baseline['jacobian_penalty']:g}"
+            )
+            folders[describe(baseline)] = folder, baseline
+        pending = [
+            (folder, {**flags, **baseline})
+            for folder, baseline in folders.values()
+            if not os.path.exists(os.path.join(folder, "metrics.json"))
+        ]
+        if at_once:
+            for folder, values in pending:
+                runs.start(folder, values)
+        metrics = train(config, workdir, data)
+        if not at_once:
+            for folder, values in pending:
+                runs.start(folder, values)
+        if pending:
+            print("Waiting for the baselines.", flush=True)
+        runs.wait()
+    if "baseline" not in metrics:
+        results = {
+            name: read_json(os.path.join(folder, "metrics.json"))
+            for name, (folder, _) in folders.items()
+        }
+        _add_baselines(workdir, metrics, results)
+    return metrics
 
 
 def describe(config: Mapping[str, Any]) -> str:
@@ -161,24 +204,15 @@ def describe(config: Mapping[str, Any]) -> str:
     return f"{what} {'with' if config['jacobian_penalty'] else 'without'} Jacobian penalty"
 
 
-def add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str, Any]) -> None:
-    """Puts the better baseline into metrics.json and all of them into the pictures."""
-    key = "bits_per_byte" if "bits_per_byte" in metrics["test"] else "bits_per_word"
-    name = min(baselines, key=lambda name: baselines[name]["test"][key])
-    metrics["baseline"] = {"name": name, **baselines[name]["test"]}
-    metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
-    write_json(os.path.join(workdir, "metrics.json"), metrics)
-    residuals = read_json(os.path.join(workdir, "residuals.json")) or {}
-    curves = {name: value["train"] for name, value in baselines.items()}
-    writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
-    pictures.draw_all(workdir, metrics, curves, residuals, writer)
-    writer.close()
-
-
 def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
     def loss(model, batch, explicit_steps):
         inputs, targets = batch
-        logits = model(inputs, training=True, explicit_steps=explicit_steps)
+        logits = model(
+            inputs,
+            training=True,
+            max_steps=config["training_max_steps"],
+            explicit_steps=explicit_steps,
+        )
         return tf.reduce_mean(next_token_loss(logits, targets))
 
     def batches(start_step):
@@ -211,6 +245,20 @@ def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
     )
 
 
+def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str, Any]) -> None:
+    """Puts the better baseline into metrics.json and all of them into the pictures."""
+    key = "bits_per_byte" if "bits_per_byte" in metrics["test"] else "bits_per_word"
+    name = min(baselines, key=lambda name: baselines[name]["test"][key])
+    metrics["baseline"] = {"name": name, **baselines[name]["test"]}
+    metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
+    write_json(os.path.join(workdir, "metrics.json"), metrics)
+    residuals = read_json(os.path.join(workdir, "residuals.json")) or {}
+    curves = {name: value["train"] for name, value in baselines.items()}
+    writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+    pictures.draw_all(workdir, metrics, curves, residuals, writer)
+    writer.close()
+
+
 def _optimizer(config: Mapping[str, Any]) -> keras.optimizers.Optimizer:
     schedule = learning_rate_schedule(
         config["learning_rate"], config["train_steps"], config["warmup_steps"]
@@ -236,9 +284,12 @@ def main() -> None:
     data = load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
     )
-    metrics = train(config, FLAGS.workdir, data)
-    if FLAGS.baseline and "baseline" not in metrics:
-        add_baselines(FLAGS.workdir, metrics, train_baselines(config, FLAGS.workdir, data))
+    if FLAGS.baseline:
+        metrics = train_with_baselines(
+            config, FLAGS.workdir, data, {"prepared_dir": FLAGS.prepared_dir}
+        )
+    else:
+        metrics = train(config, FLAGS.workdir, data)
     for name in ("test", "baseline"):
         if name in metrics:
             numbers = {k: v for k, v in metrics[name].items() if isinstance(v, float)}

@@ -19,7 +19,8 @@ class Implicit(Adjoint):
     """Implicit differentiation of the fixed point.
 
     With J = ∂f/∂z at z*, the cotangent dz of z* gives u = Jᵀu + dz, solved as a fixed point of its
-    own (per sample, one vector–Jacobian product a step), and uᵀ ∂f/∂args. Exact up to the residuals
+    own (per sample, one vector–Jacobian product a step; what is taken is the image of the best
+    iterate, so that the last product counts too), and uᵀ ∂f/∂args. Exact up to the residuals
     of both solves. Derivatives of any order: the rule is applied to u again. z0 gets no gradient:
     the equilibrium does not depend on it.
 
@@ -127,7 +128,8 @@ def _solve_adjoint(
         return tf.nest.map_structure(tf.add, product, fixed_d_z)
 
     # From u = d_z: one product is saved against zeros, whose image is d_z.
-    solution = iterate(linear, fixed_d_z, solver)
+    # The last product is put to use: its result is u one step further.
+    solution = iterate(linear, fixed_d_z, solver, return_image=True)
     if callback is not None:
         callback(solution)
 

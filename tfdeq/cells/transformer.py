@@ -61,6 +61,7 @@ class TransformerCell(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.width = width
         self.heads = heads
         self.sequence_length = sequence_length

@@ -66,6 +66,7 @@ class LanguageModel(keras.Model):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         require_positive_integer("vocabulary_size", vocabulary_size)
         require_positive_integer("sequence_length", sequence_length)
         if explicit_steps < 0:
