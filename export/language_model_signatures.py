@@ -2,10 +2,9 @@
 
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
-from tfdeq import DEQLayer, Status
+from tfdeq import Status, describe
 from tfdeq.models import LanguageModel
 
 # Status of an example that cannot be answered; next to the values of `tfdeq.Status`.
@@ -36,9 +35,9 @@ OUTPUTS = {
     },
 }
 STATUS_TEXTS = {
-    **{str(int(status)): status.name for status in Status},
+    **{str(int(status)): describe(status) for status in Status},
     str(INVALID): (
-        "INVALID: a length outside 1 … min(T, sequence_length) or a token id outside 0 … V − 1. "
+        "invalid: a length outside 1 … min(T, sequence_length) or a token id outside 0 … V − 1. "
         "steps is 0, residual the largest float32, log_probabilities are −log V each, "
         "log_likelihood 0. Other examples of the batch are not affected."
     ),
@@ -50,6 +49,7 @@ class _Equilibrium(NamedTuple):
     valid: tf.Tensor  # [B, T'] bool
     lengths: tf.Tensor  # [B] int32; 0 for invalid examples
     z: tf.Tensor  # [B, T', d]
+    logits: tf.Tensor  # [B, T', V]; not computed where nothing uses them
     convergence: dict[str, tf.Tensor]  # residual, steps, status: [B]
 
 
@@ -76,11 +76,10 @@ def language_model_signatures(
             f"model must be a tfdeq.models.LanguageModel; received {type(model).__name__}. Trace "
             "signatures of your own and pass them to export.saved_model.export."
         )
-    equilibrium = _masked_equilibrium(model)
     vocabulary_size = model.vocabulary_size
 
     def serving_default(tokens, lengths, tolerance, max_steps):
-        solved = _solve(model, equilibrium, tokens, lengths, tolerance, max_steps)
+        solved = _solve(model, tokens, lengths, tolerance, max_steps)
         last = tf.gather(solved.z, tf.maximum(solved.lengths, 1) - 1, batch_dims=1)
         log_probabilities = tf.nn.log_softmax(model.logits(last[:, None])[:, 0])
         uniform = -tf.math.log(tf.cast(vocabulary_size, tf.float32))
@@ -89,9 +88,9 @@ def language_model_signatures(
         return {"log_probabilities": log_probabilities, **solved.convergence}
 
     def score(tokens, lengths, tolerance, max_steps):
-        solved = _solve(model, equilibrium, tokens, lengths, tolerance, max_steps)
+        solved = _solve(model, tokens, lengths, tolerance, max_steps)
         scores = -tf.nn.sparse_softmax_cross_entropy_with_logits(
-            solved.tokens[:, 1:], model.logits(solved.z)[:, :-1]
+            solved.tokens[:, 1:], solved.logits[:, :-1]
         )
         scores = tf.where(solved.valid[:, 1:], scores, 0.0)
         behind = tf.maximum(tf.shape(tokens)[1] - tf.shape(scores)[1] - 1, 0)
@@ -117,7 +116,6 @@ def _trace(function) -> tf.types.experimental.ConcreteFunction:
 
 def _solve(
     model: LanguageModel,
-    equilibrium: DEQLayer,
     tokens: tf.Tensor,
     lengths: tf.Tensor,
     tolerance: tf.Tensor,
@@ -125,20 +123,20 @@ def _solve(
 ) -> _Equilibrium:
     tokens, valid, lengths, answered = _checked(model, tokens, lengths)
     solver = model.equilibrium.solver
-    solution = equilibrium(
-        {"tokens": model.embed(tokens), "valid": valid[:, :, None]},
+    logits, solution = model(
+        tokens,
+        mask=valid,
         tolerance=tf.where(tolerance > 0.0, tolerance, solver.tolerance),
         max_steps=tf.where(max_steps > 0, max_steps, solver.max_steps),
         training=False,
         return_solution=True,
-        explicit_steps=model.explicit_steps or None,
     )
     convergence = {
         "residual": tf.where(answered, solution.residual, tf.float32.max),
         "steps": tf.where(answered, solution.steps, 0),
         "status": tf.where(answered, solution.status, INVALID),
     }
-    return _Equilibrium(tokens, valid, lengths, solution.z, convergence)
+    return _Equilibrium(tokens, valid, lengths, solution.z, logits, convergence)
 
 
 def _checked(model: LanguageModel, tokens: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -156,37 +154,3 @@ def _checked(model: LanguageModel, tokens: tf.Tensor, lengths: tf.Tensor) -> tup
     tokens = tf.pad(tokens, [[0, 0], [0, tf.maximum(1 - length, 0)]])[:, : model.sequence_length]
     valid = tf.sequence_mask(lengths, tf.shape(tokens)[1])
     return tf.where(valid, tokens, 0), valid, lengths, answered
-
-
-def _masked_equilibrium(model: LanguageModel) -> DEQLayer:
-    """The model's equilibrium, with its weights, over the valid positions only."""
-    layer = model.equilibrium
-    return DEQLayer(
-        _ValidPositions(model.cell, name="valid_positions"),
-        layer.solver,
-        layer.adjoint,
-        convergence_metrics=False,
-        name="masked_equilibrium",
-    )
-
-
-class _ValidPositions(keras.layers.Layer):
-    """f at valid positions, 0 elsewhere: padding then adds nothing to norms and inner products.
-
-    Valid positions do not see padding anyway, for attention is causal; but residual, steps and
-    acceleration are taken over all positions of an example.
-    """
-
-    def __init__(self, cell: keras.layers.Layer, **kwargs):
-        super().__init__(**kwargs)
-        self.cell = cell
-
-    def inject(self, x):
-        return {"tokens": self.cell.inject(x["tokens"]), "valid": x["valid"]}
-
-    def initial_state(self, x):
-        return self.cell.initial_state(x["tokens"])
-
-    def call(self, z, x):
-        output = self.cell(z, x["tokens"])
-        return keras.ops.where(x["valid"], output, keras.ops.zeros_like(output))

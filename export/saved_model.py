@@ -7,20 +7,22 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 
 from export import graph_checks, model_card, versions
 from export import language_model_signatures as language_model
 from tfdeq.models import LanguageModel
+from trainers import program
 
 FLAGS = flags.FLAGS
 VOCABULARY = "vocabulary.txt"
+# Not in the card: the curves are long, and the configuration stands there already.
+_LEFT_OUT = ("train", "config")
 
 
 def export(
@@ -136,8 +138,7 @@ def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any],
 
     Raises:
         FileNotFoundError: no such folder, or no model in it yet.
-        ValueError: a file that cannot be read as what it should be.
-        TypeError: a model of another kind.
+        ValueError: a file that cannot be read as what it should be, or another kind of model.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / "model.keras"
@@ -154,7 +155,7 @@ def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any],
             f"python -m trainers.language_model --workdir={workdir}"
         ) from error
     if not isinstance(model, LanguageModel):
-        raise TypeError(
+        raise ValueError(
             f"{str(path)!r} holds a {type(model).__name__}; this program exports "
             "tfdeq.models.LanguageModel. Use export.saved_model.export for a model of your own."
         )
@@ -169,10 +170,6 @@ def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any],
         "source": {"path": str(path), "sha256": _sha256(path)},
     }
     return model, card, vocabulary
-
-
-# The curves are long, and the configuration stands in the card already.
-_LEFT_OUT = ("train", "config")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -230,24 +227,27 @@ def _is_there(output: str, version: int, workdir: str) -> bool:
     return True
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
-    try:
-        if FLAGS.skip_existing and _is_there(FLAGS.output, FLAGS.version, FLAGS.workdir):
-            return
-        versions.check_free(FLAGS.output, FLAGS.version)  # before the model is loaded
-        model, card, vocabulary = load_run(FLAGS.workdir)
-        path = export_language_model(
-            model, FLAGS.output, version=FLAGS.version, card=card, vocabulary=vocabulary
-        )
-    except (OSError, TypeError, ValueError) as error:
-        sys.exit(f"export.saved_model: {error}")
+def main() -> None:
+    if FLAGS.skip_existing and _is_there(FLAGS.output, FLAGS.version, FLAGS.workdir):
+        return
+    versions.check_free(FLAGS.output, FLAGS.version)  # before the model is loaded
+    model, card, vocabulary = load_run(FLAGS.workdir)
+    path = export_language_model(
+        model, FLAGS.output, version=FLAGS.version, card=card, vocabulary=vocabulary
+    )
     print(f"Exported {path}.")
     print(f"Verify it: python -m export.verify --workdir={FLAGS.workdir} --model={path}")
 
 
+def quieten() -> None:
+    """TensorFlow reports every file that it writes; --verbosity=0 shows that again."""
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+        tf.get_logger().setLevel("WARNING")
+
+
 def define_flags() -> None:
+    app.call_after_init(quieten)
     flags.DEFINE_string("workdir", None, "Folder that trainers.language_model wrote.")
     flags.DEFINE_string("output", None, "Folder of the versions; made if missing.")
     flags.DEFINE_integer(
@@ -265,8 +265,9 @@ def define_flags() -> None:
 
 
 def run() -> None:
+    """Entry point of the console script."""
     define_flags()
-    app.run(main)
+    program.run(main)
 
 
 if __name__ == "__main__":

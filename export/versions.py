@@ -1,4 +1,4 @@
-"""Version folders as TensorFlow Serving reads them: numbers, and writing one whole or not at all."""
+"""Version folders as TensorFlow Serving reads them: numbers, and writing one whole or not."""
 
 import errno
 import fcntl

@@ -71,7 +71,10 @@ class DenseCell(keras.layers.Layer):
         super().__init__(**kwargs)
         self.units, self.gain = units, gain
         self.dense = keras.layers.Dense(
-            units, kernel_initializer=keras.initializers.Orthogonal(gain), name="dense"
+            units,
+            kernel_initializer=keras.initializers.Orthogonal(gain),
+            dtype=self.dtype_policy,
+            name="dense",
         )
 
     def call(self, z, x):
@@ -90,7 +93,10 @@ class NoisyCell(keras.layers.Layer):
         self.units, self.rate, self.gain = units, rate, gain
         self.dropout = keras.layers.Dropout(rate, name="dropout")
         self.dense = keras.layers.Dense(
-            units, kernel_initializer=keras.initializers.Orthogonal(gain), name="dense"
+            units,
+            kernel_initializer=keras.initializers.Orthogonal(gain),
+            dtype=self.dtype_policy,
+            name="dense",
         )
         self.norm = keras.layers.BatchNormalization(momentum=0.9, name="norm")
 

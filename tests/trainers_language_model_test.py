@@ -113,9 +113,7 @@ def test_resumes_from_the_checkpoint_before_a_corrupt_one(trained):
     again = json.loads((workdir / "metrics.json").read_text())
     assert again["train"]["step"][-1] == 8
     whole = json.loads((trained / "run" / "metrics.json").read_text())
-    assert again["test"]["bits_per_byte"] == pytest.approx(
-        whole["test"]["bits_per_byte"], rel=1e-5
-    )
+    assert again["test"]["bits_per_byte"] == pytest.approx(whole["test"]["bits_per_byte"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

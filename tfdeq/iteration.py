@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfdeq.solution import Solution, Status
@@ -248,16 +249,28 @@ def _per_sample(
 ) -> tf.Tensor:
     """Returns value, or the default, as [B]; checks what is known before the loop runs."""
     value = default if value is None else value
-    tensor = tf.cast(tf.convert_to_tensor(value), dtype)
+    if not tf.is_tensor(value):
+        array = np.asarray(value)
+        if dtype.is_integer and not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{name} must be of integers; received {value!r}.")
+        value = tf.constant(array, dtype)
+    tensor = tf.cast(value, dtype)
     known = tf.get_static_value(tensor)
-    lowest = 1 if name == "max_steps" else 0
-    if known is not None:
-        valid = (known >= 1).all() if name == "max_steps" else (known > 0).all()
+    if known is not None and known.size:
+        bound = "at least 1" if dtype.is_integer else "greater than 0"
+        valid = (known >= 1).all() if dtype.is_integer else (known > 0).all()
         if not valid:
-            bound = f"at least {lowest}" if lowest else "greater than 0"
             raise ValueError(f"{name} must be {bound} for every sample; received {known}.")
-    if tensor.shape.rank not in (0, 1, None):
-        raise ValueError(f"{name} must be a scalar or of shape [B]; received {tensor.shape}.")
+    size = tf.get_static_value(batch)
+    fits = tensor.shape.rank in (0, None) or (
+        tensor.shape.rank == 1 and (size is None or tensor.shape[0] in (1, None, size[0]))
+    )
+    if not fits:
+        expected = "[B]" if size is None else f"[{size[0]}]"
+        raise ValueError(
+            f"{name} must be a scalar or of shape {expected}, one for each sample; received shape "
+            f"{tensor.shape}."
+        )
     return tf.stop_gradient(tf.broadcast_to(tensor, batch))
 
 

@@ -178,9 +178,9 @@ class DEQLayer(keras.layers.Layer):
                 forward_metrics(solution)
         else:
             require_positive_integer("explicit_steps", explicit_steps)
-            solution = _apply_explicitly(f, z0, (x, theta), explicit_steps)
+            solution = _apply_explicitly(f, z0, (x, theta), explicit_steps, unroll=bool(training))
         if training:
-            self._add_penalty(f, solution.z, x, theta)
+            self._add_penalty(f, solution.z, x, theta, mask)
             update_state(solution.z, x)
         z = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), solution.z)
         return solution._replace(z=z) if return_solution else z
@@ -254,9 +254,11 @@ class DEQLayer(keras.layers.Layer):
         trainable = self.cell.trainable_variables
         non_trainable = self.cell.non_trainable_variables
         theta = [tf.convert_to_tensor(variable.value) for variable in trainable]
-        frozen = [tf.identity(variable.value) for variable in non_trainable]
+        frozen = [
+            tf.identity(tf.cast(variable.value, variable.dtype)) for variable in non_trainable
+        ]
 
-        def apply(z, x, theta):
+        def apply(z, x, theta, mask):
             mapping = [
                 *zip(trainable, theta, strict=True),
                 *zip(non_trainable, frozen, strict=True),
@@ -265,17 +267,20 @@ class DEQLayer(keras.layers.Layer):
                 output = self._apply_cell(z, x, training=training, mask=mask)
             return output, scope
 
-        def f(z, x, theta):
-            output, _ = apply(z, x, theta)
+        def f(z, x, theta, mask=mask):
+            output, _ = apply(z, x, theta, mask)
             return tf.nest.map_structure(lambda new, old: tf.cast(new, old.dtype), output, z)
 
         def update_state(z, x):
             if not non_trainable:
                 return
             z, x, fixed = tf.nest.map_structure(tf.stop_gradient, (z, x, theta))
-            _, scope = apply(z, x, fixed)
-            for variable in non_trainable:
-                variable.assign(scope.get_current_value(variable))
+            _, scope = apply(z, x, fixed, mask)
+            for variable, before in zip(non_trainable, frozen, strict=True):
+                value = scope.get_current_value(variable)
+                # What the cell did not assign stays: under a mixed policy `before` is rounded.
+                if value is not before:
+                    variable.assign(value)
 
         return f, theta, update_state
 
@@ -315,7 +320,7 @@ class DEQLayer(keras.layers.Layer):
     def _input_dtype(self, dtype: str) -> str:
         return self.compute_dtype if "float" in dtype else dtype
 
-    def _add_penalty(self, f, z, x, theta):
+    def _add_penalty(self, f, z, x, theta, mask):
         if self.jacobian_penalty == 0.0:
             return
         batch = tf.nest.flatten(z)[0].shape[0]
@@ -324,9 +329,11 @@ class DEQLayer(keras.layers.Layer):
             rows = tf.cast(tf.math.ceil(batch * self.jacobian_penalty_fraction), tf.int32)
         else:
             rows = math.ceil(batch * self.jacobian_penalty_fraction)
-        z, x = tf.nest.map_structure(lambda leaf: leaf[:rows], (z, x))
+        z, x, mask = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else leaf[:rows], (z, x, mask)
+        )
         penalty = jacobian_penalty_of(
-            f,
+            lambda z, x, theta: f(z, x, theta, mask),
             z,
             (x, theta),
             power_steps=self.jacobian_penalty_power_steps,
@@ -375,10 +382,23 @@ class _ConvergenceMetrics:
         self.converged.update_state(solution.converged)
 
 
-def _apply_explicitly(f: Callable[..., Any], z: Any, args: Any, steps: int) -> Solution:
-    """z after a number of plain applications of f, differentiated by backpropagation."""
-    for _ in range(steps):
-        z = f(z, *args)
+def _apply_explicitly(
+    f: Callable[..., Any], z: Any, args: Any, steps: int, unroll: bool
+) -> Solution:
+    """z after a number of plain applications of f, differentiated by backpropagation.
+
+    unroll: write the applications out, which trains faster; else a loop, which compiles faster.
+    """
+    if unroll:
+        for _ in range(steps):
+            z = f(z, *args)
+    else:
+        _, z = tf.while_loop(
+            lambda k, _: k < steps,
+            lambda k, z: (k + 1, f(z, *args)),
+            (tf.constant(0), z),
+            maximum_iterations=steps,
+        )
     layout = StateLayout(z)
     residual = relative_residual(layout.flatten(z), layout.flatten(f(z, *args)))
     residual = tf.stop_gradient(tf.cast(residual, tf.float32))

@@ -72,15 +72,19 @@ class TransformerCell(keras.layers.Layer):
             raise ValueError(f"heads must divide width; received width {width}, heads {heads}.")
         self.dropout = float(dropout)
         self.recurrent_scale = float(recurrent_scale)
-        self.query_key_value = _linear(3 * width, "query_key_value", self.recurrent_scale)
-        self.injection = _linear(3 * width, "injection")
-        self.attention_output = _linear(width, "attention_output")
-        self.expand = _linear(self.feedforward, "expand")
-        self.contract = _linear(width, "contract")
-        self.attention_dropout = keras.layers.Dropout(dropout, name="attention_dropout")
-        self.feedforward_dropout = keras.layers.Dropout(dropout, name="feedforward_dropout")
+        self.query_key_value = self._linear(3 * width, "query_key_value", self.recurrent_scale)
+        self.injection = self._linear(3 * width, "injection")
+        self.attention_output = self._linear(width, "attention_output")
+        self.expand = self._linear(self.feedforward, "expand")
+        self.contract = self._linear(width, "contract")
+        self.attention_dropout = self._dropout("attention_dropout")
+        self.feedforward_dropout = self._dropout("feedforward_dropout")
         self.distance_bias = keras.layers.Embedding(
-            sequence_length, heads, embeddings_initializer=_slopes, name="distance_bias"
+            sequence_length,
+            heads,
+            embeddings_initializer=_slopes,
+            dtype=self.dtype_policy,
+            name="distance_bias",
         )
 
     def inject(self, x):
@@ -119,7 +123,24 @@ class TransformerCell(keras.layers.Layer):
         a = x["skip"] + self.attention_dropout(attended)
         hidden = ops.gelu(self.expand(_norm(a)), approximate=True)
         output = a + self.feedforward_dropout(self.contract(hidden))
-        return output if mask is None else output * ops.cast(mask, output.dtype)[:, :, None]
+        return output if mask is None else ops.where(mask[:, :, None], output, 0)
+
+    def _linear(self, units: int, name: str, scale: float = 1.0) -> keras.layers.Dense:
+        initializer = "zeros"
+        if scale:
+            initializer = keras.initializers.VarianceScaling(
+                scale**2, "fan_in", "untruncated_normal"
+            )
+        return keras.layers.Dense(
+            units,
+            use_bias=False,
+            kernel_initializer=initializer,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def _dropout(self, name: str) -> keras.layers.Dropout:
+        return keras.layers.Dropout(self.dropout, dtype=self.dtype_policy, name=name)
 
     def get_config(self):
         return {
@@ -135,13 +156,6 @@ class TransformerCell(keras.layers.Layer):
 
 def _norm(x):
     return ops.rms_normalization(x, epsilon=_EPSILON)
-
-
-def _linear(units: int, name: str, scale: float = 1.0) -> keras.layers.Dense:
-    initializer = "zeros"
-    if scale:
-        initializer = keras.initializers.VarianceScaling(scale**2, "fan_in", "untruncated_normal")
-    return keras.layers.Dense(units, use_bias=False, kernel_initializer=initializer, name=name)
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")

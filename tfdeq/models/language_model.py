@@ -76,10 +76,21 @@ class LanguageModel(keras.Model):
         self.tied_output = tied_output
         self.explicit_steps = explicit_steps
         cell = TransformerCell(
-            width, heads, sequence_length, feedforward, dropout, recurrent_scale, name="cell"
+            width,
+            heads,
+            sequence_length,
+            feedforward,
+            dropout,
+            recurrent_scale,
+            dtype=self.dtype_policy,
+            name="cell",
         )
         self.embedding = keras.layers.Embedding(
-            vocabulary_size, width, keras.initializers.RandomNormal(stddev=1.0), name="embedding"
+            vocabulary_size,
+            width,
+            keras.initializers.RandomNormal(stddev=1.0),
+            dtype=self.dtype_policy,
+            name="embedding",
         )
         self.equilibrium = DEQLayer(
             cell,
@@ -88,12 +99,17 @@ class LanguageModel(keras.Model):
             jacobian_penalty,
             jacobian_penalty_fraction,
             jacobian_penalty_power_steps,
+            dtype=self.dtype_policy,
             name="equilibrium",
         )
         if not tied_output:
             initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
             self.readout = keras.layers.Dense(
-                vocabulary_size, use_bias=False, kernel_initializer=initializer, name="readout"
+                vocabulary_size,
+                use_bias=False,
+                kernel_initializer=initializer,
+                dtype=self.dtype_policy,
+                name="readout",
             )
 
     @property
@@ -115,11 +131,13 @@ class LanguageModel(keras.Model):
         explicit_steps=None,
         return_solution=False,
         mask=None,
+        training=None,
     ):
         explicit_steps = self.explicit_steps if explicit_steps is None else explicit_steps
         solution = self.equilibrium(
             self.embed(tokens),
             mask=mask,
+            training=training,
             tolerance=tolerance,
             max_steps=max_steps,
             return_solution=True,

@@ -70,7 +70,7 @@ class Anderson(Solver):
         return AndersonState(z, tf.zeros_like(z), history, history, gram)
 
     def step(self, state, k, z, f_z):
-        alpha = tf.cast(self.damping, z.dtype)
+        alpha = tf.constant(self.damping, z.dtype)
         g = f_z - z
         # In the first call there is no difference yet: its row is stored as zeros.
         seen = tf.cast(k > 0, z.dtype)
@@ -103,7 +103,7 @@ def _scaled_ridge_solve(gram: tf.Tensor, right_side: tf.Tensor, ridge: float) ->
     identity = tf.eye(size, dtype=gram.dtype)
     scaled = gram * scale[:, :, None] * scale[:, None, :]
     # An exact unit diagonal: also for empty slots, whose row then decouples.
-    matrix = scaled * (1 - identity) + (1 + tf.cast(ridge, gram.dtype)) * identity
+    matrix = scaled * (1 - identity) + tf.constant(1 + ridge, gram.dtype) * identity
     system = tf.concat([matrix, (right_side * scale)[:, :, None]], axis=-1)  # [B, m, m + 1]
     for column in range(size):
         pivot_row = system[:, column, :] / system[:, column, column, None]

@@ -67,7 +67,7 @@ class Broyden(Solver):
         return BroydenState(steps, square, square)
 
     def step(self, state, k, z, f_z):
-        alpha = tf.cast(self.damping, z.dtype)
+        alpha = tf.constant(self.damping, z.dtype)
         g = f_z - z
         rows = state.steps.shape[1]
         position = k % rows  # of the step that this call makes

@@ -44,4 +44,4 @@ class FixedPointIteration(Solver):
     def step(self, state, k, z, f_z):
         if self.damping == 1.0:
             return state, f_z
-        return state, z + tf.cast(self.damping, z.dtype) * (f_z - z)
+        return state, z + tf.constant(self.damping, z.dtype) * (f_z - z)

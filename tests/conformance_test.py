@@ -1,0 +1,316 @@
+"""Properties that hold for all: solvers and rules by the registries, cells and models by CASES.
+
+A new solver or backward rule is tested here without a line being written; a new cell or model takes
+one line in CELLS or MODELS.
+"""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdeq
+from tests.cases import (
+    MODES,
+    DenseCell,
+    NoisyCell,
+    PairCell,
+    exact_solvers,
+    in_mode,
+    linear,
+    linear_case,
+    tanh_cell,
+)
+from tfdeq import adjoints, solvers
+from tfdeq.cells import TransformerCell
+from tfdeq.models import LanguageModel
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "tfdeq"
+SOLVERS = exact_solvers()
+
+
+def _floats(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+# One line for a new cell: how to make it, and an input for it.
+CELLS = {
+    "dense": (lambda: DenseCell(4), _floats(3, 4)),
+    "noisy": (lambda: NoisyCell(4), _floats(3, 4)),
+    "pair": (lambda: PairCell(4), {"value": _floats(3, 4), "token": np.array([0, 4, 2])}),
+    "transformer": (
+        lambda: TransformerCell(8, 2, 5, dropout=0.1, recurrent_scale=0.5),
+        _floats(3, 5, 8),
+    ),
+}
+# One line for a new model: how to make it, and an input for it.
+MODELS = {
+    "language_model": (
+        lambda: LanguageModel(11, 6, width=8, heads=2, recurrent_scale=0.5),
+        np.array([[1, 2, 3, 4, 5, 0], [9, 8, 7, 6, 10, 1]], "int32"),
+    ),
+}
+
+
+# --- every solver and every rule --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_gradient_of_a_linear_cell(name, adjoint):
+    """Every pair of a solver and an exact rule: z = x (I − A)^-1 and its gradient."""
+    a, x = map(tf.constant, linear_case(seed=8))
+
+    def solve(a, x):
+        with tf.GradientTape() as tape:
+            tape.watch([a, x])
+            z = tfdeq.fixed_point(linear, tf.zeros_like(x), (a, x), SOLVERS[name], adjoint).z
+            loss = tf.reduce_sum(z**3)
+        return z, *tape.gradient(loss, [a, x])
+
+    inverse = np.linalg.inv(np.eye(4) - a.numpy())
+    expected = x.numpy() @ inverse
+    u = 3 * expected**2 @ inverse.T
+    z, d_a, d_x = in_mode(solve, "graph")(a, x)
+    np.testing.assert_allclose(z, expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(d_a, expected.T @ u, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(d_x, u, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", solvers.REGISTRY)
+def test_modes_agree(name):
+    a, x = linear_case(batch=4, radius=0.9, seed=9)
+
+    def solve():
+        return tfdeq.fixed_point(tanh_cell, tf.zeros_like(x), (a, x), name, tolerance=1e-6)
+
+    eager, graph, xla = (in_mode(solve, mode)() for mode in MODES)
+    for other in (graph, xla):
+        np.testing.assert_allclose(other.z, eager.z, rtol=1e-9)
+        np.testing.assert_array_equal(other.steps, eager.steps)
+        np.testing.assert_array_equal(other.status, eager.status)
+
+
+@pytest.mark.parametrize("registry", [solvers.REGISTRY, adjoints.REGISTRY])
+def test_registered_names_are_public_and_serialisable(registry):
+    for name, kind in registry.items():
+        assert kind.__name__ in tfdeq.__all__, name
+        config = keras.saving.serialize_keras_object(kind())
+        assert keras.saving.deserialize_keras_object(config) == kind()
+
+
+# --- every cell and model ---------------------------------------------------------------------------
+
+
+def _tensors(x):
+    return tf.nest.map_structure(tf.constant, x)
+
+
+def _assert_close(one, other, tolerance):
+    for left, right in zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True):
+        np.testing.assert_allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cell_converges_and_learns_in_a_layer(name):
+    make, x = CELLS[name]
+    x = _tensors(x)
+    layer = tfdeq.DEQLayer(make(), tfdeq.Anderson(max_steps=60, tolerance=1e-5))
+    with tf.GradientTape() as tape:
+        solution = layer(x, training=True, return_solution=True)
+        loss = tf.add_n([tf.reduce_sum(leaf**2) for leaf in tf.nest.flatten(solution.z)])
+    assert solution.converged.numpy().all()
+    weights = [variable.value for variable in layer.trainable_variables]
+    for variable, gradient in zip(
+        layer.trainable_variables, tape.gradient(loss, weights), strict=True
+    ):
+        gradient = tf.convert_to_tensor(gradient)
+        assert np.isfinite(gradient).all(), variable.path
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cell_is_batch_invariant_in_inference(name):
+    make, x = CELLS[name]
+    layer = tfdeq.DEQLayer(make(), tfdeq.Anderson(max_steps=60, tolerance=1e-5))
+    together = layer(_tensors(x), return_solution=True)
+    alone = layer(_tensors(tf.nest.map_structure(lambda leaf: leaf[1:2], x)), return_solution=True)
+    assert alone.steps[0] == together.steps[1]
+    _assert_close(alone.z, tf.nest.map_structure(lambda leaf: leaf[1:2], together.z), 1e-5)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cell_survives_its_config(name):
+    make, x = CELLS[name]
+    layer = tfdeq.DEQLayer(make())
+    before = layer(_tensors(x))
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    again(_tensors(x))
+    again.set_weights(layer.get_weights())
+    _assert_close(again(_tensors(x)), before, 1e-6)
+
+
+def _model(name):
+    if name in MODELS:
+        make, x = MODELS[name]
+        return make(), x
+    make, x = CELLS[name]
+    inputs = keras.tree.map_structure(
+        lambda leaf: keras.Input(leaf.shape[1:], dtype=leaf.dtype.name), x
+    )
+    return keras.Model(inputs, tfdeq.DEQLayer(make())(inputs)), x
+
+
+def _input_spec(leaf):
+    return tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype)
+
+
+@pytest.mark.parametrize("name", [*CELLS, *MODELS])
+def test_saving_and_exporting(name, tmp_path):
+    model, x = _model(name)
+    expected = model(_tensors(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    _assert_close(loaded(_tensors(x)), expected, 1e-5)
+    # Keras takes a subclassed model's inputs for floats unless told.
+    signature = [keras.tree.map_structure(_input_spec, x)] if name in MODELS else None
+    model.export(tmp_path / "exported", verbose=False, input_signature=signature)
+    served = tf.saved_model.load(str(tmp_path / "exported"))
+    # The exported graph is optimised on its own: at a tolerance of 1e-3 last bits may show.
+    _assert_close(served.serve(_tensors(x)), expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", [*CELLS, *MODELS])
+def test_compiled_by_xla(name):
+    model, x = _model(name)
+    expected = model(_tensors(x))
+    compiled = tf.function(model, jit_compile=True)
+    _assert_close(compiled(_tensors(x)), expected, 1e-4)
+
+
+# --- the structure of the project -------------------------------------------------------------------
+
+# A file may import from its own layer and from those before it.
+LAYERS = (
+    ("tfdeq.version",),
+    ("tfdeq.solution", "tfdeq.solvers"),
+    ("tfdeq.iteration",),
+    ("tfdeq.adjoints",),
+    ("tfdeq.fixed_point", "tfdeq.regularizers"),
+    ("tfdeq.layer",),
+    ("tfdeq.cells", "tfdeq.models"),
+    ("tfdeq",),
+    ("trainers", "export", "tfdeq.programs"),
+)
+
+
+def _layer_of(module: str) -> int | None:
+    """The place of a module in LAYERS, by its longest prefix there; None for foreign ones."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        for index, layer in enumerate(LAYERS):
+            # "tfdeq" stands for the package's own __init__, not for what lies in it.
+            if prefix in layer and (prefix != "tfdeq" or module == "tfdeq"):
+                return index
+    return None
+
+
+def _module_of(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+    """The modules that a file names in import statements, wherever they stand."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if _is_module(inner) else node.module)
+    return found
+
+
+def _sources():
+    return sorted(
+        path for folder in ("tfdeq", "trainers", "export") for path in (ROOT / folder).rglob("*.py")
+    )
+
+
+def _modules_of_the_package():
+    return [
+        _module_of(path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not path.is_relative_to(PACKAGE / "programs")
+    ]
+
+
+@pytest.mark.parametrize("path", _sources(), ids=_module_of)
+def test_imports_point_one_way(path):
+    module = _module_of(path)
+    own = _layer_of(module)
+    assert own is not None, f"{module} has no place in LAYERS: give it one"
+    for imported in sorted(_imports(path)):
+        if imported.split(".")[0] not in ("tfdeq", "trainers", "export"):
+            continue
+        other = _layer_of(imported)
+        assert other is not None, f"{imported} has no place in LAYERS: give it one"
+        assert other <= own, f"{module} imports {imported}, which comes after it"
+
+
+def test_the_import_test_sees_an_arrow_that_points_back(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text("def f():\n    from tfdeq import layer\n    import trainers.data\n")
+    assert _imports(path) == {"tfdeq.layer", "trainers.data"}
+    assert _layer_of("tfdeq.layer") > _layer_of("tfdeq.solvers.broyden")
+    assert _layer_of("tfdeq.unheard_of") is None
+
+
+@pytest.mark.parametrize("module", _modules_of_the_package())
+def test_every_module_has_a_test_file(module):
+    name = module.split(".")[-1]
+    if module in ("tfdeq", "tfdeq.version", "tfdeq.cells", "tfdeq.models"):
+        return  # names only
+    assert (ROOT / "tests" / f"{name}_test.py").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in tfdeq.__all__ if not name.startswith("__")])
+def test_public_names_say_what_they_are(name):
+    thing = getattr(tfdeq, name)
+    text = inspect.getdoc(thing)
+    assert text
+    first = text.split("\n\n")[0]
+    assert first.rstrip().endswith((".", "`")), "the first paragraph is a sentence"
+    if name not in ("Solution", "Status"):  # what holds results computes nothing
+        assert "Example:" in text
+        assert "Source:" in text or name == "describe"
+
+
+@pytest.mark.parametrize("module", _modules_of_the_package())
+def test_examples_of_the_docstrings(module):
+    module = importlib.import_module(module)
+    result = doctest.testmod(
+        module,
+        extraglobs={
+            "tf": tf,
+            "keras": keras,
+            "tfdeq": tfdeq,
+            **{name: getattr(tfdeq, name) for name in tfdeq.__all__},
+        },
+    )
+    assert result.failed == 0

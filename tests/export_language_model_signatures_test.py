@@ -1,0 +1,197 @@
+"""The signatures of a language model: values, dial, padding, neighbours and bad examples."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdeq
+from export import graph_checks
+from export.language_model_signatures import INVALID, language_model_signatures
+from tfdeq.models import LanguageModel
+
+VOCABULARY, LENGTH = 17, 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(3)
+    model = LanguageModel(
+        VOCABULARY,
+        LENGTH,
+        width=16,
+        heads=2,
+        recurrent_scale=1.0,
+        solver=tfdeq.Anderson(max_steps=40, tolerance=1e-3),
+    )
+    model.build((None, LENGTH))
+    # Contracts well, as after training: an iteration that does not settle amplifies rounding.
+    for layer in (model.cell.attention_output, model.cell.contract):
+        layer.kernel.assign(0.3 * layer.kernel)
+    return model
+
+
+@pytest.fixture(scope="module")
+def signatures(model):
+    return language_model_signatures(model)
+
+
+@pytest.fixture
+def tokens():
+    return np.random.default_rng(5).integers(0, VOCABULARY, (8, LENGTH)).astype(np.int32)
+
+
+def call(function, tokens, lengths, tolerance=None, max_steps=None):
+    batch = len(tokens)
+    outputs = function(
+        tokens=tf.constant(tokens, tf.int32),
+        lengths=tf.constant(lengths, tf.int32),
+        tolerance=tf.constant(np.zeros(batch) if tolerance is None else tolerance, tf.float32),
+        max_steps=tf.constant(np.zeros(batch) if max_steps is None else max_steps, tf.int32),
+    )
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def test_functions_write_nothing_call_no_python_and_are_not_compiled(model, signatures):
+    assert signatures.keys() == {"serving_default", "score"}
+    before = [variable.numpy() for variable in model.variables]
+    for function in signatures.values():
+        assert graph_checks.problems(function) == []
+        call(function, np.ones([2, 3]), [3, 1])
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_inputs_and_outputs_have_the_batch_in_front(signatures):
+    for function in signatures.values():
+        specs = function.structured_input_signature[0] or ()
+        specs = [*specs, *function.structured_input_signature[1].values()]
+        specs += function.structured_outputs.values()
+        assert all(spec.shape.rank >= 1 and spec.shape[0] is None for spec in specs)
+
+
+def test_answers_are_the_models(model, signatures, tokens):
+    lengths = np.array([12, 1, 5, 12, 3, 7, 11, 2])
+    default = call(signatures["serving_default"], tokens, lengths)
+    score = call(signatures["score"], tokens, lengths)
+    for row, length in enumerate(lengths):
+        logits, solution = model(tokens[row : row + 1, :length], return_solution=True)
+        expected = tf.nn.log_softmax(logits)[0].numpy()
+        np.testing.assert_allclose(default["log_probabilities"][row], expected[-1], atol=1e-5)
+        likelihood = np.zeros(LENGTH)
+        likelihood[1:length] = [expected[t - 1, tokens[row, t]] for t in range(1, length)]
+        np.testing.assert_allclose(score["log_likelihood"][row], likelihood, atol=1e-5)
+        for outputs in (default, score):
+            assert outputs["steps"][row] == solution.steps[0]
+            assert outputs["status"][row] == solution.status[0] == tfdeq.Status.CONVERGED
+            np.testing.assert_allclose(outputs["residual"][row], solution.residual[0], rtol=1e-2)
+
+
+def test_dial_of_each_example_in_one_call(signatures, tokens):
+    tolerances = np.float32([1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+    outputs = call(
+        signatures["serving_default"], tokens[[0] * 5], [LENGTH] * 5, tolerances, [100] * 5
+    )
+    assert (outputs["status"] == tfdeq.Status.CONVERGED).all()
+    assert (outputs["residual"] <= tolerances).all()
+    assert (np.diff(outputs["residual"]) < 0).all()
+    assert (np.diff(outputs["steps"]) > 0).all()
+
+
+def test_settings_that_mean_the_models_own(signatures, tokens):
+    function = signatures["serving_default"]
+    rows = tokens[[0] * 4]
+    own = call(function, rows, [LENGTH] * 4)
+    # The model's own for each of these, and for the last one its own tolerance spelled out.
+    same = call(function, rows, [LENGTH] * 4, [-1.0, 0.0, np.nan, 1e-3], [-5, 0, 40, 40])
+    for name in own:
+        np.testing.assert_allclose(own[name], same[name], atol=1e-6)
+    few = call(function, rows, [LENGTH] * 4, [1e-6] * 4, [1, 2, 3, 4])
+    assert few["steps"].tolist() == [1, 2, 3, 4]
+    assert (few["status"] == tfdeq.Status.MAX_STEPS).all()
+
+
+@pytest.mark.parametrize("padding", [0, 16, -7, 2**31 - 1])
+@pytest.mark.parametrize("width", [6, LENGTH, LENGTH + 9])
+def test_padding_does_not_matter(signatures, tokens, padding, width):
+    alone = tokens[:1, :5]
+    padded = np.pad(alone, [(0, 0), (0, width - 5)], constant_values=padding)
+    for name, function in signatures.items():
+        expected, received = call(function, alone, [5]), call(function, padded, [5])
+        if name == "score":
+            assert received["log_likelihood"].shape == (1, width)
+            assert not received["log_likelihood"][:, 5:].any()
+            received["log_likelihood"] = received["log_likelihood"][:, :5]
+        assert expected["steps"] == received["steps"]
+        for output in expected:
+            np.testing.assert_allclose(received[output], expected[output], rtol=1e-3, atol=1e-6)
+
+
+def test_neighbours_do_not_matter(signatures, tokens):
+    lengths = [1, 12, 3, 7, 12, 5, 0, 9]
+    tolerances = [1e-1, 1e-5, 1e-2, 0, 1e-4, 1e-3, 0, 1e-2]
+    for function in signatures.values():
+        together = call(function, tokens, lengths, tolerances)
+        for row in range(8):
+            alone = call(
+                function, tokens[row : row + 1], lengths[row : row + 1], tolerances[row : row + 1]
+            )
+            assert alone["steps"][0] == together["steps"][row]
+            assert alone["status"][0] == together["status"][row]
+            for name in ("log_probabilities", "log_likelihood"):
+                if name in alone:
+                    np.testing.assert_allclose(alone[name][0], together[name][row], atol=1e-5)
+
+
+def test_bad_examples_are_marked_and_harm_no_other(signatures, tokens):
+    tokens[3, 2], tokens[4, 1] = VOCABULARY, -1
+    lengths = np.array([12, 0, -3, 12, 12, 13, 12, 2**31 - 1])
+    bad = np.array([1, 2, 3, 4, 5, 7])
+    for name, function in signatures.items():
+        outputs = call(function, tokens, lengths)
+        assert (outputs["status"][bad] == INVALID).all()
+        assert (outputs["steps"][bad] == 0).all()
+        assert (outputs["status"][[0, 6]] == tfdeq.Status.CONVERGED).all()
+        assert all(np.isfinite(value).all() for value in outputs.values())
+        if name == "serving_default":
+            np.testing.assert_allclose(outputs["log_probabilities"][bad], -np.log(VOCABULARY))
+        else:
+            assert not outputs["log_likelihood"][bad].any()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (2, 1), (2, LENGTH + 1)])
+def test_shapes_at_the_border(signatures, shape):
+    batch, width = shape
+    default = call(signatures["serving_default"], np.zeros(shape), np.full(batch, width))
+    score = call(signatures["score"], np.zeros(shape), np.full(batch, width))
+    assert default["log_probabilities"].shape == (batch, VOCABULARY)
+    assert score["log_likelihood"].shape == shape
+    answered = 1 <= width <= LENGTH
+    assert ((default["status"] != INVALID) == answered).all()
+    assert ((score["status"] != INVALID) == answered).all()
+
+
+def test_explicit_applications_are_served_too(tokens):
+    model = LanguageModel(
+        VOCABULARY, LENGTH, width=16, heads=2, recurrent_scale=1.0, explicit_steps=2
+    )
+    model.build((None, LENGTH))
+    outputs = call(language_model_signatures(model)["serving_default"], tokens[:2], [LENGTH, 4])
+    for row, length in enumerate([LENGTH, 4]):
+        expected = tf.nn.log_softmax(model(tokens[row : row + 1, :length]))[0, -1]
+        np.testing.assert_allclose(outputs["log_probabilities"][row], expected, atol=1e-5)
+    assert (outputs["steps"] == 2).all()
+
+
+def test_weights_that_are_not_finite_give_a_status_and_finite_residuals(tokens):
+    model = LanguageModel(VOCABULARY, LENGTH, width=16, heads=2, recurrent_scale=1.0)
+    model.build((None, LENGTH))
+    model.cell.contract.kernel.assign(np.full(model.cell.contract.kernel.shape, np.nan))
+    outputs = call(language_model_signatures(model)["serving_default"], tokens[:2], [LENGTH, 4])
+    assert (outputs["status"] == tfdeq.Status.NON_FINITE).all()
+    assert np.isfinite(outputs["residual"]).all()
+
+
+def test_another_kind_of_model():
+    with pytest.raises(TypeError, match=r"LanguageModel; received Sequential"):
+        language_model_signatures(keras.Sequential())

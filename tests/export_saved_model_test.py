@@ -1,0 +1,192 @@
+"""Writing versions: content, program, existing versions, failures half way, broken workdirs."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdeq
+from export import graph_checks, saved_model, versions
+from tfdeq.models import LanguageModel
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+VOCABULARY, LENGTH = 17, 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(3)
+    model = LanguageModel(
+        VOCABULARY, LENGTH, width=16, heads=2, recurrent_scale=1.0, solver=tfdeq.Anderson(12)
+    )
+    model.build((None, LENGTH))
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+    """A folder as the trainer leaves it; not to be changed."""
+    workdir = tmp_path_factory.mktemp("workdir")
+    model.save(workdir / "model.keras")
+    (workdir / "config.json").write_text(json.dumps({"dataset": "text", "files": "*.txt"}))
+    metrics = {"config": {}, "train": {"loss": [3.0]}, "test": {"bits_per_byte": 2.5}}
+    (workdir / "metrics.json").write_text(json.dumps(metrics))
+    (workdir / "vocabulary.txt").write_text("".join(f"word{i}\n" for i in range(VOCABULARY)))
+    return workdir
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Calls the program's main in this process, with flags by name."""
+
+    def call(workdir, output, version=None, skip_existing=False):
+        flags = types.SimpleNamespace(
+            workdir=str(workdir), output=str(output), version=version, skip_existing=skip_existing
+        )
+        monkeypatch.setattr(saved_model, "FLAGS", flags)
+        saved_model.main()
+
+    return call
+
+
+def card_of(path):
+    return json.loads((path / "assets.extra" / "model_card.json").read_text())
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_program_writes_a_version(trained, tmp_path):
+    command = [sys.executable, "-m", "export.saved_model", f"--workdir={trained}"]
+    finished = subprocess.run(
+        [*command, f"--output={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=55
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert f"Exported {tmp_path / '1'}." in finished.stdout
+    assert "python -m export.verify" in finished.stdout
+    assert names_in(tmp_path) == ["1"]
+    card = card_of(tmp_path / "1")
+    assert card["version"] == 1
+    assert card["signatures"].keys() == {"serving_default", "score"}
+    inputs = card["signatures"]["score"]["inputs"]
+    assert inputs["tolerance"]["dtype"] == "float32"
+    assert inputs["tokens"]["shape"] == [None, None]
+    assert all("meaning" in tensor for tensor in inputs.values())
+    assert card["sequence_length"] == LENGTH
+    assert card["vocabulary"] == {"size": VOCABULARY, "file": "vocabulary.txt"}
+    assert (card["unit"], card["dataset"]) == ("word", "text")
+    assert card["flags"]["files"] == "*.txt"
+    assert card["metrics"] == {"test": {"bits_per_byte": 2.5}}
+    assert card["libraries"]["tensorflow"] == tf.__version__
+    assert card["status"].keys() == {"0", "1", "2", "3", "-1"}
+    vocabulary = tmp_path / "1" / "assets.extra" / "vocabulary.txt"
+    assert vocabulary.read_text() == (trained / "vocabulary.txt").read_text()
+
+
+def test_what_was_written_writes_nothing_and_is_not_compiled(model, tmp_path):
+    path = saved_model.export_language_model(model, tmp_path)
+    loaded = tf.saved_model.load(str(path))
+    assert loaded.signatures.keys() == {"serving_default", "score"}
+    for function in loaded.signatures.values():
+        assert graph_checks.problems(function) == []
+
+
+def test_existing_version_stays_as_it_is(program, trained, tmp_path):
+    (tmp_path / "0004").mkdir()
+    with pytest.raises(
+        versions.VersionExistsError, match=r"Version 4 is there already.*next free one, 5"
+    ):
+        program(trained, tmp_path, version=4)
+    assert names_in(tmp_path) == ["0004"]
+    assert names_in(tmp_path / "0004") == []
+
+
+def test_skip_existing_says_so_and_writes_only_what_is_not_there(
+    program, trained, tmp_path, capsys, model
+):
+    program(trained, tmp_path, version=1, skip_existing=True)
+    before = (tmp_path / "1" / "saved_model.pb").stat().st_mtime_ns
+    capsys.readouterr()
+    program(trained, tmp_path, version=1, skip_existing=True)
+    assert capsys.readouterr().out == f"Version 1 is there already: {tmp_path / '1'}.\n"
+    other = tmp_path / "other"
+    other.mkdir()
+    keras.models.clone_model(model).save(other / "model.keras")
+    program(other, tmp_path, version=1, skip_existing=True)
+    assert "from another model file" in capsys.readouterr().out
+    assert (tmp_path / "1" / "saved_model.pb").stat().st_mtime_ns == before
+
+
+def test_failure_half_way_leaves_nothing(model, tmp_path, monkeypatch):
+    save = tf.saved_model.save
+
+    def save_and_fail(*args, **kwargs):
+        save(*args, **kwargs)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", save_and_fail)
+    with pytest.raises(OSError, match="No space"):
+        saved_model.export_language_model(model, tmp_path)
+    assert names_in(tmp_path) == []
+
+
+def test_workdir_without_a_model_names_the_command(program, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"python -m trainers\.language_model --workdir="):
+        program(tmp_path / "nothing", tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["model.keras", "config.json", "metrics.json", "vocabulary.txt"])
+def test_broken_file_in_the_workdir(program, trained, tmp_path, name):
+    workdir = tmp_path / "workdir"
+    workdir.mkdir()
+    for path in trained.iterdir():
+        content = path.read_bytes()
+        half = content[: len(content) // 2] if path.name == name else content
+        (workdir / path.name).write_bytes(half)
+    expected = "has 9 lines; the model has 17" if name == "vocabulary.txt" else "cannot be read"
+    with pytest.raises(ValueError, match=expected):
+        program(workdir, tmp_path / "output")
+    assert versions.existing_versions(tmp_path / "output") == {}
+
+
+def test_keras_file_of_another_model(program, tmp_path):
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    other.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"holds a Sequential.*export\.saved_model\.export"):
+        program(tmp_path, tmp_path / "output")
+
+
+def test_any_keras_model_with_signatures_of_its_own(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    function = tf.function(lambda x: {"y": model(x)}, autograph=False)
+    traced = function.get_concrete_function(tf.TensorSpec([None, 3], tf.float32, "x"))
+    path = saved_model.export(
+        model, tmp_path, {"serving_default": traced}, version=7, card={"purpose": "test"}
+    )
+    assert path == tmp_path / "7"
+    card = card_of(path)
+    assert card["purpose"] == "test"
+    assert card["signatures"]["serving_default"]["inputs"] == {
+        "x": {"dtype": "float32", "shape": [None, 3]}
+    }
+    x = np.ones([2, 3], np.float32)
+    answer = tf.saved_model.load(str(path)).signatures["serving_default"](x=tf.constant(x))
+    np.testing.assert_allclose(answer["y"], model(x), rtol=1e-6)
+
+
+def test_signature_that_cannot_be_served_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    function = tf.function(lambda x: {"y": model(x)}, autograph=False, jit_compile=True)
+    outer = tf.function(lambda x: function(x), autograph=False)
+    traced = outer.get_concrete_function(tf.TensorSpec([None, 3], tf.float32, "x"))
+    with pytest.raises(ValueError, match=r"'serving_default' cannot be served.*jit-compiled"):
+        saved_model.export(model, tmp_path / "output", {"serving_default": traced})
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,166 @@
+"""Version folders: which names count, and that a version is whole or not there."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from export import versions
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def write(folder, number):
+    (folder / "part").mkdir()
+    (folder / "part" / "content").write_text(str(number))
+
+
+def contents(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("1", 1),
+        ("0", 0),
+        ("0001", 1),
+        (" 7", 7),
+        ("+3", 3),
+        ("-1", None),
+        ("1_0", None),
+        ("٣", None),
+        ("1.0", None),
+        ("abc", None),
+        ("", None),
+        (".tmp-1-x", None),
+        (str(2**63 - 1), 2**63 - 1),
+        (str(2**63), None),
+    ],
+)
+def test_version_number_is_what_the_server_reads(name, number):
+    assert versions.version_number(name) == number
+
+
+def test_next_version_among_odd_names(tmp_path):
+    assert versions.next_version(tmp_path / "missing") == 1
+    for name in ("0001", ".tmp-9-x", "abc", "-1", "12x"):
+        (tmp_path / name).mkdir()
+    assert versions.next_version(tmp_path) == 2
+    (tmp_path / " 7").mkdir()
+    assert versions.publish(tmp_path, write).name == "8"
+
+
+def test_publish_writes_a_whole_version_that_others_can_read(tmp_path):
+    output = tmp_path / "new" / "output"
+    umask = os.umask(0o022)
+    try:
+        path = versions.publish(output, write)
+    finally:
+        os.umask(umask)
+    assert path == output / "1"
+    assert (path / "part" / "content").read_text() == "1"
+    assert path.stat().st_mode & 0o777 == 0o755
+    assert contents(output) == ["1"]
+
+
+@pytest.mark.parametrize("name", ["3", "0003"])
+def test_existing_version_is_not_touched(tmp_path, name):
+    (tmp_path / name).mkdir()  # empty: a rename would replace it without a word
+    with pytest.raises(versions.VersionExistsError, match=r"Version 3 is there already.*next.* 4"):
+        versions.publish(tmp_path, write, version=3)
+    assert contents(tmp_path) == [name]
+    assert contents(tmp_path / name) == []
+
+
+def test_version_that_appears_meanwhile_is_not_touched(tmp_path):
+    def write_late(folder, number):
+        write(folder, number)
+        (tmp_path / str(number)).mkdir()
+
+    with pytest.raises(versions.VersionExistsError):
+        versions.publish(tmp_path, write_late)
+    assert contents(tmp_path) == ["1"]
+    assert contents(tmp_path / "1") == []
+
+
+@pytest.mark.parametrize("version", [-1, 2**63, 1.5, True, "2"])
+def test_bad_version_numbers(tmp_path, version):
+    with pytest.raises(ValueError, match="version must be an integer"):
+        versions.publish(tmp_path / "output", write, version=version)
+    assert not (tmp_path / "output").exists()
+
+
+def test_output_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        versions.publish(tmp_path / "file", write)
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_failing_writer_leaves_nothing(tmp_path, error):
+    def fail(folder, number):
+        write(folder, number)
+        raise error
+
+    with pytest.raises(type(error)):
+        versions.publish(tmp_path, fail)
+    assert contents(tmp_path) == []
+
+
+def test_killed_writer_leaves_no_version_and_is_cleaned_up_after(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from export import versions\n"
+        "def write(folder, number):\n"
+        "    (folder / 'saved_model.pb').write_text('half')\n"
+        "    print('writing', flush=True)\n"
+        "    time.sleep(50)\n"
+        "versions.publish(sys.argv[1], write)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "writing\n"
+        (left,) = tmp_path.iterdir()
+        old = time.time() - 3600
+        os.utime(left, (old, old))
+        # The writer lives: another one leaves its folder alone.
+        assert versions.publish(tmp_path, write).name == "1"
+        assert contents(tmp_path) == [left.name, "1"]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    assert versions.existing_versions(tmp_path).keys() == {1}
+    assert versions.publish(tmp_path, write).name == "2"
+    assert contents(tmp_path) == ["1", "2"]
+
+
+def test_a_poller_never_sees_half_a_version(tmp_path):
+    seen, done = [], threading.Event()
+
+    def poll():
+        while not done.is_set():
+            for path in versions.existing_versions(tmp_path).values():
+                seen.append((path / "part" / "content").is_file())
+
+    def write_slowly(folder, number):
+        (folder / "part").mkdir()
+        time.sleep(0.05)
+        (folder / "part" / "content").write_text("whole")
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        for _ in range(5):
+            versions.publish(tmp_path, write_slowly)
+        time.sleep(0.05)
+    finally:
+        done.set()
+        thread.join(timeout=30)
+    assert seen
+    assert all(seen)

@@ -1,0 +1,486 @@
+"""Tests of tfdeq.layer: one call at a time. `layer_fit_test.py` trains, saves and exports."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+import tfdeq
+from tests.cases import MODES, DenseCell, NoisyCell, PairCell, in_mode
+
+TIGHT = tfdeq.Broyden(max_steps=50, tolerance=1e-6)
+EXACT = tfdeq.Broyden(max_steps=60, tolerance=1e-13)
+UNITS = 4
+
+
+def _x(batch=6, dtype="float32", seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, UNITS)).astype(dtype)
+
+
+def _relative_residual(f_z, z):
+    return np.linalg.norm(f_z - z, axis=-1) / np.linalg.norm(f_z, axis=-1)
+
+
+class MaskedCell(DenseCell):
+    """Zero where the mask says so."""
+
+    supports_masking = True
+
+    def call(self, z, x, mask=None):
+        y = super().call(z, x)
+        return y if mask is None else y * ops.cast(mask, y.dtype)[..., None]
+
+
+class InjectingCell(DenseCell):
+    """Transforms its input once a solve; the transform has weights."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(units, **kwargs)
+        self.injection = keras.layers.Dense(units, dtype=self.dtype_policy, name="injection")
+        self.injected = 0
+
+    def inject(self, x):
+        self.injected += 1
+        return {"drive": self.injection(x)}
+
+    def initial_state(self, x):
+        return ops.zeros_like(x)
+
+    def call(self, z, x):
+        return super().call(z, x["drive"])
+
+
+# --- the equilibrium --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_output_is_the_equilibrium_of_the_cell(mode):
+    layer = tfdeq.DEQLayer(DenseCell(UNITS), TIGHT)
+    x = tf.constant(_x())
+    layer(x)
+    solution = in_mode(lambda x: layer(x, return_solution=True), mode)(x)
+    assert solution.converged.numpy().all()
+    residual = _relative_residual(layer.cell(solution.z, x).numpy(), solution.z.numpy())
+    np.testing.assert_allclose(residual, solution.residual, atol=3e-7)
+    assert (residual < 1.3e-6).all()
+    np.testing.assert_allclose(layer(x), solution.z, atol=1e-6)
+
+
+def test_call_overrides_start_tolerance_and_budget():
+    layer = tfdeq.DEQLayer(DenseCell(UNITS), "fixed_point_iteration")
+    x = _x(batch=3)
+    exact = layer(x, tolerance=1e-6, return_solution=True)
+    again = layer(x, z0=exact.z, return_solution=True)
+    assert again.steps.numpy().tolist() == [1, 1, 1]
+    mixed = layer(x, tolerance=[1e-1, 1e-6, 1e-6], max_steps=[30, 30, 2], return_solution=True)
+    assert mixed.status.numpy().tolist() == [0, 0, int(tfdeq.Status.MAX_STEPS)]
+    assert mixed.steps[0] < mixed.steps[1]
+    assert mixed.steps[2] == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_weight_gradients_against_finite_differences(mode):
+    layer = tfdeq.DEQLayer(DenseCell(UNITS, dtype="float64"), EXACT, dtype="float64")
+    x = tf.constant(_x(3, "float64"))
+    layer(x)
+    kernel, bias = layer.trainable_variables
+    random = np.random.default_rng(1)
+    direction = [random.normal(size=kernel.shape), random.normal(size=bias.shape)]
+    x_direction = random.normal(size=x.shape)
+
+    @tf.function(autograph=False, jit_compile=mode == "xla")
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.sin(layer(x, training=True)))
+        weights = [variable.value for variable in layer.trainable_variables]
+        return loss, tape.gradient(loss, [*weights, x])
+
+    def loss(t):
+        base = [kernel.numpy(), bias.numpy()]
+        for variable, start, along in zip((kernel, bias), base, direction, strict=True):
+            variable.assign(start + t * along)
+        value = float(tf.reduce_sum(tf.sin(layer(x + t * x_direction))))
+        for variable, start in zip((kernel, bias), base, strict=True):
+            variable.assign(start)
+        return value
+
+    if mode == "eager":
+        gradient = gradient.python_function
+    _, gradients = gradient(x)
+    received = sum(
+        float(tf.reduce_sum(one * along))
+        for one, along in zip(gradients, [*direction, x_direction], strict=True)
+    )
+    h = 1e-4
+    difference = (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h)
+    # h⁴ of truncation and 1e-12 / h of rounding.
+    np.testing.assert_allclose(received, difference, rtol=1e-7)
+
+
+def test_injection_happens_once_and_gets_its_gradient():
+    layer = tfdeq.DEQLayer(
+        InjectingCell(UNITS, dtype="float64"), EXACT, dtype="float64", convergence_metrics=False
+    )
+    x = tf.constant(_x(3, "float64"))
+    layer(x)
+    layer.cell.injected = 0
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(x) ** 2)
+    assert layer.cell.injected == 1
+    kernel = layer.cell.injection.kernel
+    gradient = tape.gradient(loss, kernel.value).numpy()
+    start, h = kernel.numpy(), 1e-5
+    values = []
+    for sign in (1, -1):
+        kernel.assign(start + sign * h * np.eye(UNITS))
+        values.append(float(tf.reduce_sum(layer(x) ** 2)))
+    np.testing.assert_allclose(np.trace(gradient), (values[0] - values[1]) / (2 * h), rtol=1e-7)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_explicit_steps_are_the_unrolled_cell(training):
+    layer = tfdeq.DEQLayer(DenseCell(UNITS, dtype="float64"), dtype="float64")
+    x = tf.constant(_x(3, "float64"))
+    layer(x)
+    with tf.GradientTape(persistent=True) as tape:
+        solution = layer(x, explicit_steps=3, training=training, return_solution=True)
+        z = tf.zeros_like(x)
+        for _ in range(3):
+            z = layer.cell(z, x)
+        loss, expected = (tf.reduce_sum(value**2) for value in (solution.z, z))
+    np.testing.assert_allclose(solution.z, z, rtol=1e-12)
+    residual = _relative_residual(layer.cell(z, x).numpy(), z.numpy())
+    np.testing.assert_allclose(solution.residual, residual, rtol=1e-5)
+    assert solution.steps.numpy().tolist() == [3, 3, 3]
+    weights = [variable.value for variable in layer.trainable_variables]
+    for one, other in zip(
+        tape.gradient(loss, weights), tape.gradient(expected, weights), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+# --- Dropout, statistics, seeds ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dropout_mask_stays_for_the_solve_and_changes_with_the_call(mode):
+    layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.5), TIGHT)
+    x = tf.constant(_x(16))
+    layer(x)
+    call = in_mode(lambda: layer(x, training=True, return_solution=True), mode)
+    first, second = call(), call()
+    for solution in (first, second):
+        assert (solution.residual.numpy() <= 1e-6).all(), "a mask that changed would leave 0.1"
+    assert np.abs(first.z - second.z).max() > 1e-2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_state_advances_once_a_call_at_the_equilibrium(mode):
+    layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.5), TIGHT)
+    x = tf.constant(_x(16))
+    layer(x)
+    # Sums that differ in order in the last bits lie behind atol.
+    norm, dropout = layer.cell.norm, layer.cell.dropout
+    norm.moving_mean.assign(np.full(UNITS, 3.0))
+    norm.moving_variance.assign(np.full(UNITS, 5.0))
+    seed = dropout.seed_generator.state
+    before = seed.numpy()
+
+    in_mode(lambda: layer(x), mode)()
+    np.testing.assert_array_equal(seed.numpy(), before)
+    np.testing.assert_array_equal(norm.moving_mean, np.full(UNITS, 3.0))
+
+    def apply():
+        """The equilibrium, and what goes into the norm there, under the mask of the call."""
+        with keras.StatelessScope(state_mapping=[(seed, tf.constant(before))]):
+            noise = layer.cell.dropout(tf.ones_like(x), training=True)
+        z = layer(x, training=True)
+        return noise, z
+
+    noise, z = in_mode(apply, mode)()
+    dense = layer.cell.dense
+    y = (noise.numpy() * z.numpy()) @ dense.kernel.numpy() + dense.bias.numpy() + x.numpy()
+    np.testing.assert_allclose(norm.moving_mean, 0.9 * 3.0 + 0.1 * y.mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, 0.9 * 5.0 + 0.1 * y.var(0), rtol=1e-5)
+    # One draw of the generator for this call: the second word counts them.
+    assert (seed.numpy() - before).tolist() == [0, 1]
+
+
+def test_batch_statistics_in_training_and_moving_ones_else():
+    layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.0), TIGHT)
+    x = _x(16)
+    layer(x)
+    z = layer(x, training=True).numpy()
+    y = z @ layer.cell.dense.kernel.numpy() + x
+    # The norm's epsilon is 1e-3.
+    np.testing.assert_allclose(
+        np.arctanh(z), (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-3), rtol=1e-4, atol=1e-4
+    )
+    alone = layer(x[:1]).numpy()
+    np.testing.assert_allclose(alone, layer(x).numpy()[:1], rtol=1e-5, atol=1e-6)
+
+
+class FrozenPart(DenseCell):
+    """A cell with weights that are not trained."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(units, **kwargs)
+        self.fixed = keras.layers.Dense(units, name="fixed")
+        self.fixed.trainable = False
+
+    def call(self, z, x):
+        return super().call(z, self.fixed(x))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_frozen_weights_stay_as_they_are(policy):
+    keras.config.set_dtype_policy(policy)
+    layer = tfdeq.DEQLayer(FrozenPart(UNITS))
+    x = _x()
+    layer(x)
+    before = layer.cell.fixed.kernel.numpy()
+    layer(x, training=True)
+    np.testing.assert_array_equal(layer.cell.fixed.kernel.numpy(), before)
+
+
+# --- dtypes, masks, nests ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype", "tolerance"),
+    [
+        ("mixed_bfloat16", "bfloat16", 2e-2),
+        ("mixed_float16", "float16", 2e-3),
+        ("float64", "float64", 1e-9),
+    ],
+)
+def test_dtype_policies(policy, dtype, tolerance):
+    keras.config.set_dtype_policy(policy)
+    layer = tfdeq.DEQLayer(DenseCell(UNITS), tfdeq.Anderson(tolerance=tolerance))
+    x = _x()
+    with tf.GradientTape() as tape:
+        solution = layer(x, training=True, return_solution=True)
+        loss = tf.reduce_sum(tf.cast(solution.z, tf.float32))
+    assert solution.z.dtype == dtype
+    assert solution.converged.numpy().all()
+    weights = [variable.value for variable in layer.trainable_variables]
+    for variable, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
+        assert gradient.dtype == variable.dtype == ("float64" if policy == "float64" else "float32")
+        assert np.isfinite(gradient).all()
+        assert np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_mask_reaches_the_cell(penalty):
+    layer = tfdeq.DEQLayer(MaskedCell(UNITS), TIGHT, jacobian_penalty=penalty)
+    inputs = keras.Input((5, UNITS))
+    model = keras.Model(inputs, layer(keras.layers.Masking()(inputs)))
+    x = np.random.default_rng(0).normal(size=(8, 5, UNITS)).astype("float32")
+    x[:, 3:] = 0.0
+    z = model(x, training=True)
+    np.testing.assert_array_equal(z[:, 3:], np.zeros([8, 2, UNITS]))
+    assert np.abs(z[:, :3]).min() > 0
+    assert z._keras_mask.numpy().tolist() == [[True] * 3 + [False] * 2] * 8
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dict_state_and_integer_input(mode):
+    layer = tfdeq.DEQLayer(PairCell(UNITS), TIGHT)
+    x = {"value": tf.constant(_x(3)), "token": tf.constant([0, 4, 2])}
+    layer(x)
+
+    @tf.function(autograph=False, jit_compile=mode == "xla")
+    def solve(x):
+        with tf.GradientTape() as tape:
+            solution = layer(x, training=True, return_solution=True)
+            loss = tf.reduce_sum(solution.z["first"])
+        return solution, tape.gradient(loss, layer.cell.embedding.embeddings.value)
+
+    solution, gradient = (solve.python_function if mode == "eager" else solve)(x)
+    assert solution.converged.numpy().all()
+    f_z = layer.cell(solution.z, x)
+    for key in ("first", "second"):
+        np.testing.assert_allclose(f_z[key], solution.z[key], atol=3e-6)
+    used = np.abs(tf.convert_to_tensor(gradient)).max(axis=1) > 0
+    assert used.tolist() == [True, False, True, False, True]
+
+
+def test_functional_model_as_cell():
+    z, x = keras.Input((UNITS,), name="z"), keras.Input((UNITS,), name="x")
+    hidden = keras.layers.Dense(UNITS, kernel_initializer=keras.initializers.Orthogonal(0.5))(z)
+    cell = keras.Model([z, x], keras.ops.tanh(keras.layers.Dropout(0.5)(hidden) + x))
+    layer = tfdeq.DEQLayer(cell, TIGHT)
+    data = _x()
+    solution = layer(data, return_solution=True)
+    z = cell([solution.z, tf.constant(data)])
+    np.testing.assert_allclose(z, solution.z, atol=3e-6)
+    noisy = layer(data, training=True, return_solution=True)
+    assert noisy.converged.numpy().all()
+    assert np.abs(noisy.z - solution.z).max() > 1e-3
+
+
+# --- the penalty ------------------------------------------------------------------------------------
+
+
+def _penalised(fraction=1.0, **settings):
+    layer = tfdeq.DEQLayer(
+        DenseCell(UNITS, gain=0.8, dtype="float64"),
+        EXACT,
+        jacobian_penalty=0.5,
+        jacobian_penalty_fraction=fraction,
+        dtype="float64",
+        **settings,
+    )
+    x = tf.constant(_x(4, "float64"))
+    layer(x)
+    # Not a multiple of an orthogonal matrix, whose products with signs are all of one length.
+    kernel = layer.cell.dense.kernel
+    kernel.assign(0.3 * np.random.default_rng(9).normal(size=kernel.shape))
+    return layer, x
+
+
+def test_penalty_is_unbiased_and_fresh():
+    layer, x = _penalised()
+    z = layer(x)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        f_z = layer.cell(z, x)
+    exact = 0.5 * float(tf.reduce_sum(tape.batch_jacobian(f_z, z) ** 2)) / (4 * UNITS)
+
+    @tf.function(autograph=False)
+    def penalty():
+        layer(x, training=True)
+        return tf.add_n(layer.losses)
+
+    values = np.array([float(penalty()) for _ in range(400)])
+    # 4 · 4 signs, up to one for each sample: 2^12 values at most, so about 20 of 400 meet again.
+    assert len(set(values)) > 350
+    assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(400)
+
+
+def test_penalty_only_in_training():
+    layer, x = _penalised()
+    layer(x)
+    assert layer.losses == []
+    layer(x, training=True)
+    assert len(layer.losses) == 1
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.6, 1.0])
+def test_penalty_looks_at_the_first_rows(fraction):
+    """Rows of which tanh is flat have no Jacobian: only those that count are seen."""
+    layer, x = _penalised(fraction)
+    rows = int(np.ceil(4 * fraction))
+    flat = tf.concat([tf.fill([rows, UNITS], tf.constant(50.0, tf.float64)), x[rows:]], axis=0)
+    layer(flat, training=True)
+    assert float(layer.losses[0]) < 1e-20
+    if rows > 1:
+        layer(tf.concat([flat[1:], x[:1]], axis=0)[::-1], training=True)
+        assert float(layer.losses[0]) > 1e-3
+
+
+def test_gradient_of_the_penalty_against_finite_differences():
+    """The penalty as a function of the weights at the equilibrium that was found, which is fixed."""
+    layer, x = _penalised(convergence_metrics=False)
+    kernel = layer.cell.dense.kernel
+    seed = layer._seed_generator.state
+    start = seed.numpy()
+    with tf.GradientTape() as tape:
+        z = layer(x, training=True)
+        penalty = layer.losses[0]
+    gradient = tape.gradient(penalty, kernel.value).numpy()
+    base, h = kernel.numpy(), 1e-5
+    direction = np.random.default_rng(3).normal(size=base.shape)
+    values = []
+    for sign in (1, -1):
+        kernel.assign(base + sign * h * direction)
+        seed.assign(start)
+        noise_seed = layer._seed_generator.next()
+        f = lambda z: layer.cell(z, x)  # noqa: E731
+        values.append(0.5 * float(tfdeq.jacobian_penalty(f, z, seed=noise_seed)))
+    difference = (values[0] - values[1]) / (2 * h)
+    np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-7)
+
+
+# --- metrics ----------------------------------------------------------------------------------------
+
+
+def _counts(layer):
+    return [float(metric.count) for metric in layer._convergence]
+
+
+def test_metrics_count_training_calls_only():
+    layer = tfdeq.DEQLayer(DenseCell(UNITS))
+    x = _x()
+    layer(x)
+    assert _counts(layer) == [0.0] * 6
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(x, training=True))
+    assert _counts(layer) == [6.0] * 3 + [0.0] * 3
+    tape.gradient(loss, [variable.value for variable in layer.trainable_variables])
+    assert _counts(layer) == [6.0] * 6
+
+
+def test_metrics_can_be_left_out():
+    layer = tfdeq.DEQLayer(DenseCell(UNITS), convergence_metrics=False)
+    layer(_x(), training=True)
+    assert layer.metrics_variables == []
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+class WideCell(keras.layers.Layer):
+    def call(self, z, x):
+        return ops.concatenate([z, x], axis=-1)
+
+
+def test_cell_of_the_wrong_shape_fails_at_build():
+    with pytest.raises(ValueError, match=r"\(6, 4\) float32; it returned \(6, 8\) float32") as info:
+        tfdeq.DEQLayer(WideCell(name="wide"), name="deq")(_x())
+    message = str(info.value)
+    assert "The cell 'wide' of 'deq'" in message
+    assert "for an input x of (6, 4) float32" in message
+    assert "initial_state(x)" in message
+
+
+def test_cell_that_cannot_be_applied_fails_at_build_with_its_reason():
+    cell = DenseCell(UNITS + 1, name="narrow")
+    with pytest.raises(
+        ValueError, match=r"'narrow'.*could not be applied to a state z of \(6, 4\)"
+    ):
+        tfdeq.DEQLayer(cell)(_x())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"cell": np.tanh}, ValueError, r"cell must be a Keras layer.*received <ufunc 'tanh'>"),
+        ({"solver": "newton"}, ValueError, "Unknown solver 'newton'. Known solvers: .*broyden"),
+        ({"adjoint": "magic"}, ValueError, "Unknown adjoint 'magic'. Known adjoints: implicit"),
+        ({"jacobian_penalty": -1.0}, ValueError, r"jacobian_penalty must be >= 0; received -1.0"),
+        ({"jacobian_penalty": float("nan")}, ValueError, "jacobian_penalty must be >= 0.*nan"),
+        ({"jacobian_penalty_fraction": 0}, ValueError, r"must be in \(0, 1\]; received 0"),
+        ({"jacobian_penalty_fraction": 2}, ValueError, r"must be in \(0, 1\]; received 2"),
+        ({"threshold": 3}, (TypeError, ValueError), "threshold"),
+    ],
+)
+def test_bad_settings(settings, error, message):
+    with pytest.raises(error, match=message):
+        tfdeq.DEQLayer(**{"cell": DenseCell(UNITS), **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tolerance": 0.0}, "tolerance must be greater than 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"explicit_steps": -1}, "explicit_steps must be an integer of at least 1; received -1"),
+    ],
+)
+def test_bad_call_settings(settings, message):
+    layer = tfdeq.DEQLayer(DenseCell(UNITS))
+    with pytest.raises(ValueError, match=message):
+        layer(_x(), **settings)
