@@ -16,13 +16,14 @@ from typing import Any
 
 import keras
 import matplotlib
+import tensorflow as tf
 from absl import flags
 
 from trainers import language_model, program
 from trainers.data import load, training_windows
 from trainers.flags import configuration
 from trainers.loop import Trainer
-from trainers.processes import Runs
+from trainers.processes import Runs, cores_per_process
 from trainers.workdir import read_json, write_json
 
 matplotlib.use("Agg")
@@ -178,6 +179,8 @@ def main() -> None:
     if config["depth"]:
         raise ValueError("--depth is set by the comparison; see --depths.")
     configs = variants(config)
+    # The same share of the cores as each of the runs will have.
+    tf.config.threading.set_intra_op_parallelism_threads(cores_per_process(FLAGS.parallel))
     timing_path = os.path.join(FLAGS.workdir, "seconds_per_step.json")
     seconds = read_json(timing_path)
     if seconds is None:

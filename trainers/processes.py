@@ -10,6 +10,11 @@ from typing import Any
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+def cores_per_process(processes: int) -> int:
+    """Returns the share of the processor's cores that each of some processes gets, at least 1."""
+    return max(1, (os.cpu_count() or 1) // processes)
+
+
 class Runs:
     """Runs of a trainer, each in a process of its own with one share of the processor's cores.
 
@@ -22,7 +27,8 @@ class Runs:
 
     def __init__(self, module: str, parallel: int = 1):
         self._module = module
-        self._threads = str(max(1, (os.cpu_count() or 1) // max(parallel, 2)))
+        # Beside one run there is the starting process, which may train too.
+        self._threads = str(cores_per_process(max(parallel, 2)))
         self._pool = ThreadPoolExecutor(max_workers=parallel)
         self._processes: list[subprocess.Popen] = []
         self._futures: list[Future] = []
