@@ -179,6 +179,7 @@ def main() -> None:
     if config["depth"]:
         raise ValueError("--depth is set by the comparison; see --depths.")
     configs = variants(config)
+    tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
     # The same share of the cores as each of the runs will have.
     tf.config.threading.set_intra_op_parallelism_threads(cores_per_process(FLAGS.parallel))
     timing_path = os.path.join(FLAGS.workdir, "seconds_per_step.json")

@@ -15,7 +15,7 @@ import tfdeq
 from export import graph_checks, saved_model, versions
 from tfdeq.models import LanguageModel
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).absolute().parent.parent
 VOCABULARY, LENGTH = 17, 12
 
 

@@ -14,7 +14,7 @@ from export import isolated, saved_model, verify
 from export import language_model_checks as checks
 from tfdeq.models import LanguageModel
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).absolute().parent.parent
 LENGTH = 12
 
 

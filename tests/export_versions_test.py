@@ -12,7 +12,7 @@ import pytest
 
 from export import versions
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).absolute().parent.parent
 
 
 def write(folder, number):

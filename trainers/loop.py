@@ -1,6 +1,7 @@
 """The training loop that trainers share: compiled steps, reports, checkpoints, resumption."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -104,7 +105,11 @@ class Trainer:
         last = self._config["train_steps"]
         first = int(self._step)
         batches = iter(self._task.batches(first)) if first < last else iter(())
-        with tqdm(initial=first, total=last, unit="step", dynamic_ncols=True, mininterval=2) as bar:
+        # A terminal shows the bar as it moves; a file receives a line now and then.
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        with tqdm(
+            initial=first, total=last, unit="step", dynamic_ncols=True, mininterval=interval
+        ) as bar:
             since, started = first, time.perf_counter()
             for step in range(first + 1, last + 1):
                 new_graph = self.run_step(next(batches), explicit_steps_at(step - 1, self._config))

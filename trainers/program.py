@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, logging
+from absl import app, flags, logging
 
 # What bad input raises, here and in the libraries below; anything else is a defect, shown in full.
 _INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -18,6 +18,9 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
+        if not flags.FLAGS["verbosity"].present:
+            # Warnings only: TensorFlow notes every checkpoint it writes at the level below.
+            logging.set_verbosity(logging.WARNING)
         try:
             main()
         except _INPUT_ERRORS as error:

@@ -1,0 +1,282 @@
+"""Writes the BUILD files from the imports.
+
+    python -m tools.build_files            rewrites those that differ
+    python -m tools.build_files --check    only says which differ
+
+Every module is a py_library of its own name, a package's __init__.py one of its folder's name, every
+NAME_test.py a py_test, and a module with a `__main__` block also a py_binary NAME_main.
+
+- `deps` are the modules that the import statements name, wherever they stand: `from a.b import c` is
+  a.b.c where that is a module, else a/b/__init__.py.
+- An __init__.py above a module, which Python runs before it, is in `deps` only where it has code but
+  no imports of this project (trainers/__init__.py). Others import the modules of their folder: they
+  would make cycles. A module that names its imports in full needs none of them; where nobody asks
+  for one, Bazel lays an empty __init__.py in its place, so that a test also proves that the
+  imports of what it tests are complete.
+- `data` are the modules that a file runs by name or by path: a string that is a dotted module name
+  ("trainers.language_model", for `python -m`) or a file beside it ("runtime.py").
+
+Packages from pip come from the Python interpreter that Bazel finds first on PATH.
+"""
+
+import argparse
+import ast
+import pathlib
+import re
+import sys
+from collections.abc import Iterable
+
+ROOT = pathlib.Path(__file__).parent.parent
+TOP_FOLDERS = ("benchmarks", "export", "tests", "tfdeq", "tools", "trainers")
+IGNORED = ("tools/bazel4",)  # as in .bazelignore
+
+# These read the sources of the whole project.
+READERS = ("tests/build_files_test.py", "tests/conformance_test.py")
+# Tests that need more than Bazel's five minutes where cores are few.
+LARGE = ("tests/conformance_test.py", "tests/trainers_language_model_test.py")
+
+RULES = "@rules_python//python:defs.bzl"
+HEADER = '"""Written by `python -m tools.build_files` from the imports."""\n'
+PACKAGE = 'package(default_visibility = ["//visibility:public"])\n'
+SOURCES = 'filegroup(\n    name = "sources",\n    srcs = glob(["*.py"]) + ["BUILD"],\n)\n'
+EXTRAS = {"tools": 'exports_files(["pytest_runner.py"])\n'}
+
+
+def folders() -> list[str]:
+    """The folders with Python files, as paths from ROOT."""
+    found = {
+        path.parent.relative_to(ROOT).as_posix()
+        for top in TOP_FOLDERS
+        for path in (ROOT / top).rglob("*.py")
+    }
+    return sorted(name for name in found if not name.startswith(IGNORED))
+
+
+def source(module: str) -> pathlib.Path | None:
+    """The file of a dotted module name, or None where the project has no such module."""
+    path = ROOT.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if path.relative_to(ROOT).parts[0] in TOP_FOLDERS and candidate.is_file():
+            return candidate
+    return None
+
+
+def module_of(path: pathlib.Path) -> str:
+    """The dotted name of a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(module: str) -> set[str]:
+    """The modules of this project that a module's import statements name."""
+    found = set()
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{source(module)}:{node.lineno}: write the import in full.")
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if source(inner) else node.module)
+    return {name for name in found if source(name)} - {module}
+
+
+def needed(module: str) -> set[str]:
+    """The imports, and the ancestors' __init__.py that have code and import nothing of the project."""
+    parts = module.split(".")
+    ancestors = {".".join(parts[:length]) for length in range(1, len(parts))}
+    return imports(module) | {
+        name for name in ancestors if source(name) and _has_code(name) and not imports(name)
+    }
+
+
+def runs(module: str) -> set[str]:
+    """The modules that a module runs by name or by path, without those that it needs anyway."""
+    folder = source(module).parent
+    found = set()
+    for node in ast.walk(_tree(module)):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        text = node.value
+        if re.fullmatch(r"(?!__)\w+\.py", text):
+            if (folder / text).is_file():
+                found.add(module_of(folder / text))
+        elif re.fullmatch(r"\w+(\.\w+)+", text) and source(text):
+            found.add(text)
+    return found - needed(module) - {module}
+
+
+def label(module: str, folder: str) -> str:
+    """The target of a module, as a BUILD file in `folder` names it."""
+    path = source(module)
+    package = path.parent.relative_to(ROOT).as_posix()
+    name = path.parent.name if path.stem == "__init__" else path.stem
+    if package == folder:
+        return f":{name}"
+    return f"//{package}" if name == path.parent.name else f"//{package}:{name}"
+
+
+def build_file(folder: str) -> str:
+    """The BUILD file of a folder with Python files."""
+    paths = sorted((ROOT / folder).glob("*.py"))
+    modules = [module_of(path) for path in paths]
+    targets = []
+    for module in modules:
+        targets.append(_test(module, folder) if _is_test(module) else _library(module, folder))
+        if _is_program(module):
+            targets.append(_program(module, folder))
+    used = [
+        rule for rule in ("py_binary", "py_library") if any(t.startswith(rule) for t in targets)
+    ]
+    loads = _load(RULES, used)
+    if any(map(_is_test, modules)):
+        loads += _load("//tools:pytest.bzl", ["py_test"])
+    extras = [EXTRAS[folder]] if folder in EXTRAS else []
+    return "\n".join([HEADER, loads, PACKAGE, *extras, SOURCES, *targets])
+
+
+def top_build_file() -> str:
+    """The BUILD file of ROOT."""
+    public = [name for name in folders() if name.startswith("tfdeq") and "programs" not in name]
+    return "\n".join(
+        [
+            HEADER,
+            _load(RULES, ["py_library"]),
+            PACKAGE,
+            'exports_files(["pyproject.toml"])\n',
+            "# What `pip install` gives, without the console scripts.",
+            _rule("py_library", name="tfdeq", deps=[f"//{name}" for name in public]),
+            "# Every Python and BUILD file, for tests that read them.",
+            _rule(
+                "filegroup",
+                name="sources",
+                srcs=["BUILD", *(f"//{name}:sources" for name in folders())],
+            ),
+        ]
+    )
+
+
+def expected() -> dict[pathlib.Path, str]:
+    """What each BUILD file should hold."""
+    return {
+        ROOT / "BUILD": top_build_file(),
+        **{ROOT / folder / "BUILD": build_file(folder) for folder in folders()},
+    }
+
+
+def differing() -> list[str]:
+    """The BUILD files that are not as expected, or that stand where none should, from ROOT."""
+    wanted = expected()
+    found = {path for top in TOP_FOLDERS for path in (ROOT / top).rglob("BUILD")}
+    strays = [
+        path
+        for path in found - set(wanted)
+        if not path.relative_to(ROOT).as_posix().startswith(IGNORED)
+    ]
+    wrong = [
+        path for path, text in wanted.items() if not path.is_file() or path.read_text() != text
+    ]
+    return sorted(path.relative_to(ROOT).as_posix() for path in wrong + strays)
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrites the files, or with --check only names those that differ and returns 1."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="only say which files differ")
+    check = parser.parse_args(arguments).check
+    names = differing()
+    for name in names:
+        print(f"{name} differs" if check else f"wrote {name}")
+    if check:
+        return 1 if names else 0
+    wanted = expected()
+    for name in names:
+        if ROOT / name in wanted:
+            (ROOT / name).write_text(wanted[ROOT / name])
+        else:
+            (ROOT / name).unlink()
+    return 0
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse(source(module).read_text(encoding="utf-8"))
+
+
+def _has_code(module: str) -> bool:
+    return any(not isinstance(statement, ast.Expr) for statement in _tree(module).body)
+
+
+def _is_test(module: str) -> bool:
+    return module.endswith("_test")
+
+
+def _is_program(module: str) -> bool:
+    return not _is_test(module) and any(
+        isinstance(statement, ast.If) and "__main__" in ast.unparse(statement.test)
+        for statement in _tree(module).body
+    )
+
+
+def _labels(modules: Iterable[str], folder: str) -> list[str]:
+    labels = {label(module, folder) for module in modules}
+    return sorted(labels, key=lambda text: (not text.startswith(":"), text.replace(":", "!")))
+
+
+def _library(module: str, folder: str) -> str:
+    return _rule(
+        "py_library",
+        name=label(module, folder)[1:],
+        srcs=[source(module).name],
+        data=_labels(runs(module), folder),
+        deps=_labels(needed(module), folder),
+    )
+
+
+def _program(module: str, folder: str) -> str:
+    path = source(module)
+    return _rule(
+        "py_binary",
+        name=f"{path.stem}_main",
+        srcs=[path.name],
+        main=path.name,
+        deps=[label(module, folder)],
+    )
+
+
+def _test(module: str, folder: str) -> str:
+    path = source(module)
+    place = path.relative_to(ROOT).as_posix()
+    return _rule(
+        "py_test",
+        name=path.stem,
+        size="large" if place in LARGE else "",
+        srcs=[path.name],
+        data=["//:sources"] if place in READERS else _labels(runs(module), folder),
+        deps=_labels(needed(module), folder),
+    )
+
+
+def _load(file: str, names: list[str]) -> str:
+    return f"load({', '.join(_quoted(name) for name in [file, *names])})\n" if names else ""
+
+
+def _rule(kind: str, **attributes: str | list[str]) -> str:
+    lines = [f"    {name} = {_value(value)},\n" for name, value in attributes.items() if value]
+    return f"{kind}(\n{''.join(lines)})\n"
+
+
+def _value(value: str | list[str]) -> str:
+    if isinstance(value, str):
+        return _quoted(value)
+    if len(value) == 1:
+        return f"[{_quoted(value[0])}]"
+    return "[\n" + "".join(f"        {_quoted(item)},\n" for item in value) + "    ]"
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
