@@ -4,7 +4,6 @@ python -m export.saved_model --workdir=runs/quickstart --output=runs/quickstart/
 """
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -12,12 +11,13 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags
 
 from export import graph_checks, model_card, versions
 from export import language_model_signatures as language_model
 from tfdeq.models import LanguageModel
 from trainers import program
+from trainers.workdir import read_json
 
 FLAGS = flags.FLAGS
 VOCABULARY = "vocabulary.txt"
@@ -159,7 +159,8 @@ def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any],
             f"{str(path)!r} holds a {type(model).__name__}; this program exports "
             "tfdeq.models.LanguageModel. Use export.saved_model.export for a model of your own."
         )
-    config, metrics = read_json(workdir / "config.json"), read_json(workdir / "metrics.json")
+    config = read_json(workdir / "config.json") or {}
+    metrics = read_json(workdir / "metrics.json") or {}
     text = workdir / VOCABULARY
     vocabulary = text.read_text(encoding="utf-8") if text.is_file() else None
     card = {
@@ -170,26 +171,6 @@ def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any],
         "source": {"path": str(path), "sha256": _sha256(path)},
     }
     return model, card, vocabulary
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns a JSON file's object; {} where there is no file.
-
-    Raises:
-        ValueError: a file that holds no JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}, not an object")
-    except ValueError as error:
-        raise ValueError(
-            f"{str(path)!r} cannot be read as JSON: {error}. The trainer writes it; run it again "
-            "with the same flags."
-        ) from error
-    return value
 
 
 def _writer(
@@ -218,7 +199,7 @@ def _is_there(output: str, version: int, workdir: str) -> bool:
     path = versions.existing_versions(output).get(version)
     if path is None:
         return False
-    card = read_json(path / "assets.extra" / model_card.NAME)
+    card = read_json(path / "assets.extra" / model_card.NAME) or {}
     model = pathlib.Path(workdir) / "model.keras"
     made_from = card.get("source", {}).get("sha256")
     changed = model.is_file() and made_from is not None and made_from != _sha256(model)
@@ -239,15 +220,7 @@ def main() -> None:
     print(f"Verify it: python -m export.verify --workdir={FLAGS.workdir} --model={path}")
 
 
-def quieten() -> None:
-    """TensorFlow reports every file that it writes; --verbosity=0 shows that again."""
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-        tf.get_logger().setLevel("WARNING")
-
-
 def define_flags() -> None:
-    app.call_after_init(quieten)
     flags.DEFINE_string("workdir", None, "Folder that trainers.language_model wrote.")
     flags.DEFINE_string("output", None, "Folder of the versions; made if missing.")
     flags.DEFINE_integer(

@@ -7,7 +7,6 @@ in TensorFlow's C++ runtime without any TensorFlow Python. Both answer held-out 
 """
 
 import concurrent.futures
-import json
 import os
 import pathlib
 import sys
@@ -15,14 +14,15 @@ import time
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from export import isolated, model_card
 from export import language_model_checks as checks
 from export.language_model_checks import Check
-from export.saved_model import load_run, quieten, read_json
+from export.saved_model import load_run
 from tfdeq.models import LanguageModel
 from trainers import data, program
+from trainers.workdir import read_json, write_json
 
 FLAGS = flags.FLAGS
 
@@ -68,7 +68,7 @@ def verify_language_model(
 
 def check_source(path: pathlib.Path, run_card: dict[str, Any]) -> Check:
     """Whether the version was made from the model file that it is compared with."""
-    card = read_json(path / "assets.extra" / model_card.NAME)
+    card = read_json(path / "assets.extra" / model_card.NAME) or {}
     made_from = card.get("source", {}).get("sha256")
     same = made_from == run_card["source"]["sha256"]
     text = "the model file's SHA-256 is the one in the model card"
@@ -134,7 +134,7 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
         "seconds": round(time.perf_counter() - started, 1),
     }
     target = pathlib.Path(report or os.path.join(workdir, "export_report.json"))
-    _write_whole(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_json(str(target), result)
     for line in _lines(result):
         print(line)
     print(f"Report: {target}")
@@ -158,15 +158,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def define_flags() -> None:
-    app.call_after_init(quieten)
     flags.DEFINE_string("workdir", None, "Folder that trainers.language_model wrote.")
     flags.DEFINE_string("model", None, "The version folder to verify: OUTPUT/VERSION.")
     flags.DEFINE_string("report", None, "JSON to write. Default: WORKDIR/export_report.json.")

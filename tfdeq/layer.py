@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfdeq import adjoints, solvers
+from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.fixed_point import fixed_point
 from tfdeq.iteration import StateLayout, relative_residual
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
@@ -108,8 +108,8 @@ class DEQLayer(keras.layers.Layer):
         self._x_dtypes = None
         self._forward_metrics = self._backward_metrics = None
         if self.convergence_metrics:
-            self._forward_metrics = _ConvergenceMetrics(self.name)
-            self._backward_metrics = _ConvergenceMetrics(f"{self.name}_backward")
+            self._forward_metrics = ConvergenceMetrics(self.name)
+            self._backward_metrics = ConvergenceMetrics(f"{self.name}_backward")
             self._convergence = [*self._forward_metrics.all(), *self._backward_metrics.all()]
 
     def __call__(self, x, *args, **kwargs):
@@ -162,7 +162,7 @@ class DEQLayer(keras.layers.Layer):
         x = self._inject(x)
         f, theta, update_state = self._pure_cell(bool(training), mask)
         z0 = self._start(start) if z0 is None else self._as_state(z0)
-        forward_metrics = self._forward_metrics if training or _in_evaluation() else None
+        forward_metrics = self._forward_metrics if training or in_evaluation() else None
         if explicit_steps is None:
             solution = fixed_point(
                 f,
@@ -340,46 +340,6 @@ class DEQLayer(keras.layers.Layer):
             seed=self._seed_generator.next(),
         )
         self.add_loss(self.jacobian_penalty * penalty)
-
-
-def _in_evaluation() -> bool:
-    """Whether a Keras test_step is on the stack.
-
-    `evaluate` shows convergence; `predict` and exported functions must not write variables, and
-    neither tells itself apart from `evaluate` by its arguments.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "test_step":
-            return True
-        frame = frame.f_back
-    return False
-
-
-class _ConvergenceMetrics:
-    """Means over samples of steps, residual and whether the tolerance was met."""
-
-    def __init__(self, prefix: str):
-        self.steps = keras.metrics.Mean(name=f"{prefix}_steps")
-        self.residual = keras.metrics.Mean(name=f"{prefix}_residual")
-        self.converged = keras.metrics.Mean(name=f"{prefix}_converged")
-
-    def all(self) -> tuple[keras.metrics.Metric, ...]:
-        return self.steps, self.residual, self.converged
-
-    def report(self, prefix: str) -> dict[str, float]:
-        if float(self.steps.count) == 0.0:
-            return {}
-        names = ("steps", "residual", "converged")
-        values = {f"{prefix}{name}": float(getattr(self, name).result()) for name in names}
-        for metric in self.all():
-            metric.reset_state()
-        return values
-
-    def __call__(self, solution: Solution) -> None:
-        self.steps.update_state(solution.steps)
-        self.residual.update_state(solution.residual)
-        self.converged.update_state(solution.converged)
 
 
 def _apply_explicitly(

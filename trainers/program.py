@@ -1,5 +1,6 @@
 """How every program starts and how it says that its input is wrong."""
 
+import logging as python_logging
 import sys
 from collections.abc import Callable
 
@@ -19,8 +20,9 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
         if not flags.FLAGS["verbosity"].present:
-            # Warnings only: TensorFlow notes every checkpoint it writes at the level below.
+            # Warnings only: TensorFlow notes every file that it writes at the level below.
             logging.set_verbosity(logging.WARNING)
+            python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
         try:
             main()
         except _INPUT_ERRORS as error:

@@ -25,12 +25,25 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
             os.remove(temporary)
 
 
-def read_json(path: str) -> Any:
-    """Returns the file's value, or None where there is no file."""
+def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the file's object, or None where there is no file.
+
+    Raises:
+        ValueError: a file that holds no JSON object.
+    """
     if not os.path.exists(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}, not an object")
+    except ValueError as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} cannot be read as JSON: {error}. A trainer writes it: move it away, "
+            "and run the trainer again with the same flags."
+        ) from error
+    return value
 
 
 def claim(workdir: str, config: Mapping[str, Any]) -> bool:

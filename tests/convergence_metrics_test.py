@@ -1,0 +1,36 @@
+import tensorflow as tf
+
+from tfdeq import Solution, Status
+from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
+
+
+def test_means_over_samples_and_calls_then_reset():
+    metrics = ConvergenceMetrics("layer")
+    assert metrics.report("") == {}
+    for residual, status in ((0.5, Status.MAX_STEPS), (0.1, Status.CONVERGED)):
+        metrics(
+            Solution(
+                z=tf.zeros([2, 1]),
+                residual=tf.constant([residual, 0.1]),
+                steps=tf.constant([4, 8]),
+                status=tf.constant([int(status), int(Status.CONVERGED)]),
+            )
+        )
+    report = metrics.report("backward_")
+    assert report["backward_steps"] == 6.0
+    assert abs(report["backward_residual"] - 0.2) < 1e-7
+    assert report["backward_converged"] == 0.75
+    assert metrics.report("") == {}
+    assert [metric.name for metric in metrics.all()] == [
+        "layer_steps",
+        "layer_residual",
+        "layer_converged",
+    ]
+
+
+def test_evaluation_is_known_by_the_test_step_on_the_stack():
+    def test_step():
+        return in_evaluation()
+
+    assert test_step()
+    assert not in_evaluation()

@@ -1,0 +1,47 @@
+"""How solves went, as Keras metrics: what `fit` and `evaluate` show of an equilibrium."""
+
+import sys
+
+import keras
+
+from tfdeq.solution import Solution
+
+
+def in_evaluation() -> bool:
+    """Whether a Keras test_step is on the stack.
+
+    `evaluate` shows convergence; `predict` and exported functions must not write variables, and
+    neither tells itself apart from `evaluate` by its arguments.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "test_step":
+            return True
+        frame = frame.f_back
+    return False
+
+
+class ConvergenceMetrics:
+    """Means over samples of steps, residual and whether the tolerance was met."""
+
+    def __init__(self, prefix: str):
+        self.steps = keras.metrics.Mean(name=f"{prefix}_steps")
+        self.residual = keras.metrics.Mean(name=f"{prefix}_residual")
+        self.converged = keras.metrics.Mean(name=f"{prefix}_converged")
+
+    def all(self) -> tuple[keras.metrics.Metric, ...]:
+        return self.steps, self.residual, self.converged
+
+    def report(self, prefix: str) -> dict[str, float]:
+        if float(self.steps.count) == 0.0:
+            return {}
+        names = ("steps", "residual", "converged")
+        values = {f"{prefix}{name}": float(getattr(self, name).result()) for name in names}
+        for metric in self.all():
+            metric.reset_state()
+        return values
+
+    def __call__(self, solution: Solution) -> None:
+        self.steps.update_state(solution.steps)
+        self.residual.update_state(solution.residual)
+        self.converged.update_state(solution.converged)
