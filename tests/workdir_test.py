@@ -30,6 +30,12 @@ def test_claim_is_repeated_with_the_same_configuration_only(tmp_path):
     assert workdir.read_json(os.path.join(folder, "config.json"))["width"] == 8
 
 
+def test_claim_lets_reporting_differ(tmp_path):
+    folder = str(tmp_path / "run")
+    workdir.claim(folder, {"width": 8, "log_every": 10})
+    assert workdir.claim(folder, {"width": 8, "log_every": 5}, may_differ=("log_every",))
+
+
 def test_claim_refuses_a_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("x")

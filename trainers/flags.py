@@ -11,6 +11,8 @@ FLAGS = flags.FLAGS
 
 # What may differ between a run and its continuation: where it lies and how it reports.
 _NOT_CONFIGURATION = ("workdir", "prepared_dir")
+# What may differ too, although the run records it: no result depends on it.
+REPORTING = ("log_every", "evaluate_every", "checkpoint_every")
 
 
 def define_shared_flags(**defaults: Any) -> list[str]:

@@ -14,7 +14,7 @@ from tfdeq.models import LanguageModel
 from trainers import pictures, program
 from trainers.data import TokenData, load, training_windows
 from trainers.evaluation import Evaluator, next_token_loss
-from trainers.flags import configuration, define_shared_flags
+from trainers.flags import REPORTING, configuration, define_shared_flags
 from trainers.loop import Task, Trainer, learning_rate_schedule
 from trainers.processes import Runs
 from trainers.workdir import claim, read_json, write_atomically, write_json
@@ -98,7 +98,7 @@ def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str,
         ValueError: if workdir holds a run of another configuration or data.
     """
     config = {**config, "data_fingerprint": data.fingerprint}
-    resumed = claim(workdir, config)
+    resumed = claim(workdir, config, may_differ=REPORTING)
     metrics = read_json(os.path.join(workdir, "metrics.json"))
     if metrics is not None:
         print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -46,8 +46,11 @@ def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
     return value
 
 
-def claim(workdir: str, config: Mapping[str, Any]) -> bool:
+def claim(workdir: str, config: Mapping[str, Any], may_differ: Iterable[str] = ()) -> bool:
     """Makes workdir this run's, and returns whether it already was.
+
+    Args:
+        may_differ: names of settings that change no result, such as how often to report.
 
     Raises:
         NotADirectoryError: if workdir is a file.
@@ -66,7 +69,7 @@ def claim(workdir: str, config: Mapping[str, Any]) -> bool:
     differences = [
         f"--{name}: {known.get(name)!r} there, {received.get(name)!r} received"
         for name in sorted({*known, *received})
-        if known.get(name) != received.get(name)
+        if known.get(name) != received.get(name) and name not in may_differ
     ]
     if differences:
         raise ValueError(
