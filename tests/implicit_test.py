@@ -78,9 +78,11 @@ def test_backward_solver_has_a_tolerance_of_its_own():
     (backward,) = solutions
     assert backward.status.numpy().tolist() == [tfdeq.Status.MAX_STEPS] * 3
     assert backward.steps.numpy().tolist() == [2] * 3
-    # Two evaluations from u = dz: the second sees u = dz + A dz, the first two terms of the series.
+    # Two products from u = dz: what is taken is the second's result, three terms of the series.
     ones = np.ones([3, 4])
-    np.testing.assert_allclose(gradient, ones + ones @ a.numpy().T, rtol=1e-12)
+    transposed = a.numpy().T
+    expected = ones + ones @ transposed + ones @ transposed @ transposed
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12)
 
 
 def test_the_callback_sees_the_first_order_solve_alone():

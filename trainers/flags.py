@@ -29,6 +29,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: linear warm-up, then cosine to 5 %."),
         (flags.DEFINE_integer, "warmup_steps", 100, "Steps of linear warm-up."),
         (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
+        (flags.DEFINE_enum, "optimizer", "adam", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
         (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
         (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
         (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),

@@ -263,8 +263,18 @@ def _optimizer(config: Mapping[str, Any]) -> keras.optimizers.Optimizer:
     schedule = learning_rate_schedule(
         config["learning_rate"], config["train_steps"], config["warmup_steps"]
     )
-    return keras.optimizers.Adam(
-        schedule, beta_1=0.9, beta_2=0.98, global_clipnorm=config["gradient_clip"]
+    if config["optimizer"] == "adam":
+        return keras.optimizers.Adam(
+            schedule, beta_1=0.9, beta_2=0.98, global_clipnorm=config["gradient_clip"]
+        )
+    return keras.optimizers.Muon(
+        schedule,
+        adam_beta_1=0.9,
+        adam_beta_2=0.98,
+        weight_decay=None,
+        adam_weight_decay=None,
+        exclude_layers=["readout"],
+        global_clipnorm=config["gradient_clip"],
     )
 
 
