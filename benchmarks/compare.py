@@ -105,8 +105,9 @@ def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
 def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
     """Trains every run and seed, each in a process of its own; finished ones are kept."""
     with Runs("trainers.language_model", FLAGS.parallel) as processes:
-        for seed in range(FLAGS.seeds):
-            for name, config in runs.items():
+        # The closest rivals first: what is cut off can be made up by running again.
+        for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"]):
+            for seed in range(FLAGS.seeds):
                 folder = run_folder(workdir, name, seed)
                 if not os.path.exists(os.path.join(folder, "metrics.json")):
                     processes.start(folder, {**config, "seed": seed})
