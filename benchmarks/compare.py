@@ -1,4 +1,4 @@
-"""Compares the equilibrium with explicit depth at equal steps and at equal time.
+"""Compares the equilibrium with explicit depth at equal time.
 
 python -m benchmarks.compare --workdir=runs/compare [flags of trainers.language_model]
 
@@ -21,10 +21,10 @@ from absl import flags
 
 from trainers import language_model, program
 from trainers.data import load, training_windows
-from trainers.flags import configuration
+from trainers.flags import REPORTING, configuration
 from trainers.loop import Trainer
 from trainers.processes import Runs, cores_per_process
-from trainers.workdir import read_json, write_json
+from trainers.workdir import check_configuration, read_json, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -34,6 +34,9 @@ flags.DEFINE_list("depths", ["1", "4", "8"], "Explicit applications to compare w
 flags.DEFINE_integer("seeds", 3, "Runs of each variant, seeds 0, 1, …. Default: 3.")
 flags.DEFINE_integer("parallel", 2, "Training processes at a time, one core each. Default: 2.")
 flags.DEFINE_integer("timing_rounds", 8, "Rounds of timed steps, each variant once a round.")
+flags.DEFINE_bool(
+    "report_only", False, "Train nothing: table and picture of the runs that are finished."
+)
 flags.DEFINE_string("document", None, "Markdown file to write the table to, plot beside it.")
 
 
@@ -103,14 +106,19 @@ def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
 
 
 def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
-    """Trains every run and seed, each in a process of its own; finished ones are kept."""
+    """Trains every run and seed, each in a process of its own; finished ones are kept.
+
+    Raises:
+        ValueError: if a finished run is of another configuration.
+    """
     with Runs("trainers.language_model", FLAGS.parallel) as processes:
         # The closest rivals first: what is cut off can be made up by running again.
         for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"]):
             for seed in range(FLAGS.seeds):
-                folder = run_folder(workdir, name, seed)
+                folder, config = run_folder(workdir, name, seed), {**config, "seed": seed}
+                check_configuration(folder, config, may_differ=("data_fingerprint", *REPORTING))
                 if not os.path.exists(os.path.join(folder, "metrics.json")):
-                    processes.start(folder, {**config, "seed": seed})
+                    processes.start(folder, {"prepared_dir": FLAGS.prepared_dir, **config})
         processes.wait()
 
 
@@ -119,21 +127,27 @@ def run_folder(workdir: str, name: str, seed: int) -> str:
 
 
 def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str) -> dict[str, Any]:
-    """Returns run name -> results over the seeds."""
+    """Returns run name -> results over the seeds that are finished; names without one are left out."""
     results = {}
     for name, config in runs.items():
         folders = [run_folder(workdir, name, seed) for seed in range(FLAGS.seeds)]
-        metrics = [read_json(os.path.join(folder, "metrics.json")) for folder in folders]
-        per_step = seconds[name]
-        bits = [m["test"]["bits_per_byte"] for m in metrics]
+        found = [read_json(os.path.join(folder, "metrics.json")) for folder in folders]
+        metrics = [value for value in found if value is not None]
+        if not metrics:
+            continue
+        key = "bits_per_byte" if "bits_per_byte" in metrics[0]["test"] else "bits_per_word"
+        bits = [value["test"][key] for value in metrics]
         results[name] = {
             "steps": config["train_steps"],
-            "seconds_per_step": per_step,
-            "seconds": per_step * config["train_steps"],
-            "bits_per_byte": bits,
-            "mean_bits_per_byte": statistics.mean(bits),
-            "residual": statistics.mean(m["test"]["residual"] for m in metrics),
-            "peak_memory_mib": statistics.median(m["train"]["peak_memory_mib"] for m in metrics),
+            "seconds_per_step": seconds[name],
+            "seconds": seconds[name] * config["train_steps"],
+            "unit": key,
+            "bits": bits,
+            "mean_bits": statistics.mean(bits),
+            "residual": statistics.mean(value["test"]["residual"] for value in metrics),
+            "peak_memory_mib": statistics.median(
+                value["train"]["peak_memory_mib"] for value in metrics
+            ),
         }
     return results
 
@@ -141,14 +155,14 @@ def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str)
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the results as a Markdown table."""
     lines = [
-        "| trained | steps | s/step | seconds | bits per byte, mean (each seed) | residual | peak MiB |",
+        "| trained | steps | s/step | seconds | held-out bits, mean (each seed) | residual | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
-        seeds = ", ".join(f"{bits:.3f}" for bits in row["bits_per_byte"])
+        seeds = ", ".join(f"{bits:.3f}" for bits in row["bits"])
         lines.append(
             f"| {name} | {row['steps']:,} | {row['seconds_per_step']:.3f} | {row['seconds']:.0f} | "
-            f"**{row['mean_bits_per_byte']:.3f}** ({seeds}) | {row['residual']:.1e} | "
+            f"**{row['mean_bits']:.3f}** ({seeds}) | {row['residual']:.1e} | "
             f"{row['peak_memory_mib']:.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -158,17 +172,18 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
     """Draws the held-out bits per byte of every run and seed."""
     figure = pyplot.figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    names = sorted(results, key=lambda name: -results[name]["mean_bits_per_byte"])
+    names = sorted(results, key=lambda name: -results[name]["mean_bits"])
     for height, name in enumerate(names):
         color = "#0072B2" if name == "equilibrium" else "#D55E00"
         row = results[name]
-        axes.barh(height, row["mean_bits_per_byte"], color=color, alpha=0.75)
-        axes.plot(row["bits_per_byte"], [height] * len(row["bits_per_byte"]), "k|", markersize=12)
-    low = min(min(row["bits_per_byte"]) for row in results.values())
-    high = max(max(row["bits_per_byte"]) for row in results.values())
+        axes.barh(height, row["mean_bits"], color=color, alpha=0.75)
+        axes.plot(row["bits"], [height] * len(row["bits"]), "k|", markersize=12)
+    low = min(min(row["bits"]) for row in results.values())
+    high = max(max(row["bits"]) for row in results.values())
     axes.set_xlim(low - 0.25 * (high - low) - 0.02, high + 0.02)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="held-out bits per byte (lower is better; bars: mean, ticks: seeds)")
+    unit = next(iter(results.values()))["unit"].replace("_", " ")
+    axes.set(xlabel=f"held-out {unit} (lower is better; bars: mean, ticks: seeds)")
     axes.set_title("The equilibrium against explicit depth")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
@@ -179,34 +194,40 @@ def main() -> None:
     config = configuration(language_model.CONFIGURATION_FLAGS)
     if config["depth"]:
         raise ValueError("--depth is set by the comparison; see --depths.")
+    check_configuration(FLAGS.workdir, config, may_differ=REPORTING)
+    write_json(os.path.join(FLAGS.workdir, "config.json"), config)
     configs = variants(config)
+    seconds = _timings(configs)
+    runs = plan(configs, seconds)
+    print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
+    if not FLAGS.report_only:
+        train_all(runs, FLAGS.workdir)
+    results = collect(runs, seconds, FLAGS.workdir)
+    write_json(os.path.join(FLAGS.workdir, "compare.json"), results)
+    document = FLAGS.document or os.path.join(FLAGS.workdir, "compare.md")
+    draw(results, os.path.splitext(document)[0] + ".png")
+    with open(document, "w", encoding="utf-8") as file:
+        file.write(table(results))
+    print(table(results))
+    print(f"The same, with a picture beside it: {document}")
+
+
+def _timings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the seconds per step of each variant, measured once for the folder."""
+    path = os.path.join(FLAGS.workdir, "seconds_per_step.json")
+    seconds = read_json(path) or {}
+    if set(configs) <= set(seconds):
+        return seconds
     tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
     # The same share of the cores as each of the runs will have.
     tf.config.threading.set_intra_op_parallelism_threads(cores_per_process(FLAGS.parallel))
-    timing_path = os.path.join(FLAGS.workdir, "seconds_per_step.json")
-    seconds = read_json(timing_path)
-    if seconds is None:
-        data = load(
-            FLAGS.dataset,
-            data_dir=FLAGS.data_dir,
-            files=FLAGS.files,
-            prepared_dir=FLAGS.prepared_dir,
-        )
-        seconds = measure_seconds_per_step(configs, data)
-        write_json(timing_path, seconds)
-        keras.utils.clear_session()
-    runs = plan(configs, seconds)
-    print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
-    train_all(runs, FLAGS.workdir)
-    results = collect(runs, seconds, FLAGS.workdir)
-    write_json(os.path.join(FLAGS.workdir, "compare.json"), results)
-    draw(results, os.path.join(FLAGS.workdir, "compare.png"))
-    text = table(results)
-    print(text)
-    if FLAGS.document:
-        draw(results, os.path.splitext(FLAGS.document)[0] + ".png")
-        with open(FLAGS.document, "w", encoding="utf-8") as file:
-            file.write(text)
+    data = load(
+        FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
+    )
+    seconds = measure_seconds_per_step(configs, data)
+    write_json(path, seconds)
+    keras.utils.clear_session()
+    return seconds
 
 
 if __name__ == "__main__":

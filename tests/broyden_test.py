@@ -164,3 +164,17 @@ def test_memory_shapes():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         tfdeq.Broyden(**settings)
+
+
+def test_a_calls_larger_budget_is_remembered_whole():
+    """40 dimensions, spectral radius 0.99: more steps than the solver's own eight are needed."""
+    random = np.random.default_rng(0)
+    q, _ = np.linalg.qr(random.normal(size=(40, 40)))
+    a = tf.constant(q @ np.diag(np.linspace(-0.99, 0.99, 40)) @ q.T)
+    x = tf.constant(random.normal(size=(2, 40)))
+    small, large = tfdeq.Broyden(max_steps=8), tfdeq.Broyden(max_steps=90)
+    one = tfdeq.fixed_point(lambda z, a, x: z @ a + x, x, (a, x), small, max_steps=90)
+    other = tfdeq.fixed_point(lambda z, a, x: z @ a + x, x, (a, x), large)
+    np.testing.assert_array_equal(one.steps, other.steps)
+    np.testing.assert_allclose(one.z, other.z, rtol=1e-12)
+    assert other.converged.numpy().all()

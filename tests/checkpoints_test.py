@@ -53,6 +53,20 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert "ckpt-1" in printed
 
 
+@pytest.mark.parametrize("content", [None, b"", b"model_checkpoint_path: "])
+def test_a_lost_or_broken_state_file_loses_no_checkpoint(tmp_path, capsys, content):
+    save_steps(str(tmp_path), [1, 2])
+    state = tmp_path / "checkpoint"
+    if content is None:
+        state.unlink()
+    else:
+        state.write_bytes(content)
+    assert restored_step(str(tmp_path)) == 2
+    assert "written anew" in capsys.readouterr().out
+    save_steps(str(tmp_path), [3])
+    assert restored_step(str(tmp_path)) == 3
+
+
 def test_no_readable_checkpoint_is_an_error(tmp_path):
     save_steps(str(tmp_path), [1, 2])
     for name in ("ckpt-1.index", "ckpt-2.index"):

@@ -202,11 +202,12 @@ LAYERS = (
     ("tfdeq.solution", "tfdeq.solvers"),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),
-    ("tfdeq.fixed_point", "tfdeq.regularizers"),
+    ("tfdeq.fixed_point", "tfdeq.regularizers", "tfdeq.convergence_metrics"),
     ("tfdeq.layer",),
     ("tfdeq.cells", "tfdeq.models"),
     ("tfdeq",),
     ("trainers", "export", "tfdeq.programs"),
+    ("benchmarks",),
 )
 
 
@@ -248,7 +249,9 @@ def _imports(path: pathlib.Path) -> set[str]:
 
 def _sources():
     return sorted(
-        path for folder in ("tfdeq", "trainers", "export") for path in (ROOT / folder).rglob("*.py")
+        path
+        for folder in ("tfdeq", "trainers", "export", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
     )
 
 

@@ -151,3 +151,17 @@ def test_solver_by_name_is_checked_at_construction():
     assert tfdeq.Implicit("anderson").solver == tfdeq.Anderson()
     with pytest.raises(ValueError, match="Unknown solver 'gradient_descent'. Known solvers"):
         tfdeq.Implicit("gradient_descent")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-22, 1e20])
+def test_a_gradient_of_any_size_is_solved_alike(scale):
+    """z = 0.9 z + x: dz/dx = 10, however small the loss; squares of 1e-22 vanish in float32."""
+    x = tf.constant([[1.0, 2.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        solver = tfdeq.FixedPointIteration(max_steps=300, tolerance=1e-6)
+        loss = scale * tf.reduce_sum(
+            tfdeq.fixed_point(lambda z, x: 0.9 * z + x, tf.zeros_like(x), (x,), solver).z
+        )
+    # The solves' tolerance, over 1 − 0.9.
+    np.testing.assert_allclose(tape.gradient(loss, x) / scale, 10.0, rtol=3e-5)

@@ -460,8 +460,16 @@ def test_cell_that_cannot_be_applied_fails_at_build_with_its_reason():
         ({"cell": np.tanh}, ValueError, r"cell must be a Keras layer.*received <ufunc 'tanh'>"),
         ({"solver": "newton"}, ValueError, "Unknown solver 'newton'. Known solvers: .*broyden"),
         ({"adjoint": "magic"}, ValueError, "Unknown adjoint 'magic'. Known adjoints: implicit"),
-        ({"jacobian_penalty": -1.0}, ValueError, r"jacobian_penalty must be >= 0; received -1.0"),
-        ({"jacobian_penalty": float("nan")}, ValueError, "jacobian_penalty must be >= 0.*nan"),
+        (
+            {"jacobian_penalty": -1.0},
+            ValueError,
+            r"jacobian_penalty must be a finite number >= 0; received -1.0",
+        ),
+        (
+            {"jacobian_penalty": float("nan")},
+            ValueError,
+            "jacobian_penalty must be a finite number >= 0.*nan",
+        ),
         ({"jacobian_penalty_fraction": 0}, ValueError, r"must be in \(0, 1\]; received 0"),
         ({"jacobian_penalty_fraction": 2}, ValueError, r"must be in \(0, 1\]; received 2"),
         ({"threshold": 3}, (TypeError, ValueError), "threshold"),
@@ -484,3 +492,32 @@ def test_bad_call_settings(settings, message):
     layer = tfdeq.DEQLayer(DenseCell(UNITS))
     with pytest.raises(ValueError, match=message):
         layer(_x(), **settings)
+
+
+def test_a_functional_cell_has_a_state_of_its_own_shape():
+    keras.utils.set_random_seed(1)
+    z, a, b = keras.Input((4,)), keras.Input((3,)), keras.Input((2,))
+    drive = keras.layers.Dense(4)(keras.layers.Concatenate()([a, b]))
+    small = keras.initializers.RandomNormal(stddev=0.2)
+    output = keras.ops.tanh(keras.layers.Dense(4, kernel_initializer=small)(z) + drive)
+    layer = tfdeq.DEQLayer(keras.Model([z, a, b], output))
+    solution = layer([tf.ones([5, 3]), tf.ones([5, 2])], return_solution=True)
+    assert solution.z.shape == (5, 4)
+    assert solution.converged.numpy().all()
+
+
+def test_a_sequential_cell_is_refused_with_what_to_use():
+    with pytest.raises(ValueError, match="must have two inputs, z and x"):
+        tfdeq.DEQLayer(keras.Sequential([keras.layers.Dense(3)]))
+
+
+def test_a_start_unlike_the_state_is_refused():
+    layer = tfdeq.DEQLayer(DenseCell(4))
+    with pytest.raises(ValueError, match=r"z0 must be like the state of .*\(2, 4\).*\(2, 5\)"):
+        layer(tf.ones([2, 4]), z0=tf.ones([2, 5]))
+
+
+@pytest.mark.parametrize("value", [-1, 1.5])
+def test_power_steps_out_of_range_are_refused_at_construction(value):
+    with pytest.raises(ValueError, match="jacobian_penalty_power_steps must be an integer"):
+        tfdeq.DEQLayer(DenseCell(4), jacobian_penalty_power_steps=value)

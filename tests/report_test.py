@@ -15,6 +15,7 @@ def test_says_quality_places_and_next_steps(tmp_path):
     assert "Held-out bits per byte: 1.900" in text
     assert str(tmp_path / "export" / "1") in text
     assert "tensorboard --logdir" in text
+    assert "-m trainers.language_model --dataset=text" in text
 
 
 def test_compares_with_the_baseline(tmp_path):
@@ -24,5 +25,5 @@ def test_compares_with_the_baseline(tmp_path):
 
 
 def test_no_run_is_an_error_that_names_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m trainers\.language_model"):
+    with pytest.raises(FileNotFoundError, match=r"python\S* -m trainers\.language_model"):
         report.summary(str(tmp_path))

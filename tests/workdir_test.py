@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -21,26 +23,60 @@ def test_write_atomically_leaves_the_old_file_when_the_writer_fails(tmp_path):
     assert os.listdir(tmp_path) == ["value.json"]
 
 
-def test_claim_is_repeated_with_the_same_configuration_only(tmp_path):
-    folder = str(tmp_path / "run")
-    assert not workdir.claim(folder, {"width": 8, "solver": "anderson"})
-    assert workdir.claim(folder, {"width": 8, "solver": "anderson"})
+CONFIG = {"width": 8, "log_every": 10}
+
+
+def write_config(folder):
+    workdir.write_json(os.path.join(folder, "config.json"), CONFIG)
+
+
+def test_a_new_folder_is_free_and_stays_untouched(tmp_path):
+    folder = tmp_path / "run"
+    assert not workdir.check_configuration(str(folder), CONFIG)
+    assert not folder.exists()
+
+
+def test_the_same_configuration_goes_on_and_another_is_refused(tmp_path):
+    write_config(tmp_path)
+    assert workdir.check_configuration(str(tmp_path), CONFIG)
     with pytest.raises(ValueError, match=r"another configuration: --width: 8 there, 16 received"):
-        workdir.claim(folder, {"width": 16, "solver": "anderson"})
-    assert workdir.read_json(os.path.join(folder, "config.json"))["width"] == 8
+        workdir.check_configuration(str(tmp_path), {**CONFIG, "width": 16})
+    assert workdir.read_json(tmp_path / "config.json") == CONFIG
 
 
-def test_claim_lets_reporting_differ(tmp_path):
-    folder = str(tmp_path / "run")
-    workdir.claim(folder, {"width": 8, "log_every": 10})
-    assert workdir.claim(folder, {"width": 8, "log_every": 5}, may_differ=("log_every",))
+def test_reporting_may_differ(tmp_path):
+    write_config(tmp_path)
+    assert workdir.check_configuration(
+        str(tmp_path), {**CONFIG, "log_every": 5}, may_differ=("log_every",)
+    )
 
 
-def test_claim_refuses_a_file(tmp_path):
+def test_a_file_is_no_workdir(tmp_path):
     path = tmp_path / "file"
     path.write_text("x")
     with pytest.raises(NotADirectoryError, match="is a file"):
-        workdir.claim(str(path), {})
+        workdir.check_configuration(str(path), {})
+
+
+def test_a_folder_has_one_writer_who_removes_what_a_killed_one_left(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".partial-1-model.keras").write_bytes(b"half")
+    with workdir.locked(str(folder)):
+        assert not (folder / ".partial-1-model.keras").exists()
+        code = "import sys; from trainers import workdir; workdir.locked(sys.argv[1]).__enter__()"
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
+        )
+        assert "Another process trains in --workdir=" in other.stderr
+    with workdir.locked(str(folder)):
+        pass
+
+
+def test_what_json_lacks_becomes_null(tmp_path):
+    path = tmp_path / "value.json"
+    workdir.write_json(str(path), {"a": [float("nan"), 1.0], "b": float("inf")})
+    assert workdir.read_json(path) == {"a": [None, 1.0], "b": None}
 
 
 def test_curves_survive_a_half_written_line_and_rewind(tmp_path):

@@ -3,6 +3,7 @@
 import sys
 
 import keras
+import tensorflow as tf
 
 from tfdeq.solution import Solution
 
@@ -15,7 +16,8 @@ def in_evaluation() -> bool:
     """
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == "test_step":
+        caller = frame.f_locals.get("self")
+        if frame.f_code.co_name == "test_step" and isinstance(caller, keras.Model):
             return True
         frame = frame.f_back
     return False
@@ -43,5 +45,7 @@ class ConvergenceMetrics:
 
     def __call__(self, solution: Solution) -> None:
         self.steps.update_state(solution.steps)
-        self.residual.update_state(solution.residual)
+        # Samples without a residual (f was not finite at their start) would drown the mean.
+        known = solution.residual < solution.residual.dtype.max
+        self.residual.update_state(solution.residual, sample_weight=tf.cast(known, tf.float32))
         self.converged.update_state(solution.converged)

@@ -139,6 +139,7 @@ def iterate(
     layout = StateLayout(z0)
     z = tf.stop_gradient(layout.flatten(z0))
     batch = tf.shape(z)[:1]
+    budget = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
     tolerance = _per_sample("tolerance", tolerance, solver.tolerance, batch, z.dtype)
     max_steps = _per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
 
@@ -174,7 +175,7 @@ def iterate(
         mark_step=zeros,
         steps=zeros,
         status=tf.fill(batch, _RUNNING),
-        solver=solver.initial_state(z),
+        solver=solver.initial_state(z, None if budget is None else int(np.max(budget))),
     )
     end = _LoopState(
         *tf.while_loop(

@@ -14,7 +14,7 @@ from tfdeq.fixed_point import fixed_point
 from tfdeq.iteration import StateLayout, relative_residual
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
 from tfdeq.solution import Solution, Status
-from tfdeq.solvers.solver import require_positive_integer
+from tfdeq.solvers.solver import require_integer, require_positive_integer
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -33,7 +33,8 @@ class DEQLayer(keras.layers.Layer):
     the backward solve as `_backward_steps`, `_backward_residual`, `_backward_converged`.
 
     Args:
-        cell: layer with call(z, x, ...) -> like z, or a functional model of the inputs [z, x]. If it
+        cell: layer with call(z, x, ...) -> like z, or a functional model of the inputs [z, x] (x's
+            tensors one after another, if it is a nest), which starts from zeros like its z. If it
             has a method initial_state(x) -> z0, that is the start (it may not create weights); else
             zeros like x. If it has a method inject(x), that is called once before the solve and
             its result stands for x in call(z, x): what of the input is the same in every step. Its
@@ -88,8 +89,16 @@ class DEQLayer(keras.layers.Layer):
             raise ValueError(
                 f"cell must be a Keras layer or model with call(z, x); received {cell!r}."
             )
-        if not float(jacobian_penalty) >= 0.0:
-            raise ValueError(f"jacobian_penalty must be >= 0; received {jacobian_penalty!r}.")
+        if isinstance(cell, keras.Sequential):
+            raise ValueError(
+                f"cell must have two inputs, z and x; received the Sequential {cell.name!r}, which has "
+                "one. Use a functional model keras.Model([z, x], output), or a layer with call(z, x)."
+            )
+        if not 0.0 <= float(jacobian_penalty) < math.inf:
+            raise ValueError(
+                f"jacobian_penalty must be a finite number >= 0; received {jacobian_penalty!r}."
+            )
+        require_integer("jacobian_penalty_power_steps", jacobian_penalty_power_steps, lowest=0)
         if not 0.0 < float(jacobian_penalty_fraction) <= 1.0:
             raise ValueError(
                 "jacobian_penalty_fraction must be in (0, 1]; received "
@@ -161,7 +170,8 @@ class DEQLayer(keras.layers.Layer):
         start = x
         x = self._inject(x)
         f, theta, update_state = self._pure_cell(bool(training), mask)
-        z0 = self._start(start) if z0 is None else self._as_state(z0)
+        usual = self._start(start)
+        z0 = usual if z0 is None else self._given_start(z0, usual)
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
         if explicit_steps is None:
             solution = fixed_point(
@@ -285,8 +295,8 @@ class DEQLayer(keras.layers.Layer):
         return f, theta, update_state
 
     def _apply_cell(self, z, x, training=None, mask=None):
-        if isinstance(self.cell, keras.Model) and hasattr(self.cell, "operations"):
-            return self.cell([z, x], training=training)
+        if _is_functional(self.cell):
+            return self.cell([z, *keras.tree.flatten(x)], training=training)
         extra = {}
         if mask is not None and "mask" in inspect.signature(self.cell.call).parameters:
             extra["mask"] = mask
@@ -301,12 +311,31 @@ class DEQLayer(keras.layers.Layer):
     def _start(self, x: Any) -> Any:
         if hasattr(self.cell, "initial_state"):
             return self._as_state(self.cell.initial_state(x))
+        if _is_functional(self.cell):
+            batch = tf.shape(tf.nest.flatten(x)[0])[:1]
+            tail = self.cell.inputs[0].shape[1:]
+            start = tf.zeros(tf.concat([batch, tail], axis=0))
+            start.set_shape([None, *tail])
+            return self._as_state(start)
         return self._as_state(tf.nest.map_structure(tf.zeros_like, x))
 
     def _as_state(self, z: Any) -> Any:
         """Casts to the dtype that the solver works in: never below float32."""
         dtype = tf.float64 if self.compute_dtype == "float64" else tf.float32
         return tf.nest.map_structure(lambda leaf: tf.cast(leaf, dtype), z)
+
+    def _given_start(self, z0: Any, usual: Any) -> Any:
+        """Returns the caller's z0 as a state; it must be like the usual start."""
+        received, expected = keras.tree.flatten(z0), keras.tree.flatten(usual)
+        fits = len(received) == len(expected) and all(
+            tf.TensorShape(one.shape).is_compatible_with(other.shape)
+            for one, other in zip(received, expected, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"z0 must be like the state of {self.name!r}, {_text(usual)}; received {_text(z0)}."
+            )
+        return self._as_state(z0)
 
     def _state_spec(self, x: Any) -> Any:
         """The state's shapes for symbolic inputs, by tracing `_start` (nothing is computed)."""
@@ -364,6 +393,11 @@ def _apply_explicitly(
     residual = tf.stop_gradient(tf.cast(residual, tf.float32))
     counts = tf.fill(tf.shape(residual), steps)
     return Solution(z, residual, counts, tf.fill(tf.shape(residual), int(Status.MAX_STEPS)))
+
+
+def _is_functional(cell: keras.layers.Layer) -> bool:
+    """Whether the cell is a functional model, which takes its inputs as one list."""
+    return isinstance(cell, keras.Model) and hasattr(cell, "operations")
 
 
 def _dtype_name(leaf: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdeq.solvers.solver import require_positive_integer
+from tfdeq.solvers.solver import require_integer, require_positive_integer
 
 
 def jacobian_penalty(
@@ -50,8 +50,7 @@ def jacobian_penalty(
         0.0
     """
     require_positive_integer("probes", probes)
-    if power_steps < 0:
-        raise ValueError(f"power_steps must be at least 0; received {power_steps!r}.")
+    require_integer("power_steps", power_steps, lowest=0)
     args = tuple(args) if isinstance(args, tuple | list) else (args,)
     z = tf.nest.map_structure(lambda leaf: tf.stop_gradient(tf.convert_to_tensor(leaf)), z)
     leaves = tf.nest.flatten(z)

@@ -30,7 +30,8 @@ class Evaluator:
         jit_compile: whether XLA compiles the evaluation.
 
     Raises:
-        ValueError: if the stream is shorter than one batch of windows.
+        ValueError: if the stream is shorter than one window. A batch is never larger than the
+            stream allows.
     """
 
     def __init__(

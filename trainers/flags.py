@@ -1,5 +1,6 @@
 """The flags that trainers share, and the configuration made of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -39,10 +40,10 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_enum, "adjoint", "implicit", "Backward rule.", sorted(adjoints.REGISTRY)),
         (flags.DEFINE_enum, "backward_solver", "fixed_point_iteration", "Solver of the backward system.", sorted(solvers.REGISTRY)),
         (flags.DEFINE_integer, "backward_max_steps", 2, "Vector-Jacobian products at most, per example, in the backward solve."),
-        (flags.DEFINE_float, "jacobian_penalty", 0.5, "Weight of the mean squared entry of J'e in the loss; 0: none."),
+        (flags.DEFINE_float, "jacobian_penalty", 0.3, "Weight of the mean squared entry of J'e in the loss; 0: none."),
         (flags.DEFINE_float, "jacobian_penalty_fraction", 0.0625, "Share of the batch that the penalty is estimated on, in (0, 1]."),
         (flags.DEFINE_integer, "jacobian_penalty_power_steps", 1, "Power iterations that turn the penalty's noise towards the direction that the Jacobian amplifies most."),
-        (flags.DEFINE_float, "shallow_share", 0.35, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
+        (flags.DEFINE_float, "shallow_share", 0.3, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
         (flags.DEFINE_integer, "shallow_steps", 1, "Explicit applications during that share."),
         (flags.DEFINE_bool, "jit_compile", True, "Whether XLA compiles the training step."),
         (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
@@ -67,18 +68,19 @@ def configuration(names: list[str]) -> dict[str, Any]:
 
 
 def _define_bounds() -> None:
-    at_least_one = ("train_steps", "batch_size", "sequence_length", "max_steps",
+    at_least_one = ("training_max_steps", "train_steps", "batch_size", "sequence_length", "max_steps",
                     "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
                     "checkpoint_every")  # fmt: skip
     for name in at_least_one:
-        _bound(name, lambda value: value >= 1, "must be at least 1")
+        bound(name, lambda value: value >= 1, "must be at least 1")
     for name in ("learning_rate", "tolerance", "gradient_clip"):
-        _bound(name, lambda value: value > 0, "must be greater than 0")
+        bound(name, lambda value: value > 0, "must be greater than 0")
     for name in ("depth", "warmup_steps", "jacobian_penalty", "jacobian_penalty_power_steps"):
-        _bound(name, lambda value: value >= 0, "must be at least 0")
-    _bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
-    _bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
+        bound(name, lambda value: value >= 0, "must be at least 0")
+    bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
+    bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
 
 
-def _bound(name: str, valid: Any, text: str) -> None:
+def bound(name: str, valid: Callable[[Any], bool], text: str) -> None:
+    """Refuses values of a flag that are not valid: text says what it must be."""
     flags.register_validator(name, valid, f"--{name} {text}.")

@@ -14,10 +14,16 @@ from tfdeq.models import LanguageModel
 from trainers import pictures, program
 from trainers.data import TokenData, load, training_windows
 from trainers.evaluation import Evaluator, next_token_loss
-from trainers.flags import REPORTING, configuration, define_shared_flags
+from trainers.flags import REPORTING, bound, configuration, define_shared_flags
 from trainers.loop import Task, Trainer, learning_rate_schedule
 from trainers.processes import Runs
-from trainers.workdir import claim, read_json, write_atomically, write_json
+from trainers.workdir import (
+    check_configuration,
+    locked,
+    read_json,
+    write_atomically,
+    write_json,
+)
 
 FLAGS = flags.FLAGS
 
@@ -35,6 +41,10 @@ def _define_flags() -> list[str]:
     ]  # fmt: skip
     for define, name, default, text in definitions:
         define(name, default, f"{text} Default: {default}.")
+    for name in ("width", "heads", "feedforward", "evaluation_windows"):
+        bound(name, lambda value: value >= 1, "must be at least 1")
+    bound("dropout", lambda value: 0 <= value < 1, "must be in [0, 1)")
+    bound("recurrent_scale", lambda value: value >= 0, "must be at least 0")
     flags.DEFINE_bool(
         "baseline",
         False,
@@ -98,20 +108,31 @@ def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str,
         ValueError: if workdir holds a run of another configuration or data.
     """
     config = {**config, "data_fingerprint": data.fingerprint}
-    resumed = claim(workdir, config, may_differ=REPORTING)
+    resumed = check_configuration(workdir, config, may_differ=REPORTING)
     metrics = read_json(os.path.join(workdir, "metrics.json"))
     if metrics is not None:
         print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
         return metrics
-    print(
-        f"{'Going on with' if resumed else 'Starting'} {describe(config)} in {workdir}.", flush=True
-    )
+    with locked(workdir):
+        return _train(config, workdir, data, resumed)
+
+
+def _train(
+    config: Mapping[str, Any], workdir: str, data: TokenData, resumed: bool
+) -> dict[str, Any]:
     keras.utils.set_random_seed(config["seed"])
     model = make_model(config, data.vocabulary_size)
-    evaluator = Evaluator(
-        model, data.validation, data.unit, windows=config["evaluation_windows"] // 4,
-        jit_compile=config["jit_compile"],
-    )  # fmt: skip
+    evaluator, test = (
+        Evaluator(model, tokens, data.unit, windows=windows, jit_compile=config["jit_compile"])
+        for tokens, windows in (
+            (data.validation, max(config["evaluation_windows"] // 4, 1)),
+            (data.test, config["evaluation_windows"]),
+        )
+    )
+    # Only now: settings that the model refuses must not claim the folder.
+    write_json(os.path.join(workdir, "config.json"), config)
+    start = "Going on with" if resumed else "Starting"
+    print(f"{start} {describe(config)} in {workdir}.", flush=True)
     residuals_path = os.path.join(workdir, "residuals.json")
     residuals = read_json(residuals_path) or {}
     if not config["depth"] and not residuals:
@@ -120,10 +141,6 @@ def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str,
     trainer = make_trainer(config, workdir, model, data, evaluator)
     curves = trainer.train()
     curves["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    test = Evaluator(
-        model, data.test, data.unit, windows=config["evaluation_windows"],
-        jit_compile=config["jit_compile"],
-    )  # fmt: skip
     by_budget = test.by_budget()
     if not config["depth"]:
         residuals["after"] = evaluator.residual_trace()
@@ -155,37 +172,36 @@ def baseline_configurations(config: Mapping[str, Any], depth: int) -> list[dict[
 
 
 def train_with_baselines(
-    config: Mapping[str, Any], workdir: str, data: TokenData, flags: Mapping[str, Any]
+    config: Mapping[str, Any], workdir: str, data: TokenData, program_flags: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Trains the model and, in another process, one application for as many steps; returns metrics.
 
     The better baseline goes into metrics.json as `baseline`, all of them as `baselines`.
 
     Args:
-        flags: further flags of the baselines' program, which are no part of the configuration.
+        program_flags: further flags of the baselines' program, no part of the configuration.
     """
+    check_configuration(
+        workdir, {**config, "data_fingerprint": data.fingerprint}, may_differ=REPORTING
+    )
     folders = {}
+    for baseline in baseline_configurations(config, depth=1):
+        folder = os.path.join(
+            workdir, "baselines", f"depth_1_penalty_{baseline['jacobian_penalty']:g}"
+        )
+        folders[describe(baseline)] = folder, {**program_flags, **baseline}
+    missing = [
+        run for run in folders.values() if not os.path.exists(os.path.join(run[0], "metrics.json"))
+    ]
     # On a GPU, whose memory one process fills, the baselines wait for the model.
     at_once = not tf.config.list_physical_devices("GPU")
-    with Runs("trainers.language_model") as runs:
-        for baseline in baseline_configurations(config, depth=1):
-            folder = os.path.join(
-                workdir, "baselines", f"depth_1_penalty_{baseline['jacobian_penalty']:g}"
-            )
-            folders[describe(baseline)] = folder, baseline
-        pending = [
-            (folder, {**flags, **baseline})
-            for folder, baseline in folders.values()
-            if not os.path.exists(os.path.join(folder, "metrics.json"))
-        ]
-        if at_once:
-            for folder, values in pending:
-                runs.start(folder, values)
+    with Runs("trainers.language_model", parallel=2) as runs:
+        for folder, values in missing if at_once else ():
+            runs.start(folder, values)
         metrics = train(config, workdir, data)
-        if not at_once:
-            for folder, values in pending:
-                runs.start(folder, values)
-        if pending:
+        for folder, values in () if at_once else missing:
+            runs.start(folder, values)
+        if missing:
             print("Waiting for the baselines.", flush=True)
         runs.wait()
     if "baseline" not in metrics:
@@ -251,12 +267,13 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     name = min(baselines, key=lambda name: baselines[name]["test"][key])
     metrics["baseline"] = {"name": name, **baselines[name]["test"]}
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
-    write_json(os.path.join(workdir, "metrics.json"), metrics)
     residuals = read_json(os.path.join(workdir, "residuals.json")) or {}
     curves = {name: value["train"] for name, value in baselines.items()}
     writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
     pictures.draw_all(workdir, metrics, curves, residuals, writer)
     writer.close()
+    # Last: until it stands there, the pictures are drawn again.
+    write_json(os.path.join(workdir, "metrics.json"), metrics)
 
 
 def _optimizer(config: Mapping[str, Any]) -> keras.optimizers.Optimizer:

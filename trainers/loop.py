@@ -100,8 +100,9 @@ class Trainer:
             FloatingPointError: if the loss or its gradient was NaN or Inf in every step of a report;
                 the last checkpoint from before stays.
         """
-        if self._checkpoints.restore():
-            self._curves.rewind(int(self._step))
+        self._checkpoints.restore()
+        # Also without a checkpoint: a run that was killed before its first one left rows.
+        self._curves.rewind(int(self._step))
         last = self._config["train_steps"]
         first = int(self._step)
         batches = iter(self._task.batches(first)) if first < last else iter(())
@@ -169,6 +170,8 @@ class Trainer:
 
     def _report(self, bar: tqdm, step: int, since: int, started: float) -> float:
         """Writes one row of the curves; returns seconds for the steps since the last report."""
+        rows = [row["step"] for row in self._curves.rows if "loss" in row]
+        previous = rows[-1] if rows else 0
         skipped = int(self._skipped.result())
         loss = float(self._loss.result())  # waits for the device
         per_step = (time.perf_counter() - started) / max(step - since, 1)
@@ -201,7 +204,7 @@ class Trainer:
                  "tokens/s": row["tokens_per_second"]}  # fmt: skip
         bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False)
         # Steps whose time was not taken (they follow a compilation) count as the others.
-        return per_step * self._config["log_every"] if step > since else 0.0
+        return per_step * (step - previous) if step > since else 0.0
 
     def _maybe_evaluate(self, step: int) -> None:
         if step % self._config["evaluate_every"] and step != self._config["train_steps"]:

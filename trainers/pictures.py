@@ -33,16 +33,18 @@ def draw_all(
         writer: TensorBoard writer, or None.
     """
     curves, config = metrics["train"], metrics["config"]
-    takeover = round(config["shallow_share"] * config["train_steps"])
+    depth = config["depth"]
+    takeover = 0 if depth else round(config["shallow_share"] * config["train_steps"])
+    label = f"{depth} explicit application{'s' * (depth > 1)}" if depth else "equilibrium"
     unit = "byte" if "bits_per_byte" in metrics["test"] else "word"
     drawings: dict[str, Callable[[Any], None]] = {
-        "quality.png": lambda figure: _quality(figure, curves, baselines, takeover, unit)
+        "quality.png": lambda figure: _quality(figure, curves, baselines, takeover, unit, label)
     }
     if residuals:
         drawings["residual_by_solver_steps.png"] = lambda figure: _trace(
             figure, residuals, config["max_steps"]
         )
-    if not config["depth"]:
+    if not depth:
         drawings["convergence.png"] = lambda figure: _convergence(figure, curves, config, takeover)
     paths = []
     for name, draw in drawings.items():
@@ -56,14 +58,14 @@ def draw_all(
     return paths
 
 
-def _quality(figure, curves, baselines, takeover, unit):
+def _quality(figure, curves, baselines, takeover, unit, label):
     axes = figure.add_subplot()
     step, loss = _defined(curves, "loss")
     axes.plot(step, loss / np.log(2), color=BLUE, alpha=0.35, linewidth=1, label="training batches")
     for (name, baseline), (color, style) in zip(baselines.items(), _BASELINE_STYLES, strict=False):
         axes.plot(*_defined(baseline, f"held_out_bits_per_{unit}"), style, color=color, label=name)
     held_out = _defined(curves, f"held_out_bits_per_{unit}")
-    axes.plot(*held_out, "o-", color=BLUE, markersize=4, label="equilibrium, held-out text")
+    axes.plot(*held_out, "o-", color=BLUE, markersize=4, label=f"{label}, held-out text")
     if len(held_out[1]):
         shown = [
             held_out[1],
@@ -88,9 +90,7 @@ def _trace(figure, residuals, budget):
         axes.plot(steps, np.median(values, axis=1), style, color=color, markersize=4, label=label)
         axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2)
     axes.axvline(budget, color=GREY, linewidth=1, linestyle=":")
-    axes.annotate(
-        " budget in training", (budget, 1), xycoords=("data", "axes fraction"), va="top", color=GREY
-    )
+    axes.annotate(" budget", (budget, 1), xycoords=("data", "axes fraction"), va="top", color=GREY)
     axes.set_yscale("log")
     axes.set(xlabel="evaluations of the cell", ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
     axes.set_title("How far from equilibrium: median and range over held-out examples")

@@ -1,8 +1,11 @@
 """Training runs in processes of their own, a few at a time."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -32,6 +35,8 @@ class Runs:
         self._pool = ThreadPoolExecutor(max_workers=parallel)
         self._processes: list[subprocess.Popen] = []
         self._futures: list[Future] = []
+        self._lock = threading.Lock()
+        self._closed = False
 
     def __enter__(self) -> "Runs":
         return self
@@ -40,9 +45,11 @@ class Runs:
         if kind is not None:
             for future in self._futures:
                 future.cancel()
-            for process in self._processes:
-                if process.poll() is None:
-                    process.terminate()
+            with self._lock:
+                self._closed = True
+                for process in self._processes:
+                    if process.poll() is None:
+                        process.terminate()
         self._pool.shutdown()
 
     def start(self, workdir: str, flags: Mapping[str, Any]) -> None:
@@ -58,6 +65,16 @@ class Runs:
         for future in self._futures:
             future.result()
 
+    def _start(self, command: list[str], log: Any, environment: Mapping[str, str]):
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("No run is started any more: the program is ending.")
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, preexec_fn=_end_with_parent
+            )
+            self._processes.append(process)
+            return process
+
     def _run(self, workdir: str, flags: Mapping[str, Any]) -> None:
         os.makedirs(os.path.dirname(workdir) or ".", exist_ok=True)
         arguments = [f"--{name}={value}" for name, value in flags.items() if value is not None]
@@ -68,13 +85,11 @@ class Runs:
             "OMP_NUM_THREADS": self._threads,
         }
         with open(f"{workdir}.log", "a", encoding="utf-8") as log:
-            process = subprocess.Popen(
+            process = self._start(
                 [sys.executable, "-m", self._module, f"--workdir={workdir}", *arguments],
-                stdout=log,
-                stderr=log,
-                env=environment,
+                log,
+                environment,
             )
-            self._processes.append(process)
             status = process.wait()
         if status:
             raise RuntimeError(
@@ -82,3 +97,13 @@ class Runs:
                 "command goes on from its last checkpoint."
             )
         print(f"Finished the run in {workdir}.", flush=True)
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In a new process: have the kernel end it when its parent dies, however that happens."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,6 +1,8 @@
 """How every program starts and how it says that its input is wrong."""
 
 import logging as python_logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -15,6 +17,9 @@ def run(main: Callable[[], None]) -> None:
 
     The process ends with status 1 after an input error; --verbosity=1 shows its traceback too.
     """
+
+    # As an interrupt does: contexts are left, and end the processes that they started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -31,3 +36,22 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(f"Error: {error}")
 
     app.run(guarded)
+
+
+def command(module: str) -> str:
+    """Returns what a user types to run a program of ours: "trainers.report", "export.verify", ….
+
+    That is this very Python with -m, or the console script where tfdeq is installed.
+    """
+    if os.path.abspath(__file__).split(os.sep)[-4:-2] == ["tfdeq", "programs"]:
+        return _CONSOLE_SCRIPTS[module]
+    python = os.path.relpath(sys.executable)
+    return f"{sys.executable if python.startswith('..') else python} -m {module}"
+
+
+_CONSOLE_SCRIPTS = {
+    "trainers.language_model": "tfdeq-language-model",
+    "trainers.report": "tfdeq-report",
+    "export.saved_model": "tfdeq-export",
+    "export.verify": "tfdeq-verify",
+}

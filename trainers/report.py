@@ -2,6 +2,7 @@
 
 import glob
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def summary(workdir: str) -> list[str]:
     if metrics is None:
         raise FileNotFoundError(
             f"{workdir} holds no metrics.json: no finished run lies there. Train one, or go on with "
-            f"it: python -m trainers.language_model --workdir={workdir}"
+            f"it: {program.command('trainers.language_model')} --workdir={workdir}"
         )
     return [*_results(metrics), *_places(workdir), *_next_steps(workdir)]
 
@@ -68,11 +69,16 @@ def _next_steps(workdir: str) -> list[str]:
     return [
         "",
         "What to do next:",
-        f"  look:   tensorboard --logdir={workdir}",
-        "  learn:  python -m trainers.language_model --dataset=text --files='YOUR/*.txt' "
-        "--workdir=runs/mine",
+        f"  look:   {_tensorboard()} --logdir={workdir}",
+        f"  learn:  {program.command('trainers.language_model')} --dataset=text "
+        "--files='YOUR/*.txt' --workdir=runs/mine",
         f"  serve:  see 'Serve it' in README.md; the model's folder is {os.path.join(workdir, 'export')}",
     ]
+
+
+def _tensorboard() -> str:
+    beside = os.path.join(os.path.dirname(sys.executable), "tensorboard")
+    return os.path.relpath(beside) if os.path.exists(beside) else "tensorboard"
 
 
 def main() -> None:

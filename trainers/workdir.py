@@ -1,9 +1,14 @@
 """A trainer's folder: configuration, curves and metrics, each written whole or not at all."""
 
+import contextlib
+import fcntl
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+_PARTIAL = ".partial-"
 
 
 def write_json(path: str, value: Any) -> None:
@@ -16,7 +21,7 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
     folder, name = os.path.split(path)
     os.makedirs(folder or ".", exist_ok=True)
     # The name's end stays as it is: Keras chooses the format by it.
-    temporary = os.path.join(folder, f".partial-{os.getpid()}-{name}")
+    temporary = os.path.join(folder, f"{_PARTIAL}{os.getpid()}-{name}")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -46,24 +51,24 @@ def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
     return value
 
 
-def claim(workdir: str, config: Mapping[str, Any], may_differ: Iterable[str] = ()) -> bool:
-    """Makes workdir this run's, and returns whether it already was.
+def check_configuration(
+    workdir: str, config: Mapping[str, Any], may_differ: Iterable[str] = ()
+) -> bool:
+    """Returns whether workdir holds this very run; writes nothing.
 
     Args:
         may_differ: names of settings that change no result, such as how often to report.
 
     Raises:
         NotADirectoryError: if workdir is a file.
-        ValueError: if workdir belongs to a run of another configuration; nothing is changed.
+        ValueError: if workdir belongs to a run of another configuration.
     """
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise NotADirectoryError(
             f"--workdir={workdir} is a file. Name a folder, new or of this run."
         )
-    path = os.path.join(workdir, "config.json")
-    known = read_json(path)
+    known = read_json(os.path.join(workdir, "config.json"))
     if known is None:
-        write_json(path, dict(config))
         return False
     received = json.loads(json.dumps(dict(config)))
     differences = [
@@ -78,6 +83,30 @@ def claim(workdir: str, config: Mapping[str, Any], may_differ: Iterable[str] = (
             "folder to start over. Nothing was changed."
         )
     return True
+
+
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+    """Holds workdir for this process, making it if it is missing, until the context ends.
+
+    What a killed writer left half-written is removed.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    os.makedirs(workdir, exist_ok=True)
+    with open(os.path.join(workdir, ".lock"), "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"Another process trains in --workdir={workdir}. Wait for it or end it, or name "
+                "another folder."
+            ) from error
+        for name in os.listdir(workdir):
+            if name.startswith(_PARTIAL):
+                os.remove(os.path.join(workdir, name))
+        yield
 
 
 class Curves:
@@ -107,7 +136,7 @@ class Curves:
     def append(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(_finite(row)) + "\n")
 
     def columns(self) -> dict[str, list[Any]]:
         """name -> the values of all rows, None where a row lacks it."""
@@ -116,10 +145,19 @@ class Curves:
 
     def _write(self, path: str) -> None:
         with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+            file.writelines(json.dumps(_finite(row)) + "\n" for row in self.rows)
+
+
+def _finite(value: Any) -> Any:
+    """Replaces NaN and Inf, which JSON lacks, by None."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _dump(path: str, value: Any) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
+        json.dump(_finite(value), file, indent=1, allow_nan=False)
         file.write("\n")

@@ -121,6 +121,10 @@ def _solve_adjoint(
         tape.watch(fixed_z)
         output = f(fixed_z, *fixed_args)
 
+    # The system is linear: solved for d_z of unit size, so that no square underflows.
+    scale = _largest_entry(fixed_d_z)
+    fixed_d_z = _scaled(fixed_d_z, 1 / scale)
+
     def linear(u):
         product = tape.gradient(
             output, fixed_z, output_gradients=u, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -137,4 +141,25 @@ def _solve_adjoint(
         product = vector_jacobian_product(f, z, args, u, lambda z, _: z)
         return tf.nest.map_structure(tf.add, product, d_z)
 
-    return _attach(pure, solution.z, (z, args, d_z), solver, None)
+    return _attach(pure, _scaled(solution.z, scale), (z, args, d_z), solver, None)
+
+
+def _largest_entry(d_z: Any) -> tf.Tensor:
+    """[B] float, the largest absolute entry of each sample; 1 where all are 0."""
+    leaves = tf.nest.flatten(d_z)
+    dtype = tf.float64 if any(leaf.dtype == tf.float64 for leaf in leaves) else tf.float32
+    rows = [tf.cast(tf.reshape(leaf, [tf.shape(leaf)[0], -1]), dtype) for leaf in leaves]
+    largest = tf.reduce_max(tf.concat([tf.abs(row) for row in rows], axis=1), axis=1)
+    return tf.where(largest > 0, largest, tf.ones_like(largest))
+
+
+def _scaled(nest: Any, scale: tf.Tensor) -> Any:
+    """Multiplies sample b of each [B, ...] leaf by scale[b]."""
+
+    def multiply(leaf):
+        shape = tf.concat([tf.shape(scale), tf.ones([tf.rank(leaf) - 1], tf.int32)], axis=0)
+        product = leaf * tf.cast(tf.reshape(scale, shape), leaf.dtype)
+        product.set_shape(leaf.shape)
+        return product
+
+    return tf.nest.map_structure(multiply, nest)

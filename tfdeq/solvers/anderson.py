@@ -61,7 +61,7 @@ class Anderson(Solver):
         require_damping(self.damping)
         require_positive("ridge", self.ridge)
 
-    def initial_state(self, z):
+    def initial_state(self, z, max_steps=None):
         batch, size = tf.unstack(tf.shape(z))
         history = tf.zeros([batch, self.memory, size], z.dtype)
         history.set_shape([z.shape[0], self.memory, z.shape[1]])

@@ -33,7 +33,9 @@ class Broyden(Solver):
     Args:
         max_steps: evaluations of f at most, per sample. Default 30.
         tolerance: relative residual at which a sample is done. Default 1e-3.
-        memory: steps kept before a restart, at least 1; None keeps max_steps of them. Default None.
+        memory: steps kept before a restart, at least 1; None keeps all of them: max_steps, or what a
+            call gives as its max_steps, unless that is a tensor that is only known when the graph
+            runs, and larger: then the solve restarts after the solver's max_steps. Default None.
         damping: α in (0, 1]. Default 1.
 
     Raises:
@@ -57,8 +59,8 @@ class Broyden(Solver):
             require_positive_integer("memory", self.memory)
         require_damping(self.damping)
 
-    def initial_state(self, z):
-        rows = self.memory or self.max_steps
+    def initial_state(self, z, max_steps=None):
+        rows = self.memory or max_steps or self.max_steps
         batch, size = tf.unstack(tf.shape(z))
         steps = tf.zeros([batch, rows, size], z.dtype)
         steps.set_shape([z.shape[0], rows, z.shape[1]])

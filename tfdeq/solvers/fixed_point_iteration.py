@@ -38,7 +38,7 @@ class FixedPointIteration(Solver):
         super().__post_init__()
         require_damping(self.damping)
 
-    def initial_state(self, z):
+    def initial_state(self, z, max_steps=None):
         return ()
 
     def step(self, state, k, z, f_z):

@@ -22,8 +22,13 @@ class Solver:
         require_positive_integer("max_steps", self.max_steps)
         require_positive("tolerance", self.tolerance)
 
-    def initial_state(self, z: tf.Tensor) -> Any:
-        """Returns the method's own state (a nest of tensors) for iterates like z: [B, D]."""
+    def initial_state(self, z: tf.Tensor, max_steps: int | None = None) -> Any:
+        """Returns the method's own state (a nest of tensors).
+
+        Args:
+            z: [B, D], an iterate. max_steps: the largest budget of the solve where that is known
+                beforehand; None: the solver's.
+        """
         raise TypeError(f"{type(self).__name__} is no complete solver: it lacks initial_state().")
 
     def step(self, state: Any, k: tf.Tensor, z: tf.Tensor, f_z: tf.Tensor) -> tuple[Any, tf.Tensor]:
@@ -45,10 +50,15 @@ class Solver:
         return cls(**config)
 
 
+def require_integer(name: str, value: Any, lowest: int) -> None:
+    """Raises a ValueError unless value is an integer of at least `lowest`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < lowest:
+        raise ValueError(f"{name} must be an integer of at least {lowest}; received {value!r}.")
+
+
 def require_positive_integer(name: str, value: Any) -> None:
     """Raises a ValueError unless value is an integer of at least 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; received {value!r}.")
+    require_integer(name, value, lowest=1)
 
 
 def require_positive(name: str, value: Any) -> None:

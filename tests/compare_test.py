@@ -1,0 +1,61 @@
+import pytest
+from absl import flags
+
+from benchmarks import compare
+from trainers.workdir import write_json
+
+CONFIG = {
+    "depth": 0,
+    "jacobian_penalty": 0.5,
+    "recurrent_scale": 0.0,
+    "train_steps": 100,
+    "seed": 0,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def parsed_flags():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["compare", "--workdir=unused"])
+
+
+def test_every_depth_with_and_without_penalty():
+    configs = compare.variants(CONFIG)
+    assert list(configs) == [
+        "equilibrium",
+        "1 explicit",
+        "1 explicit, penalty",
+        "4 explicit",
+        "4 explicit, penalty",
+        "8 explicit",
+        "8 explicit, penalty",
+    ]
+    assert configs["4 explicit"]["jacobian_penalty"] == 0.0
+    # From zero the recurrent weights would leave the penalty nothing to act on.
+    assert configs["4 explicit, penalty"]["recurrent_scale"] == 1.0
+
+
+def test_all_train_for_the_equilibriums_time():
+    configs = compare.variants(CONFIG)
+    seconds = dict.fromkeys(configs, 0.2) | {"equilibrium": 0.4, "8 explicit": 0.8}
+    plan = compare.plan(configs, seconds)
+    assert plan["equilibrium"]["train_steps"] == 100
+    assert plan["1 explicit"]["train_steps"] == 200
+    assert plan["8 explicit"]["train_steps"] == 50
+
+
+def test_finished_runs_become_a_table_and_a_picture(tmp_path):
+    runs = {"equilibrium": CONFIG, "1 explicit": {**CONFIG, "depth": 1}}
+    for name in runs:
+        for seed, bits in enumerate((1.5, 1.7)):
+            test = {"bits_per_byte": bits, "residual": 1e-3}
+            metrics = {"test": test, "train": {"peak_memory_mib": 900.0 + seed}}
+            folder = compare.run_folder(str(tmp_path), name, seed)
+            write_json(f"{folder}/metrics.json", metrics)
+    results = compare.collect(runs, {"equilibrium": 0.4, "1 explicit": 0.2}, str(tmp_path))
+    assert results["equilibrium"]["mean_bits"] == pytest.approx(1.6)
+    assert results["equilibrium"]["seconds"] == pytest.approx(40.0)
+    text = compare.table(results)
+    assert "| equilibrium | 100 | 0.400 | 40 | **1.600** (1.500, 1.700) |" in text
+    compare.draw(results, str(tmp_path / "compare.png"))
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,72 @@
+import textwrap
+import time
+
+import pytest
+
+from trainers import processes
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """A module `toy_run` that notes its flags in WORKDIR, or fails if told to."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "toy_run.py").write_text(
+        textwrap.dedent(
+            """
+            import json, os, sys
+            flags = dict(argument[2:].split("=") for argument in sys.argv[1:])
+            print("seen", flags)
+            if flags.get("fail"):
+                sys.exit(3)
+            os.makedirs(flags["workdir"])
+            with open(os.path.join(flags["workdir"], "flags.json"), "w") as file:
+                json.dump({**flags, "threads": os.environ["TF_NUM_INTRAOP_THREADS"]}, file)
+            """
+        )
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return "toy_run"
+
+
+def test_runs_every_job_with_its_flags(program, tmp_path):
+    with processes.Runs(program, parallel=2) as runs:
+        for seed in range(3):
+            runs.start(str(tmp_path / "runs" / str(seed)), {"seed": seed, "files": None})
+        runs.wait()
+    for seed in range(3):
+        text = (tmp_path / "runs" / str(seed) / "flags.json").read_text()
+        assert f'"seed": "{seed}"' in text
+        assert "files" not in text  # None: the program's own default
+        assert '"threads": ' in text
+        assert "seen" in (tmp_path / "runs" / f"{seed}.log").read_text()
+
+
+def test_a_failed_run_is_named_with_its_log(program, tmp_path):
+    with processes.Runs(program) as runs:
+        runs.start(str(tmp_path / "bad"), {"fail": 1})
+        with pytest.raises(RuntimeError, match=r"ended with status 3; .*bad\.log says why"):
+            runs.wait()
+
+
+def test_an_error_ends_what_still_runs(tmp_path, monkeypatch):
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "endless_run.py").write_text("import time\nprint('on', flush=True)\ntime.sleep(600)")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    runs = processes.Runs("endless_run")
+
+    def leave_by_an_interrupt():
+        with runs:
+            runs.start(str(tmp_path / "run"), {})
+            while not runs._processes:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave_by_an_interrupt()
+    assert runs._processes[0].wait(timeout=30) != 0
+
+
+def test_cores_are_shared_and_never_none():
+    assert processes.cores_per_process(10**6) == 1

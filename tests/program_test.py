@@ -1,0 +1,52 @@
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+from trainers import program
+def main():
+    {body}
+program.run(main)
+"""
+
+
+def run(body, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", CODE.format(body=body), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("error", ["ValueError", "FileNotFoundError", "FloatingPointError"])
+def test_input_errors_are_one_line(error):
+    result = run(f"raise {error}('received 3; give 4')")
+    assert result.returncode == 1
+    assert result.stderr.strip() == "Error: received 3; give 4"
+
+
+def test_input_errors_show_their_traceback_on_request():
+    result = run("raise ValueError('received 3')", "--verbosity=1")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_defects_are_shown_in_full():
+    result = run("raise KeyError('lost')")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_stray_arguments_are_refused():
+    result = run("pass", "stray")
+    assert result.returncode != 0
+    assert "Unknown arguments: stray" in result.stdout + result.stderr
+
+
+def test_success_says_nothing_of_its_own():
+    result = run("print('done')")
+    assert result.returncode == 0
+    assert result.stdout == "done\n"
