@@ -30,7 +30,7 @@ _TEXTS = {
         "with jacobian_penalty."
     ),
     Status.NON_FINITE: (
-        "non_finite: the cell returned NaN or Inf; the last finite iterate was kept. Cause: NaN or "
+        "non_finite: the cell returned NaN or Inf; the best finite iterate was kept. Cause: NaN or "
         "Inf in the input or the weights, or an iteration that diverges. Check the input; if it is "
         "finite, lower the damping or the learning rate, or train with jacobian_penalty."
     ),

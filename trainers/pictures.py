@@ -13,6 +13,7 @@ from matplotlib import pyplot
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; lines differ in style too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_LOWEST = 1e-8  # where a logarithmic axis shows a residual of zero
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
 
 
@@ -86,6 +87,9 @@ def _trace(figure, residuals, budget):
         if moment not in residuals:
             continue
         values = np.array(residuals[moment]["residual"])
+        if not np.median(values[-1]):
+            label += " (nothing to solve yet)"  # the state's weights start at zero
+        values = np.maximum(values, _LOWEST)
         steps = residuals[moment]["steps"]
         axes.plot(steps, np.median(values, axis=1), style, color=color, markersize=4, label=label)
         axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2)
