@@ -53,7 +53,8 @@ def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def measure_seconds_per_step(configs: Mapping[str, Mapping[str, Any]], data) -> dict[str, float]:
     """Times the compiled training step of every variant in turns; the median of the rounds.
 
-    The equilibrium's figure is the mean over its schedule: shallow and solved steps by their shares.
+    The equilibrium's figure is the mean over its schedule: shallow and solved steps by their shares,
+    the solved ones at the mean budget, which their time is linear in.
     """
     steps = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -64,10 +65,12 @@ def measure_seconds_per_step(configs: Mapping[str, Mapping[str, Any]], data) -> 
             for count in counts:
                 steps[name, count] = trainer
         batches = iter(_batches(configs["equilibrium"], data))
+        solved = configs["equilibrium"]
+        budget = round((solved["training_max_steps"] + solved["max_steps"]) / 2)
         times: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
         for round_ in range(FLAGS.timing_rounds + 1):
             for (name, count), trainer in steps.items():
-                elapsed = _time_steps(trainer, batches, count)
+                elapsed = _time_steps(trainer, batches, count, budget)
                 if round_:  # the first compiles
                     times[name, count].append(elapsed)
     medians = {key: statistics.median(values) for key, values in times.items()}
@@ -78,11 +81,11 @@ def measure_seconds_per_step(configs: Mapping[str, Mapping[str, Any]], data) -> 
     return result
 
 
-def _time_steps(trainer: Trainer, batches, count: int, repeats: int = 3) -> float:
+def _time_steps(trainer: Trainer, batches, count: int, max_steps: int, repeats: int = 3) -> float:
     batch = next(batches)
     started = time.perf_counter()
     for _ in range(repeats):
-        trainer.run_step(batch, count)
+        trainer.run_step(batch, count, max_steps)
     trainer.wait()
     return (time.perf_counter() - started) / repeats
 

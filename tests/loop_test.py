@@ -12,6 +12,8 @@ CONFIG = {
     "depth": 0,
     "shallow_share": 0.5,
     "shallow_steps": 2,
+    "training_max_steps": 4,
+    "max_steps": 6,
     "train_steps": 12,
     "log_every": 3,
     "evaluate_every": 6,
@@ -34,7 +36,7 @@ def make_trainer(folder, nan_from=None, seen=None, config=CONFIG):
                 y = y * np.nan
             yield tf.constant(x), tf.constant(y)
 
-    def loss(model, batch, explicit_steps):
+    def loss(model, batch, explicit_steps, max_steps):
         return tf.reduce_mean(tf.square(model(batch[0], training=True) - batch[1]))
 
     task = loop.Task(
@@ -91,3 +93,9 @@ def test_explicit_steps_follow_depth_and_the_shallow_start():
     assert [loop.explicit_steps_at(step, CONFIG) for step in (0, 5, 6, 11)] == [2, 2, 0, 0]
     assert loop.explicit_steps_at(11, {**CONFIG, "depth": 4}) == 4
     assert loop.explicit_steps_at(0, {**CONFIG, "shallow_share": 0.0}) == 0
+
+
+def test_the_budget_grows_from_the_takeover_to_the_end():
+    budgets = [loop.max_steps_at(step, CONFIG) for step in range(12)]
+    assert budgets == [4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 6, 6]
+    assert loop.max_steps_at(11, {**CONFIG, "training_max_steps": 9}) == 9

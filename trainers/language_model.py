@@ -221,12 +221,12 @@ def describe(config: Mapping[str, Any]) -> str:
 
 
 def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
-    def loss(model, batch, explicit_steps):
+    def loss(model, batch, explicit_steps, max_steps):
         inputs, targets = batch
         logits = model(
             inputs,
             training=True,
-            max_steps=config["training_max_steps"],
+            max_steps=max_steps,
             explicit_steps=explicit_steps,
         )
         return tf.reduce_mean(next_token_loss(logits, targets))

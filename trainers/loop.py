@@ -19,8 +19,9 @@ class Task(NamedTuple):
     """What a trainer tells the loop."""
 
     model: keras.Model
-    # (model, batch, explicit_steps) -> [] float32 loss of a batch, in nats per prediction
-    loss: Callable[[keras.Model, Any, int], tf.Tensor]
+    # (model, batch, explicit_steps, max_steps) -> [] float32 loss of a batch, in nats per prediction;
+    # max_steps is a [] int32 tensor, the solver's budget in this step
+    loss: Callable[[keras.Model, Any, int, tf.Tensor], tf.Tensor]
     # start_step -> iterator of batches, from that step on
     batches: Callable[[int], Any]
     # () -> {name: number} on held-out data
@@ -52,6 +53,19 @@ def explicit_steps_at(step: int, config: Mapping[str, Any]) -> int:
         return config["depth"]
     shallow = step < round(config["shallow_share"] * config["train_steps"])
     return config["shallow_steps"] if shallow else 0
+
+
+def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
+    """Returns the forward solver's budget at a step.
+
+    It grows evenly, from training_max_steps when the equilibrium takes over to max_steps at the end:
+    a rough equilibrium teaches as much and costs less, but a model that only ever sees rough ones
+    comes to rely on them.
+    """
+    first = round(config["shallow_share"] * config["train_steps"])
+    share = max(step - first, 0) / max(config["train_steps"] - first, 1)
+    low, high = config["training_max_steps"], config["max_steps"]
+    return low if high <= low else low + int(share * (high - low + 1))
 
 
 class Trainer:
@@ -113,7 +127,11 @@ class Trainer:
         ) as bar:
             since, started = first, time.perf_counter()
             for step in range(first + 1, last + 1):
-                new_graph = self.run_step(next(batches), explicit_steps_at(step - 1, self._config))
+                new_graph = self.run_step(
+                    next(batches),
+                    explicit_steps_at(step - 1, self._config),
+                    max_steps_at(step - 1, self._config),
+                )
                 if new_graph:
                     # Compilation is no part of a step's time.
                     since, started = step, time.perf_counter()
@@ -136,26 +154,26 @@ class Trainer:
         """The TensorBoard writer of the run."""
         return self._writer
 
-    def run_step(self, batch: Any, explicit_steps: int) -> bool:
+    def run_step(self, batch: Any, explicit_steps: int, max_steps: int) -> bool:
         """Makes one step, and returns whether its graph had to be compiled first."""
         new = explicit_steps not in self._compiled
         if new:
             self._compiled[explicit_steps] = tf.function(
-                lambda batch: self._train_step(batch, explicit_steps),
+                lambda batch, max_steps: self._train_step(batch, explicit_steps, max_steps),
                 jit_compile=self._config["jit_compile"],
                 autograph=False,
             )
-        self._compiled[explicit_steps](batch)
+        self._compiled[explicit_steps](batch, tf.constant(max_steps))
         return new
 
     def wait(self) -> None:
         """Returns when every step made so far is done."""
         self._loss.result().numpy()
 
-    def _train_step(self, batch: Any, explicit_steps: int) -> None:
+    def _train_step(self, batch: Any, explicit_steps: int, max_steps: tf.Tensor) -> None:
         variables = self._task.model.trainable_variables
         with tf.GradientTape() as tape:
-            loss = self._task.loss(self._task.model, batch, explicit_steps)
+            loss = self._task.loss(self._task.model, batch, explicit_steps, max_steps)
             total = tf.add_n([loss, *self._task.model.losses])
         gradients = tape.gradient(total, variables)
         norm = tf.linalg.global_norm(gradients)
