@@ -145,14 +145,14 @@ def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any],
     if not path.is_file():
         raise FileNotFoundError(
             f"No model in {str(workdir)!r}: {str(path)!r} is missing. Train one first: "
-            f"{program.command('trainers.language_model')} --workdir={workdir}"
+            f"{program.command('trainers', 'language_model')} --workdir={workdir}"
         )
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # zip, JSON and weight errors have no common class
         raise ValueError(
             f"{str(path)!r} cannot be read as a Keras model: {error}. Delete it and train again: "
-            f"{program.command('trainers.language_model')} --workdir={workdir}"
+            f"{program.command('trainers', 'language_model')} --workdir={workdir}"
         ) from error
     if not isinstance(model, LanguageModel):
         raise ValueError(
@@ -217,7 +217,9 @@ def main() -> None:
         model, FLAGS.output, version=FLAGS.version, card=card, vocabulary=vocabulary
     )
     print(f"Exported {path}.")
-    print(f"Verify it: {program.command('export.verify')} --workdir={FLAGS.workdir} --model={path}")
+    print(
+        f"Verify it: {program.command('export', 'verify')} --workdir={FLAGS.workdir} --model={path}"
+    )
 
 
 def define_flags() -> None:

@@ -115,7 +115,7 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
     if not (path / "saved_model.pb").is_file():
         raise FileNotFoundError(
             f"No SavedModel in {str(path)!r}. Name OUTPUT/VERSION of: "
-            f"{program.command('export.saved_model')} --workdir={workdir} --output=OUTPUT"
+            f"{program.command('export', 'saved_model')} --workdir={workdir} --output=OUTPUT"
         )
     model, card, _ = load_run(workdir)
     stream, note = held_out_text(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)

@@ -1,3 +1,4 @@
+import keras
 import tensorflow as tf
 
 from tfdeq import Solution, Status
@@ -29,8 +30,13 @@ def test_means_over_samples_and_calls_then_reset():
 
 
 def test_evaluation_is_known_by_the_test_step_on_the_stack():
+    class Model(keras.Model):
+        def test_step(self):
+            return in_evaluation()
+
     def test_step():
         return in_evaluation()
 
-    assert test_step()
+    assert Model().test_step()
+    assert not test_step()  # a function of the user's that happens to have the name
     assert not in_evaluation()

@@ -38,20 +38,20 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded)
 
 
-def command(module: str) -> str:
-    """Returns what a user types to run a program of ours: "trainers.report", "export.verify", ….
+def command(package: str, module: str) -> str:
+    """Returns what a user types to run a program of ours, for example ("trainers", "report").
 
     That is this very Python with -m, or the console script where tfdeq is installed.
     """
     if os.path.abspath(__file__).split(os.sep)[-4:-2] == ["tfdeq", "programs"]:
-        return _CONSOLE_SCRIPTS[module]
+        return _CONSOLE_SCRIPTS[package, module]
     python = os.path.relpath(sys.executable)
-    return f"{sys.executable if python.startswith('..') else python} -m {module}"
+    return f"{sys.executable if python.startswith('..') else python} -m {package}.{module}"
 
 
 _CONSOLE_SCRIPTS = {
-    "trainers.language_model": "tfdeq-language-model",
-    "trainers.report": "tfdeq-report",
-    "export.saved_model": "tfdeq-export",
-    "export.verify": "tfdeq-verify",
+    ("trainers", "language_model"): "tfdeq-language-model",
+    ("trainers", "report"): "tfdeq-report",
+    ("export", "saved_model"): "tfdeq-export",
+    ("export", "verify"): "tfdeq-verify",
 }

@@ -24,7 +24,7 @@ def summary(workdir: str) -> list[str]:
     if metrics is None:
         raise FileNotFoundError(
             f"{workdir} holds no metrics.json: no finished run lies there. Train one, or go on with "
-            f"it: {program.command('trainers.language_model')} --workdir={workdir}"
+            f"it: {program.command('trainers', 'language_model')} --workdir={workdir}"
         )
     return [*_results(metrics), *_places(workdir), *_next_steps(workdir)]
 
@@ -70,7 +70,7 @@ def _next_steps(workdir: str) -> list[str]:
         "",
         "What to do next:",
         f"  look:   {_tensorboard()} --logdir={workdir}",
-        f"  learn:  {program.command('trainers.language_model')} --dataset=text "
+        f"  learn:  {program.command('trainers', 'language_model')} --dataset=text "
         "--files='YOUR/*.txt' --workdir=runs/mine",
         f"  serve:  see 'Serve it' in README.md; the model's folder is {os.path.join(workdir, 'export')}",
     ]
