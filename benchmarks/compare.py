@@ -208,6 +208,7 @@ def main() -> None:
     results = collect(runs, seconds, FLAGS.workdir)
     write_json(os.path.join(FLAGS.workdir, "compare.json"), results)
     document = FLAGS.document or os.path.join(FLAGS.workdir, "compare.md")
+    os.makedirs(os.path.dirname(document) or ".", exist_ok=True)
     draw(results, os.path.splitext(document)[0] + ".png")
     with open(document, "w", encoding="utf-8") as file:
         file.write(table(results))
