@@ -54,31 +54,42 @@ def measure_seconds_per_step(configs: Mapping[str, Mapping[str, Any]], data) -> 
     """Times the compiled training step of every variant in turns; the median of the rounds.
 
     The equilibrium's figure is the mean over its schedule: shallow and solved steps by their shares,
-    the solved ones at the mean budget, which their time is linear in.
+    the solved ones at the mean of the first and the last budget, because the budget grows evenly.
     """
-    steps = {}
+    trainers, steps = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, config in configs.items():
+            # From zero weights the state would enter hardly, and a solve would end before its budget.
+            config = {**config, "recurrent_scale": 1.0, "tolerance": 1e-12}
             model = language_model.make_model(config, data.vocabulary_size)
-            trainer = language_model.make_trainer(config, os.path.join(folder, name), model, data)
-            counts = [config["depth"]] if config["depth"] else [config["shallow_steps"], 0]
-            for count in counts:
-                steps[name, count] = trainer
+            trainers[name] = language_model.make_trainer(
+                config, os.path.join(folder, name), model, data
+            )
+            for explicit_steps, max_steps, share in _phases(config):
+                key = name, explicit_steps, max_steps
+                steps[key] = steps.get(key, 0.0) + share
         batches = iter(_batches(configs["equilibrium"], data))
-        solved = configs["equilibrium"]
-        budget = round((solved["training_max_steps"] + solved["max_steps"]) / 2)
-        times: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
+        times: dict[tuple[str, int, int], list[float]] = {key: [] for key in steps}
         for round_ in range(FLAGS.timing_rounds + 1):
-            for (name, count), trainer in steps.items():
-                elapsed = _time_steps(trainer, batches, count, budget)
+            for (name, explicit_steps, max_steps), taken in times.items():
+                elapsed = _time_steps(trainers[name], batches, explicit_steps, max_steps)
                 if round_:  # the first compiles
-                    times[name, count].append(elapsed)
-    medians = {key: statistics.median(values) for key, values in times.items()}
-    result = {name: medians[name, c["depth"]] for name, c in configs.items() if c["depth"]}
-    share, shallow = (configs["equilibrium"][key] for key in ("shallow_share", "shallow_steps"))
-    solved = medians["equilibrium", 0]
-    result["equilibrium"] = share * medians["equilibrium", shallow] + (1 - share) * solved
+                    taken.append(elapsed)
+    result = dict.fromkeys(configs, 0.0)
+    for key, share in steps.items():
+        result[key[0]] += share * statistics.median(times[key])
     return result
+
+
+def _phases(config: Mapping[str, Any]) -> list[tuple[int, int, float]]:
+    """Returns (explicit steps, budget, share of the training) of the steps that differ in time."""
+    if config["depth"]:
+        return [(config["depth"], config["max_steps"], 1.0)]
+    first = config["training_max_steps"]
+    last = max(first, config["max_steps"])
+    shallow = config["shallow_share"]
+    solved = (1.0 - shallow) / 2
+    return [(config["shallow_steps"], first, shallow), (0, first, solved), (0, last, solved)]
 
 
 def _time_steps(trainer: Trainer, batches, count: int, max_steps: int, repeats: int = 3) -> float:

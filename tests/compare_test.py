@@ -59,3 +59,17 @@ def test_finished_runs_become_a_table_and_a_picture(tmp_path):
     assert "| equilibrium | 100 | 0.400 | 40 | **1.600** (1.500, 1.700) |" in text
     compare.draw(results, str(tmp_path / "compare.png"))
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_timed_phases_make_up_the_whole_schedule():
+    schedule = {
+        "training_max_steps": 4,
+        "max_steps": 8,
+        "shallow_share": 0.2,
+        "shallow_steps": 1,
+    }
+    config = {**CONFIG, **schedule}
+    assert compare._phases(config) == [(1, 4, 0.2), (0, 4, 0.4), (0, 8, 0.4)]
+    assert compare._phases({**config, "depth": 4}) == [(4, 8, 1.0)]
+    # The budget of a schedule that would shrink stays where it is.
+    assert compare._phases({**config, "max_steps": 3})[1:] == [(0, 4, 0.4), (0, 4, 0.4)]

@@ -1,5 +1,3 @@
-import math
-
 import keras
 import numpy as np
 import pytest
@@ -78,15 +76,6 @@ def test_a_step_that_is_not_finite_leaves_finite_weights_and_is_counted(tmp_path
     columns = trainer.train()
     assert columns["skipped_steps"][-2] == 2
     assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)
-
-
-def test_schedule_warms_up_and_ends_at_five_percent():
-    schedule = loop.learning_rate_schedule(2.0, train_steps=1000, warmup_steps=100)
-    assert float(schedule(0)) == 0.0
-    assert math.isclose(float(schedule(50)), 1.0, rel_tol=1e-6)
-    assert math.isclose(float(schedule(100)), 2.0, rel_tol=1e-6)
-    assert math.isclose(float(schedule(1000)), 0.1, rel_tol=1e-5)
-    assert float(loop.learning_rate_schedule(2.0, 10, 0)(0)) == 2.0
 
 
 def test_explicit_steps_follow_depth_and_the_shallow_start():

@@ -1,8 +1,6 @@
 """`DEQLayer`: the equilibrium of any Keras cell, as a Keras layer."""
 
-import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,10 +8,11 @@ import tensorflow as tf
 
 from tfdeq import adjoints, solvers
 from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
+from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point
-from tfdeq.iteration import StateLayout, relative_residual
+from tfdeq.pure_cell import PureCell
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
-from tfdeq.solution import Solution, Status
+from tfdeq.solution import Solution
 from tfdeq.solvers.solver import require_integer, require_positive_integer
 
 
@@ -105,6 +104,7 @@ class DEQLayer(keras.layers.Layer):
                 f"{jacobian_penalty_fraction!r}."
             )
         self.cell = cell
+        self._pure_cell = PureCell(cell, self.compute_dtype)
         self.solver = solvers.get(solver)
         self.adjoint = adjoints.get(adjoint)
         self.jacobian_penalty = float(jacobian_penalty)
@@ -138,9 +138,9 @@ class DEQLayer(keras.layers.Layer):
             for shape, dtype in zip(shapes, keras.tree.flatten(dtypes), strict=True)
         ]
         x = keras.tree.pack_sequence_as(dtypes, specs)
-        z = self._state_spec(x)
+        z = self._pure_cell.state_spec(x)
         try:
-            output = self._apply_cell(z, self._inject(x))
+            output = self._pure_cell.apply(z, self._pure_cell.inject(x))
         except Exception as error:
             raise ValueError(
                 f"The cell {self.cell.name!r} of {self.name!r} could not be applied to a state z of "
@@ -168,9 +168,9 @@ class DEQLayer(keras.layers.Layer):
         mask=None,
     ):
         start = x
-        x = self._inject(x)
-        f, theta, update_state = self._pure_cell(bool(training), mask)
-        usual = self._start(start)
+        x = self._pure_cell.inject(x)
+        f, theta, update_state = self._pure_cell.functions(bool(training), mask)
+        usual = self._pure_cell.start(start)
         z0 = usual if z0 is None else self._given_start(z0, usual)
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
         if explicit_steps is None:
@@ -188,7 +188,7 @@ class DEQLayer(keras.layers.Layer):
                 forward_metrics(solution)
         else:
             require_positive_integer("explicit_steps", explicit_steps)
-            solution = _apply_explicitly(f, z0, (x, theta), explicit_steps, unroll=bool(training))
+            solution = apply_explicitly(f, z0, (x, theta), explicit_steps, unroll=bool(training))
         if training:
             self._add_penalty(f, solution.z, x, theta, mask)
             update_state(solution.z, x)
@@ -197,7 +197,7 @@ class DEQLayer(keras.layers.Layer):
 
     def initial_state(self, x: Any) -> Any:
         """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
-        return self._start(x)
+        return self._pure_cell.start(x)
 
     def convergence_report(self) -> dict[str, float]:
         """Returns the convergence metrics' means since the last report, and resets them.
@@ -214,7 +214,7 @@ class DEQLayer(keras.layers.Layer):
     def compute_output_spec(self, x, z0=None, **kwargs):
         z = keras.tree.map_structure(
             lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype),
-            self._state_spec(x),
+            self._pure_cell.state_spec(x),
         )
         if not kwargs.get("return_solution"):
             return z
@@ -254,76 +254,6 @@ class DEQLayer(keras.layers.Layer):
         self._x_dtypes = config.get("x_dtypes")
         super().build_from_config(config)
 
-    def _pure_cell(
-        self, training: bool, mask: Any
-    ) -> tuple[Callable[..., Any], list[tf.Tensor], Callable[[Any, Any], None]]:
-        """Returns f(z, x, theta), theta, and a function that advances seeds and moving statistics.
-
-        Every application of f sees the same seeds and statistics: those of the call's beginning.
-        """
-        trainable = self.cell.trainable_variables
-        non_trainable = self.cell.non_trainable_variables
-        theta = [tf.convert_to_tensor(variable.value) for variable in trainable]
-        frozen = [
-            tf.identity(tf.cast(variable.value, variable.dtype)) for variable in non_trainable
-        ]
-
-        def apply(z, x, theta, mask):
-            mapping = [
-                *zip(trainable, theta, strict=True),
-                *zip(non_trainable, frozen, strict=True),
-            ]
-            with keras.StatelessScope(state_mapping=mapping) as scope:
-                output = self._apply_cell(z, x, training=training, mask=mask)
-            return output, scope
-
-        def f(z, x, theta, mask=mask):
-            output, _ = apply(z, x, theta, mask)
-            return tf.nest.map_structure(lambda new, old: tf.cast(new, old.dtype), output, z)
-
-        def update_state(z, x):
-            if not non_trainable:
-                return
-            z, x, fixed = tf.nest.map_structure(tf.stop_gradient, (z, x, theta))
-            _, scope = apply(z, x, fixed, mask)
-            for variable, before in zip(non_trainable, frozen, strict=True):
-                value = scope.get_current_value(variable)
-                # What the cell did not assign stays: under a mixed policy `before` is rounded.
-                if value is not before:
-                    variable.assign(value)
-
-        return f, theta, update_state
-
-    def _apply_cell(self, z, x, training=None, mask=None):
-        if _is_functional(self.cell):
-            return self.cell([z, *keras.tree.flatten(x)], training=training)
-        extra = {}
-        if mask is not None and "mask" in inspect.signature(self.cell.call).parameters:
-            extra["mask"] = mask
-        return self.cell(z, x, training=training, **extra)
-
-    def _inject(self, x: Any) -> Any:
-        if not hasattr(self.cell, "inject"):
-            return x
-        with keras.name_scope(self.cell.name):
-            return self.cell.inject(x)
-
-    def _start(self, x: Any) -> Any:
-        if hasattr(self.cell, "initial_state"):
-            return self._as_state(self.cell.initial_state(x))
-        if _is_functional(self.cell):
-            batch = tf.shape(tf.nest.flatten(x)[0])[:1]
-            tail = self.cell.inputs[0].shape[1:]
-            start = tf.zeros(tf.concat([batch, tail], axis=0))
-            start.set_shape([None, *tail])
-            return self._as_state(start)
-        return self._as_state(tf.nest.map_structure(tf.zeros_like, x))
-
-    def _as_state(self, z: Any) -> Any:
-        """Casts to the dtype that the solver works in: never below float32."""
-        dtype = tf.float64 if self.compute_dtype == "float64" else tf.float32
-        return tf.nest.map_structure(lambda leaf: tf.cast(leaf, dtype), z)
-
     def _given_start(self, z0: Any, usual: Any) -> Any:
         """Returns the caller's z0 as a state; it must be like the usual start."""
         received, expected = keras.tree.flatten(z0), keras.tree.flatten(usual)
@@ -335,16 +265,7 @@ class DEQLayer(keras.layers.Layer):
             raise ValueError(
                 f"z0 must be like the state of {self.name!r}, {_text(usual)}; received {_text(z0)}."
             )
-        return self._as_state(z0)
-
-    def _state_spec(self, x: Any) -> Any:
-        """The state's shapes for symbolic inputs, by tracing `_start` (nothing is computed)."""
-        specs = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), x)
-        start = tf.function(self._start, autograph=False).get_concrete_function(specs)
-        return keras.tree.map_structure(
-            lambda leaf: keras.KerasTensor(tuple(leaf.shape), dtype=leaf.dtype.name),
-            start.structured_outputs,
-        )
+        return self._pure_cell.as_state(z0)
 
     def _input_dtype(self, dtype: str) -> str:
         return self.compute_dtype if "float" in dtype else dtype
@@ -369,35 +290,6 @@ class DEQLayer(keras.layers.Layer):
             seed=self._seed_generator.next(),
         )
         self.add_loss(self.jacobian_penalty * penalty)
-
-
-def _apply_explicitly(
-    f: Callable[..., Any], z: Any, args: Any, steps: int, unroll: bool
-) -> Solution:
-    """z after a number of plain applications of f, differentiated by backpropagation.
-
-    unroll: write the applications out, which trains faster; else a loop, which compiles faster.
-    """
-    if unroll:
-        for _ in range(steps):
-            z = f(z, *args)
-    else:
-        _, z = tf.while_loop(
-            lambda k, _: k < steps,
-            lambda k, z: (k + 1, f(z, *args)),
-            (tf.constant(0), z),
-            maximum_iterations=steps,
-        )
-    layout = StateLayout(z)
-    residual = relative_residual(layout.flatten(z), layout.flatten(f(z, *args)))
-    residual = tf.stop_gradient(tf.cast(residual, tf.float32))
-    counts = tf.fill(tf.shape(residual), steps)
-    return Solution(z, residual, counts, tf.fill(tf.shape(residual), int(Status.MAX_STEPS)))
-
-
-def _is_functional(cell: keras.layers.Layer) -> bool:
-    """Whether the cell is a functional model, which takes its inputs as one list."""
-    return isinstance(cell, keras.Model) and hasattr(cell, "operations")
 
 
 def _dtype_name(leaf: Any) -> str:

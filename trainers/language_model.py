@@ -15,7 +15,8 @@ from trainers import pictures, program
 from trainers.data import TokenData, load, training_windows
 from trainers.evaluation import Evaluator, next_token_loss
 from trainers.flags import REPORTING, bound, configuration, define_shared_flags
-from trainers.loop import Task, Trainer, learning_rate_schedule
+from trainers.loop import Task, Trainer
+from trainers.optimizers import make_optimizer
 from trainers.processes import Runs
 from trainers.workdir import (
     check_configuration,
@@ -92,7 +93,7 @@ def make_trainer(
 ) -> Trainer:
     """Returns the training loop of a model; evaluator: for the reports on held-out data."""
     task = _task(config, model, data, evaluator.evaluate if evaluator else dict)
-    return Trainer(task, config, workdir, _optimizer(config))
+    return Trainer(task, config, workdir, make_optimizer(config, adam_layers=["readout"]))
 
 
 def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str, Any]:
@@ -274,25 +275,6 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     writer.close()
     # Last: until it stands there, the pictures are drawn again.
     write_json(os.path.join(workdir, "metrics.json"), metrics)
-
-
-def _optimizer(config: Mapping[str, Any]) -> keras.optimizers.Optimizer:
-    schedule = learning_rate_schedule(
-        config["learning_rate"], config["train_steps"], config["warmup_steps"]
-    )
-    if config["optimizer"] == "adam":
-        return keras.optimizers.Adam(
-            schedule, beta_1=0.9, beta_2=0.98, global_clipnorm=config["gradient_clip"]
-        )
-    return keras.optimizers.Muon(
-        schedule,
-        adam_beta_1=0.9,
-        adam_beta_2=0.98,
-        weight_decay=None,
-        adam_weight_decay=None,
-        exclude_layers=["readout"],
-        global_clipnorm=config["gradient_clip"],
-    )
 
 
 def _write_vocabulary(path: str, vocabulary: tuple[str, ...]) -> None:

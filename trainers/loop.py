@@ -33,20 +33,6 @@ class Task(NamedTuple):
     equilibria: Sequence[DEQLayer]
 
 
-def learning_rate_schedule(
-    peak: float, train_steps: int, warmup_steps: int
-) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Linear warm-up from 0 to peak, then a cosine to 5 % of it at train_steps."""
-    warmup = min(warmup_steps, max(train_steps - 1, 0))
-    return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else peak,
-        decay_steps=train_steps - warmup,
-        alpha=0.05,
-        warmup_target=peak if warmup else None,
-        warmup_steps=warmup,
-    )
-
-
 def explicit_steps_at(step: int, config: Mapping[str, Any]) -> int:
     """Returns how many explicit applications train at a step: 0 is the equilibrium."""
     if config["depth"]:

@@ -1,0 +1,31 @@
+import math
+
+import keras
+import pytest
+
+from trainers import optimizers
+
+CONFIG = {"train_steps": 1000, "warmup_steps": 100, "learning_rate": 2.0, "gradient_clip": 1.0}
+
+
+def test_schedule_warms_up_and_ends_at_five_percent():
+    schedule = optimizers.learning_rate_schedule(2.0, train_steps=1000, warmup_steps=100)
+    assert float(schedule(0)) == 0.0
+    assert math.isclose(float(schedule(50)), 1.0, rel_tol=1e-6)
+    assert math.isclose(float(schedule(100)), 2.0, rel_tol=1e-6)
+    assert math.isclose(float(schedule(1000)), 0.1, rel_tol=1e-5)
+    assert float(optimizers.learning_rate_schedule(2.0, 10, 0)(0)) == 2.0
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("adam", keras.optimizers.Adam), ("muon", keras.optimizers.Muon)]
+)
+def test_the_named_optimizer_follows_the_schedule_and_clips(name, kind):
+    optimizer = optimizers.make_optimizer({**CONFIG, "optimizer": name}, adam_layers=["readout"])
+    assert type(optimizer) is kind
+    assert optimizer.global_clipnorm == 1.0
+    variable = keras.Variable([[0.0, 0.0], [0.0, 0.0]])
+    optimizer.build([variable])
+    assert float(optimizer.learning_rate) == 0.0
+    optimizer.iterations.assign(100)
+    assert math.isclose(float(optimizer.learning_rate), 2.0, rel_tol=1e-6)

@@ -1,0 +1,108 @@
+"""What a solve needs of a Keras layer used as cell: a pure function, its parameters, a start."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class PureCell:
+    """A cell seen as a function f(z, x, theta) without side effects.
+
+    Args:
+        cell: see `DEQLayer`.
+        compute_dtype: name of the dtype that the layer around it computes in.
+    """
+
+    def __init__(self, cell: keras.layers.Layer, compute_dtype: str):
+        self._cell = cell
+        self._compute_dtype = compute_dtype
+
+    def functions(
+        self, training: bool, mask: Any
+    ) -> tuple[Callable[..., Any], list[tf.Tensor], Callable[[Any, Any], None]]:
+        """Returns f(z, x, theta), theta, and a function that advances seeds and moving statistics.
+
+        Every application of f sees the same seeds and statistics: those of the call's beginning.
+        """
+        trainable = self._cell.trainable_variables
+        non_trainable = self._cell.non_trainable_variables
+        theta = [tf.convert_to_tensor(variable.value) for variable in trainable]
+        frozen = [
+            tf.identity(tf.cast(variable.value, variable.dtype)) for variable in non_trainable
+        ]
+
+        def apply(z, x, theta, mask):
+            mapping = [
+                *zip(trainable, theta, strict=True),
+                *zip(non_trainable, frozen, strict=True),
+            ]
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                output = self.apply(z, x, training=training, mask=mask)
+            return output, scope
+
+        def f(z, x, theta, mask=mask):
+            output, _ = apply(z, x, theta, mask)
+            return tf.nest.map_structure(lambda new, old: tf.cast(new, old.dtype), output, z)
+
+        def update_state(z, x):
+            if not non_trainable:
+                return
+            z, x, fixed = tf.nest.map_structure(tf.stop_gradient, (z, x, theta))
+            _, scope = apply(z, x, fixed, mask)
+            for variable, before in zip(non_trainable, frozen, strict=True):
+                value = scope.get_current_value(variable)
+                # What the cell did not assign stays: under a mixed policy `before` is rounded.
+                if value is not before:
+                    variable.assign(value)
+
+        return f, theta, update_state
+
+    def apply(self, z, x, training=None, mask=None):
+        """Calls the cell as its kind wants to be called."""
+        if _is_functional(self._cell):
+            return self._cell([z, *keras.tree.flatten(x)], training=training)
+        extra = {}
+        if mask is not None and "mask" in inspect.signature(self._cell.call).parameters:
+            extra["mask"] = mask
+        return self._cell(z, x, training=training, **extra)
+
+    def inject(self, x: Any) -> Any:
+        """Returns what stands for the layer's input x in every application."""
+        if not hasattr(self._cell, "inject"):
+            return x
+        with keras.name_scope(self._cell.name):
+            return self._cell.inject(x)
+
+    def start(self, x: Any) -> Any:
+        """Returns the start of the solve for the layer's input x."""
+        if hasattr(self._cell, "initial_state"):
+            return self.as_state(self._cell.initial_state(x))
+        if _is_functional(self._cell):
+            batch = tf.shape(tf.nest.flatten(x)[0])[:1]
+            tail = self._cell.inputs[0].shape[1:]
+            start = tf.zeros(tf.concat([batch, tail], axis=0))
+            start.set_shape([None, *tail])
+            return self.as_state(start)
+        return self.as_state(tf.nest.map_structure(tf.zeros_like, x))
+
+    def as_state(self, z: Any) -> Any:
+        """Casts to the dtype that the solver works in: never below float32."""
+        dtype = tf.float64 if self._compute_dtype == "float64" else tf.float32
+        return tf.nest.map_structure(lambda leaf: tf.cast(leaf, dtype), z)
+
+    def state_spec(self, x: Any) -> Any:
+        """The state's shapes for symbolic inputs, by tracing `start` (nothing is computed)."""
+        specs = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), x)
+        start = tf.function(self.start, autograph=False).get_concrete_function(specs)
+        return keras.tree.map_structure(
+            lambda leaf: keras.KerasTensor(tuple(leaf.shape), dtype=leaf.dtype.name),
+            start.structured_outputs,
+        )
+
+
+def _is_functional(cell: keras.layers.Layer) -> bool:
+    """Whether the cell is a functional model, which takes its inputs as one list."""
+    return isinstance(cell, keras.Model) and hasattr(cell, "operations")

@@ -1,0 +1,48 @@
+"""Optimisers and learning rates, from the shared flags."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+
+def make_optimizer(
+    config: Mapping[str, Any], adam_layers: Sequence[str] = ()
+) -> keras.optimizers.Optimizer:
+    """Returns the optimiser of a configuration.
+
+    Args:
+        config: the shared flags' values.
+        adam_layers: parts of the names of layers whose matrices Muon leaves to Adam, as it does
+            vectors and embeddings: those that map to the output.
+    """
+    schedule = learning_rate_schedule(
+        config["learning_rate"], config["train_steps"], config["warmup_steps"]
+    )
+    if config["optimizer"] == "adam":
+        return keras.optimizers.Adam(
+            schedule, beta_1=0.9, beta_2=0.98, global_clipnorm=config["gradient_clip"]
+        )
+    return keras.optimizers.Muon(
+        schedule,
+        adam_beta_1=0.9,
+        adam_beta_2=0.98,
+        weight_decay=None,
+        adam_weight_decay=None,
+        exclude_layers=list(adam_layers),
+        global_clipnorm=config["gradient_clip"],
+    )
+
+
+def learning_rate_schedule(
+    peak: float, train_steps: int, warmup_steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up from 0 to peak, then a cosine to 5 % of it at train_steps."""
+    warmup = min(warmup_steps, max(train_steps - 1, 0))
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else peak,
+        decay_steps=train_steps - warmup,
+        alpha=0.05,
+        warmup_target=peak if warmup else None,
+        warmup_steps=warmup,
+    )
