@@ -18,7 +18,7 @@ def test_schedule_warms_up_and_ends_at_five_percent():
 
 
 @pytest.mark.parametrize(
-    "name, kind", [("adam", keras.optimizers.Adam), ("muon", keras.optimizers.Muon)]
+    ("name", "kind"), [("adam", keras.optimizers.Adam), ("muon", keras.optimizers.Muon)]
 )
 def test_the_named_optimizer_follows_the_schedule_and_clips(name, kind):
     optimizer = optimizers.make_optimizer({**CONFIG, "optimizer": name}, adam_layers=["readout"])
