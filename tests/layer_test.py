@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfdeq
-from tests.cases import MODES, DenseCell, NoisyCell, PairCell, in_mode
+from tests.cases import MODES, DenseCell, PairCell, in_mode
 
 TIGHT = tfdeq.Broyden(max_steps=50, tolerance=1e-6)
 EXACT = tfdeq.Broyden(max_steps=60, tolerance=1e-13)
@@ -30,25 +30,6 @@ class MaskedCell(DenseCell):
     def call(self, z, x, mask=None):
         y = super().call(z, x)
         return y if mask is None else y * ops.cast(mask, y.dtype)[..., None]
-
-
-class InjectingCell(DenseCell):
-    """Transforms its input once a solve; the transform has weights."""
-
-    def __init__(self, units, **kwargs):
-        super().__init__(units, **kwargs)
-        self.injection = keras.layers.Dense(units, dtype=self.dtype_policy, name="injection")
-        self.injected = 0
-
-    def inject(self, x):
-        self.injected += 1
-        return {"drive": self.injection(x)}
-
-    def initial_state(self, x):
-        return ops.zeros_like(x)
-
-    def call(self, z, x):
-        return super().call(z, x["drive"])
 
 
 # --- the equilibrium --------------------------------------------------------------------------------
@@ -119,132 +100,6 @@ def test_weight_gradients_against_finite_differences(mode):
     np.testing.assert_allclose(received, difference, rtol=1e-7)
 
 
-def test_injection_happens_once_and_gets_its_gradient():
-    layer = tfdeq.DEQLayer(
-        InjectingCell(UNITS, dtype="float64"), EXACT, dtype="float64", convergence_metrics=False
-    )
-    x = tf.constant(_x(3, "float64"))
-    layer(x)
-    layer.cell.injected = 0
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer(x) ** 2)
-    assert layer.cell.injected == 1
-    kernel = layer.cell.injection.kernel
-    gradient = tape.gradient(loss, kernel.value).numpy()
-    start, h = kernel.numpy(), 1e-5
-    values = []
-    for sign in (1, -1):
-        kernel.assign(start + sign * h * np.eye(UNITS))
-        values.append(float(tf.reduce_sum(layer(x) ** 2)))
-    np.testing.assert_allclose(np.trace(gradient), (values[0] - values[1]) / (2 * h), rtol=1e-7)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_explicit_steps_are_the_unrolled_cell(training):
-    layer = tfdeq.DEQLayer(DenseCell(UNITS, dtype="float64"), dtype="float64")
-    x = tf.constant(_x(3, "float64"))
-    layer(x)
-    with tf.GradientTape(persistent=True) as tape:
-        solution = layer(x, explicit_steps=3, training=training, return_solution=True)
-        z = tf.zeros_like(x)
-        for _ in range(3):
-            z = layer.cell(z, x)
-        loss, expected = (tf.reduce_sum(value**2) for value in (solution.z, z))
-    np.testing.assert_allclose(solution.z, z, rtol=1e-12)
-    residual = _relative_residual(layer.cell(z, x).numpy(), z.numpy())
-    np.testing.assert_allclose(solution.residual, residual, rtol=1e-5)
-    assert solution.steps.numpy().tolist() == [3, 3, 3]
-    weights = [variable.value for variable in layer.trainable_variables]
-    for one, other in zip(
-        tape.gradient(loss, weights), tape.gradient(expected, weights), strict=True
-    ):
-        np.testing.assert_allclose(one, other, rtol=1e-10)
-
-
-# --- Dropout, statistics, seeds ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_dropout_mask_stays_for_the_solve_and_changes_with_the_call(mode):
-    layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.5), TIGHT)
-    x = tf.constant(_x(16))
-    layer(x)
-    call = in_mode(lambda: layer(x, training=True, return_solution=True), mode)
-    first, second = call(), call()
-    for solution in (first, second):
-        assert (solution.residual.numpy() <= 1e-6).all(), "a mask that changed would leave 0.1"
-    assert np.abs(first.z - second.z).max() > 1e-2
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_state_advances_once_a_call_at_the_equilibrium(mode):
-    layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.5), TIGHT)
-    x = tf.constant(_x(16))
-    layer(x)
-    # Sums that differ in order in the last bits lie behind atol.
-    norm, dropout = layer.cell.norm, layer.cell.dropout
-    norm.moving_mean.assign(np.full(UNITS, 3.0))
-    norm.moving_variance.assign(np.full(UNITS, 5.0))
-    seed = dropout.seed_generator.state
-    before = seed.numpy()
-
-    in_mode(lambda: layer(x), mode)()
-    np.testing.assert_array_equal(seed.numpy(), before)
-    np.testing.assert_array_equal(norm.moving_mean, np.full(UNITS, 3.0))
-
-    def apply():
-        """The equilibrium, and what goes into the norm there, under the mask of the call."""
-        with keras.StatelessScope(state_mapping=[(seed, tf.constant(before))]):
-            noise = layer.cell.dropout(tf.ones_like(x), training=True)
-        z = layer(x, training=True)
-        return noise, z
-
-    noise, z = in_mode(apply, mode)()
-    dense = layer.cell.dense
-    y = (noise.numpy() * z.numpy()) @ dense.kernel.numpy() + dense.bias.numpy() + x.numpy()
-    np.testing.assert_allclose(norm.moving_mean, 0.9 * 3.0 + 0.1 * y.mean(0), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(norm.moving_variance, 0.9 * 5.0 + 0.1 * y.var(0), rtol=1e-5)
-    # One draw of the generator for this call: the second word counts them.
-    assert (seed.numpy() - before).tolist() == [0, 1]
-
-
-def test_batch_statistics_in_training_and_moving_ones_else():
-    layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.0), TIGHT)
-    x = _x(16)
-    layer(x)
-    z = layer(x, training=True).numpy()
-    y = z @ layer.cell.dense.kernel.numpy() + x
-    # The norm's epsilon is 1e-3.
-    np.testing.assert_allclose(
-        np.arctanh(z), (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-3), rtol=1e-4, atol=1e-4
-    )
-    alone = layer(x[:1]).numpy()
-    np.testing.assert_allclose(alone, layer(x).numpy()[:1], rtol=1e-5, atol=1e-6)
-
-
-class FrozenPart(DenseCell):
-    """A cell with weights that are not trained."""
-
-    def __init__(self, units, **kwargs):
-        super().__init__(units, **kwargs)
-        self.fixed = keras.layers.Dense(units, name="fixed")
-        self.fixed.trainable = False
-
-    def call(self, z, x):
-        return super().call(z, self.fixed(x))
-
-
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_frozen_weights_stay_as_they_are(policy):
-    keras.config.set_dtype_policy(policy)
-    layer = tfdeq.DEQLayer(FrozenPart(UNITS))
-    x = _x()
-    layer(x)
-    before = layer.cell.fixed.kernel.numpy()
-    layer(x, training=True)
-    np.testing.assert_array_equal(layer.cell.fixed.kernel.numpy(), before)
-
-
 # --- dtypes, masks, nests ---------------------------------------------------------------------------
 
 
@@ -305,20 +160,6 @@ def test_dict_state_and_integer_input(mode):
         np.testing.assert_allclose(f_z[key], solution.z[key], atol=3e-6)
     used = np.abs(tf.convert_to_tensor(gradient)).max(axis=1) > 0
     assert used.tolist() == [True, False, True, False, True]
-
-
-def test_functional_model_as_cell():
-    z, x = keras.Input((UNITS,), name="z"), keras.Input((UNITS,), name="x")
-    hidden = keras.layers.Dense(UNITS, kernel_initializer=keras.initializers.Orthogonal(0.5))(z)
-    cell = keras.Model([z, x], keras.ops.tanh(keras.layers.Dropout(0.5)(hidden) + x))
-    layer = tfdeq.DEQLayer(cell, TIGHT)
-    data = _x()
-    solution = layer(data, return_solution=True)
-    z = cell([solution.z, tf.constant(data)])
-    np.testing.assert_allclose(z, solution.z, atol=3e-6)
-    noisy = layer(data, training=True, return_solution=True)
-    assert noisy.converged.numpy().all()
-    assert np.abs(noisy.z - solution.z).max() > 1e-3
 
 
 # --- the penalty ------------------------------------------------------------------------------------
