@@ -10,6 +10,7 @@ CONFIG = {
     "depth": 0,
     "shallow_share": 0.5,
     "shallow_steps": 2,
+    "jacobian_penalty_end": 0.25,
     "training_max_steps": 4,
     "max_steps": 6,
     "train_steps": 12,
@@ -88,3 +89,9 @@ def test_the_budget_grows_from_the_takeover_to_the_end():
     budgets = [loop.max_steps_at(step, CONFIG) for step in range(12)]
     assert budgets == [4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 6, 6]
     assert loop.max_steps_at(11, {**CONFIG, "training_max_steps": 9}) == 9
+
+
+def test_the_penalty_falls_evenly():
+    shares = [loop.penalty_share_at(step, CONFIG) for step in (0, 4, 8)]
+    assert shares == pytest.approx([1.0, 0.75, 0.5])
+    assert loop.penalty_share_at(11, {**CONFIG, "jacobian_penalty_end": 1.0}) == 1.0

@@ -54,6 +54,14 @@ def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
     return low if high <= low else low + int(share * (high - low + 1))
 
 
+def penalty_share_at(step: int, config: Mapping[str, Any]) -> float:
+    """Returns the share of the Jacobian penalty's weight that holds at a step.
+
+    It falls evenly from 1 to jacobian_penalty_end: drift is a danger while the learning rate is high.
+    """
+    return 1.0 - (1.0 - config["jacobian_penalty_end"]) * step / config["train_steps"]
+
+
 class Trainer:
     """Trains a `Task` for config["train_steps"] steps, from where the workdir's checkpoint ends.
 
@@ -117,6 +125,7 @@ class Trainer:
                     next(batches),
                     explicit_steps_at(step - 1, self._config),
                     max_steps_at(step - 1, self._config),
+                    penalty_share_at(step - 1, self._config),
                 )
                 if new_graph:
                     # Compilation is no part of a step's time.
@@ -140,27 +149,35 @@ class Trainer:
         """The TensorBoard writer of the run."""
         return self._writer
 
-    def run_step(self, batch: Any, explicit_steps: int, max_steps: int) -> bool:
-        """Makes one step, and returns whether its graph had to be compiled first."""
+    def run_step(
+        self, batch: Any, explicit_steps: int, max_steps: int, penalty_share: float = 1.0
+    ) -> bool:
+        """Makes one step, and returns whether its graph had to be compiled first.
+
+        penalty_share: what the model's own losses, the Jacobian penalty, are multiplied by.
+        """
         new = explicit_steps not in self._compiled
         if new:
             self._compiled[explicit_steps] = tf.function(
-                lambda batch, max_steps: self._train_step(batch, explicit_steps, max_steps),
+                lambda batch, *scalars: self._train_step(batch, explicit_steps, *scalars),
                 jit_compile=self._config["jit_compile"],
                 autograph=False,
             )
-        self._compiled[explicit_steps](batch, tf.constant(max_steps))
+        self._compiled[explicit_steps](batch, tf.constant(max_steps), tf.constant(penalty_share))
         return new
 
     def wait(self) -> None:
         """Returns when every step made so far is done."""
         self._loss.result().numpy()
 
-    def _train_step(self, batch: Any, explicit_steps: int, max_steps: tf.Tensor) -> None:
+    def _train_step(
+        self, batch: Any, explicit_steps: int, max_steps: tf.Tensor, penalty_share: tf.Tensor
+    ) -> None:
         variables = self._task.model.trainable_variables
         with tf.GradientTape() as tape:
             loss = self._task.loss(self._task.model, batch, explicit_steps, max_steps)
-            total = tf.add_n([loss, *self._task.model.losses])
+            penalties = [penalty_share * penalty for penalty in self._task.model.losses]
+            total = tf.add_n([loss, *penalties])
         gradients = tape.gradient(total, variables)
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(norm) & tf.math.is_finite(total)
