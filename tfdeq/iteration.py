@@ -10,9 +10,11 @@ from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import Solver
 
 _RUNNING = -1
-# A sample has stagnated when its best residual fell by less than 0.1 % over this many evaluations.
+# A sample has stagnated when its best residual fell by less than 0.1 % over this many iterates.
 STAGNATION_STEPS = 12
 _STAGNATION_FACTOR = 0.999
+# A safeguarded sample may go this many iterates without a better one before it goes back.
+_SAFEGUARD_PATIENCE = 6
 # Keeps 0 / 0 at 0 where a state and its image vanish; far below any residual that matters.
 _TINY = 1e-20
 
@@ -94,15 +96,26 @@ class StateLayout:
             )
 
 
+class _Base(NamedTuple):
+    """Where a safeguarded solve returns to: its best iterate."""
+
+    z: tf.Tensor  # [B, D]
+    f_z: tf.Tensor  # [B, D]
+    idle: tf.Tensor  # [B] int32, iterates since then that were no better
+    plain: tf.Tensor  # [B] int32, plain steps still to be made
+    streak: tf.Tensor  # [B] int32, plain steps to make after the next refusal
+
+
 class _LoopState(NamedTuple):
-    k: tf.Tensor  # [] int32, evaluations made in the loop
+    k: tf.Tensor  # [] int32, iterates evaluated in the loop
     z: tf.Tensor  # [B, D] the iterate to evaluate next
     best_z: tf.Tensor  # [B, D] the iterate of the lowest residual so far, or its image
     best_residual: tf.Tensor  # [B] its residual; the dtype's largest number before the first one
     mark_residual: tf.Tensor  # [B] best residual when it last fell by more than 0.1 %
-    mark_step: tf.Tensor  # [B] int32, the evaluation at which that was
+    mark_step: tf.Tensor  # [B] int32, the number of the iterate at which that was
     steps: tf.Tensor  # [B] int32, evaluations spent on the sample
     status: tf.Tensor  # [B] int32, a Status, or _RUNNING
+    base: Any  # a _Base; () for a solver without safeguard
     solver: Any  # the method's own state
 
 
@@ -113,6 +126,7 @@ def iterate(
     tolerance: Any = None,
     max_steps: Any = None,
     return_image: bool = False,
+    linear_part: Callable[[Any], Any] | None = None,
 ) -> Solution:
     """Finds z = f(z) for each sample; nothing here carries a gradient.
 
@@ -128,6 +142,8 @@ def iterate(
             evaluation is always made.
         return_image: return f of the best iterate instead of that iterate; the residual is still the
             iterate's. For a contraction that is one step nearer, and it costs nothing.
+        linear_part: for an affine f, v -> f(v) − f(0), which a solver that asks for products with the
+            Jacobian then uses; else they come from a linearisation of f at the iterate.
 
     Returns:
         A `Solution` whose z carries no gradient.
@@ -143,23 +159,31 @@ def iterate(
     tolerance = _per_sample("tolerance", tolerance, solver.tolerance, batch, z.dtype)
     max_steps = _per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
 
-    def evaluate(z: tf.Tensor) -> tf.Tensor:
-        # The tape records nothing that is used; it tells which variables f read.
-        with tf.GradientTape() as tape:
-            output = f(layout.unflatten(z))
-        _check_variables(tape.watched_variables())
-        layout.check_output(output)
-        result = tf.stop_gradient(layout.flatten(output))
-        result.set_shape(z.shape)
-        return result
+    def evaluate(z: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        if solver.uses_products and linear_part is None:
+            return _evaluate_linearised(f, layout, z)
+        result = _evaluate(f, layout, z)
+        return result, lambda v: layout.flatten(linear_part(layout.unflatten(v)))
 
     def body(*fields: Any) -> _LoopState:
         state = _LoopState(*fields)
-        f_z = evaluate(state.z)
+        f_z, product = evaluate(state.z)
         kept = f_z if return_image else state.z
-        state = _account(state, kept, relative_residual(state.z, f_z), tolerance, max_steps)
-        solver_state, next_z = solver.step(state.solver, state.k, state.z, f_z)
+        residual = relative_residual(state.z, f_z)
+        state = _account(state, kept, residual, tolerance, max_steps, solver.recovers)
+        z = state.z
+        if solver.safeguard is not None:
+            state, z, f_z = _safeguard(state, f_z, residual, solver)
         running = tf.equal(state.status, _RUNNING)
+        if solver.uses_products:
+            # One evaluation is left for the point that the products lead to.
+            allowed = tf.where(running, max_steps - state.steps - 1, 0)
+            solver_state, next_z, spent = solver.step_with_products(
+                state.solver, state.k, z, f_z, product, running, allowed, tolerance
+            )
+            state = state._replace(steps=state.steps + tf.where(running, spent, 0))
+        else:
+            solver_state, next_z = solver.step(state.solver, state.k, z, f_z)
         next_z = tf.where(running[:, None], next_z, state.z)
         next_z.set_shape(z.shape)
         return state._replace(k=state.k + 1, z=next_z, solver=solver_state)
@@ -175,6 +199,7 @@ def iterate(
         mark_step=zeros,
         steps=zeros,
         status=tf.fill(batch, _RUNNING),
+        base=() if solver.safeguard is None else _Base(z, z, zeros, zeros, zeros + 1),
         solver=solver.initial_state(z, None if budget is None else int(np.max(budget))),
     )
     end = _LoopState(
@@ -201,6 +226,7 @@ def _account(
     residual: tf.Tensor,
     tolerance: tf.Tensor,
     max_steps: tf.Tensor,
+    recovers: bool,
 ) -> _LoopState:
     """Books one evaluation: counts it, keeps it if it is the best, ends samples that are done."""
     running = tf.equal(state.status, _RUNNING)
@@ -211,14 +237,18 @@ def _account(
     best_z = tf.where(better[:, None], kept, state.best_z)
     factor = tf.cast(_STAGNATION_FACTOR, residual.dtype)
     progress = best_residual < factor * state.mark_residual
-    mark_step = tf.where(progress, steps, state.mark_step)
+    # Iterates, not evaluations: products with the Jacobian are work that shows at the next iterate.
+    mark_step = tf.where(progress, state.k, state.mark_step)
     mark_residual = tf.where(progress, best_residual, state.mark_residual)
 
     # The later line wins: a sample that converges with its last evaluation has converged.
     status = tf.fill(tf.shape(steps), _RUNNING)
-    status = tf.where(steps - mark_step >= STAGNATION_STEPS, int(Status.STAGNATED), status)
+    stagnated = state.k - mark_step >= STAGNATION_STEPS
+    status = tf.where(stagnated, int(Status.STAGNATED), status)
     status = tf.where(steps >= max_steps, int(Status.MAX_STEPS), status)
-    status = tf.where(finite, status, int(Status.NON_FINITE))
+    # A method that goes back from NaN may try, unless there is nothing to go back to.
+    hopeless = (stagnated | (state.k == 0)) if recovers else tf.constant(True)
+    status = tf.where(finite | tf.logical_not(hopeless), status, int(Status.NON_FINITE))
     status = tf.where(finite & (residual <= tolerance), int(Status.CONVERGED), status)
     return state._replace(
         best_z=best_z,
@@ -228,6 +258,76 @@ def _account(
         steps=steps,
         status=tf.where(running, status, state.status),
     )
+
+
+def _safeguard(
+    state: _LoopState, f_z: tf.Tensor, residual: tf.Tensor, solver: Solver
+) -> tuple[_LoopState, tf.Tensor, tf.Tensor]:
+    """Sends samples whose residual grew too much, or stays, back to their best iterate.
+
+    From there they make plain steps, twice as many after each refusal in a row: a sample whose
+    accelerated steps are all refused so makes the whole plain iteration, whatever way that takes.
+    """
+    base = state.base
+    improved = residual <= state.best_residual  # it was booked: equal if it is the best
+    idle = tf.where(improved, 0, base.idle + 1)
+    limit = tf.constant(solver.safeguard, residual.dtype) * state.best_residual
+    # NaN is within no limit.
+    bad = tf.logical_not(residual <= limit) | (idle >= _SAFEGUARD_PATIENCE)
+    refused = bad & (base.plain == 0)
+    best_z = tf.where(improved[:, None], state.z, base.z)
+    best_f_z = tf.where(improved[:, None], f_z, base.f_z)
+    z = tf.where(refused[:, None], best_z, state.z)
+    f_z = tf.where(refused[:, None], best_f_z, f_z)
+    plain = tf.where(refused, base.streak, base.plain)
+    streak = tf.where(refused, 2 * base.streak, tf.where(improved, 1, base.streak))
+    # What has been learned is forgotten before each plain step: the next step then is one.
+    solver_state = solver.restart(state.solver, plain > 0)
+    base = _Base(best_z, best_f_z, tf.where(refused, 0, idle), tf.maximum(plain - 1, 0), streak)
+    return state._replace(base=base, solver=solver_state), z, f_z
+
+
+def _evaluate(f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor) -> tf.Tensor:
+    """f at z, [B, D] -> [B, D], without a gradient."""
+    # The tape records nothing that is used; it tells which variables f read.
+    with tf.GradientTape() as tape:
+        output = f(layout.unflatten(z))
+    _check_variables(tape.watched_variables())
+    layout.check_output(output)
+    result = tf.stop_gradient(layout.flatten(output))
+    result.set_shape(z.shape)
+    return result
+
+
+def _evaluate_linearised(
+    f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """f at z and v -> ∂f/∂z v there, both [B, D].
+
+    u -> Jᵀu is linear, so its own gradient is v -> Jv: two reverse passes make a forward one, and f is
+    evaluated once for all products.
+    """
+    u = tf.zeros_like(z)
+    with tf.GradientTape(persistent=True) as outer:
+        outer.watch(u)
+        with tf.GradientTape(watch_accessed_variables=False) as inner:
+            inner.watch(z)
+            output = f(layout.unflatten(z))
+            layout.check_output(output)
+            result = layout.flatten(output)
+        transposed = inner.gradient(
+            result, z, output_gradients=u, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+    _check_variables(outer.watched_variables())
+
+    def product(v: tf.Tensor) -> tf.Tensor:
+        return outer.gradient(
+            transposed, u, output_gradients=v, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+
+    result = tf.stop_gradient(result)
+    result.set_shape(z.shape)
+    return result, product
 
 
 def _tail_shape(leaf: tf.Tensor) -> list[int] | tf.Tensor:

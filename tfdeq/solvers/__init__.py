@@ -5,12 +5,16 @@ from typing import Any
 from tfdeq.solvers.anderson import Anderson
 from tfdeq.solvers.broyden import Broyden
 from tfdeq.solvers.fixed_point_iteration import FixedPointIteration
+from tfdeq.solvers.gmres import GMRES
+from tfdeq.solvers.newton_krylov import NewtonKrylov
 from tfdeq.solvers.solver import Solver
 
 REGISTRY: dict[str, type[Solver]] = {
     "anderson": Anderson,
     "broyden": Broyden,
     "fixed_point_iteration": FixedPointIteration,
+    "gmres": GMRES,
+    "newton_krylov": NewtonKrylov,
 }
 
 

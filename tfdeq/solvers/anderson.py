@@ -1,4 +1,4 @@
-"""Anderson acceleration, type II, in difference form with a scale-free ridge."""
+"""Anderson acceleration, type II and type I, in difference form with a scale-free ridge."""
 
 import dataclasses
 from typing import NamedTuple
@@ -19,19 +19,23 @@ class AndersonState(NamedTuple):
     previous_g: tf.Tensor  # [B, D] g = f(z) − z there
     updates: tf.Tensor  # [B, m, D] Δz + α Δg, a ring of the last m differences
     differences: tf.Tensor  # [B, m, D] Δg, the same ring
-    gram: tf.Tensor  # [B, m, m] inner products of the rows of `differences`
+    gram: (
+        tf.Tensor
+    )  # [B, m, m] inner products of rows with `differences`: (Δg_iᵀΔg_j), type I (Δz_iᵀΔg_j)
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 @dataclasses.dataclass(frozen=True)
 class Anderson(Solver):
-    """Anderson acceleration of type II.
+    """Anderson acceleration.
 
     With g_k = f(z_k) − z_k and the last m differences ΔZ, ΔG,
-    γ = argmin ‖g_k − ΔG γ‖² + ridge ‖diag(‖Δg_i‖) γ‖²,
-    z_{k+1} = z_k + α g_k − (ΔZ + α ΔG) γ.
-    The ridge acts on differences scaled to unit length, so it does not stop the iteration at an
-    absolute residual.
+    z_{k+1} = z_k + α g_k − (ΔZ + α ΔG) γ, where
+    type II:  γ = argmin ‖g_k − ΔG γ‖² + ridge ‖diag(‖Δg_i‖) γ‖²,
+    type I:   ΔZᵀΔG γ = ΔZᵀ g_k, solved in the same regularised way.
+    Type II is the multisecant relative of Broyden's bad method, type I that of the good one. The
+    ridge acts on differences scaled to unit length, so it does not stop the iteration at an absolute
+    residual.
 
     Args:
         max_steps: evaluations of f at most, per sample. Default 30.
@@ -39,12 +43,14 @@ class Anderson(Solver):
         memory: m, past differences kept, at least 1. Default 6.
         damping: α in (0, 1]. Default 1.
         ridge: relative to the scaled differences, greater than 0. Default 1e-6.
+        kind: 1 or 2, the type. Default 2.
 
     Raises:
         ValueError: for a setting out of range.
 
     Source: Walker and Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal.
-        49(4), 2011, equation (2.2) and section 2.
+        49(4), 2011, equation (2.2) and section 2; type I: Fang and Saad, Two Classes of Multisecant
+        Methods for Nonlinear Acceleration, Numer. Linear Algebra Appl. 16(3), 2009, section 2.
 
     Example:
         >>> Anderson(memory=4).memory
@@ -54,12 +60,17 @@ class Anderson(Solver):
     memory: int = 6
     damping: float = 1.0
     ridge: float = 1e-6
+    kind: int = 2
 
     def __post_init__(self):
         super().__post_init__()
         require_positive_integer("memory", self.memory)
         require_damping(self.damping)
         require_positive("ridge", self.ridge)
+        if self.kind not in (1, 2):
+            raise ValueError(
+                f"kind must be 1 or 2, the type of the method; received {self.kind!r}."
+            )
 
     def initial_state(self, z, max_steps=None):
         batch, size = tf.unstack(tf.shape(z))
@@ -79,14 +90,35 @@ class Anderson(Solver):
         slot = tf.one_hot((k - 1) % self.memory, self.memory, on_value=True, off_value=False)
         differences = tf.where(slot[:, None], new_difference[:, None], state.differences)
         updates = tf.where(slot[:, None], new_update[:, None], state.updates)
-        products = tf.matmul(differences, tf.stack([new_difference, g], axis=-1))  # [B, m, 2]
-        row, right_side = products[..., 0], products[..., 1]
-        gram = tf.where(slot[:, None], row[:, None, :], state.gram)
-        gram = tf.where(slot[None, :], row[:, :, None], gram)
-        gamma = _scaled_ridge_solve(gram, right_side, self.ridge)
+        if self.kind == 2:
+            products = tf.matmul(differences, tf.stack([new_difference, g], axis=-1))  # [B, m, 2]
+            row, right_side = products[..., 0], products[..., 1]
+            gram = tf.where(slot[:, None], row[:, None, :], state.gram)
+            gram = tf.where(slot[None, :], row[:, :, None], gram)
+            gamma = _scaled_ridge_solve(gram, right_side, self.ridge)
+        else:
+            new_z = new_update - alpha * new_difference
+            row = tf.linalg.matvec(differences, new_z)  # Δz_newᵀΔg_j
+            # Δz_iᵀ v without a third history: ΔZ = (ΔZ + α ΔG) − α ΔG.
+            pair = tf.stack([new_difference, g], axis=-1)
+            products = tf.matmul(updates, pair) - alpha * tf.matmul(differences, pair)
+            column, right_side = products[..., 0], products[..., 1]
+            gram = tf.where(slot[None, :], column[:, :, None], state.gram)
+            gram = tf.where(slot[:, None], row[:, None, :], gram)
+            gamma = _least_squares(gram, right_side, self.ridge)
         correction = tf.linalg.matvec(updates, gamma, transpose_a=True)
         next_z = z + alpha * g - correction
         return AndersonState(z, g, updates, differences, gram), next_z
+
+    def restart(self, state, mask):
+        def forget(history):
+            return tf.where(mask[:, None, None], tf.zeros_like(history), history)
+
+        return state._replace(
+            updates=forget(state.updates),
+            differences=forget(state.differences),
+            gram=forget(state.gram),
+        )
 
 
 def _scaled_ridge_solve(gram: tf.Tensor, right_side: tf.Tensor, ridge: float) -> tf.Tensor:
@@ -111,3 +143,17 @@ def _scaled_ridge_solve(gram: tf.Tensor, right_side: tf.Tensor, ridge: float) ->
         eliminated = system - system[:, :, column, None] * pivot_row[:, None, :]
         system = tf.where(others[None, :, None], eliminated, pivot_row[:, None, :])
     return system[:, :, size] * scale
+
+
+def _least_squares(matrix: tf.Tensor, right_side: tf.Tensor, ridge: float) -> tf.Tensor:
+    """Solves A γ = b in the least-squares sense with a scale-free ridge; [B, m, m], [B, m] -> [B, m].
+
+    Rows and columns of zeros (slots not filled yet) give γ = 0.
+    """
+    lengths = tf.norm(matrix, axis=2, keepdims=True)
+    filled = lengths > 0
+    scale = tf.where(filled, 1 / tf.where(filled, lengths, 1), 0)
+    scaled = matrix * scale
+    normal = tf.matmul(scaled, scaled, transpose_a=True)
+    target = tf.linalg.matvec(scaled, right_side * scale[..., 0], transpose_a=True)
+    return _scaled_ridge_solve(normal, target, ridge)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from tfdeq.solvers import limited_memory_broyden
 from tfdeq.solvers.solver import Solver, require_damping, require_positive_integer
 
 # Below this, 1 − α c is taken as a singular update and the sample's estimate starts afresh.
@@ -27,15 +28,18 @@ class Broyden(Solver):
     y the change of g, so that H_{k+1} y = s. H is never formed: with d_i = s_{i+1} − (1 − α) s_i,
     −H_k v = v + Σ c_i d_i,   ‖s_j‖² c_j = s_jᵀv + Σ_{i<j} (s_jᵀd_i) c_i,
     so the steps and their Gram matrix are all the memory there is: half that of the usual U Vᵀ.
-    A sample whose update would be singular, and every sample whose memory is full, starts afresh
-    from −I.
+    A sample whose update would be singular starts afresh from −I.
+
+    With a memory smaller than the budget the compact form does not hold, and twice as many vectors
+    are kept; see `tfdeq.solvers.limited_memory_broyden`. The oldest update is then dropped before the
+    newest is made, so that H y = s always holds for the newest pair.
 
     Args:
         max_steps: evaluations of f at most, per sample. Default 30.
         tolerance: relative residual at which a sample is done. Default 1e-3.
-        memory: steps kept before a restart, at least 1; None keeps all of them: max_steps, or what a
-            call gives as its max_steps, unless that is a tensor that is only known when the graph
-            runs, and larger: then the solve restarts after the solver's max_steps. Default None.
+        memory: updates kept, at least 1; None keeps all of them: max_steps, or what a call gives as
+            its max_steps, unless that is a tensor that is only known when the graph runs, and larger:
+            then the solve starts afresh after the solver's max_steps. Default None.
         damping: α in (0, 1]. Default 1.
 
     Raises:
@@ -60,7 +64,9 @@ class Broyden(Solver):
         require_damping(self.damping)
 
     def initial_state(self, z, max_steps=None):
-        rows = self.memory or max_steps or self.max_steps
+        rows = max_steps or self.max_steps
+        if self.memory is not None and self.memory < rows:
+            return limited_memory_broyden.initial_state(z, self.memory)
         batch, size = tf.unstack(tf.shape(z))
         steps = tf.zeros([batch, rows, size], z.dtype)
         steps.set_shape([z.shape[0], rows, z.shape[1]])
@@ -69,6 +75,8 @@ class Broyden(Solver):
         return BroydenState(steps, square, square)
 
     def step(self, state, k, z, f_z):
+        if isinstance(state, limited_memory_broyden.State):
+            return limited_memory_broyden.step(state, k, z, f_z, self.damping)
         alpha = tf.constant(self.damping, z.dtype)
         g = f_z - z
         rows = state.steps.shape[1]
@@ -99,6 +107,12 @@ class Broyden(Solver):
         inverse = _with_row(keep[:, :, None] * state.inverse, new, inverse_row)
         steps = tf.where(new[None, :, None] > 0, step[:, None, :], state.steps)
         return BroydenState(steps, gram, inverse), z + step
+
+    def restart(self, state, mask):
+        if isinstance(state, limited_memory_broyden.State):
+            return limited_memory_broyden.restart(state, mask)
+        inverse = tf.where(mask[:, None, None], tf.zeros_like(state.inverse), state.inverse)
+        return state._replace(inverse=inverse)
 
 
 def _shift_right(row: tf.Tensor) -> tf.Tensor:

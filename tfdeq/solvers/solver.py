@@ -1,7 +1,8 @@
 """What every solver is: settings, a state, and one step of algebra on [B, D]."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
@@ -13,14 +14,31 @@ class Solver:
     Args:
         max_steps: evaluations of f at most, per sample, at least 1.
         tolerance: the relative residual at which a sample is done, greater than 0 (no unit).
+        safeguard: the factor, at least 1, by which a step may exceed a sample's best relative
+            residual; beyond it, or after six steps that were no better, the sample goes back to its
+            best iterate and makes plain steps from there, with what the solver has learned forgotten.
+            Keeps the best iterate's image in memory. None: every step is taken. Keyword only.
     """
 
     max_steps: int = 30
     tolerance: float = 1e-3
+    safeguard: float | None = dataclasses.field(default=None, kw_only=True)
+
+    # Whether the method asks for products with the Jacobian: `step_with_products` instead of `step`.
+    uses_products: ClassVar[bool] = False
 
     def __post_init__(self):
         require_positive_integer("max_steps", self.max_steps)
         require_positive("tolerance", self.tolerance)
+        if self.safeguard is not None and not 1.0 <= self.safeguard < float("inf"):
+            raise ValueError(
+                f"safeguard must be None or a number of at least 1; received {self.safeguard!r}."
+            )
+
+    @property
+    def recovers(self) -> bool:
+        """Whether the method goes on, from an earlier iterate, after an evaluation that was NaN."""
+        return self.safeguard is not None
 
     def initial_state(self, z: tf.Tensor, max_steps: int | None = None) -> Any:
         """Returns the method's own state (a nest of tensors).
@@ -40,6 +58,33 @@ class Solver:
             z: [B, D], the iterate. f_z: [B, D], f at that iterate.
         """
         raise TypeError(f"{type(self).__name__} is no complete solver: it lacks step().")
+
+    def step_with_products(
+        self,
+        state: Any,
+        k: tf.Tensor,
+        z: tf.Tensor,
+        f_z: tf.Tensor,
+        product: Callable[[tf.Tensor], tf.Tensor],
+        running: tf.Tensor,
+        allowed: tf.Tensor,
+        tolerance: tf.Tensor,
+    ) -> tuple[Any, tf.Tensor, tf.Tensor]:
+        """As `step`, for methods with `uses_products`; also returns the products spent, [B] int32.
+
+        Args:
+            state, k, z, f_z: as for `step`.
+            product: v -> ∂f/∂z v at z, [B, D] -> [B, D]; each call counts as an evaluation.
+            running: [B] bool; the result for other samples is not used.
+            allowed: [B] int32, products at most.
+            tolerance: [B], the relative residual at which a sample will be done.
+        """
+        raise TypeError(f"{type(self).__name__} makes no use of products.")
+
+    def restart(self, state: Any, mask: tf.Tensor) -> Any:
+        """Returns the state with all that was learned about the samples in mask [B] forgotten."""
+        del mask
+        return state
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -1,0 +1,74 @@
+"""Broyden's good method with bounded memory: the oldest update is dropped, the newest secant holds."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# Below this share of ‖s‖², sᵀH y is taken as a singular update, which is left out.
+_SINGULAR = 1e-4
+
+
+class State(NamedTuple):
+    last_step: tf.Tensor  # [B, D] the step that led to the iterate to come
+    last_g: tf.Tensor  # [B, D] g = f(z) − z where it began
+    known: tf.Tensor  # [B] bool, whether these two say something
+    steps: tf.Tensor  # [B, m, D] s_j, a ring
+    updates: tf.Tensor  # [B, m, D] u_j, the same ring
+    inverse: tf.Tensor  # [B, m, m] c = inverse · (s_jᵀ v)_j; rows and columns of empty slots are 0
+
+
+def initial_state(z: tf.Tensor, memory: int) -> State:
+    """The state of a solve that keeps `memory` updates; z: [B, D]."""
+    batch, size = tf.unstack(tf.shape(z))
+    rows = tf.zeros([batch, memory, size], z.dtype)
+    rows.set_shape([z.shape[0], memory, z.shape[1]])
+    square = tf.zeros([batch, memory, memory], z.dtype)
+    square.set_shape([z.shape[0], memory, memory])
+    zeros = tf.zeros_like(z)
+    return State(zeros, zeros, tf.zeros([batch], tf.bool), rows, rows, square)
+
+
+def step(
+    state: State, k: tf.Tensor, z: tf.Tensor, f_z: tf.Tensor, damping: float
+) -> tuple[State, tf.Tensor]:
+    """One step of −H = (I + u_m s_mᵀ) … (I + u_1 s_1ᵀ), the newest factor on the left.
+
+    With H the estimate without the oldest update, p = −H g, r = −H y for the change y of g over the
+    last step s, the newest update u = (s + r) / (−sᵀr) gives H y = s; the next step is p + u (sᵀp).
+    Applied to v, the factors are v + Σ c_j u_j with c_j = s_jᵀv + Σ_{i older than j} (s_jᵀu_i) c_i,
+    a triangular system. Its inverse is kept: without the oldest row and column it stays the inverse.
+    """
+    rows = state.steps.shape[1]
+    slot = tf.one_hot((k - 1) % rows, rows, dtype=z.dtype)  # the oldest; the newest comes there
+    g = f_z - z
+    y, s = g - state.last_g, state.last_step
+    inverse = state.inverse * (1 - slot)[None, :, None] * (1 - slot)[None, None, :]
+    both = tf.stack([g, y], axis=-1)  # [B, D, 2]
+    coefficients = tf.matmul(inverse, tf.matmul(state.steps, both))  # [B, m, 2]
+    applied = both + tf.matmul(state.updates, coefficients, transpose_a=True)
+    p, r = applied[..., 0], applied[..., 1]
+
+    square = tf.reduce_sum(s * s, axis=-1)
+    denominator = -tf.reduce_sum(s * r, axis=-1)
+    usable = state.known & (tf.abs(denominator) > _SINGULAR * square)
+    scale = tf.where(usable, 1 / tf.where(usable, denominator, 1), 0)
+    update = scale[:, None] * (s + r)
+    next_step = tf.constant(damping, z.dtype) * (
+        p + update * tf.reduce_sum(s * p, axis=-1, keepdims=True)
+    )
+
+    coupling = tf.linalg.matvec(state.updates, s)  # s_newᵀu_i; the cleared slot counts for nothing
+    row = slot + tf.linalg.matvec(inverse, coupling, transpose_a=True)
+    row = tf.where(usable[:, None], row, 0)
+    inverse = tf.where(slot[None, :, None] > 0, row[:, None, :], inverse)
+    new = slot[None, :, None] > 0
+    steps = tf.where(new, s[:, None, :], state.steps)
+    updates = tf.where(new, update[:, None, :], state.updates)
+    known = tf.ones_like(state.known)
+    return State(next_step, g, known, steps, updates, inverse), z + next_step
+
+
+def restart(state: State, mask: tf.Tensor) -> State:
+    """Forgets the updates of the samples in mask [B], and the step that would give the next one."""
+    inverse = tf.where(mask[:, None, None], tf.zeros_like(state.inverse), state.inverse)
+    return state._replace(inverse=inverse, known=state.known & tf.logical_not(mask))
