@@ -243,7 +243,9 @@ def _account(
 
     # The later line wins: a sample that converges with its last evaluation has converged.
     status = tf.fill(tf.shape(steps), _RUNNING)
-    stagnated = state.k - mark_step >= STAGNATION_STEPS
+    # What goes back and tries again may take longer to find its way.
+    patience = 5 * STAGNATION_STEPS if recovers else STAGNATION_STEPS
+    stagnated = state.k - mark_step >= patience
     status = tf.where(stagnated, int(Status.STAGNATED), status)
     status = tf.where(steps >= max_steps, int(Status.MAX_STEPS), status)
     # A method that goes back from NaN may try, unless there is nothing to go back to.

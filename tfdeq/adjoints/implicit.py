@@ -125,15 +125,17 @@ def _solve_adjoint(
     scale = _largest_entry(fixed_d_z)
     fixed_d_z = _scaled(fixed_d_z, 1 / scale)
 
-    def linear(u):
-        product = tape.gradient(
+    def product(u):
+        return tape.gradient(
             output, fixed_z, output_gradients=u, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        return tf.nest.map_structure(tf.add, product, fixed_d_z)
+
+    def linear(u):
+        return tf.nest.map_structure(tf.add, product(u), fixed_d_z)
 
     # From u = d_z: one product is saved against zeros, whose image is d_z.
     # The last product is put to use: its result is u one step further.
-    solution = iterate(linear, fixed_d_z, solver, return_image=True)
+    solution = iterate(linear, fixed_d_z, solver, return_image=True, linear_part=product)
     if callback is not None:
         callback(solution)
 
