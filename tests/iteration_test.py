@@ -13,6 +13,9 @@ from tfdeq.iteration import STAGNATION_STEPS, iterate
 
 Status = tfdeq.Status
 SOLVERS = tuple(solvers.REGISTRY)
+# Those for which an iterate costs one evaluation; the others make products with the Jacobian too.
+ONE_EVALUATION = tuple(name for name in SOLVERS if not solvers.REGISTRY[name].uses_products)
+WITH_PRODUCTS = tuple(name for name in SOLVERS if solvers.REGISTRY[name].uses_products)
 SIZE = 5
 
 
@@ -43,7 +46,7 @@ def _solve(x, a, solver, mode, **settings):
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", ONE_EVALUATION)
 def test_counts_freezes_and_returns_the_best_iterate(name, mode):
     """Against a record of every state that f was given."""
     a, x = _tanh_case(4, dtype="float64")
@@ -72,6 +75,29 @@ def test_counts_freezes_and_returns_the_best_iterate(name, mode):
         np.testing.assert_array_equal(solution.z[sample], own[best])
         np.testing.assert_allclose(solution.residual[sample], residuals[best], rtol=1e-6)
         assert (residuals[:-1] > tolerance.numpy()[sample]).all(), "it stops at the first success"
+
+
+@pytest.mark.parametrize("budget", [3, 6, 40])
+@pytest.mark.parametrize("name", WITH_PRODUCTS)
+def test_products_count_as_evaluations(name, budget):
+    a, x = _tanh_case(1, dtype="float64", gain=1.5)
+    calls = []
+
+    class Spy(solvers.REGISTRY[name]):
+        def step_with_products(self, state, k, z, f_z, product, *others):
+            calls.append("evaluation")
+
+            def counted(v):
+                calls.append("product")
+                return product(v)
+
+            return super().step_with_products(state, k, z, f_z, counted, *others)
+
+    solution = iterate(
+        lambda z: tanh_cell(z, a, x), tf.zeros_like(x), Spy(max_steps=budget, tolerance=1e-6)
+    )
+    assert solution.steps.numpy().tolist() == [len(calls)]
+    assert calls.count("evaluation") < len(calls) <= budget
 
 
 def test_best_iterate_is_kept_when_later_ones_are_worse():
@@ -192,7 +218,7 @@ def test_non_finite_samples_end_alone(name, mode):
     assert clean.converged.numpy().all()
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", ONE_EVALUATION)
 def test_sample_that_turns_non_finite_later_keeps_its_last_finite_iterate(name):
     """f is finite three times, and its residual falls, before NaN."""
     calls = []
@@ -301,6 +327,64 @@ def test_batch_invariance_holds_for_any_batch(name, seed, gain, order, poison, e
             _assert_same_sample(pair, position, together, sample)
 
 
+# --- the safeguard ----------------------------------------------------------------------------------
+
+SAFEGUARDED = tuple(name for name in ONE_EVALUATION if name != "fixed_point_iteration")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SAFEGUARDED)
+def test_safeguarded_steps_converge_where_plain_iteration_does(name, mode):
+    """Maps on which acceleration may run off; plain iteration contracts on all of them."""
+    random = np.random.default_rng(0)
+    rotation = np.kron(np.eye(3), [[0.0, -0.95], [0.95, 0.0]])
+    shear = 0.8 * np.eye(6) + np.diag(np.full(5, 0.5), 1)
+    x = random.normal(size=(2, 6))
+    for a in (rotation, shear):
+
+        def f(z, a=a):
+            # Flat far out, where a long step may land.
+            return tf.clip_by_value(tf.matmul(z, a) + x, -50.0, 50.0)
+
+        def solve(solver, f=f):
+            return iterate(f, tf.zeros_like(x), solver)
+
+        solver = solvers.get(name, max_steps=2000, tolerance=1e-6, safeguard=2.0)
+        solution = in_mode(lambda solver=solver, solve=solve: solve(solver), mode)()
+        plain = solve(tfdeq.FixedPointIteration(max_steps=2000, tolerance=1e-6))
+        assert plain.converged.numpy().all()
+        assert solution.converged.numpy().all()
+        # At worst every accelerated attempt, of up to six steps, is refused before a plain streak.
+        assert (solution.steps.numpy() <= 2 * plain.steps.numpy() + 60).all()
+
+
+def test_safeguard_goes_back_from_nan():
+    """The accelerated step leaves the domain of the root; the plain ones never do."""
+    calls = []
+
+    class Overshooting(tfdeq.FixedPointIteration):
+        """Plain iteration that jumps out of the domain once it has come near the solution."""
+
+        def step(self, state, k, z, f_z):
+            calls.append(int(k))
+            return state, (f_z if int(k) != 3 else -tf.ones_like(z))
+
+    f = lambda z: tf.sqrt(z) + 1.0  # noqa: E731
+    z0 = tf.constant([[9.0]], tf.float64)
+    bare = iterate(f, z0, Overshooting(max_steps=60, tolerance=1e-10))
+    assert bare.status.numpy().tolist() == [Status.NON_FINITE]
+    safe = iterate(f, z0, Overshooting(max_steps=60, tolerance=1e-10, safeguard=10.0))
+    assert safe.converged.numpy().all()
+    # z = √z + 1: the square of the golden ratio.
+    np.testing.assert_allclose(safe.z, [[((1 + 5**0.5) / 2) ** 2]], rtol=1e-9)
+
+
+def test_safeguard_out_of_range():
+    for value in (0.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="safeguard must be None or a number of at least 1"):
+            tfdeq.Broyden(safeguard=value)
+
+
 # --- states -----------------------------------------------------------------------------------------
 
 
@@ -336,6 +420,10 @@ def test_half_precision_states_are_solved_in_float32(name, dtype):
         def step(self, state, k, z, f_z):
             seen.append((z.dtype, f_z.dtype))
             return super().step(state, k, z, f_z)
+
+        def step_with_products(self, state, k, z, f_z, *others):
+            seen.append((z.dtype, f_z.dtype))
+            return super().step_with_products(state, k, z, f_z, *others)
 
     def f(z):
         assert z.dtype == dtype

@@ -68,12 +68,11 @@ def test_each_sample_has_its_own_target_and_allowance(mode):
 
 def test_a_small_space_ends_early():
     """r is an eigenvector: one product, and no division by the zero that is left."""
-    j, r = _systems(batch=1)
+    j, _ = _systems(batch=1)
     values, vectors = np.linalg.eigh((j[0] + j[0].T) / 2)
     symmetric = ((j[0] + j[0].T) / 2)[None]
     delta, spent = _solve(symmetric, vectors[:, :1].T, [0.0], [8], 8)
-    # Rounding may ask for a second product.
-    assert spent[0] <= 2
+    assert spent[0] == 1
     np.testing.assert_allclose(delta[0], vectors[:, 0] / (1 - values[0]), rtol=1e-12)
 
 

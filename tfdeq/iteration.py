@@ -13,7 +13,8 @@ _RUNNING = -1
 # A sample has stagnated when its best residual fell by less than 0.1 % over this many iterates.
 STAGNATION_STEPS = 12
 _STAGNATION_FACTOR = 0.999
-# A safeguarded sample may go this many iterates without a better one before it goes back.
+# Accelerated steps of a safeguarded sample must lower the residual by this factor, in so many steps.
+_SAFEGUARD_DECREASE = 0.9
 _SAFEGUARD_PATIENCE = 6
 # Keeps 0 / 0 at 0 where a state and its image vanish; far below any residual that matters.
 _TINY = 1e-20
@@ -97,13 +98,15 @@ class StateLayout:
 
 
 class _Base(NamedTuple):
-    """Where a safeguarded solve returns to: its best iterate."""
+    """Where a safeguarded solve returns to: the iterate that its accelerated steps started from."""
 
     z: tf.Tensor  # [B, D]
     f_z: tf.Tensor  # [B, D]
-    idle: tf.Tensor  # [B] int32, iterates since then that were no better
+    residual: tf.Tensor  # [B]
+    idle: tf.Tensor  # [B] int32, accelerated iterates since then, none of them enough better
     plain: tf.Tensor  # [B] int32, plain steps still to be made
     streak: tf.Tensor  # [B] int32, plain steps to make after the next refusal
+    goal: tf.Tensor  # [B] the residual below which that falls to one again
 
 
 class _LoopState(NamedTuple):
@@ -199,7 +202,9 @@ def iterate(
         mark_step=zeros,
         steps=zeros,
         status=tf.fill(batch, _RUNNING),
-        base=() if solver.safeguard is None else _Base(z, z, zeros, zeros, zeros + 1),
+        base=()
+        if solver.safeguard is None
+        else _Base(z, z, largest, zeros, zeros, zeros + 1, largest),
         solver=solver.initial_state(z, None if budget is None else int(np.max(budget))),
     )
     end = _LoopState(
@@ -243,8 +248,9 @@ def _account(
 
     # The later line wins: a sample that converges with its last evaluation has converged.
     status = tf.fill(tf.shape(steps), _RUNNING)
-    # What goes back and tries again may take longer to find its way.
-    patience = 5 * STAGNATION_STEPS if recovers else STAGNATION_STEPS
+    # What goes back and tries again takes longer: until the plain streaks, 1, 2, 4, …, have become
+    # longer than a plain iteration's patience, with the refused attempts in between.
+    patience = 8 * STAGNATION_STEPS if recovers else STAGNATION_STEPS
     stagnated = state.k - mark_step >= patience
     status = tf.where(stagnated, int(Status.STAGNATED), status)
     status = tf.where(steps >= max_steps, int(Status.MAX_STEPS), status)
@@ -265,27 +271,42 @@ def _account(
 def _safeguard(
     state: _LoopState, f_z: tf.Tensor, residual: tf.Tensor, solver: Solver
 ) -> tuple[_LoopState, tf.Tensor, tf.Tensor]:
-    """Sends samples whose residual grew too much, or stays, back to their best iterate.
+    """Sends samples whose accelerated steps lead nowhere back to where those started.
 
-    From there they make plain steps, twice as many after each refusal in a row: a sample whose
-    accelerated steps are all refused so makes the whole plain iteration, whatever way that takes.
+    From there they make plain steps, twice as many after each refusal in a row, which are accepted
+    whatever their residual: the accepted iterates then are the whole plain iteration, whatever way
+    that takes.
     """
     base = state.base
-    improved = residual <= state.best_residual  # it was booked: equal if it is the best
-    idle = tf.where(improved, 0, base.idle + 1)
-    limit = tf.constant(solver.safeguard, residual.dtype) * state.best_residual
+    plain_step = base.plain > 0
+    decrease = tf.constant(_SAFEGUARD_DECREASE, residual.dtype)
+    improved = residual < decrease * base.residual
+    accepted = (plain_step & tf.math.is_finite(residual)) | improved
+    idle = tf.where(accepted, 0, base.idle + 1)
+    limit = tf.constant(solver.safeguard, residual.dtype) * base.residual
     # NaN is within no limit.
-    bad = tf.logical_not(residual <= limit) | (idle >= _SAFEGUARD_PATIENCE)
-    refused = bad & (base.plain == 0)
-    best_z = tf.where(improved[:, None], state.z, base.z)
-    best_f_z = tf.where(improved[:, None], f_z, base.f_z)
-    z = tf.where(refused[:, None], best_z, state.z)
-    f_z = tf.where(refused[:, None], best_f_z, f_z)
-    plain = tf.where(refused, base.streak, base.plain)
-    streak = tf.where(refused, 2 * base.streak, tf.where(improved, 1, base.streak))
+    hopeless = tf.logical_not(residual <= limit) | (idle >= _SAFEGUARD_PATIENCE)
+    refused = hopeless & tf.logical_not(accepted)
+
+    base_z = tf.where(accepted[:, None], state.z, base.z)
+    base_f_z = tf.where(accepted[:, None], f_z, base.f_z)
+    z = tf.where(refused[:, None], base_z, state.z)
+    f_z = tf.where(refused[:, None], base_f_z, f_z)
+    plain = tf.where(refused, base.streak, tf.maximum(base.plain - 1, 0))
+    # Only a best residual ever counts as success: what plain steps raised and others lowered does not.
+    calm = tf.where(residual < base.goal, 1, base.streak)
+    goal = tf.minimum(base.goal, decrease * residual)
+    base = _Base(
+        z=base_z,
+        f_z=base_f_z,
+        residual=tf.where(accepted, residual, base.residual),
+        idle=tf.where(refused, 0, idle),
+        plain=plain,
+        streak=tf.where(refused, 2 * base.streak, calm),
+        goal=tf.where(tf.math.is_finite(residual), goal, base.goal),
+    )
     # What has been learned is forgotten before each plain step: the next step then is one.
     solver_state = solver.restart(state.solver, plain > 0)
-    base = _Base(best_z, best_f_z, tf.where(refused, 0, idle), tf.maximum(plain - 1, 0), streak)
     return state._replace(base=base, solver=solver_state), z, f_z
 
 

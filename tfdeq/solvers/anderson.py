@@ -17,6 +17,7 @@ from tfdeq.solvers.solver import (
 class AndersonState(NamedTuple):
     previous_z: tf.Tensor  # [B, D] the iterate before
     previous_g: tf.Tensor  # [B, D] g = f(z) − z there
+    known: tf.Tensor  # [B] bool, whether these two say something
     updates: tf.Tensor  # [B, m, D] Δz + α Δg, a ring of the last m differences
     differences: tf.Tensor  # [B, m, D] Δg, the same ring
     gram: (
@@ -78,13 +79,14 @@ class Anderson(Solver):
         history.set_shape([z.shape[0], self.memory, z.shape[1]])
         gram = tf.zeros([batch, self.memory, self.memory], z.dtype)
         gram.set_shape([z.shape[0], self.memory, self.memory])
-        return AndersonState(z, tf.zeros_like(z), history, history, gram)
+        known = tf.zeros([batch], tf.bool)
+        return AndersonState(z, tf.zeros_like(z), known, history, history, gram)
 
     def step(self, state, k, z, f_z):
         alpha = tf.constant(self.damping, z.dtype)
         g = f_z - z
-        # In the first call there is no difference yet: its row is stored as zeros.
-        seen = tf.cast(k > 0, z.dtype)
+        # At the start, and after a restart, there is no difference: its row is stored as zeros.
+        seen = tf.cast(state.known, z.dtype)[:, None]
         new_difference = seen * (g - state.previous_g)
         new_update = seen * (z - state.previous_z) + alpha * new_difference
         slot = tf.one_hot((k - 1) % self.memory, self.memory, on_value=True, off_value=False)
@@ -108,13 +110,15 @@ class Anderson(Solver):
             gamma = _least_squares(gram, right_side, self.ridge)
         correction = tf.linalg.matvec(updates, gamma, transpose_a=True)
         next_z = z + alpha * g - correction
-        return AndersonState(z, g, updates, differences, gram), next_z
+        known = tf.ones_like(state.known)
+        return AndersonState(z, g, known, updates, differences, gram), next_z
 
     def restart(self, state, mask):
         def forget(history):
             return tf.where(mask[:, None, None], tf.zeros_like(history), history)
 
         return state._replace(
+            known=state.known & tf.logical_not(mask),
             updates=forget(state.updates),
             differences=forget(state.differences),
             gram=forget(state.gram),

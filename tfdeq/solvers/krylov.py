@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
+
+# Rounding errors of the orthogonalisation, in units of the dtype's precision.
+_ROUNDING = 10.0
 
 
 class _ArnoldiState(NamedTuple):
@@ -82,11 +86,14 @@ def _expand(state: _ArnoldiState, product, length, target, allowed) -> _ArnoldiS
     dtype = basis.dtype
     v = tf.gather(basis, j, axis=1)
     w = v - product(v)
+    whole = tf.norm(w, axis=1)
     first = tf.linalg.matvec(basis, w)
     w -= tf.linalg.matvec(basis, first, transpose_a=True)
     second = tf.linalg.matvec(basis, w)
     w -= tf.linalg.matvec(basis, second, transpose_a=True)
     below = tf.norm(w, axis=1)
+    # Rounding alone is left: the space holds the solution, and there is no new direction.
+    below = tf.where(below > _ROUNDING * np.finfo(dtype.as_numpy_dtype).eps * whole, below, 0)
     row, next_row = (tf.one_hot(index, size + 1, dtype=dtype) for index in (j, j + 1))
     column = first + second + below[:, None] * next_row  # of the Hessenberg matrix, [B, m + 1]
 

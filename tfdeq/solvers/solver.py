@@ -14,10 +14,10 @@ class Solver:
     Args:
         max_steps: evaluations of f at most, per sample, at least 1.
         tolerance: the relative residual at which a sample is done, greater than 0 (no unit).
-        safeguard: the factor, at least 1, by which a step may exceed a sample's best relative
-            residual; beyond it, or after six steps that were no better, the sample goes back to its
-            best iterate and makes plain steps from there, with what the solver has learned forgotten.
-            Keeps the best iterate's image in memory. None: every step is taken. Keyword only.
+        safeguard: the factor, at least 1, by which a step may raise a sample's relative residual;
+            beyond it, or after six steps that did not lower it by a tenth, the sample goes back to
+            where these steps began and makes plain steps from there, with what the solver has
+            learned forgotten. Keeps two more states in memory. None: every step is taken. Keyword only.
     """
 
     max_steps: int = 30
