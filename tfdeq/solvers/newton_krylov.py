@@ -13,19 +13,25 @@ from tfdeq.solvers.solver import Solver, require_positive_integer
 _FORCING_FACTOR = 0.9
 _LARGEST_FORCING = 0.9
 _FIRST_FORCING = 0.5
-# A step of length λ must lower ‖g‖ by this share of λ.
+# A step of length λ must bring ‖g‖ below the largest of the last norms by this share of λ. More than
+# one norm lets a badly scaled problem pass through a rise that a strict descent would creep around.
 _SUFFICIENT_DECREASE = 1e-4
-# After so many halvings the step is taken as it is: the direction is then no use, and a new
-# linearisation is worth more.
-_MOST_HALVINGS = 10
+_NORMS = 5
+# A refused step is shortened to between these shares of its length.
+_SHORTEST, _LONGEST = 0.1, 0.5
+# After so many the step is taken as it is: the direction is then no use, and a new linearisation is
+# worth more.
+_MOST_SHORTENINGS = 10
 
 
 class NewtonKrylovState(NamedTuple):
     base: tf.Tensor  # [B, D] the last accepted iterate
-    base_norm: tf.Tensor  # [B] ‖g‖ there; the dtype's largest number before the first one
+    norms: (
+        tf.Tensor
+    )  # [B, 5] ‖g‖ of the last accepted iterates, the newest first; −1 where there is none
     direction: tf.Tensor  # [B, D] the Newton step from there
     length: tf.Tensor  # [B] the share λ of it that led to the iterate to come
-    halvings: tf.Tensor  # [B] int32, how often λ was halved
+    shortenings: tf.Tensor  # [B] int32, how often λ was made smaller
     forcing: tf.Tensor  # [B] η of the last linear solve
 
 
@@ -37,8 +43,8 @@ class NewtonKrylov(Solver):
     At z_k, GMRES finds δ with ‖g + (J − I) δ‖ ≤ η_k ‖g‖ from products J v alone (two reverse passes
     through one linearisation of f); η_k follows the progress of the residual, so that no product
     is wasted on accuracy that the linear model does not have. Where ‖g(z_k + λ δ)‖ does not fall
-    enough, λ is halved. Samples do this independently of one another. A product counts as one
-    evaluation of f.
+    below the largest of the last five norms, λ is shortened to the minimum of a parabola. Samples do
+    this independently of one another. A product counts as one evaluation of f.
 
     Args:
         max_steps: evaluations and products at most, per sample. Default 100.
@@ -52,7 +58,8 @@ class NewtonKrylov(Solver):
     Source: Knoll and Keyes, Jacobian-free Newton-Krylov methods, J. Comput. Phys. 193(2), 2004;
         forcing: Eisenstat and Walker, Choosing the Forcing Terms in an Inexact Newton Method, SIAM J.
         Sci. Comput. 17(1), 1996, choice 2; line search: Kelley, Iterative Methods for Linear and
-        Nonlinear Equations, 1995, section 8.2.
+        Nonlinear Equations, 1995, section 8.3, made non-monotone after Grippo, Lampariello, Lucidi,
+        SIAM J. Numer. Anal. 23(4), 1986.
 
     Example:
         >>> NewtonKrylov(krylov_steps=10).krylov_steps
@@ -76,51 +83,62 @@ class NewtonKrylov(Solver):
         ones = tf.ones_like(z[:, 0])
         return NewtonKrylovState(
             base=z,
-            base_norm=ones * z.dtype.max,
+            norms=-tf.ones_like(z[:, :1]) * tf.ones([_NORMS], z.dtype),
             direction=tf.zeros_like(z),
             length=ones,
-            halvings=tf.zeros(tf.shape(ones), tf.int32),
+            shortenings=tf.zeros(tf.shape(ones), tf.int32),
             forcing=_FIRST_FORCING * ones,
         )
 
     def step_with_products(self, state, k, z, f_z, product, running, allowed, tolerance):
         g = f_z - z
         norm = tf.norm(g, axis=1)
-        enough = norm <= (1 - _SUFFICIENT_DECREASE * state.length) * state.base_norm
-        accepted = enough | (state.halvings >= _MOST_HALVINGS)
-        # NaN is no decrease; a step into NaN may be halved as often as it takes.
+        # Nothing is known: whatever comes is accepted.
+        first = state.norms[:, 0] < 0
+        bound = (1 - _SUFFICIENT_DECREASE * state.length) * tf.reduce_max(state.norms, axis=1)
+        accepted = first | (norm <= bound) | (state.shortenings >= _MOST_SHORTENINGS)
+        # NaN is below no bound, and may be gone back from as often as it takes.
         accepted &= tf.math.is_finite(norm)
 
-        forcing = _forcing(state, norm, tolerance * tf.norm(f_z, axis=1))
+        forcing = _forcing(state, norm, first, tolerance * tf.norm(f_z, axis=1))
         spend = tf.where(running & accepted, allowed, 0)
         delta, spent = gmres(product, g, forcing * norm, spend, self.krylov_steps)
 
-        length = tf.where(accepted, tf.ones_like(norm), 0.5 * state.length)
+        length = tf.where(accepted, tf.ones_like(norm), _shorter(state, norm))
         direction = tf.where(accepted[:, None], delta, state.direction)
         base = tf.where(accepted[:, None], z, state.base)
+        norms = tf.concat([norm[:, None], state.norms[:, :-1]], axis=1)
         new = NewtonKrylovState(
             base=base,
-            base_norm=tf.where(accepted, norm, state.base_norm),
+            norms=tf.where(accepted[:, None], norms, state.norms),
             direction=direction,
             length=length,
-            halvings=tf.where(accepted, 0, state.halvings + 1),
+            shortenings=tf.where(accepted, 0, state.shortenings + 1),
             forcing=tf.where(accepted, forcing, state.forcing),
         )
         return new, base + length[:, None] * direction, spent
 
     def restart(self, state, mask):
-        largest = tf.ones_like(state.base_norm) * state.base_norm.dtype.max
-        forcing = _FIRST_FORCING * tf.ones_like(state.forcing)
-        return state._replace(
-            base_norm=tf.where(mask, largest, state.base_norm),
-            forcing=tf.where(mask, forcing, state.forcing),
-        )
+        forgotten = tf.where(mask[:, None], -tf.ones_like(state.norms), state.norms)
+        return state._replace(norms=forgotten)
 
 
-def _forcing(state: NewtonKrylovState, norm: tf.Tensor, goal: tf.Tensor) -> tf.Tensor:
+def _shorter(state: NewtonKrylovState, norm: tf.Tensor) -> tf.Tensor:
+    """[B] the λ at which the parabola through ‖g‖² at 0, its slope there, and ‖g‖² at λ is lowest."""
+    length, start = state.length, tf.square(state.norms[:, 0])
+    # The slope is −2 ‖g‖² for an exact Newton step.
+    curvature = (tf.square(norm) - start + 2 * start * length) / tf.square(length)
+    usable = tf.math.is_finite(curvature) & (curvature > 0)
+    lowest = start / tf.where(usable, curvature, 1)
+    lowest = tf.where(usable, lowest, _SHORTEST * length)
+    return tf.clip_by_value(lowest, _SHORTEST * length, _LONGEST * length)
+
+
+def _forcing(
+    state: NewtonKrylovState, norm: tf.Tensor, first: tf.Tensor, goal: tf.Tensor
+) -> tf.Tensor:
     """η of the next linear solve, [B]; goal: [B], the ‖g‖ at which the sample will be done."""
-    first = state.base_norm >= state.base_norm.dtype.max
-    ratio = norm / tf.where(first, tf.ones_like(norm), state.base_norm)
+    ratio = norm / tf.where(first, tf.ones_like(norm), state.norms[:, 0])
     forcing = _FORCING_FACTOR * ratio**2
     # What the last η allows is not undercut at once.
     floor = _FORCING_FACTOR * state.forcing**2

@@ -1,0 +1,119 @@
+"""Root-finding problems in fixed-point form, from easy to badly scaled, with their sources."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+
+class Problem(NamedTuple):
+    """f(z) = z for each row of z [B, D]; start [D] float64."""
+
+    f: Callable[[tf.Tensor], tf.Tensor]
+    start: np.ndarray
+
+
+def affine(radius: float, normal: bool, size: int = 40, seed: int = 0) -> Problem:
+    """f(z) = zA + b, A of the given spectral radius; not normal: with ones above the diagonal."""
+    random = np.random.default_rng(seed)
+    eigenvalues = radius * random.uniform(-1, 1, size)
+    # The one nearest to 1 decides how hard I − A is; −radius keeps a radius of 1.5 regular.
+    eigenvalues[:2] = (-radius, radius if radius < 1 else 0.5 * radius)
+    q, _ = np.linalg.qr(random.normal(size=(size, size)))
+    middle = np.diag(eigenvalues)
+    if not normal:
+        middle = middle + np.diag(np.full(size - 1, 0.5), 1)
+    a, b = q @ middle @ q.T, random.normal(size=size)
+    return Problem(lambda z: tf.matmul(z, tf.constant(a)) + tf.constant(b), np.zeros(size))
+
+
+def tanh_network(gain: float, size: int = 60, seed: int = 0) -> Problem:
+    """f(z) = tanh(zW + b), W of independent entries with spectral radius about `gain`."""
+    random = np.random.default_rng(seed)
+    w = gain * random.normal(size=(size, size)) / np.sqrt(size)
+    b = random.normal(size=size)
+    return Problem(lambda z: tf.tanh(tf.matmul(z, tf.constant(w)) + tf.constant(b)), np.zeros(size))
+
+
+def chandrasekhar(c: float, size: int = 100) -> Problem:
+    """H(μ) = 1 / (1 − (c/2) ∫₀¹ μ H(ν) / (μ + ν) dν) by the midpoint rule.
+
+    Source: Kelley, Iterative Methods for Linear and Nonlinear Equations, 1995, section 5.6. Singular
+    at c = 1.
+    """
+    nodes = (np.arange(size) + 0.5) / size
+    kernel = 0.5 * c / size * nodes[:, None] / (nodes[:, None] + nodes[None, :])
+    matrix = tf.constant(kernel.T)
+    return Problem(lambda z: 1.0 / (1.0 - tf.matmul(z, matrix)), np.ones(size))
+
+
+def bratu(strength: float, size: int = 12) -> Problem:
+    """−Δu = λ e^u on the unit square, u = 0 at its edge, five-point differences, scaled by h²/4.
+
+    f is one Jacobi sweep: u ← (the mean of the neighbours) + λ h² e^u / 4. Singular at λ ≈ 6.81.
+    """
+    h = 1.0 / (size + 1)
+    neighbours = np.zeros((size * size, size * size))
+    for row in range(size):
+        for column in range(size):
+            for i, j in (
+                (row - 1, column),
+                (row + 1, column),
+                (row, column - 1),
+                (row, column + 1),
+            ):
+                if 0 <= i < size and 0 <= j < size:
+                    neighbours[i * size + j, row * size + column] = 0.25
+    matrix = tf.constant(neighbours)
+    scale = strength * h * h / 4
+    return Problem(lambda z: tf.matmul(z, matrix) + scale * tf.exp(z), np.zeros(size * size))
+
+
+def powell_badly_scaled() -> Problem:
+    """10⁴ x y = 1, e^−x + e^−y = 1.0001, from (0, 1).
+
+    Source: Moré, Garbow, Hillstrom, Testing Unconstrained Optimization Software, ACM TOMS 7(1), 1981,
+    problem 3.
+    """
+
+    def f(z):
+        x, y = z[:, 0], z[:, 1]
+        return z - tf.stack([1e4 * x * y - 1.0, tf.exp(-x) + tf.exp(-y) - 1.0001], axis=1)
+
+    return Problem(f, np.array([0.0, 1.0]))
+
+
+def powell_singular() -> Problem:
+    """x + 10 y, √5 (u − v), (y − 2u)², √10 (x − v)², from (3, −1, 0, 1); singular at the root 0.
+
+    Source: as above, problem 13. Shifted by 1, so that a relative residual means something at the
+    root.
+    """
+
+    def f(z):
+        x, y, u, v = tf.unstack(z - 1.0, axis=1)
+        g = [x + 10.0 * y, 5**0.5 * (u - v), (y - 2.0 * u) ** 2, 10**0.5 * (x - v) ** 2]
+        return z - 0.1 * tf.stack(g, axis=1)
+
+    return Problem(f, np.array([3.0, -1.0, 0.0, 1.0]) + 1.0)
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    **{
+        f"affine {radius:g}{'' if normal else ', not normal'}": (
+            lambda radius=radius, normal=normal: affine(radius, normal)
+        )
+        for radius in (0.5, 0.9, 0.99, 1.5)
+        for normal in (True, False)
+    },
+    "tanh network 0.9": lambda: tanh_network(0.9),
+    "tanh network 1.5": lambda: tanh_network(1.5),
+    "tanh network 3": lambda: tanh_network(3.0),
+    "Chandrasekhar 0.9": lambda: chandrasekhar(0.9),
+    "Chandrasekhar 0.9999": lambda: chandrasekhar(0.9999),
+    "Bratu 1": lambda: bratu(1.0),
+    "Bratu 6": lambda: bratu(6.0),
+    "Powell badly scaled": powell_badly_scaled,
+    "Powell singular": powell_singular,
+}

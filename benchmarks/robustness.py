@@ -1,0 +1,134 @@
+"""Which solver solves what, in how many evaluations, next to scipy.optimize.root.
+
+python -m benchmarks.robustness [--document=docs/robustness.md]
+
+All count the same: evaluations of f (and products with its Jacobian) until the first iterate whose
+relative residual ‖f(z) − z‖ / ‖f(z)‖ is at most the tolerance, in float64.
+"""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from benchmarks.problems import PROBLEMS, Problem
+from tfdeq import solvers
+from tfdeq.iteration import iterate
+from trainers import program
+
+FLAGS = flags.FLAGS
+flags.DEFINE_float(
+    "root_tolerance", 1e-8, "Relative residual that counts as solved. Default: 1e-8."
+)
+flags.DEFINE_integer("evaluations", 1000, "Evaluations at most. Default: 1000.")
+flags.DEFINE_string("robustness_document", None, "Markdown file to write the table to.")
+
+PEERS = ("krylov", "broyden1", "anderson", "df-sane", "hybr")
+# Those that the documents call peers of a matrix-free method; hybr builds the whole Jacobian.
+MATRIX_FREE_PEERS = ("krylov", "broyden1", "anderson", "df-sane")
+
+
+def variants(evaluations: int, tolerance: float) -> dict[str, solvers.Solver]:
+    """Returns the solvers of the table."""
+    settings: dict[str, Any] = {"max_steps": evaluations, "tolerance": tolerance}
+    return {
+        "plain": solvers.FixedPointIteration(**settings),
+        "Anderson": solvers.Anderson(**settings),
+        "Anderson, safeguard": solvers.Anderson(**settings, safeguard=2.0),
+        "Anderson I": solvers.Anderson(**settings, kind=1),
+        "Broyden": solvers.Broyden(**settings, memory=200),
+        "Broyden, safeguard": solvers.Broyden(**settings, memory=200, safeguard=2.0),
+        "NewtonKrylov": solvers.NewtonKrylov(**settings, krylov_steps=60),
+    }
+
+
+def solve(problem: Problem, solver: solvers.Solver) -> int | None:
+    """Returns the evaluations that a solver spends, or None if it does not converge."""
+    start = tf.constant(problem.start[None])
+    solution = tf.function(lambda z: iterate(problem.f, z, solver), autograph=False)(start)
+    return int(solution.steps[0]) if bool(solution.converged[0]) else None
+
+
+def solve_with_scipy(
+    problem: Problem, method: str, evaluations: int, tolerance: float
+) -> int | None:
+    """Returns the evaluations until scipy first meets the tolerance, or None.
+
+    Where it does, it is stopped: its own criteria differ from method to method.
+    """
+    from scipy import optimize
+
+    compiled = tf.function(problem.f, autograph=False)
+    count = 0
+
+    def g(z):
+        nonlocal count
+        count += 1
+        f_z = compiled(tf.constant(z[None])).numpy()[0]
+        length = np.linalg.norm(f_z)
+        if np.linalg.norm(f_z - z) <= tolerance * length:
+            raise _Solved
+        if count >= evaluations:
+            raise _Spent
+        return f_z - z
+
+    options = {"hybr": {"xtol": 1e-15, "maxfev": evaluations}}.get(method, {"fatol": 1e-300})
+    if method == "df-sane":
+        options = {"fatol": 1e-300, "ftol": 0.0, "maxfev": evaluations}
+    elif method != "hybr":
+        options |= {"maxiter": evaluations}
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            optimize.root(g, problem.start, method=method, options=options)
+    except _Solved:
+        return count
+    except (_Spent, ValueError, np.linalg.LinAlgError):
+        return None
+    return None
+
+
+class _Solved(Exception):
+    """The tolerance is met."""
+
+
+class _Spent(Exception):
+    """The evaluations are used up."""
+
+
+def measure(evaluations: int, tolerance: float) -> dict[str, dict[str, int | None]]:
+    """Returns problem -> method -> evaluations, or None where it did not converge."""
+    results: dict[str, dict[str, int | None]] = {}
+    for name, make in PROBLEMS.items():
+        problem = make()
+        row = {key: solve(problem, s) for key, s in variants(evaluations, tolerance).items()}
+        for method in PEERS:
+            row[f"scipy {method}"] = solve_with_scipy(problem, method, evaluations, tolerance)
+        results[name] = row
+    return results
+
+
+def table(results: dict[str, dict[str, int | None]]) -> str:
+    """Returns the evaluations as a Markdown table; – where a method did not converge."""
+    columns = list(next(iter(results.values())))
+    lines = [f"| problem | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in results.items():
+        cells = ["–" if row[column] is None else str(row[column]) for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    text = table(measure(FLAGS.evaluations, FLAGS.root_tolerance))
+    print(text)
+    if FLAGS.robustness_document:
+        os.makedirs(os.path.dirname(FLAGS.robustness_document) or ".", exist_ok=True)
+        with open(FLAGS.robustness_document, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,29 @@
+"""Tests of benchmarks.robustness: what scipy's matrix-free methods solve, ours solve as cheaply."""
+
+import pytest
+
+from benchmarks import robustness
+from benchmarks.problems import PROBLEMS
+
+EVALUATIONS, TOLERANCE = 1000, 1e-8
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_scipy_solves_is_solved_in_as_many_evaluations(name):
+    problem = PROBLEMS[name]()
+    solvers = robustness.variants(EVALUATIONS, TOLERANCE)
+    own = [robustness.solve(problem, solvers[key]) for key in ("Broyden", "NewtonKrylov")]
+    peers = [
+        robustness.solve_with_scipy(problem, method, EVALUATIONS, TOLERANCE)
+        for method in robustness.MATRIX_FREE_PEERS
+    ]
+    solved = [count for count in own if count is not None]
+    assert solved, "neither Broyden nor NewtonKrylov converged"
+    best = min((count for count in peers if count is not None), default=None)
+    if best is not None:
+        assert min(solved) <= 1.2 * best
+
+
+def test_a_table_says_what_did_not_converge():
+    text = robustness.table({"easy": {"a": 3, "b": None}, "hard": {"a": None, "b": 70}})
+    assert text.splitlines()[2:] == ["| easy | 3 | – |", "| hard | – | 70 |"]
