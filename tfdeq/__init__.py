@@ -1,11 +1,18 @@
 """tfdeq: deep equilibrium models for TensorFlow and Keras."""
 
-from tfdeq.adjoints import Implicit
+from tfdeq.adjoints import (
+    Implicit,
+    JacobianFree,
+    PhantomGradient,
+    ReversibleBackprop,
+    Shine,
+    Unrolled,
+)
 from tfdeq.fixed_point import fixed_point
 from tfdeq.layer import DEQLayer
 from tfdeq.regularizers import jacobian_penalty
 from tfdeq.solution import Solution, Status, describe
-from tfdeq.solvers import Anderson, Broyden, FixedPointIteration
+from tfdeq.solvers import Anderson, Broyden, FixedPointIteration, Reversible
 from tfdeq.version import __version__
 
 __all__ = [
@@ -14,8 +21,14 @@ __all__ = [
     "DEQLayer",
     "FixedPointIteration",
     "Implicit",
+    "JacobianFree",
+    "PhantomGradient",
+    "Reversible",
+    "ReversibleBackprop",
+    "Shine",
     "Solution",
     "Status",
+    "Unrolled",
     "__version__",
     "describe",
     "fixed_point",

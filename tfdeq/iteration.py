@@ -113,7 +113,8 @@ def iterate(
     tolerance: Any = None,
     max_steps: Any = None,
     return_image: bool = False,
-) -> Solution:
+    return_state: bool = False,
+) -> Any:
     """Finds z = f(z) for each sample; nothing here carries a gradient.
 
     Each sample stops on its own: its iterate is frozen from then on, and neither its residual nor a
@@ -128,9 +129,11 @@ def iterate(
             evaluation is always made.
         return_image: return f of the best iterate instead of that iterate; the residual is still the
             iterate's. For a contraction that is one step nearer, and it costs nothing.
+        return_state: return also the solver's state, that of each sample as its last evaluation left
+            it. Keeping it apart costs a pass over the state in each step.
 
     Returns:
-        A `Solution` whose z carries no gradient.
+        A `Solution` whose z carries no gradient; with return_state, that and the solver's state.
 
     Raises:
         ValueError: if f's output is unlike z, or tolerance or max_steps are out of range.
@@ -157,8 +160,11 @@ def iterate(
         state = _LoopState(*fields)
         f_z = evaluate(state.z)
         kept = f_z if return_image else state.z
+        before = state
         state = _account(state, kept, relative_residual(state.z, f_z), tolerance, max_steps)
         solver_state, next_z = solver.step(state.solver, state.k, state.z, f_z)
+        if return_state:
+            solver_state = _where_running(before.status, solver_state, before.solver)
         running = tf.equal(state.status, _RUNNING)
         next_z = tf.where(running[:, None], next_z, state.z)
         next_z.set_shape(z.shape)
@@ -187,7 +193,8 @@ def iterate(
     )
     residual = tf.cast(tf.minimum(end.best_residual, tf.cast(tf.float32.max, z.dtype)), tf.float32)
     solution = Solution(layout.unflatten(end.best_z), residual, end.steps, end.status)
-    return tf.nest.map_structure(tf.stop_gradient, solution)
+    result = (solution, end.solver) if return_state else solution
+    return tf.nest.map_structure(tf.stop_gradient, result)
 
 
 def relative_residual(z: tf.Tensor, f_z: tf.Tensor) -> tf.Tensor:
@@ -228,6 +235,17 @@ def _account(
         steps=steps,
         status=tf.where(running, status, state.status),
     )
+
+
+def _where_running(status: tf.Tensor, new: Any, old: Any) -> Any:
+    """The new solver state for samples that were running, the old one for the others."""
+    running = tf.equal(status, _RUNNING)
+
+    def choose(new, old):
+        shape = tf.concat([tf.shape(running), tf.ones([tf.rank(new) - 1], tf.int32)], axis=0)
+        return tf.where(tf.reshape(running, shape), new, old)
+
+    return tf.nest.map_structure(choose, new, old)
 
 
 def _tail_shape(leaf: tf.Tensor) -> list[int] | tf.Tensor:

@@ -5,12 +5,14 @@ from typing import Any
 from tfdeq.solvers.anderson import Anderson
 from tfdeq.solvers.broyden import Broyden
 from tfdeq.solvers.fixed_point_iteration import FixedPointIteration
+from tfdeq.solvers.reversible import Reversible
 from tfdeq.solvers.solver import Solver
 
 REGISTRY: dict[str, type[Solver]] = {
     "anderson": Anderson,
     "broyden": Broyden,
     "fixed_point_iteration": FixedPointIteration,
+    "reversible": Reversible,
 }
 
 

@@ -100,6 +100,23 @@ class Broyden(Solver):
         steps = tf.where(new[None, :, None] > 0, step[:, None, :], state.steps)
         return BroydenState(steps, gram, inverse), z + step
 
+    def transposed_inverse(self, state: BroydenState, evaluations: tf.Tensor, v: tf.Tensor):
+        """Returns −Hᵀv [B, D], H the inverse estimate after each sample's evaluations.
+
+        With S the steps, N the inverse, and W taking c to the weights of Σ c_i d_i in terms of S,
+        −H = I + SᵀWNS; the last step's d is not known yet, so that W leaves it out.
+
+        Args:
+            state: of each sample as its last evaluation left it. evaluations: [B] int32, >= 1.
+            v: [B, D].
+        """
+        rows = state.steps.shape[1]
+        known = 1 - tf.one_hot((evaluations - 1) % rows, rows, dtype=v.dtype)
+        t = tf.linalg.matvec(state.steps, v)
+        weights = known * (_shift_left(t) - tf.constant(1 - self.damping, v.dtype) * t)
+        c = tf.linalg.matvec(state.inverse, weights, transpose_a=True)
+        return v + tf.linalg.matvec(state.steps, c, transpose_a=True)
+
 
 def _shift_right(row: tf.Tensor) -> tf.Tensor:
     return tf.pad(row[:, :-1], [[0, 0], [1, 0]])
