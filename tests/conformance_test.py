@@ -210,7 +210,7 @@ LAYERS = (
         "tfdeq.pure_cell",
     ),
     ("tfdeq.layer",),
-    ("tfdeq.cells", "tfdeq.models"),
+    ("tfdeq.cells", "tfdeq.models", "tfdeq.gradient_report"),
     ("tfdeq",),
     ("trainers", "export", "tfdeq.programs"),
     ("benchmarks",),

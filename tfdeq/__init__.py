@@ -9,6 +9,7 @@ from tfdeq.adjoints import (
     Unrolled,
 )
 from tfdeq.fixed_point import fixed_point
+from tfdeq.gradient_report import gradient_report
 from tfdeq.layer import DEQLayer
 from tfdeq.regularizers import jacobian_penalty
 from tfdeq.solution import Solution, Status, describe
@@ -32,5 +33,6 @@ __all__ = [
     "__version__",
     "describe",
     "fixed_point",
+    "gradient_report",
     "jacobian_penalty",
 ]
