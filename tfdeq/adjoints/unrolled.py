@@ -14,7 +14,7 @@ from tfdeq.adjoints.adjoint import (
     vector_jacobian_product,
     with_floating_leaves,
 )
-from tfdeq.iteration import StateLayout, _per_sample, iterate
+from tfdeq.iteration import StateLayout, _check_variables, _per_sample, iterate
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers import FixedPointIteration
 from tfdeq.solvers.solver import require_positive_integer
@@ -149,7 +149,10 @@ def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
                 )
                 return [*tf.nest.flatten(d_z), *d_args]
 
-            return tf.nest.flatten(f(fixed_z, *fixed_args)), gradient
+            with tf.GradientTape() as tape:
+                output = f(fixed_z, *fixed_args)
+            _check_variables(tape.watched_variables())
+            return tf.nest.flatten(output), gradient
 
         outputs = evaluate(*tf.nest.flatten(z), *floating_leaves(args))
         return tf.nest.pack_sequence_as(z, tf.nest.flatten(outputs))
