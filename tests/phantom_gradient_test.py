@@ -45,7 +45,7 @@ def test_error_falls_to_zero_with_the_steps(mode, damping):
     _, exact = _gradients("implicit")
     errors = [
         _error(_gradients(tfdeq.PhantomGradient(steps, damping), mode)[1], exact)
-        for steps in (1, 4, 12, 60)
+        for steps in (1, 5, 60)
     ]
     assert errors == sorted(errors, reverse=True)
     # ‖0.7 J + 0.3 I‖ <= 0.72, and 0.72^60 = 3e-9.
