@@ -169,7 +169,7 @@ def test_rule_gives_z0_no_gradient(adjoint):
 def test_rule_trains_a_layer_that_is_saved_and_loaded(adjoint, tmp_path):
     solver = _solver_of(adjoints.get(adjoint))
     inputs = keras.Input([4])
-    layer = tfdeq.DEQLayer(NoisyCell(4), type(solver)(12, 1e-3), adjoint)
+    layer = tfdeq.DEQLayer(DenseCell(4), type(solver)(12, 1e-3), adjoint)
     model = keras.Model(inputs, layer(inputs))
     model.compile("sgd", "mse", jit_compile=True)
     x = _floats(6, 4)
