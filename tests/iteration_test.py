@@ -459,7 +459,7 @@ def test_nothing_here_carries_a_gradient():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", ["broyden", "reversible"])  # whose states are of use
 def test_state_is_that_of_the_samples_last_evaluation(name, mode):
     """As if each sample had been solved alone, with its own number of evaluations."""
     a, x = _tanh_case(3, dtype="float64")
@@ -470,10 +470,11 @@ def test_state_is_that_of_the_samples_last_evaluation(name, mode):
         f = lambda z: tanh_cell(z, a, x)  # noqa: E731
         return iterate(f, tf.zeros_like(x), solver, max_steps=max_steps, **settings)
 
-    _, together = in_mode(solve, mode)(tf.constant(x), tf.constant([2, 7, 4]))
-    for sample, steps in enumerate((2, 7, 4)):
+    _, together = in_mode(solve, mode)(tf.constant(x), tf.constant([2, 8, 4]))
+    for sample, steps in enumerate((2, 8, 4)):
         alone = slice(sample, sample + 1)
-        solution, state = solve(tf.constant(x[alone]), tf.constant([steps]))
+        # Compiled, the budget is not known, and the state has room for the solver's.
+        solution, state = in_mode(solve, "graph")(tf.constant(x[alone]), tf.constant([steps]))
         assert solution.steps.numpy().tolist() == [steps]
         for one, other in zip(tf.nest.flatten(state), tf.nest.flatten(together), strict=True):
             # Eager and compiled rounding, through small systems that divide by small steps.

@@ -242,6 +242,8 @@ def _where_running(status: tf.Tensor, new: Any, old: Any) -> Any:
     running = tf.equal(status, _RUNNING)
 
     def choose(new, old):
+        if new.shape.rank == 0:  # a count that all samples share
+            return new
         shape = tf.concat([tf.shape(running), tf.ones([tf.rank(new) - 1], tf.int32)], axis=0)
         return tf.where(tf.reshape(running, shape), new, old)
 
