@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeq.adjoints.adjoint import Adjoint, vector_jacobian_product
+from tests.cases import MODES, in_mode
+from tfdeq.adjoints.adjoint import (
+    Adjoint,
+    argument_gradients,
+    attach,
+    floating_leaves,
+    vector_jacobian_product,
+    with_floating_leaves,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +59,41 @@ def test_targets_that_f_ignores_get_zeros():
     z, x = tf.ones([2, 1]), tf.ones([2, 5])
     product = vector_jacobian_product(lambda z, x: 2.0 * z, z, (x,), z, lambda _, args: args)
     np.testing.assert_array_equal(product[0], np.zeros([2, 5]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_attached_gradient_and_its_derivative(mode):
+    """z = 2 with the gradient z d_z of a: dz/da = z, and so d²z/da² = z."""
+    count = tf.constant([1, 2])
+
+    def run(a):
+        with tf.GradientTape() as outer:
+            outer.watch(a)
+            with tf.GradientTape() as inner:
+                inner.watch(a)
+                z = attach(
+                    {"z": tf.constant([2.0])},
+                    (a, count),
+                    lambda z, args, d_z: [z["z"] * d_z["z"]],
+                )["z"]
+            first = inner.gradient(z, a)
+        return z, first, outer.gradient(first, a)
+
+    np.testing.assert_array_equal(in_mode(run, mode)(tf.constant([5.0])), [[2.0]] * 3)
+
+
+def test_floating_leaves_there_and_back():
+    args = ({"a": tf.ones([1]), "n": tf.constant([3])}, tf.zeros([2]))
+    floats = floating_leaves(args)
+    assert [leaf.shape[0] for leaf in floats] == [1, 2]
+    again = with_floating_leaves(args, [leaf + 1 for leaf in floats])
+    assert again[0]["n"].numpy() == [3]
+    assert again[0]["a"].numpy() == [2.0]
+    assert again[1].numpy().tolist() == [1.0, 1.0]
+
+
+def test_argument_gradients_leave_integers_out():
+    z, x, n = tf.ones([2, 1]), tf.ones([2, 1]), tf.constant([[3], [4]])
+    f = lambda z, x, n: z * x * tf.cast(n, tf.float32)  # noqa: E731
+    (d_x,) = argument_gradients(f, z, (x, n), z)
+    np.testing.assert_array_equal(d_x, [[3.0], [4.0]])

@@ -65,8 +65,13 @@ MODELS = {
 @pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_gradient_of_a_linear_cell(name, adjoint):
-    """Every pair of a solver and an exact rule: z = x (I − A)^-1 and its gradient."""
+    """Every pair of a solver and a rule: z = x (I − A)^-1 and its gradient, or nearly that."""
+    rule = adjoints.get(adjoint)
     a, x = map(tf.constant, linear_case(seed=8))
+    if not isinstance(SOLVERS[name], rule.solver_kind):
+        with pytest.raises(ValueError, match=f"{type(rule).__name__} needs the forward solver"):
+            tfdeq.fixed_point(linear, x, (a, x), SOLVERS[name], rule)
+        return
 
     def solve(a, x):
         with tf.GradientTape() as tape:
@@ -80,8 +85,100 @@ def test_gradient_of_a_linear_cell(name, adjoint):
     u = 3 * expected**2 @ inverse.T
     z, d_a, d_x = in_mode(solve, "graph")(a, x)
     np.testing.assert_allclose(z, expected, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(d_a, expected.T @ u, rtol=1e-7, atol=1e-7)
-    np.testing.assert_allclose(d_x, u, rtol=1e-7, atol=1e-7)
+    if rule.exact:
+        np.testing.assert_allclose(d_a, expected.T @ u, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(d_x, u, rtol=1e-7, atol=1e-7)
+    # ‖A‖ = 1/2: even the first term of the series alone is within 30 degrees, for d_x.
+    assert np.sum(d_x * u) >= np.cos(np.pi / 6) * np.linalg.norm(d_x) * np.linalg.norm(u)
+
+
+def _mixed_case():
+    """A state of two tensors, args with an integer leaf, and settings for each sample."""
+    a, x = linear_case(batch=4, size=3, radius=0.6, seed=3)
+    z0 = {"p": tf.zeros([4, 3], tf.float64), "q": tf.ones([4, 2, 3], tf.float64)}
+    args = ({"a": tf.constant(a), "token": tf.constant([0, 2, 1, 2])}, tf.constant(x))
+
+    def f(z, weights, x):
+        mixed = tf.tanh(tf.matmul(z["q"][:, 0] + z["p"], 0.5 * weights["a"]) + x)
+        rows = tf.gather(weights["a"], weights["token"])
+        return {"p": mixed, "q": tf.stack([0.5 * z["q"][:, 1] + rows, tf.sin(z["p"])], axis=1)}
+
+    settings = {
+        "tolerance": tf.constant([1e-9, 1e-3, 1e-9, 1e-6]),
+        "max_steps": tf.constant([60, 60, 5, 60]),
+    }
+    return f, z0, args, settings
+
+
+def _solver_of(rule):
+    kind = tfdeq.Broyden if rule.solver_kind is solvers.Solver else rule.solver_kind
+    return kind(max_steps=60, tolerance=1e-9)
+
+
+def _mixed_gradients(adjoint, mode, rows=slice(None)):
+    f, z0, (weights, x), settings = _mixed_case()
+    rule = adjoints.get(adjoint)
+    z0, token, x, settings = tf.nest.map_structure(
+        lambda leaf: leaf[rows], (z0, weights["token"], x, settings)
+    )
+
+    def run(a, x):
+        with tf.GradientTape() as tape:
+            tape.watch([a, x])
+            args = ({"a": a, "token": token}, x)
+            solution = tfdeq.fixed_point(f, z0, args, _solver_of(rule), rule, **settings)
+            loss = tf.add_n([tf.reduce_sum(leaf**2) for leaf in tf.nest.flatten(solution.z)])
+        return solution, *tape.gradient(loss, [a, x])
+
+    return in_mode(run, mode)(weights["a"], x)
+
+
+@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+def test_rule_is_the_same_in_every_mode(adjoint):
+    eager, graph, xla = (_mixed_gradients(adjoint, mode) for mode in MODES)
+    # What comes in bits of rounding in an estimate from differences: see Shine's tests.
+    tolerance = 1e-4 if adjoints.get(adjoint).solver_kind is tfdeq.Broyden else 1e-9
+    for other in (graph, xla):
+        np.testing.assert_array_equal(other[0].steps, eager[0].steps)
+        np.testing.assert_array_equal(other[0].status, eager[0].status)
+        _assert_close(other[0].z, eager[0].z, 1e-9)
+        _assert_close(other[1:], eager[1:], tolerance)
+
+
+@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+def test_rule_treats_each_sample_as_if_alone(adjoint):
+    together, d_a, d_x = _mixed_gradients(adjoint, "graph")
+    alone = [_mixed_gradients(adjoint, "graph", slice(row, row + 1)) for row in range(4)]
+    np.testing.assert_array_equal(together.steps, [one[0].steps[0] for one in alone])
+    tolerance = 1e-4 if adjoints.get(adjoint).solver_kind is tfdeq.Broyden else 1e-9
+    _assert_close(d_x, np.concatenate([one[2] for one in alone]), tolerance)
+    _assert_close(d_a, sum(tf.convert_to_tensor(one[1]) for one in alone), tolerance)
+
+
+@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+def test_rule_gives_z0_no_gradient(adjoint):
+    f, z0, args, _ = _mixed_case()
+    rule = adjoints.get(adjoint)
+    with tf.GradientTape() as tape:
+        tape.watch(tf.nest.flatten(z0))
+        z = tfdeq.fixed_point(f, z0, args, _solver_of(rule), rule).z
+    assert tape.gradient(z, tf.nest.flatten(z0)) == [None, None]
+
+
+@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+def test_rule_trains_a_layer_that_is_saved_and_loaded(adjoint, tmp_path):
+    solver = _solver_of(adjoints.get(adjoint))
+    inputs = keras.Input([4])
+    layer = tfdeq.DEQLayer(DenseCell(4), type(solver)(12, 1e-3), adjoint)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", "mse", jit_compile=True)
+    x = _floats(6, 4)
+    first, last = (model.fit(x, 0.1 * x, epochs=4, verbose=0).history["loss"][i] for i in (0, -1))
+    assert last < first
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.layers[1].adjoint == adjoints.get(adjoint)
+    _assert_close(loaded(x), model(x), 1e-6)
 
 
 @pytest.mark.parametrize("name", solvers.REGISTRY)
@@ -210,7 +307,7 @@ LAYERS = (
         "tfdeq.pure_cell",
     ),
     ("tfdeq.layer",),
-    ("tfdeq.cells", "tfdeq.models"),
+    ("tfdeq.cells", "tfdeq.models", "tfdeq.gradient_report"),
     ("tfdeq",),
     ("trainers", "export", "tfdeq.programs"),
     ("benchmarks",),

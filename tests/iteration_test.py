@@ -329,7 +329,10 @@ def test_batch_invariance_holds_for_any_batch(name, seed, gain, order, poison, e
 
 # --- the safeguard ----------------------------------------------------------------------------------
 
-SAFEGUARDED = tuple(name for name in ONE_EVALUATION if name != "fixed_point_iteration")
+# Those that have something to forget.
+SAFEGUARDED = tuple(
+    name for name in SOLVERS if solvers.REGISTRY[name].restart is not solvers.Solver.restart
+)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -541,3 +544,29 @@ def test_nothing_here_carries_a_gradient():
         tape.watch(x)
         z = iterate(lambda z: 0.5 * z + x, x, solvers.get("broyden")).z
     assert tape.gradient(z, x) is None
+
+
+# --- the solver's state ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["broyden", "reversible"])  # whose states are of use
+def test_state_is_that_of_the_samples_last_evaluation(name, mode):
+    """As if each sample had been solved alone, with its own number of evaluations."""
+    a, x = _tanh_case(3, dtype="float64")
+    settings = {"tolerance": 1e-12, "return_state": True}
+
+    def solve(x, max_steps):
+        solver = solvers.get(name, max_steps=8)
+        f = lambda z: tanh_cell(z, a, x)  # noqa: E731
+        return iterate(f, tf.zeros_like(x), solver, max_steps=max_steps, **settings)
+
+    _, together = in_mode(solve, mode)(tf.constant(x), tf.constant([2, 8, 4]))
+    for sample, steps in enumerate((2, 8, 4)):
+        alone = slice(sample, sample + 1)
+        # Compiled, the budget is not known, and the state has room for the solver's.
+        solution, state = in_mode(solve, "graph")(tf.constant(x[alone]), tf.constant([steps]))
+        assert solution.steps.numpy().tolist() == [steps]
+        for one, other in zip(tf.nest.flatten(state), tf.nest.flatten(together), strict=True):
+            # Eager and compiled rounding, through small systems that divide by small steps.
+            np.testing.assert_allclose(one[0], other[sample], rtol=1e-6, atol=1e-9)

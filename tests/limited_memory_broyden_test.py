@@ -85,6 +85,12 @@ def test_newest_secant_equation_holds_past_the_limit(memory, damping):
         np.testing.assert_allclose(_apply_inverse(states[k], y), s, rtol=1e-10, atol=1e-12)
         columns = [_apply_inverse(states[k], e) for e in np.eye(SIZE)]
         np.testing.assert_allclose(np.stack(columns, axis=1), inverses[k], rtol=1e-7, atol=1e-9)
+        solver = tfdeq.Broyden(max_steps=20, memory=memory, damping=damping)
+        rows = [
+            solver.transposed_inverse(states[k], tf.constant([k + 1]), tf.constant(e[None]))[0]
+            for e in np.eye(SIZE)
+        ]
+        np.testing.assert_allclose(-np.stack(rows, axis=1), inverses[k].T, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("mode", MODES)

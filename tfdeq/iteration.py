@@ -130,7 +130,8 @@ def iterate(
     max_steps: Any = None,
     return_image: bool = False,
     linear_part: Callable[[Any], Any] | None = None,
-) -> Solution:
+    return_state: bool = False,
+) -> Any:
     """Finds z = f(z) for each sample; nothing here carries a gradient.
 
     Each sample stops on its own: its iterate is frozen from then on, and neither its residual nor a
@@ -147,9 +148,11 @@ def iterate(
             iterate's. For a contraction that is one step nearer, and it costs nothing.
         linear_part: for an affine f, v -> f(v) − f(0), which a solver that asks for products with the
             Jacobian then uses; else they come from a linearisation of f at the iterate.
+        return_state: return also the solver's state, that of each sample as its last evaluation left
+            it. Keeping it apart costs a pass over the state in each step.
 
     Returns:
-        A `Solution` whose z carries no gradient.
+        A `Solution` whose z carries no gradient; with return_state, that and the solver's state.
 
     Raises:
         ValueError: if f's output is unlike z, or tolerance or max_steps are out of range.
@@ -172,6 +175,7 @@ def iterate(
         state = _LoopState(*fields)
         f_z, product = evaluate(state.z)
         kept = f_z if return_image else state.z
+        before = state
         residual = relative_residual(state.z, f_z)
         state = _account(state, kept, residual, tolerance, max_steps, solver.recovers)
         z = state.z
@@ -187,6 +191,8 @@ def iterate(
             state = state._replace(steps=state.steps + tf.where(running, spent, 0))
         else:
             solver_state, next_z = solver.step(state.solver, state.k, z, f_z)
+        if return_state:
+            solver_state = _where_running(before.status, solver_state, before.solver)
         next_z = tf.where(running[:, None], next_z, state.z)
         next_z.set_shape(z.shape)
         return state._replace(k=state.k + 1, z=next_z, solver=solver_state)
@@ -217,7 +223,8 @@ def iterate(
     )
     residual = tf.cast(tf.minimum(end.best_residual, tf.cast(tf.float32.max, z.dtype)), tf.float32)
     solution = Solution(layout.unflatten(end.best_z), residual, end.steps, end.status)
-    return tf.nest.map_structure(tf.stop_gradient, solution)
+    result = (solution, end.solver) if return_state else solution
+    return tf.nest.map_structure(tf.stop_gradient, result)
 
 
 def relative_residual(z: tf.Tensor, f_z: tf.Tensor) -> tf.Tensor:
@@ -351,6 +358,19 @@ def _evaluate_linearised(
     result = tf.stop_gradient(result)
     result.set_shape(z.shape)
     return result, product
+
+
+def _where_running(status: tf.Tensor, new: Any, old: Any) -> Any:
+    """The new solver state for samples that were running, the old one for the others."""
+    running = tf.equal(status, _RUNNING)
+
+    def choose(new, old):
+        if new.shape.rank == 0:  # a count that all samples share
+            return new
+        shape = tf.concat([tf.shape(running), tf.ones([tf.rank(new) - 1], tf.int32)], axis=0)
+        return tf.where(tf.reshape(running, shape), new, old)
+
+    return tf.nest.map_structure(choose, new, old)
 
 
 def _tail_shape(leaf: tf.Tensor) -> list[int] | tf.Tensor:

@@ -62,6 +62,7 @@ def make_model(config: Mapping[str, Any], vocabulary_size: int) -> LanguageModel
         max_steps=config["backward_max_steps"],
         tolerance=config["tolerance"],
     )
+    rule = config["adjoint"]
     model = LanguageModel(
         vocabulary_size,
         config["sequence_length"],
@@ -73,7 +74,7 @@ def make_model(config: Mapping[str, Any], vocabulary_size: int) -> LanguageModel
         solver=solvers.get(
             config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
         ),
-        adjoint=Implicit(backward),
+        adjoint=Implicit(backward) if rule == "implicit" else rule,
         jacobian_penalty=config["jacobian_penalty"],
         jacobian_penalty_fraction=config["jacobian_penalty_fraction"],
         jacobian_penalty_power_steps=config["jacobian_penalty_power_steps"],

@@ -4,9 +4,19 @@ from typing import Any
 
 from tfdeq.adjoints.adjoint import Adjoint
 from tfdeq.adjoints.implicit import Implicit
+from tfdeq.adjoints.jacobian_free import JacobianFree
+from tfdeq.adjoints.phantom_gradient import PhantomGradient
+from tfdeq.adjoints.reversible_backprop import ReversibleBackprop
+from tfdeq.adjoints.shine import Shine
+from tfdeq.adjoints.unrolled import Unrolled
 
 REGISTRY: dict[str, type[Adjoint]] = {
     "implicit": Implicit,
+    "jacobian_free": JacobianFree,
+    "phantom_gradient": PhantomGradient,
+    "reversible_backprop": ReversibleBackprop,
+    "shine": Shine,
+    "unrolled": Unrolled,
 }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
@@ -12,7 +12,16 @@ from tfdeq.solvers import Solver
 
 @dataclasses.dataclass(frozen=True)
 class Adjoint:
-    """A backward rule: how a fixed point carries a gradient to `args`."""
+    """A backward rule: how a fixed point carries a gradient to `args`.
+
+    Attributes:
+        exact: whether the rule as constructed by default gives the gradient of the equilibrium up to
+            the residuals of the solves. False: an approximation, whose docstring says of what.
+        solver_kind: the class of forward solvers that the rule works with; it refuses others.
+    """
+
+    exact: ClassVar[bool] = False
+    solver_kind: ClassVar[type[Solver]] = Solver
 
     def solve(
         self,
@@ -27,7 +36,7 @@ class Adjoint:
         """Solves z = f(z, *args) and gives z its gradient with respect to args.
 
         Args and errors: see `tfdeq.fixed_point`. backward_callback, if given, receives the
-        `Solution` of each first-order backward solve.
+        `Solution` of each first-order backward solve; rules that solve nothing never call it.
         """
         raise TypeError(f"{type(self).__name__} is no complete adjoint: it lacks solve().")
 
@@ -38,6 +47,57 @@ class Adjoint:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Adjoint":
         return cls(**config)
+
+    def _require_solver_kind(self, solver: Solver) -> None:
+        if not isinstance(solver, self.solver_kind):
+            raise ValueError(
+                f"{type(self).__name__} needs the forward solver tfdeq.{self.solver_kind.__name__}; "
+                f"received {solver!r}. Use that solver, or another adjoint: tfdeq.Implicit works with "
+                "every solver."
+            )
+
+
+def attach(z: Any, args: Any, pullback: Callable[[Any, Any, Any], list[tf.Tensor]]) -> Any:
+    """Returns z unchanged, with the gradient towards args that `pullback` gives.
+
+    Args:
+        z: nest of tensors that carry no gradient of their own.
+        args: nest of tensors; only its floating leaves receive a gradient.
+        pullback: (z, args, d_z) -> gradients for `floating_leaves(args)`. Its z is the attached
+            one: a derivative of the pullback then sees how z moves with args.
+    """
+    floats = floating_leaves(args)
+    z_leaves = tf.nest.flatten(z)
+    attached: list[Any] = []
+
+    @tf.custom_gradient
+    def identity(*inputs):
+        float_args = inputs[len(z_leaves) :]
+
+        def gradient(*cotangents):
+            d_args = pullback(
+                tf.nest.pack_sequence_as(z, attached),
+                with_floating_leaves(args, float_args),
+                tf.nest.pack_sequence_as(z, list(cotangents)),
+            )
+            return [None] * len(z_leaves) + list(d_args)
+
+        return [tf.identity(leaf) for leaf in inputs[: len(z_leaves)]], gradient
+
+    attached.extend(identity(*z_leaves, *floats))
+    return tf.nest.pack_sequence_as(z, attached)
+
+
+def floating_leaves(args: Any) -> list[tf.Tensor]:
+    """The leaves that can carry a gradient, in order."""
+    return [leaf for leaf in tf.nest.flatten(args) if leaf.dtype.is_floating]
+
+
+def with_floating_leaves(args: Any, floats: Any) -> Any:
+    """Returns args with its floating leaves replaced, in order."""
+    remaining = iter(floats)
+    leaves = [next(remaining) if leaf.dtype.is_floating else leaf for leaf in tf.nest.flatten(args)]
+    return tf.nest.pack_sequence_as(args, leaves)
 
 
 def vector_jacobian_product(
@@ -57,3 +117,8 @@ def vector_jacobian_product(
         output_gradients=cotangent,
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
+
+
+def argument_gradients(f: Callable[..., Any], z: Any, args: Any, cotangent: Any) -> list[tf.Tensor]:
+    """cotangentᵀ ∂f(z, *args)/∂args, for the floating leaves of args."""
+    return vector_jacobian_product(f, z, args, cotangent, lambda _, args: floating_leaves(args))

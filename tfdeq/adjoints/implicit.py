@@ -7,7 +7,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeq.adjoints.adjoint import Adjoint, vector_jacobian_product
+from tfdeq.adjoints.adjoint import (
+    Adjoint,
+    argument_gradients,
+    attach,
+    vector_jacobian_product,
+)
 from tfdeq.iteration import iterate
 from tfdeq.solution import Solution
 from tfdeq.solvers import Solver, get
@@ -34,6 +39,8 @@ class Implicit(Adjoint):
         >>> Implicit(solver="anderson").solver.memory
         6
     """
+
+    exact = True
 
     solver: Solver | str | None = None
 
@@ -65,56 +72,29 @@ def _attach(
     solver: Solver,
     callback: Callable[[Solution], None] | None,
 ) -> Any:
-    """Returns z unchanged, with the implicit gradient of z = f(z, *args) towards args.
+    """Returns z unchanged, with the implicit gradient of z = f(z, *args) towards args."""
 
-    Only floating leaves of args carry a gradient; the others are closed over.
-    """
-    leaves = tf.nest.flatten(args)
-    floating = [index for index, leaf in enumerate(leaves) if leaf.dtype.is_floating]
-    z_leaves = tf.nest.flatten(z)
-    attached: list[Any] = []
+    def pullback(z, args, d_z):
+        u = solve_adjoint(f, z, args, d_z, solver, callback)
+        return argument_gradients(f, z, args, u)
 
-    def pack_args(float_leaves):
-        merged = list(leaves)
-        for index, leaf in zip(floating, float_leaves, strict=True):
-            merged[index] = leaf
-        return tf.nest.pack_sequence_as(args, merged)
-
-    @tf.custom_gradient
-    def identity(*inputs):
-        float_args = inputs[len(z_leaves) :]
-
-        def gradient(*cotangents):
-            # The attached output stands for z: a second derivative then sees how J moves with it.
-            equilibrium = tf.nest.pack_sequence_as(z, attached)
-            d_z = tf.nest.pack_sequence_as(z, list(cotangents))
-            arguments = pack_args(float_args)
-            u = _solve_adjoint(f, equilibrium, arguments, d_z, solver, callback)
-            d_args = vector_jacobian_product(
-                f, equilibrium, arguments, u, lambda _, packed: _floating(packed, floating)
-            )
-            return [None] * len(z_leaves) + list(d_args)
-
-        return [tf.identity(leaf) for leaf in inputs[: len(z_leaves)]], gradient
-
-    attached.extend(identity(*z_leaves, *(leaves[index] for index in floating)))
-    return tf.nest.pack_sequence_as(z, attached)
+    return attach(z, args, pullback)
 
 
-def _floating(args: Any, floating: list[int]) -> list[tf.Tensor]:
-    leaves = tf.nest.flatten(args)
-    return [leaves[index] for index in floating]
-
-
-def _solve_adjoint(
+def solve_adjoint(
     f: Callable[..., Any],
     z: Any,
     args: Any,
     d_z: Any,
     solver: Solver,
     callback: Callable[[Solution], None] | None,
+    start: Any = None,
+    max_steps: int | None = None,
 ) -> Any:
-    """Returns u = Jᵀu + d_z, itself differentiable in z, args and d_z."""
+    """Returns u = Jᵀu + d_z, itself differentiable in z, args and d_z.
+
+    start: a first guess of u, by default d_z. max_steps: by default the solver's.
+    """
     fixed_z, fixed_args, fixed_d_z = tf.nest.map_structure(tf.stop_gradient, (z, args, d_z))
     # Linearise once: the tape's residuals are loop invariants, so that a step is one product.
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
@@ -134,8 +114,15 @@ def _solve_adjoint(
         return tf.nest.map_structure(tf.add, product(u), fixed_d_z)
 
     # From u = d_z: one product is saved against zeros, whose image is d_z.
+    start = (
+        fixed_d_z
+        if start is None
+        else _scaled(tf.nest.map_structure(tf.stop_gradient, start), 1 / scale)
+    )
     # The last product is put to use: its result is u one step further.
-    solution = iterate(linear, fixed_d_z, solver, return_image=True, linear_part=product)
+    solution = iterate(
+        linear, start, solver, max_steps=max_steps, return_image=True, linear_part=product
+    )
     if callback is not None:
         callback(solution)
 

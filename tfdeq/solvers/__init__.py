@@ -7,6 +7,7 @@ from tfdeq.solvers.broyden import Broyden
 from tfdeq.solvers.fixed_point_iteration import FixedPointIteration
 from tfdeq.solvers.gmres import GMRES
 from tfdeq.solvers.newton_krylov import NewtonKrylov
+from tfdeq.solvers.reversible import Reversible
 from tfdeq.solvers.solver import Solver
 
 REGISTRY: dict[str, type[Solver]] = {
@@ -15,6 +16,7 @@ REGISTRY: dict[str, type[Solver]] = {
     "fixed_point_iteration": FixedPointIteration,
     "gmres": GMRES,
     "newton_krylov": NewtonKrylov,
+    "reversible": Reversible,
 }
 
 

@@ -1,7 +1,7 @@
 """Broyden's good method in compact product form: the steps alone are kept."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -113,6 +113,25 @@ class Broyden(Solver):
             return limited_memory_broyden.restart(state, mask)
         inverse = tf.where(mask[:, None, None], tf.zeros_like(state.inverse), state.inverse)
         return state._replace(inverse=inverse)
+
+    def transposed_inverse(self, state: Any, evaluations: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        """Returns −Hᵀv [B, D], H the inverse estimate after each sample's evaluations.
+
+        With S the steps, N the inverse, and W taking c to the weights of Σ c_i d_i in terms of S,
+        −H = I + SᵀWNS; the last step's d is not known yet, so that W leaves it out.
+
+        Args:
+            state: of each sample as its last evaluation left it. evaluations: [B] int32, >= 1.
+            v: [B, D].
+        """
+        if isinstance(state, limited_memory_broyden.State):
+            return limited_memory_broyden.transposed_inverse(state, v)
+        rows = state.steps.shape[1]
+        known = 1 - tf.one_hot((evaluations - 1) % rows, rows, dtype=v.dtype)
+        t = tf.linalg.matvec(state.steps, v)
+        weights = known * (_shift_left(t) - tf.constant(1 - self.damping, v.dtype) * t)
+        c = tf.linalg.matvec(state.inverse, weights, transpose_a=True)
+        return v + tf.linalg.matvec(state.steps, c, transpose_a=True)
 
 
 def _shift_right(row: tf.Tensor) -> tf.Tensor:

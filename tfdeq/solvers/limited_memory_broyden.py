@@ -72,3 +72,9 @@ def restart(state: State, mask: tf.Tensor) -> State:
     """Forgets the updates of the samples in mask [B], and the step that would give the next one."""
     inverse = tf.where(mask[:, None, None], tf.zeros_like(state.inverse), state.inverse)
     return state._replace(inverse=inverse, known=state.known & tf.logical_not(mask))
+
+
+def transposed_inverse(state: State, v: tf.Tensor) -> tf.Tensor:
+    """Returns −Hᵀv = v + Sᵀ Nᵀ U v; [B, D] -> [B, D]."""
+    c = tf.linalg.matvec(state.inverse, tf.linalg.matvec(state.updates, v), transpose_a=True)
+    return v + tf.linalg.matvec(state.steps, c, transpose_a=True)

@@ -1,0 +1,174 @@
+"""Ordinary backpropagation through the last applications of f."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdeq.adjoints.adjoint import (
+    Adjoint,
+    floating_leaves,
+    vector_jacobian_product,
+    with_floating_leaves,
+)
+from tfdeq.iteration import StateLayout, _check_variables, _per_sample, iterate
+from tfdeq.solution import Solution, Status
+from tfdeq.solvers import FixedPointIteration
+from tfdeq.solvers.solver import require_positive_integer
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+@dataclasses.dataclass(frozen=True)
+class Unrolled(Adjoint):
+    """Backpropagation through the last k applications z ← f(z, args).
+
+    The solver makes max_steps − k evaluations at most, without gradient; then f is applied k times,
+    with one. The gradient is exactly that of those k applications, of any order: with J = ∂f/∂z at
+    z* it approximates u = (I − J)^(−T) dz by Σ_{i<k} (Jᵀ)^i dz, exact as k → ∞ where f contracts.
+    With k = max_steps there is no solve and the whole is plain backpropagation from z0 (which, as
+    ever, gets no gradient). A sample whose max_steps is below k has max_steps applications.
+
+    What is returned is the last application's result. Its residual takes one more evaluation, which
+    `Solution.steps` counts: up to max_steps + 1. With plain iteration that stays above the
+    tolerance, the result is z_{max_steps}, whatever k. A sample for which f is not finite stays where it
+    was.
+
+    Args:
+        steps: k >= 1. Default 10.
+        checkpointed: keep the k states alone for the backward pass and compute the interior of f
+            again, one application at a time. The gradient is the same; memory is k states and one
+            interior in place of k interiors, time one more evaluation for each application.
+            Default True.
+
+    Raises:
+        ValueError: for a setting out of range.
+
+    Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377, section 3 (the weight-tied
+        network); Chen, Xu, Zhang, Guestrin, Training Deep Nets with Sublinear Memory Cost,
+        arXiv:1604.06174.
+
+    Example:
+        >>> x = tf.ones([1, 1])
+        >>> with tf.GradientTape() as tape:
+        ...     tape.watch(x)
+        ...     z = fixed_point(lambda z, x: 0.5 * z + x, x, (x,), adjoint=Unrolled(3)).z
+        >>> float(tape.gradient(z, x)[0, 0])  # 1 + 1/2 + 1/4; the equilibrium's is 2
+        1.75
+    """
+
+    steps: int = 10
+    checkpointed: bool = True
+
+    def __post_init__(self):
+        require_positive_integer("steps", self.steps)
+
+    def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
+        z0 = tf.nest.map_structure(lambda leaf: tf.stop_gradient(tf.convert_to_tensor(leaf)), z0)
+        layout = StateLayout(z0)
+        batch = tf.shape(tf.nest.flatten(z0)[0])[:1]
+        known = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
+        budget = _per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
+        recorded = tf.minimum(budget, self.steps)
+        fixed = tf.nest.map_structure(tf.stop_gradient, args)
+
+        def fixed_f(z):
+            return f(z, *fixed)
+
+        z, spent, stagnated = z0, tf.zeros_like(budget), tf.zeros_like(budget, tf.bool)
+        if known is None or np.max(known) > self.steps:
+            left = budget - recorded
+            most = left if known is None else np.asarray(known) - self.steps
+            # One evaluation is always made: for a sample that has none left it is left out here.
+            solution = iterate(
+                fixed_f, z0, solver, tolerance, _at_least_one(most), return_image=True
+            )
+            z = _choose(left > 0, solution.z, z0)
+            spent = tf.where(left > 0, solution.steps, 0)
+            stagnated = (left > 0) & tf.equal(solution.status, int(Status.STAGNATED))
+
+        count = self.steps if known is None else min(self.steps, int(np.max(known)))
+        apply = _checkpointed(f) if self.checkpointed else f
+        for k in range(count):
+            image = apply(z, *args)
+            layout.check_output(image)
+            finite = tf.reduce_all(tf.math.is_finite(layout.flatten(image)), axis=1)
+            z = _choose((k < recorded) & finite, image, z)
+        tolerance = solver.tolerance if tolerance is None else tolerance
+        check = iterate(fixed_f, z, FixedPointIteration(), tolerance, max_steps=1)
+        missed = tf.equal(check.status, int(Status.MAX_STEPS))
+        status = tf.where(missed & stagnated, int(Status.STAGNATED), check.status)
+        return Solution(z, check.residual, spent + recorded + check.steps, status)
+
+
+def _at_least_one(most: Any) -> Any:
+    return tf.maximum(most, 1) if tf.is_tensor(most) else np.maximum(most, 1)
+
+
+def _choose(condition: tf.Tensor, one: Any, other: Any) -> Any:
+    """Sample b of `one` where condition[b], else of `other`."""
+
+    def choose(one, other):
+        shape = tf.concat([tf.shape(condition), tf.ones([tf.rank(one) - 1], tf.int32)], axis=0)
+        chosen = tf.where(tf.reshape(condition, shape), one, other)
+        chosen.set_shape(other.shape)
+        return chosen
+
+    return tf.nest.map_structure(choose, one, other)
+
+
+def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, whose gradient keeps (z, *args) and evaluates f again. Differentiable any number of times.
+
+    (tf.recompute_grad has first derivatives only.)
+    """
+
+    def apply(z, *args):
+        size = len(tf.nest.flatten(z))
+
+        def unpack(inputs):
+            packed = tf.nest.pack_sequence_as(z, list(inputs[:size]))
+            return packed, with_floating_leaves(args, inputs[size:])
+
+        @tf.custom_gradient
+        def evaluate(*inputs):
+            # Nothing of the interior may be recorded here: it would stay in memory.
+            fixed_z, fixed_args = unpack([tf.stop_gradient(leaf) for leaf in inputs])
+
+            def gradient(*cotangents):
+                own_z, own_args = unpack(inputs)
+                own_z = tf.nest.map_structure(lambda leaf: _after(cotangents[0], leaf), own_z)
+                d_z, d_args = vector_jacobian_product(
+                    f,
+                    own_z,
+                    own_args,
+                    tf.nest.pack_sequence_as(z, list(cotangents)),
+                    lambda z, args: (z, floating_leaves(args)),
+                )
+                return [*tf.nest.flatten(d_z), *d_args]
+
+            with tf.GradientTape() as tape:
+                output = f(fixed_z, *fixed_args)
+            _check_variables(tape.watched_variables())
+            return tf.nest.flatten(output), gradient
+
+        outputs = evaluate(*tf.nest.flatten(z), *floating_leaves(args))
+        return tf.nest.pack_sequence_as(z, tf.nest.flatten(outputs))
+
+    return apply
+
+
+def _after(cotangent: tf.Tensor, leaf: tf.Tensor) -> tf.Tensor:
+    """Returns leaf, in a graph only once cotangent is there.
+
+    Else a compiler sees the same computation twice and keeps the first one's interior. XLA ignores
+    control dependencies; a sum of zero that it cannot foresee it must wait for.
+    """
+    if tf.executing_eagerly():
+        return leaf
+    entry = tf.reduce_max(tf.reshape(cotangent, [-1])[:1])
+    flag = tf.cast(entry, tf.bool)
+    zero = tf.where(tf.equal(flag, flag), 0.0, float("nan"))
+    return leaf + tf.cast(zero, leaf.dtype)
