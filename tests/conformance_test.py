@@ -297,6 +297,7 @@ def test_compiled_by_xla(name):
 LAYERS = (
     ("tfdeq.version",),
     ("tfdeq.solution", "tfdeq.solvers"),
+    ("tfdeq.compaction",),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),
     (

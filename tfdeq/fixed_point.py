@@ -1,11 +1,12 @@
 """`fixed_point`: solve z = f(z, *args) with a chosen solver and a chosen gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tfdeq import adjoints, solvers
+from tfdeq.compaction import RowwiseFunction
 from tfdeq.solution import Solution
 
 
@@ -18,6 +19,7 @@ def fixed_point(
     tolerance: Any = None,
     max_steps: Any = None,
     *,
+    batched_args: Sequence[int] | None = None,
     backward_callback: Callable[[Solution], None] | None = None,
 ) -> Solution:
     """Solves z* = f(z*, *args) for every sample of a batch, differentiably.
@@ -37,6 +39,10 @@ def fixed_point(
             tensor. None: the solver's.
         max_steps: scalar or [B], >= 1, evaluations of f at most; may be a tensor. None: the
             solver's.
+        batched_args: positions in args of what belongs to the samples, row by row: leaves [B, ...], or
+            [1, ...] for what all samples share. Where they are named, and outside of XLA, samples that
+            are done leave the batch: a batch then costs about the sum of its samples' steps, not its
+            size times the most. None: the whole batch goes on until its last sample is done.
         backward_callback: receives the `Solution` of the backward solve when a first-order gradient
             is computed by solving; for metrics.
 
@@ -59,6 +65,13 @@ def fixed_point(
     if not isinstance(args, tuple | list):
         args = (args,)
     args = tf.nest.map_structure(tf.convert_to_tensor, tuple(args))
+    if batched_args:
+        wrong = [position for position in batched_args if not 0 <= position < len(args)]
+        if wrong:
+            raise ValueError(
+                f"batched_args must be positions in args, 0 to {len(args) - 1}; received {wrong}."
+            )
+        f = RowwiseFunction(f, batched_args)
     return adjoints.get(adjoint).solve(
         f, z0, args, solvers.get(solver), tolerance, max_steps, backward_callback
     )

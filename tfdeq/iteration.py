@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdeq.compaction import BoundFunction, can_shrink, run_compacting
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import Solver
 
@@ -26,12 +27,15 @@ class StateLayout:
     The matrix is float64 if any leaf is, else float32: half precision is the cell's business, never
     the solver's.
 
+    Args:
+        z: the nest. any_batch: whether matrices of another number of rows come to be unflattened.
+
     Raises:
         TypeError: for a leaf that is not floating point.
         ValueError: for a leaf without a batch dimension, or an empty nest.
     """
 
-    def __init__(self, z: Any):
+    def __init__(self, z: Any, any_batch: bool = False):
         leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(z)]
         if not leaves:
             raise ValueError(f"z0 must hold at least one tensor; received {z!r}.")
@@ -45,7 +49,9 @@ class StateLayout:
                 )
         self._structure = z
         self._dtypes = [leaf.dtype for leaf in leaves]
-        self._static_shapes = [leaf.shape for leaf in leaves]
+        self._static_shapes = [
+            tf.TensorShape([None, *leaf.shape[1:]]) if any_batch else leaf.shape for leaf in leaves
+        ]
         self._tails = [_tail_shape(leaf) for leaf in leaves]
         self._sizes = [_product(tail) for tail in self._tails]
         wide = any(dtype == tf.float64 for dtype in self._dtypes)
@@ -138,7 +144,9 @@ def iterate(
     NaN in it reaches another sample. Runs in eager mode, in tf.function and under XLA.
 
     Args:
-        f: z -> like z, sample by sample (rows of the batch must not mix).
+        f: z -> like z, sample by sample (rows of the batch must not mix). A `BoundFunction` with
+            rows: outside of XLA, samples that are done leave the batch, so that the cost follows
+            the work; the answers are the same, up to the rounding of another batch size.
         z0: nest of [B, ...] floating tensors.
         solver: the method; its tolerance and max_steps hold where the next two are None.
         tolerance: scalar or [B], relative residual; a Python number must be > 0.
@@ -158,44 +166,14 @@ def iterate(
         ValueError: if f's output is unlike z, or tolerance or max_steps are out of range.
     """
     z0 = tf.nest.map_structure(tf.convert_to_tensor, z0)
-    layout = StateLayout(z0)
+    shrinks = isinstance(f, BoundFunction) and f.has_rows and not return_state and can_shrink()
+    layout = StateLayout(z0, any_batch=shrinks)
     z = tf.stop_gradient(layout.flatten(z0))
     batch = tf.shape(z)[:1]
     budget = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
     tolerance = _per_sample("tolerance", tolerance, solver.tolerance, batch, z.dtype)
     max_steps = _per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
-
-    def evaluate(z: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        if solver.uses_products and linear_part is None:
-            return _evaluate_linearised(f, layout, z)
-        result = _evaluate(f, layout, z)
-        return result, lambda v: layout.flatten(linear_part(layout.unflatten(v)))
-
-    def body(*fields: Any) -> _LoopState:
-        state = _LoopState(*fields)
-        f_z, product = evaluate(state.z)
-        kept = f_z if return_image else state.z
-        before = state
-        residual = relative_residual(state.z, f_z)
-        state = _account(state, kept, residual, tolerance, max_steps, solver.recovers)
-        z = state.z
-        if solver.safeguard is not None:
-            state, z, f_z = _safeguard(state, f_z, residual, solver)
-        running = tf.equal(state.status, _RUNNING)
-        if solver.uses_products:
-            # One evaluation is left for the point that the products lead to.
-            allowed = tf.where(running, max_steps - state.steps - 1, 0)
-            solver_state, next_z, spent = solver.step_with_products(
-                state.solver, state.k, z, f_z, product, running, allowed, tolerance
-            )
-            state = state._replace(steps=state.steps + tf.where(running, spent, 0))
-        else:
-            solver_state, next_z = solver.step(state.solver, state.k, z, f_z)
-        if return_state:
-            solver_state = _where_running(before.status, solver_state, before.solver)
-        next_z = tf.where(running[:, None], next_z, state.z)
-        next_z.set_shape(z.shape)
-        return state._replace(k=state.k + 1, z=next_z, solver=solver_state)
+    step = _Step(solver, layout, return_image, return_state, linear_part)
 
     largest = tf.fill(batch, z.dtype.max)
     zeros = tf.zeros(batch, tf.int32)
@@ -213,18 +191,97 @@ def iterate(
         else _Base(z, z, largest, zeros, zeros, zeros + 1, largest),
         solver=solver.initial_state(z, None if budget is None else int(np.max(budget))),
     )
-    end = _LoopState(
-        *tf.while_loop(
-            lambda *fields: tf.reduce_any(tf.equal(_LoopState(*fields).status, _RUNNING)),
-            body,
-            list(start),
-            parallel_iterations=1,
+    if shrinks:
+        best_z, best_residual, steps, status = run_compacting(
+            lambda f, carried: (_run(step, f, *carried, share=0.5), *carried[1:]),
+            f,
+            (start, tolerance, max_steps),
+            lambda carried: _running(carried[0]),
+            lambda carried: _results(carried[0]),
         )
-    )
-    residual = tf.cast(tf.minimum(end.best_residual, tf.cast(tf.float32.max, z.dtype)), tf.float32)
-    solution = Solution(layout.unflatten(end.best_z), residual, end.steps, end.status)
+    else:
+        end = _run(step, f, start, tolerance, max_steps)
+        best_z, best_residual, steps, status = _results(end)
+    residual = tf.cast(tf.minimum(best_residual, tf.cast(tf.float32.max, z.dtype)), tf.float32)
+    solution = Solution(layout.unflatten(best_z), residual, steps, status)
     result = (solution, end.solver) if return_state else solution
     return tf.nest.map_structure(tf.stop_gradient, result)
+
+
+class _Step(NamedTuple):
+    """What every turn of the loop needs to know."""
+
+    solver: Solver
+    layout: StateLayout
+    return_image: bool
+    return_state: bool
+    linear_part: Callable[[Any], Any] | None
+
+
+def _run(
+    step: _Step,
+    f: Callable[[Any], Any],
+    start: _LoopState,
+    tolerance: tf.Tensor,
+    max_steps: tf.Tensor,
+    share: float = 0.0,
+) -> _LoopState:
+    """The loop, until at most this share of the samples is running."""
+
+    def goes_on(*fields: Any) -> tf.Tensor:
+        running = tf.reduce_sum(tf.cast(_running(_LoopState(*fields)), tf.float32))
+        return running > share * tf.cast(tf.size(tolerance), tf.float32)
+
+    def body(*fields: Any) -> _LoopState:
+        return _turn(step, f, _LoopState(*fields), tolerance, max_steps)
+
+    return _LoopState(*tf.while_loop(goes_on, body, list(start), parallel_iterations=1))
+
+
+def _running(state: _LoopState) -> tf.Tensor:
+    return tf.equal(state.status, _RUNNING)
+
+
+def _results(state: _LoopState) -> tuple[tf.Tensor, ...]:
+    return state.best_z, state.best_residual, state.steps, state.status
+
+
+def _turn(
+    step: _Step,
+    f: Callable[[Any], Any],
+    state: _LoopState,
+    tolerance: tf.Tensor,
+    max_steps: tf.Tensor,
+) -> _LoopState:
+    """One evaluation of f, its booking, and the solver's step to the next iterate."""
+    solver, layout = step.solver, step.layout
+    before = state
+    if solver.uses_products and step.linear_part is None:
+        f_z, product = _evaluate_linearised(f, layout, state.z)
+    else:
+        f_z = _evaluate(f, layout, state.z)
+        product = lambda v: layout.flatten(step.linear_part(layout.unflatten(v)))  # noqa: E731
+    kept = f_z if step.return_image else state.z
+    residual = relative_residual(state.z, f_z)
+    state = _account(state, kept, residual, tolerance, max_steps, solver.recovers)
+    z = state.z
+    if solver.safeguard is not None:
+        state, z, f_z = _safeguard(state, f_z, residual, solver)
+    running = _running(state)
+    if solver.uses_products:
+        # One evaluation is left for the point that the products lead to.
+        allowed = tf.where(running, max_steps - state.steps - 1, 0)
+        solver_state, next_z, spent = solver.step_with_products(
+            state.solver, state.k, z, f_z, product, running, allowed, tolerance
+        )
+        state = state._replace(steps=state.steps + tf.where(running, spent, 0))
+    else:
+        solver_state, next_z = solver.step(state.solver, state.k, z, f_z)
+    if step.return_state:
+        solver_state = _where_running(before.status, solver_state, before.solver)
+    next_z = tf.where(running[:, None], next_z, state.z)
+    next_z.set_shape(z.shape)
+    return state._replace(k=state.k + 1, z=next_z, solver=solver_state)
 
 
 def relative_residual(z: tf.Tensor, f_z: tf.Tensor) -> tf.Tensor:

@@ -173,22 +173,25 @@ class DEQLayer(keras.layers.Layer):
         usual = self._pure_cell.start(start)
         z0 = usual if z0 is None else self._given_start(z0, usual)
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
+        args = (x, theta) if mask is None else (x, theta, mask)
         if explicit_steps is None:
             solution = fixed_point(
                 f,
                 z0,
-                (x, theta),
+                args,
                 self.solver,
                 self.adjoint,
                 tolerance,
                 max_steps,
+                # In training a cell may draw noise, or statistics, for the batch as it is.
+                batched_args=None if training else (0, 2)[: len(args) - 1],
                 backward_callback=self._backward_metrics if training else None,
             )
             if forward_metrics is not None:
                 forward_metrics(solution)
         else:
             require_positive_integer("explicit_steps", explicit_steps)
-            solution = apply_explicitly(f, z0, (x, theta), explicit_steps, unroll=bool(training))
+            solution = apply_explicitly(f, z0, args, explicit_steps, unroll=bool(training))
         if training:
             self._add_penalty(f, solution.z, x, theta, mask)
             update_state(solution.z, x)

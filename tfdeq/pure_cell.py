@@ -43,7 +43,7 @@ class PureCell:
                 output = self.apply(z, x, training=training, mask=mask)
             return output, scope
 
-        def f(z, x, theta, mask=mask):
+        def f(z, x, theta, mask=None):
             output, _ = apply(z, x, theta, mask)
             return tf.nest.map_structure(lambda new, old: tf.cast(new, old.dtype), output, z)
 

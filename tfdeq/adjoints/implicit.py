@@ -13,6 +13,7 @@ from tfdeq.adjoints.adjoint import (
     attach,
     vector_jacobian_product,
 )
+from tfdeq.compaction import BoundFunction
 from tfdeq.iteration import iterate
 from tfdeq.solution import Solution
 from tfdeq.solvers import Solver, get
@@ -49,8 +50,7 @@ class Implicit(Adjoint):
             object.__setattr__(self, "solver", get(self.solver))
 
     def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
-        fixed = tf.nest.map_structure(tf.stop_gradient, args)
-        solution = iterate(lambda z: f(z, *fixed), z0, solver, tolerance, max_steps)
+        solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
         z = _attach(f, solution.z, args, self.solver or solver, backward_callback)
         return solution._replace(z=z)
 

@@ -3,9 +3,9 @@
 import dataclasses
 
 import keras
-import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import Adjoint, argument_gradients, attach
+from tfdeq.compaction import BoundFunction
 from tfdeq.iteration import iterate
 
 
@@ -33,8 +33,7 @@ class JacobianFree(Adjoint):
     """
 
     def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
-        fixed = tf.nest.map_structure(tf.stop_gradient, args)
-        solution = iterate(lambda z: f(z, *fixed), z0, solver, tolerance, max_steps)
+        solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
 
         def pullback(z, args, d_z):
             return argument_gradients(f, z, args, d_z)

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import Adjoint, argument_gradients, attach
+from tfdeq.compaction import BoundFunction
 from tfdeq.iteration import iterate
 from tfdeq.solvers.solver import require_damping, require_positive_integer
 
@@ -49,8 +50,7 @@ class PhantomGradient(Adjoint):
         require_damping(self.damping)
 
     def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
-        fixed = tf.nest.map_structure(tf.stop_gradient, args)
-        solution = iterate(lambda z: f(z, *fixed), z0, solver, tolerance, max_steps)
+        solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
 
         def damped(old, new):
             return new if self.damping == 1.0 else old + self.damping * (new - old)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import Adjoint, argument_gradients, attach
 from tfdeq.adjoints.implicit import solve_adjoint
+from tfdeq.compaction import BoundFunction
 from tfdeq.iteration import StateLayout, iterate
 from tfdeq.solvers import Broyden
 from tfdeq.solvers.solver import require_integer
@@ -54,9 +55,8 @@ class Shine(Adjoint):
 
     def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
         self._require_solver_kind(solver)
-        fixed = tf.nest.map_structure(tf.stop_gradient, args)
         solution, state = iterate(
-            lambda z: f(z, *fixed), z0, solver, tolerance, max_steps, return_state=True
+            BoundFunction(f, args), z0, solver, tolerance, max_steps, return_state=True
         )
         layout = StateLayout(solution.z)
 

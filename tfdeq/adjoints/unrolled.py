@@ -14,6 +14,7 @@ from tfdeq.adjoints.adjoint import (
     vector_jacobian_product,
     with_floating_leaves,
 )
+from tfdeq.compaction import BoundFunction
 from tfdeq.iteration import StateLayout, _check_variables, _per_sample, iterate
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers import FixedPointIteration
@@ -72,11 +73,7 @@ class Unrolled(Adjoint):
         known = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
         budget = _per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
         recorded = tf.minimum(budget, self.steps)
-        fixed = tf.nest.map_structure(tf.stop_gradient, args)
-
-        def fixed_f(z):
-            return f(z, *fixed)
-
+        fixed_f = BoundFunction(f, args)
         z, spent, stagnated = z0, tf.zeros_like(budget), tf.zeros_like(budget, tf.bool)
         if known is None or np.max(known) > self.steps:
             left = budget - recorded
