@@ -113,3 +113,49 @@ def test_single_argument_needs_no_tuple():
 def test_probes_out_of_range(probes):
     with pytest.raises(ValueError, match=f"probes must be an integer.*received {probes}"):
         tfdeq.jacobian_penalty(lambda z: z, tf.ones([2, 3]), probes=probes)
+
+
+# --- the spectral radius ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_spectral_radius_against_exact_eigenvalues(kind, mode):
+    """A cell with another Jacobian for each sample, diag(1 − tanh²) A."""
+    random = np.random.default_rng(2)
+    rotation = 0.9 * np.array([[0.6, -0.8], [0.8, 0.6]])
+    dominant = np.diag([0.9, 0.3]) if kind == "real" else rotation
+    middle = np.zeros((6, 6))
+    middle[:2, :2] = dominant
+    middle[2:, 2:] = 0.2 * random.normal(size=(4, 4)) / 2
+    basis = np.linalg.qr(random.normal(size=(6, 6)))[0]
+    a = basis @ middle @ basis.T
+    z, x = 0.2 * random.normal(size=(3, 6)), 0.2 * random.normal(size=(3, 6))
+    args = (tf.constant(a), tf.constant(x))
+    received = in_mode(
+        lambda: tfdeq.spectral_radius(tanh_cell, tf.constant(z), args, steps=60, seed=[1, 2]), mode
+    )()
+    jacobians = (1 - np.tanh(z @ a + x) ** 2)[:, None, :] * a[None]
+    expected = np.abs(np.linalg.eigvals(jacobians)).max(axis=1)
+    # The third eigenvalue is below 0.6 of the first: 0.6^60 is beyond float64.
+    np.testing.assert_allclose(received, expected, rtol=1e-8)
+
+
+def test_spectral_radius_of_a_nest_and_of_a_constant():
+    z = {"p": tf.ones([2, 3]), "q": tf.ones([2, 1, 2])}
+    f = lambda z, s: {"p": s * z["p"], "q": 0.25 * z["q"]}  # noqa: E731
+    scale = tf.constant([[0.5], [-0.75]])
+    received = tfdeq.spectral_radius(f, z, (scale,), steps=40)
+    np.testing.assert_allclose(received, [0.5, 0.75], rtol=1e-5)
+    constant = tfdeq.spectral_radius(lambda z: tf.ones_like(z), tf.zeros([2, 3]))
+    np.testing.assert_array_equal(constant, [0.0, 0.0])
+
+
+def test_spectral_radius_carries_no_gradient_and_checks_its_steps():
+    z, a, x = _case()
+    with tf.GradientTape() as tape:
+        tape.watch([a, x])
+        radius = tf.reduce_sum(tfdeq.spectral_radius(tanh_cell, z, (a, x)))
+    assert tape.gradient(radius, [a, x]) == [None, None]
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1; received 0"):
+        tfdeq.spectral_radius(tanh_cell, z, (a, x), steps=0)

@@ -11,7 +11,7 @@ from tfdeq.adjoints import (
 from tfdeq.fixed_point import fixed_point
 from tfdeq.gradient_report import gradient_report
 from tfdeq.layer import DEQLayer
-from tfdeq.regularizers import jacobian_penalty
+from tfdeq.regularizers import jacobian_penalty, spectral_radius
 from tfdeq.solution import Solution, Status, describe
 from tfdeq.solvers import (
     GMRES,
@@ -44,4 +44,5 @@ __all__ = [
     "fixed_point",
     "gradient_report",
     "jacobian_penalty",
+    "spectral_radius",
 ]
