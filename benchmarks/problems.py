@@ -41,8 +41,20 @@ CASES: dict[str, dict[str, Any]] = {
 }
 # The same cells at sizes that only show that everything works.
 QUICK_CASES: dict[str, dict[str, Any]] = {
-    "transformer": {**CASES["transformer"], "shape": [2, 8, 32], "heads": 4, "hidden": 64, "gain": 0.6},
-    "long_sequence": {**CASES["long_sequence"], "shape": [1, 16, 32], "heads": 4, "hidden": 64, "gain": 0.7},
+    "transformer": {
+        **CASES["transformer"],
+        "shape": [2, 8, 32],
+        "heads": 4,
+        "hidden": 64,
+        "gain": 0.6,
+    },
+    "long_sequence": {
+        **CASES["long_sequence"],
+        "shape": [1, 16, 32],
+        "heads": 4,
+        "hidden": 64,
+        "gain": 0.7,
+    },
     "dense": {**CASES["dense"], "shape": [8, 16]},
     "convolution": {**CASES["convolution"], "shape": [2, 8, 8, 8]},
 }

@@ -6,10 +6,11 @@ gets the loosest setting, found by trial before the clock runs, with which every
 at most the tolerance: a tolerance where the test is a norm, else the smallest budget.
 """
 
+import bisect
 import importlib.metadata
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from benchmarks.peers import protocol
 from benchmarks.problems import NORM_EPSILON
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Broyden's solver evaluates f once before its first step: a step less makes the same evaluations.
+_EVALUATIONS_BEFORE = {"broyden": 1}
 # Settings tried by calibration, loosest first.
 _SHARES = tuple(4.0 * 0.85**k for k in range(60))
 _JAXOPT = {
@@ -72,7 +75,7 @@ def _attention(projected: jax.Array, heads: int) -> jax.Array:
 
 class JaxWorker(protocol.Worker):
     name = "JAX"
-    solvers = {
+    solvers: ClassVar = {
         "JAXopt fixed_point_iteration": ("fixed", "tolerance"),
         "JAXopt anderson": ("fixed", "tolerance"),
         "JAXopt broyden": ("fixed", "tolerance"),
@@ -100,10 +103,11 @@ class JaxWorker(protocol.Worker):
             if name.startswith("w/")
         }
         self._settings: dict[str, dict[str, Any]] = {}
+        self._compilations: dict[str, Callable[..., Any]] = {}
 
     def build(self, variant):
-        step = jax.jit(self._training_step(variant, self._calibrated(variant)))
-        return lambda: jax.block_until_ready(step(self._x, self._weights, None))
+        step, tolerances = self._compiled(variant, self._calibrated(variant))
+        return lambda: jax.block_until_ready(step(self._x, self._weights, None, tolerances))
 
     def probe(self, variant):
         return self._probe(variant, self._calibrated(variant))
@@ -111,8 +115,9 @@ class JaxWorker(protocol.Worker):
     def count(self, variant):
         counts = [0, 0]
         settings = self._calibrated(variant)
-        step = jax.jit(self._training_step(variant, settings, _counted(counts)))
-        jax.block_until_ready(step(self._x, self._weights, None))
+        tolerances = settings["forward"], settings["backward"]
+        step = jax.jit(self._training_step(variant, settings["restart"], _counted(counts)))
+        jax.block_until_ready(step(self._x, self._weights, None, tolerances))
         jax.effects_barrier()
         return counts[0], counts[1]
 
@@ -124,12 +129,20 @@ class JaxWorker(protocol.Worker):
         return np.asarray(image), np.asarray(pull(jnp.asarray(u))[0])
 
     def _probe(self, variant, settings):
-        step = jax.jit(self._training_step(variant, settings))
-        results = step(self._x, self._weights, jnp.zeros_like(self._x))
+        step, tolerances = self._compiled(variant, settings)
+        results = step(self._x, self._weights, jnp.zeros_like(self._x), tolerances)
         return {name: np.asarray(value) for name, value in results.items()}
 
-    def _training_step(self, variant, settings, enter: Callable[[Any], Any] = lambda z: z):
-        """Returns step(x, weights, e) -> results; enter sees every state that f is evaluated at."""
+    def _compiled(self, variant, settings):
+        """Returns a step for these settings, compiled once for all tolerances, and its tolerances."""
+        key = json.dumps([variant, settings["restart"]], sort_keys=True)
+        if key not in self._compilations:
+            step = self._training_step(variant, settings["restart"])
+            self._compilations[key] = jax.jit(step)
+        return self._compilations[key], (settings["forward"], settings["backward"])
+
+    def _training_step(self, variant, restart, enter: Callable[[Any], Any] = lambda z: z):
+        """Returns step(x, weights, e, tolerances); enter sees every state that f is evaluated at."""
 
         def cell(z, args):
             injected, x, weights, e = args
@@ -138,15 +151,16 @@ class JaxWorker(protocol.Worker):
 
         solve = _optimistix if variant["solver"].startswith("Optimistix") else _jaxopt
 
-        def loss_of(sources):
+        def loss_of(sources, tolerances):
             x, weights, e = sources
+            settings = {"tolerances": tolerances, "restart": restart}
             injected = inject(self.case["kind"], weights, x)
             z = solve(cell, jnp.zeros_like(x), (injected, x, weights, e), variant, settings)
             return 0.5 * jnp.sum((z - self._target) ** 2), z
 
-        def step(x, weights, e):
+        def step(x, weights, e, tolerances):
             (loss, z), (d_x, d_weights, d_e) = jax.value_and_grad(loss_of, has_aux=True)(
-                (x, weights, e)
+                (x, weights, e), tolerances
             )
             results = {"loss": loss, "z": z, "d/x": d_x}
             results.update({f"d/{name}": value for name, value in d_weights.items()})
@@ -156,29 +170,39 @@ class JaxWorker(protocol.Worker):
 
     def _calibrated(self, variant) -> dict[str, Any]:
         """Returns the loosest settings that reach the tolerance, first forward, then backward."""
-        if variant["tolerance"] is None:
-            return {"forward": 0.0, "backward": 0.0, "restart": variant["backward_steps"]}
         key = json.dumps(variant, sort_keys=True)
         if key not in self._settings:
             settings = {"forward": 0.0, "backward": 0.0, "restart": variant["backward_steps"]}
-            size = float(np.linalg.norm(self.arrays["x"])) * variant["tolerance"]
-            for index, name in enumerate(("forward", "backward")):
-                krylov = index == 1 and variant["solver"].endswith("gmres")
-                trials = range(1, variant["backward_steps"]) if krylov else _SHARES
-                for trial in trials:
-                    if krylov:
-                        settings["restart"] = trial
-                    else:
-                        settings[name] = trial * size
-                    outputs = self._probe(variant, settings)
-                    if self.residuals(outputs["z"], outputs["u"])[index] <= variant["tolerance"]:
-                        break
+            if variant["tolerance"] is not None:
+                self._calibrate(variant, settings)
             self._settings[key] = settings
         return self._settings[key]
+
+    def _calibrate(self, variant, settings) -> None:
+        size = float(np.linalg.norm(self.arrays["x"])) * variant["tolerance"]
+
+        def reaches(index: int, name: str, value: Any) -> bool:
+            settings[name] = value
+            outputs = self._probe(variant, settings)
+            return self.residuals(outputs["z"], outputs["u"])[index] <= variant["tolerance"]
+
+        tolerances = [share * size for share in _SHARES]
+        settings["forward"] = _first(tolerances, lambda value: reaches(0, "forward", value))
+        if variant["solver"].endswith("gmres"):
+            steps = list(range(1, variant["backward_steps"] + 1))
+            settings["restart"] = _first(steps, lambda value: reaches(1, "restart", value))
+        else:
+            settings["backward"] = _first(tolerances, lambda value: reaches(1, "backward", value))
+
+
+def _first(values: list[Any], holds: Callable[[Any], bool]) -> Any:
+    """Returns the first of values for which holds(value), by bisection; the last if for none."""
+    return values[bisect.bisect_left(values, True, 0, len(values) - 1, key=holds)]
 
 
 def _jaxopt(cell, z0, args, variant, settings):
     name, _, backward = variant["solver"].removeprefix("JAXopt ").partition(", ")
+    before = _EVALUATIONS_BEFORE.get(name, 0)
 
     def solve_adjoint(matvec, b):
         """u of (J − I)ᵀ u = b, by the solver's own kind or by GMRES."""
@@ -188,15 +212,15 @@ def _jaxopt(cell, z0, args, variant, settings):
             )
         solver = _JAXOPT[name](
             lambda u: matvec(u) + u - b,
-            maxiter=variant["backward_steps"],
-            tol=settings["backward"],
+            maxiter=variant["backward_steps"] - before,
+            tol=settings["tolerances"][1],
         )
         return solver.run(-b).params
 
     solver = _JAXOPT[name](
         cell,
-        maxiter=variant["forward_steps"],
-        tol=settings["forward"],
+        maxiter=variant["forward_steps"] - before,
+        tol=settings["tolerances"][0],
         implicit_diff_solve=solve_adjoint,
     )
     return solver.run(z0, args).params
@@ -208,7 +232,7 @@ def _optimistix(cell, z0, args, variant, settings):
         lineax.GMRES(rtol=0.0, atol=0.0, restart=settings["restart"], max_steps=2)
     )
     # The norm over rtol · |z| + atol would divide by small entries: the absolute norm compares.
-    tests = {"rtol": 0.0, "atol": settings["forward"], "norm": optimistix.two_norm}
+    tests = {"rtol": 0.0, "atol": settings["tolerances"][0], "norm": optimistix.two_norm}
     if "newton" in variant["solver"]:
         inner = lineax.GMRES(rtol=0.0, atol=0.0, restart=5, max_steps=2)
         solver = optimistix.Newton(**tests, linear_solver=inner)

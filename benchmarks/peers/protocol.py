@@ -122,9 +122,7 @@ class Worker:
 
 def worst_residual(value: np.ndarray, image: np.ndarray) -> float:
     """Returns max over samples of ‖image − value‖₂ / ‖image‖₂, computed in float64."""
-    value, image = (
-        array.reshape(len(array), -1).astype(np.float64) for array in (value, image)
-    )
+    value, image = (array.reshape(len(array), -1).astype(np.float64) for array in (value, image))
     difference = np.linalg.norm(image - value, axis=1)
     return float(np.max(difference / (np.linalg.norm(image, axis=1) + 1e-20)))
 

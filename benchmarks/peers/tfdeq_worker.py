@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -56,7 +56,7 @@ def _attention(projected: tf.Tensor, heads: int) -> tf.Tensor:
 
 class TfdeqWorker(protocol.Worker):
     name = "tfdeq"
-    solvers = {name: ("fixed", "tolerance") for name in _SOLVERS}
+    solvers: ClassVar = {name: ("fixed", "tolerance") for name in _SOLVERS}
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,9 @@ class TfdeqWorker(protocol.Worker):
 
     def probe(self, variant):
         step = tf.function(self._training_step(variant), jit_compile=True)
-        return {name: value.numpy() for name, value in step(self._x, self._weights, self._zero).items()}
+        return {
+            name: value.numpy() for name, value in step(self._x, self._weights, self._zero).items()
+        }
 
     def count(self, variant):
         counts = [0, 0]

@@ -1,7 +1,7 @@
 """TorchDEQ on CPU PyTorch, run eagerly, as its documentation does."""
 
 import importlib.metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class _Counted(torch.autograd.Function):
 
 class TorchdeqWorker(protocol.Worker):
     name = "TorchDEQ"
-    solvers = {
+    solvers: ClassVar = {
         "fixed_point_iter": ("fixed", "tolerance"),
         "simple_fixed_point_iter": ("fixed",),
         "anderson": ("fixed", "tolerance"),
