@@ -28,7 +28,8 @@ EXPLANATION = """
 The Transformer case. Measured in a process for each point: the peak of resident memory while one
 compiled training step runs, above what is resident at rest before it, where weights, inputs and code
 already are; the least of three steps after a first one. Freed blocks go back to the system at once
-(malloc thresholds of 128 KiB), so that memory at rest is memory in use. Explicit layers share their
+(malloc thresholds of 128 KiB; TensorFlow without oneDNN, whose allocator keeps what is freed), so that
+memory at rest is memory in use. Explicit layers share their
 weights, so the weights of real layers are not counted. No solver stops early.
 """
 

@@ -166,8 +166,15 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def memory_environment() -> dict[str, str]:
-    """Returns variables by which freed blocks of 128 KiB and more go back to the system at once."""
-    return {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    """Returns variables by which freed blocks of 128 KiB and more go back to the system at once.
+
+    With oneDNN TensorFlow puts an allocator of its own before malloc, which keeps what is freed.
+    """
+    return {
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+    }
 
 
 def threads() -> int:
