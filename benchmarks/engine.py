@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks import engine_report, problems
+from benchmarks import engine_cases, engine_report
 from benchmarks.peers.client import Client, WorkerError
 from trainers import program
 from trainers.workdir import read_json, write_json
@@ -26,7 +26,7 @@ from trainers.workdir import read_json, write_json
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder for weights, outputs and logs.", required=True)
 flags.DEFINE_string("peers_python", None, "Interpreter that has the peers; none: tfdeq alone.")
-flags.DEFINE_list("cases", list(problems.CASES), "Cases to run. Default: all.")
+flags.DEFINE_list("cases", list(engine_cases.CASES), "Cases to run. Default: all.")
 flags.DEFINE_integer("rounds", 7, "Timed rounds, each variant once a round. Default: 7.")
 flags.DEFINE_float("turn", 0.5, "Seconds of training steps in a turn, at least one. Default: 0.5.")
 flags.DEFINE_integer("threads", 2, "Threads of each framework. Default: 2.")
@@ -84,12 +84,12 @@ class Run:
     """One case: its files, its workers, and a row for each variant."""
 
     def __init__(self, name: str, workers: Mapping[str, Client], workdir: str):
-        sizes = problems.QUICK_CASES if FLAGS.quick else problems.CASES
+        sizes = engine_cases.QUICK_CASES if FLAGS.quick else engine_cases.CASES
         self._case = sizes[name]
         self._workers = workers
         self._workdir = workdir
         self._arrays = os.path.join(workdir, f"{name}.npz")
-        np.savez(self._arrays, **problems.make_arrays(self._case))
+        np.savez(self._arrays, **engine_cases.make_arrays(self._case))
         self.rows: list[dict[str, Any]] = []
 
     def execute(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Run:
         self._add_bounds()
         self._time()
         return {
-            "description": problems.describe(self._case),
+            "description": engine_cases.describe(self._case),
             "agreement": differences,
             "rows": self.rows,
         }
@@ -221,14 +221,14 @@ def run_cases(workdir: str, results: str) -> None:
 
 
 def main() -> None:
-    unknown = sorted(set(FLAGS.cases) - set(problems.CASES))
+    unknown = sorted(set(FLAGS.cases) - set(engine_cases.CASES))
     if unknown:
-        raise ValueError(f"Unknown --cases {unknown}. Known: {', '.join(problems.CASES)}.")
+        raise ValueError(f"Unknown --cases {unknown}. Known: {', '.join(engine_cases.CASES)}.")
     results = FLAGS.results or os.path.join(FLAGS.workdir, "results")
     document = FLAGS.document or os.path.join(FLAGS.workdir, "benchmarks.md")
     if not FLAGS.report_only:
         run_cases(FLAGS.workdir, results)
-    found = {name: read_json(os.path.join(results, f"{name}.json")) for name in problems.CASES}
+    found = {name: read_json(os.path.join(results, f"{name}.json")) for name in engine_cases.CASES}
     found = {name: value for name, value in found.items() if value is not None}
     memory = read_json(os.path.join(results, "memory.json"))
     engine_report.write(document, found, memory)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks import engine, problems
+from benchmarks import engine, engine_cases
 from benchmarks.peers.client import Client, WorkerError
 from trainers import program
 from trainers.workdir import write_json
@@ -59,10 +59,10 @@ def measure(worker: str, solver: str, steps: int, arrays: str, case: dict[str, A
 
 
 def main() -> None:
-    case = (problems.QUICK_CASES if FLAGS.quick else problems.CASES)["transformer"]
+    case = (engine_cases.QUICK_CASES if FLAGS.quick else engine_cases.CASES)["transformer"]
     os.makedirs(FLAGS.workdir, exist_ok=True)
     arrays = os.path.join(FLAGS.workdir, "memory.npz")
-    np.savez(arrays, **problems.make_arrays(case))
+    np.savez(arrays, **engine_cases.make_arrays(case))
     rows = []
     for name, worker, solver, steps in variants():
         row: dict[str, Any] = {"name": name, "steps": steps}
@@ -76,7 +76,7 @@ def main() -> None:
     write_json(
         os.path.join(results, "memory.json"),
         {
-            "description": problems.describe(case),
+            "description": engine_cases.describe(case),
             "explanation": EXPLANATION.strip(),
             "quick": FLAGS.quick,
             "rows": rows,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from benchmarks import memory, problems
+from benchmarks import engine_cases, memory
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_points_with_and_without_the_peers(parsed_flags):
 def test_a_point_is_measured_in_a_process_of_its_own(tmp_path):
     case = {"kind": "dense", "shape": [2048, 64], "gain": 0.5}
     arrays = str(tmp_path / "case.npz")
-    np.savez(arrays, **problems.make_arrays(case))
+    np.savez(arrays, **engine_cases.make_arrays(case))
     peak = memory.measure("tfdeq", "explicit", 40, arrays, case)
     # Each of 40 layers keeps its state of 512 KiB for the backward pass.
     assert 15 * 2**20 < peak < 200 * 2**20

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import engine, problems
+from benchmarks import engine, engine_cases
 from benchmarks.peers import tfdeq_worker
 
 
@@ -11,7 +11,7 @@ def _worker(case, tmp_path, monkeypatch):
         tfdeq_worker.tf.config.threading, "set_intra_op_parallelism_threads", lambda _: None
     )
     worker = tfdeq_worker.TfdeqWorker()
-    np.savez(tmp_path / "case.npz", **problems.make_arrays(case))
+    np.savez(tmp_path / "case.npz", **engine_cases.make_arrays(case))
     worker.do_prepare(str(tmp_path / "case.npz"), case["kind"], case.get("heads"))
     return worker
 
@@ -19,7 +19,7 @@ def _worker(case, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["transformer", "dense", "convolution"])
 def test_bound_and_explicit_layers_give_the_implicit_gradient(name, tmp_path, monkeypatch):
     """Three ways to one gradient: implicit, the bound's own loop, and backpropagation."""
-    case = {**problems.QUICK_CASES[name], "gain": 0.4}
+    case = {**engine_cases.QUICK_CASES[name], "gain": 0.4}
     worker = _worker(case, tmp_path, monkeypatch)
     outputs = {
         solver: worker.probe(engine.variant(solver, "fixed", 60, 60))
@@ -32,7 +32,7 @@ def test_bound_and_explicit_layers_give_the_implicit_gradient(name, tmp_path, mo
 
 
 def test_counts_are_those_of_the_cell_itself(tmp_path, monkeypatch):
-    worker = _worker(problems.QUICK_CASES["dense"], tmp_path, monkeypatch)
+    worker = _worker(engine_cases.QUICK_CASES["dense"], tmp_path, monkeypatch)
     # One evaluation serves both linearisations of the bound, tfdeq writes two.
     assert worker.count(engine.variant("bound", "fixed", 7, 5)) == (8, 5)
     assert worker.count(engine.variant("broyden", "fixed", 7, 5)) == (9, 5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import problems
+from benchmarks import engine_cases
 
 pytest.importorskip("torchdeq")
 
@@ -12,8 +12,8 @@ from benchmarks.peers import torchdeq_worker
 
 def test_fixed_steps_are_all_made(tmp_path, monkeypatch):
     monkeypatch.setattr(torchdeq_worker.protocol, "threads", lambda: 1)
-    case = problems.QUICK_CASES["dense"]
-    np.savez(tmp_path / "case.npz", **problems.make_arrays(case))
+    case = engine_cases.QUICK_CASES["dense"]
+    np.savez(tmp_path / "case.npz", **engine_cases.make_arrays(case))
     worker = torchdeq_worker.TorchdeqWorker()
     worker.do_prepare(str(tmp_path / "case.npz"), case["kind"])
     for solver, modes in worker.solvers.items():

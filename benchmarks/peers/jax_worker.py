@@ -20,8 +20,8 @@ import numpy as np
 import optimistix
 from jax.custom_derivatives import linear_call
 
+from benchmarks.engine_cases import NORM_EPSILON
 from benchmarks.peers import protocol
-from benchmarks.problems import NORM_EPSILON
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Broyden's solver evaluates f once before its first step: a step less makes the same evaluations.
@@ -44,7 +44,7 @@ def inject(kind: str, weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 
 def apply_cell(case: dict[str, Any], z, injected, x, weights: dict[str, jax.Array]) -> jax.Array:
-    """f(z) of the case's kind; see `benchmarks.problems`."""
+    """f(z) of the case's kind; see `benchmarks.engine_cases`."""
     if case["kind"] == "dense":
         return jnp.tanh(z @ weights["W"] + injected + weights["b"])
     if case["kind"] == "convolution":

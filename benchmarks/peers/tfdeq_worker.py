@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfdeq
+from benchmarks.engine_cases import INJECTION_WEIGHTS, NORM_EPSILON
 from benchmarks.peers import protocol
-from benchmarks.problems import INJECTION_WEIGHTS, NORM_EPSILON
 
 # As good as none: a float32 residual does not get there.
 _UNREACHABLE = 1e-30
@@ -28,7 +28,7 @@ def inject(kind: str, weights: dict[str, tf.Tensor], x: tf.Tensor) -> tf.Tensor:
 
 
 def apply_cell(case: dict[str, Any], z, injected, x, weights: dict[str, tf.Tensor]) -> tf.Tensor:
-    """f(z) of the case's kind; see `benchmarks.problems`."""
+    """f(z) of the case's kind; see `benchmarks.engine_cases`."""
     if case["kind"] == "dense":
         return tf.tanh(tf.matmul(z, weights["W"]) + injected + weights["b"])
     if case["kind"] == "convolution":

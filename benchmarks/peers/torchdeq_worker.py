@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torchdeq import get_deq
 
+from benchmarks.engine_cases import INJECTION_WEIGHTS, NORM_EPSILON
 from benchmarks.peers import protocol
-from benchmarks.problems import INJECTION_WEIGHTS, NORM_EPSILON
 
 # Broyden's solver evaluates f once before its first step: a step less makes the same evaluations.
 _EVALUATIONS_BEFORE = {"broyden": 1}
@@ -24,7 +24,7 @@ def inject(kind: str, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torc
 
 
 def apply_cell(case: dict[str, Any], z, injected, x, weights: dict[str, torch.Tensor]):
-    """f(z) of the case's kind; see `benchmarks.problems`."""
+    """f(z) of the case's kind; see `benchmarks.engine_cases`."""
     if case["kind"] == "dense":
         return torch.tanh(z @ weights["W"] + injected + weights["b"])
     if case["kind"] == "convolution":
