@@ -5,8 +5,15 @@ RUN := $(BIN)/python -W ignore::DeprecationWarning
 RUNTIME := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 QUICKSTART := runs/quickstart
+PEERS := .venv-peers
+# For pip when it installs the peers, for example the index of PyTorch's small CPU builds:
+# make bench PEERS_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
+PEERS_PIP ?=
+BENCH := --workdir=runs/bench --peers_python=$(PEERS)/bin/python --results=benchmarks/results
+# BENCH_FLAGS="--quick --results=runs/bench/results --document=runs/bench/benchmarks.md": a smoke run.
+BENCH_FLAGS ?=
 
-.PHONY: quickstart compare test test-all lint format bazel clean
+.PHONY: quickstart compare bench test test-all lint format bazel clean
 
 # A stamp is written last: an installation that was cut off is made again.
 $(RUNTIME): requirements.txt
@@ -31,6 +38,17 @@ quickstart: $(RUNTIME)
 compare: $(RUNTIME)
 	$(RUN) -m benchmarks.compare --dataset=python_stdlib --workdir=runs/compare --document=docs/compare.md
 
+# The peers' frameworks, in an environment of their own.
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet $(PEERS_PIP) -r benchmarks/peers/requirements.txt
+	touch $@
+
+# Speed and memory against TorchDEQ, JAXopt and Optimistix; wants a quiet machine.
+bench: $(RUNTIME) $(PEERS)/.installed
+	$(RUN) -m benchmarks.memory $(BENCH) $(BENCH_FLAGS)
+	$(RUN) -m benchmarks.engine $(BENCH) --document=docs/benchmarks.md $(BENCH_FLAGS)
+
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -m "not slow"
 
@@ -50,4 +68,4 @@ bazel: $(DEVELOPMENT)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bazel test //...
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS) build *.egg-info

@@ -1,0 +1,114 @@
+"""The benchmark's cells and cases: weights and inputs that every framework reads from one npz file.
+
+A cell is a pair of functions of the same mathematics in every worker, with state z and input x:
+
+    transformer  inject: x U;   f = a + gelu(norm(a) E) C,  a = x + attention(norm(z) W + x U) O
+    dense        inject: x U;   f = tanh(z W + x U + b)
+    convolution  inject: U * x; f = tanh(C * relu(W * z + U * x) + x)
+
+`inject` is computed once a solve, by all. Attention is full softmax attention over heads, norm the
+root-mean-square norm without gain, gelu its tanh form, convolutions are 3 x 3 with zero padding, of
+[B, height, width, channels]. The loss is ½ ‖z* − target‖²: its gradient is of order one, so that no
+solver with an absolute ridge is at a disadvantage in the backward solve.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+NORM_EPSILON = 1e-5
+# These act on x alone, once a solve; all other weights act in every evaluation.
+INJECTION_WEIGHTS = ("U",)
+
+CASES: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "kind": "transformer",
+        "shape": [8, 64, 256],
+        "heads": 8,
+        "hidden": 1024,
+        "gain": 0.8,
+    },
+    "long_sequence": {
+        "kind": "transformer",
+        "shape": [1, 512, 256],
+        "heads": 8,
+        "hidden": 1024,
+        "gain": 0.8,
+    },
+    "dense": {"kind": "dense", "shape": [256, 64], "gain": 0.93},
+    "convolution": {"kind": "convolution", "shape": [16, 32, 32, 48], "gain": 2.1},
+}
+# The same cells at sizes that only show that everything works.
+QUICK_CASES: dict[str, dict[str, Any]] = {
+    "transformer": {
+        **CASES["transformer"],
+        "shape": [2, 8, 32],
+        "heads": 4,
+        "hidden": 64,
+        "gain": 0.6,
+    },
+    "long_sequence": {
+        **CASES["long_sequence"],
+        "shape": [1, 16, 32],
+        "heads": 4,
+        "hidden": 64,
+        "gain": 0.7,
+    },
+    "dense": {**CASES["dense"], "shape": [8, 16]},
+    "convolution": {**CASES["convolution"], "shape": [2, 8, 8, 8]},
+}
+
+
+def describe(case: Mapping[str, Any]) -> str:
+    """Returns the sizes of a case as a reader wants them."""
+    shape = case["shape"]
+    if case["kind"] == "transformer":
+        return (
+            f"Transformer cell, B {shape[0]}, T {shape[1]}, d {shape[2]}, {case['heads']} heads, "
+            f"feed-forward {case['hidden']}"
+        )
+    if case["kind"] == "dense":
+        return f"dense cell, B {shape[0]}, D {shape[1]}"
+    return f"convolutional cell, B {shape[0]}, {shape[1]} x {shape[2]} x {shape[3]}"
+
+
+def make_arrays(case: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns "x", "target" and every weight "w/NAME" of a case, float32.
+
+    The recurrent weights W are scaled by the case's gain, so that plain iteration contracts, slowly
+    enough that 20 steps leave something to do.
+    """
+    generator = np.random.default_rng(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (scale * generator.normal(size=shape)).astype(np.float32)
+
+    def linear(*shape: int, gain: float = 1.0) -> np.ndarray:
+        return normal(*shape, scale=gain / np.sqrt(np.prod(shape[:-1])))
+
+    shape, gain = case["shape"], case["gain"]
+    width = shape[-1]
+    arrays = {"x": normal(*shape), "target": normal(*shape)}
+    if case["kind"] == "transformer":
+        hidden = case["hidden"]
+        weights = {
+            "W": linear(width, 3 * width, gain=gain),
+            "U": linear(width, 3 * width),
+            "O": linear(width, width),
+            "E": linear(width, hidden),
+            "C": linear(hidden, width),
+        }
+    elif case["kind"] == "dense":
+        weights = {
+            "W": linear(width, width, gain=gain),
+            "U": linear(width, width),
+            "b": normal(width, scale=0.1),
+        }
+    else:
+        weights = {
+            "W": linear(3, 3, width, width, gain=gain),
+            "U": linear(3, 3, width, width),
+            "C": linear(3, 3, width, width),
+        }
+    return {**arrays, **{f"w/{name}": value for name, value in weights.items()}}

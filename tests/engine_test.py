@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from absl import flags
+
+from benchmarks import engine
+from trainers.workdir import read_json
+
+REFERENCE = {"z": np.array([3.0, 4.0]), "d/W": np.array([[1.0]])}
+
+
+@pytest.fixture
+def parsed_flags(tmp_path):
+    values = flags.FLAGS
+    if not values.is_parsed():
+        values(["engine", "--workdir=unused"])
+    changed = {"quick": True, "cases": ["dense"], "peers_python": None, "threads": 1}
+    saved = {name: values[name].value for name in changed}
+    for name, value in changed.items():
+        setattr(values, name, value)
+    yield values
+    for name, value in saved.items():
+        setattr(values, name, value)
+
+
+def test_the_largest_difference_is_relative_and_over_all_outputs():
+    assert engine.largest_difference(REFERENCE, REFERENCE) == 0.0
+    other = {"z": np.array([3.0, 4.5]), "d/W": np.array([[1.2]]), "loss": np.array(9.0)}
+    assert engine.largest_difference(other, REFERENCE) == pytest.approx(0.2)
+
+
+def test_disagreement_is_named_and_ends_the_run():
+    engine.check_agreement({"TorchDEQ": 1e-5, "JAX": 2e-5})
+    with pytest.raises(ValueError, match=r"JAX: 2\.0e-02.*Nothing was timed"):
+        engine.check_agreement({"TorchDEQ": 1e-5, "JAX": 2e-2})
+    with pytest.raises(ValueError, match="TorchDEQ: nan"):
+        engine.check_agreement({"TorchDEQ": float("nan")})
+
+
+def test_variants_of_both_modes():
+    fixed = engine.variant("anderson", "fixed")
+    assert (fixed["forward_steps"], fixed["backward_steps"], fixed["tolerance"]) == (20, 20, None)
+    assert engine.variant("anderson", "tolerance")["tolerance"] == 1e-3
+    assert engine.variant("bound", "fixed", 7, 9)["forward_steps"] == 7
+
+
+def test_a_small_run_of_tfdeq_alone(parsed_flags, tmp_path):
+    """The real chain in subprocesses, without the peers: rows, counts and times of every variant."""
+    engine.run_cases(str(tmp_path), str(tmp_path / "results"))
+    result = read_json(tmp_path / "results" / "dense.json")
+    assert set(result["missing"]) == {"TorchDEQ", "JAX"}
+    assert len(result["rows"]) == 8  # three solvers and the bound, in two modes
+    for row in result["rows"]:
+        assert "error" not in row
+        assert row["median_seconds"] > 0
+        if row["mode"] == "fixed":
+            # 20, and one or two linearisations at the equilibrium.
+            assert row["evaluations"] in (21, 22)
+            assert row["products"] == 20
+            assert row["gradient_error"] < 1e-2
+        elif row["solver"] != "bound":
+            assert max(row["forward_residual"], row["backward_residual"]) < 1.01e-3
+            assert row["evaluations"] < 42
+    engine.engine_report.write(str(tmp_path / "benchmarks.md"), {"dense": result}, None)
+    assert "not run: no --peers_python" in (tmp_path / "benchmarks.md").read_text()
