@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfdeq.solvers.solver import require_integer, require_positive_integer
@@ -122,9 +123,12 @@ def spectral_radius(
     c, d = length, _inner(rest, second_image)
     middle, determinant = (a + d) / 2, a * d - b * c
     square = middle * middle - determinant
-    root = tf.sqrt(tf.abs(square))
-    real = tf.abs(middle) + root
-    return tf.stop_gradient(tf.where(square >= 0, real, tf.sqrt(tf.abs(determinant))))
+    real = tf.abs(middle) + tf.sqrt(tf.abs(square))
+    radius = tf.where(square >= 0, real, tf.sqrt(tf.abs(determinant)))
+    # An eigenvector to rounding spans no plane with its image.
+    rounding = tf.constant(100 * np.finfo(along.dtype.as_numpy_dtype).eps, along.dtype)
+    radius = tf.where(length > rounding * tf.abs(along), radius, tf.abs(along))
+    return tf.stop_gradient(radius)
 
 
 def _linearise(
