@@ -24,16 +24,6 @@ from trainers import program
 from trainers.workdir import read_json, write_json
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder for weights, outputs and logs.", required=True)
-flags.DEFINE_string("peers_python", None, "Interpreter that has the peers; none: tfdeq alone.")
-flags.DEFINE_list("cases", list(engine_cases.CASES), "Cases to run. Default: all.")
-flags.DEFINE_integer("rounds", 7, "Timed rounds, each variant once a round. Default: 7.")
-flags.DEFINE_float("turn", 0.5, "Seconds of training steps in a turn, at least one. Default: 0.5.")
-flags.DEFINE_integer("threads", 2, "Threads of each framework. Default: 2.")
-flags.DEFINE_bool("quick", False, "Tiny sizes, one round: shows that everything works.")
-flags.DEFINE_bool("report_only", False, "Run nothing: tables and plots of the results there are.")
-flags.DEFINE_string("results", None, "Folder of the JSON results. Default: results in --workdir.")
-flags.DEFINE_string("document", None, "Markdown file. Default: benchmarks.md in --workdir.")
 
 FIXED_STEPS = 20
 TOLERANCE = 1e-3
@@ -235,5 +225,26 @@ def main() -> None:
     print(f"Tables and plots: {document}")
 
 
+def define_flags() -> None:
+    """Defines the program's flags; modules that import it may have flags of the same names."""
+    flags.DEFINE_string("workdir", None, "Folder for weights, outputs and logs.", required=True)
+    flags.DEFINE_string("peers_python", None, "Interpreter that has the peers; none: tfdeq alone.")
+    flags.DEFINE_list("cases", list(engine_cases.CASES), "Cases to run. Default: all.")
+    flags.DEFINE_integer("rounds", 7, "Timed rounds, each variant once a round. Default: 7.")
+    flags.DEFINE_float(
+        "turn", 0.5, "Seconds of training steps in a turn, at least one. Default: 0.5."
+    )
+    flags.DEFINE_integer("threads", 2, "Threads of each framework. Default: 2.")
+    flags.DEFINE_bool("quick", False, "Tiny sizes, one round: shows that everything works.")
+    flags.DEFINE_bool(
+        "report_only", False, "Run nothing: tables and plots of the results there are."
+    )
+    flags.DEFINE_string(
+        "results", None, "Folder of the JSON results. Default: results in --workdir."
+    )
+    flags.DEFINE_string("document", None, "Markdown file. Default: benchmarks.md in --workdir.")
+
+
 if __name__ == "__main__":
+    define_flags()
     program.run(main)

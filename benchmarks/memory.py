@@ -19,10 +19,6 @@ from trainers import program
 from trainers.workdir import write_json
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
-    "layers", ["1", "2", "4", "8", "16", "30", "45", "60"], "Explicit layers to measure."
-)
-flags.DEFINE_list("budgets", ["10", "30", "60"], "max_steps of the solvers to measure.")
 
 EXPLANATION = """
 The Transformer case. Measured in a process for each point: the peak of resident memory while one
@@ -84,5 +80,15 @@ def main() -> None:
     )
 
 
+def define_flags() -> None:
+    """Defines the program's flags; modules that import it may have flags of the same names."""
+    engine.define_flags()
+    flags.DEFINE_list(
+        "layers", ["1", "2", "4", "8", "16", "30", "45", "60"], "Explicit layers to measure."
+    )
+    flags.DEFINE_list("budgets", ["10", "30", "60"], "max_steps of the solvers to measure.")
+
+
 if __name__ == "__main__":
+    define_flags()
     program.run(main)

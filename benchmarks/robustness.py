@@ -20,11 +20,6 @@ from tfdeq.iteration import iterate
 from trainers import program
 
 FLAGS = flags.FLAGS
-flags.DEFINE_float(
-    "root_tolerance", 1e-8, "Relative residual that counts as solved. Default: 1e-8."
-)
-flags.DEFINE_integer("evaluations", 1000, "Evaluations at most. Default: 1000.")
-flags.DEFINE_string("robustness_document", None, "Markdown file to write the table to.")
 
 PEERS = ("krylov", "broyden1", "anderson", "df-sane", "hybr")
 # Those that the documents call peers of a matrix-free method; hybr builds the whole Jacobian.
@@ -122,13 +117,21 @@ def table(results: dict[str, dict[str, int | None]]) -> str:
 
 
 def main() -> None:
-    text = table(measure(FLAGS.evaluations, FLAGS.root_tolerance))
+    text = table(measure(FLAGS.evaluations, FLAGS.tolerance))
     print(text)
-    if FLAGS.robustness_document:
-        os.makedirs(os.path.dirname(FLAGS.robustness_document) or ".", exist_ok=True)
-        with open(FLAGS.robustness_document, "w", encoding="utf-8") as file:
+    if FLAGS.document:
+        os.makedirs(os.path.dirname(FLAGS.document) or ".", exist_ok=True)
+        with open(FLAGS.document, "w", encoding="utf-8") as file:
             file.write(text)
 
 
+def define_flags() -> None:
+    """Defines the program's flags; modules that import it may have flags of the same names."""
+    flags.DEFINE_float("tolerance", 1e-8, "Relative residual that counts as solved. Default: 1e-8.")
+    flags.DEFINE_integer("evaluations", 1000, "Evaluations at most. Default: 1000.")
+    flags.DEFINE_string("document", None, "Markdown file to write the table to.")
+
+
 if __name__ == "__main__":
+    define_flags()
     program.run(main)

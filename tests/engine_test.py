@@ -1,6 +1,7 @@
+import types
+
 import numpy as np
 import pytest
-from absl import flags
 
 from benchmarks import engine
 from trainers.workdir import read_json
@@ -9,17 +10,12 @@ REFERENCE = {"z": np.array([3.0, 4.0]), "d/W": np.array([[1.0]])}
 
 
 @pytest.fixture
-def parsed_flags(tmp_path):
-    values = flags.FLAGS
-    if not values.is_parsed():
-        values(["engine", "--workdir=unused"])
-    changed = {"quick": True, "cases": ["dense"], "peers_python": None, "threads": 1}
-    saved = {name: values[name].value for name in changed}
-    for name, value in changed.items():
-        setattr(values, name, value)
-    yield values
-    for name, value in saved.items():
-        setattr(values, name, value)
+def parsed_flags(monkeypatch):
+    values = types.SimpleNamespace(
+        quick=True, cases=["dense"], peers_python=None, threads=1, rounds=1, turn=0.0
+    )
+    monkeypatch.setattr(engine, "FLAGS", values)
+    return values
 
 
 def test_the_largest_difference_is_relative_and_over_all_outputs():

@@ -1,22 +1,23 @@
 import sys
+import types
 
 import numpy as np
 import pytest
-from absl import flags
 
 from benchmarks import engine_cases, memory
 
 
 @pytest.fixture(autouse=True)
-def parsed_flags(tmp_path):
-    values = flags.FLAGS
-    if not values.is_parsed():
-        values(["memory", "--workdir=unused"])
-    saved = {name: values[name].value for name in ("workdir", "peers_python")}
-    values.workdir = str(tmp_path)
-    yield values
-    for name, value in saved.items():
-        setattr(values, name, value)
+def parsed_flags(tmp_path, monkeypatch):
+    values = types.SimpleNamespace(
+        workdir=str(tmp_path),
+        peers_python=None,
+        threads=1,
+        layers=["1", "60"],
+        budgets=["10", "60"],
+    )
+    monkeypatch.setattr(memory, "FLAGS", values)
+    return values
 
 
 def test_points_with_and_without_the_peers(parsed_flags):
