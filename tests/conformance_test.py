@@ -46,14 +46,15 @@ CELLS = {
     "noisy": (lambda: NoisyCell(4), _floats(3, 4)),
     "pair": (lambda: PairCell(4), {"value": _floats(3, 4), "token": np.array([0, 4, 2])}),
     "transformer": (
-        lambda: TransformerCell(8, 2, 5, dropout=0.1, recurrent_scale=0.5),
+        lambda: TransformerCell(8, 2, 5, dropout=0.1, recurrent_scale=0.2),
         _floats(3, 5, 8),
     ),
 }
-# One line for a new model: how to make it, and an input for it.
+# One line for a new model: how to make it, and an input for it. Small recurrent weights, so that it
+# converges whatever the seed: an iteration that wanders makes rounding visible.
 MODELS = {
     "language_model": (
-        lambda: LanguageModel(11, 6, width=8, heads=2, recurrent_scale=0.5),
+        lambda: LanguageModel(11, 6, width=8, heads=2, recurrent_scale=0.2),
         np.array([[1, 2, 3, 4, 5, 0], [9, 8, 7, 6, 10, 1]], "int32"),
     ),
 }

@@ -173,7 +173,9 @@ class DEQLayer(keras.layers.Layer):
         usual = self._pure_cell.start(start)
         z0 = usual if z0 is None else self._given_start(z0, usual)
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
-        args = (x, theta) if mask is None else (x, theta, mask)
+        # Masks go along with their samples; parts of a nest that have none are no tensors.
+        masks = [leaf for leaf in keras.tree.flatten(mask) if leaf is not None]
+        args = (x, theta, masks) if masks else (x, theta)
         if explicit_steps is None:
             solution = fixed_point(
                 f,
@@ -184,7 +186,7 @@ class DEQLayer(keras.layers.Layer):
                 tolerance,
                 max_steps,
                 # In training a cell may draw noise, or statistics, for the batch as it is.
-                batched_args=None if training else (0, 2)[: len(args) - 1],
+                batched_args=None if training else [0, 2][: len(args) - 1],
                 backward_callback=self._backward_metrics if training else None,
             )
             if forward_metrics is not None:
@@ -193,7 +195,7 @@ class DEQLayer(keras.layers.Layer):
             require_positive_integer("explicit_steps", explicit_steps)
             solution = apply_explicitly(f, z0, args, explicit_steps, unroll=bool(training))
         if training:
-            self._add_penalty(f, solution.z, x, theta, mask)
+            self._add_penalty(f, solution.z, x, theta, masks)
             update_state(solution.z, x)
         z = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), solution.z)
         return solution._replace(z=z) if return_solution else z
@@ -273,7 +275,7 @@ class DEQLayer(keras.layers.Layer):
     def _input_dtype(self, dtype: str) -> str:
         return self.compute_dtype if "float" in dtype else dtype
 
-    def _add_penalty(self, f, z, x, theta, mask):
+    def _add_penalty(self, f, z, x, theta, masks):
         if self.jacobian_penalty == 0.0:
             return
         batch = tf.nest.flatten(z)[0].shape[0]
@@ -282,13 +284,11 @@ class DEQLayer(keras.layers.Layer):
             rows = tf.cast(tf.math.ceil(batch * self.jacobian_penalty_fraction), tf.int32)
         else:
             rows = math.ceil(batch * self.jacobian_penalty_fraction)
-        z, x, mask = keras.tree.map_structure(
-            lambda leaf: None if leaf is None else leaf[:rows], (z, x, mask)
-        )
+        z, x, masks = tf.nest.map_structure(lambda leaf: leaf[:rows], (z, x, masks))
         penalty = jacobian_penalty_of(
-            lambda z, x, theta: f(z, x, theta, mask),
+            f,
             z,
-            (x, theta),
+            (x, theta, masks) if masks else (x, theta),
             power_steps=self.jacobian_penalty_power_steps,
             seed=self._seed_generator.next(),
         )

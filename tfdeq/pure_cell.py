@@ -25,7 +25,8 @@ class PureCell:
     ) -> tuple[Callable[..., Any], list[tf.Tensor], Callable[[Any, Any], None]]:
         """Returns f(z, x, theta), theta, and a function that advances seeds and moving statistics.
 
-        Every application of f sees the same seeds and statistics: those of the call's beginning.
+        f takes the mask's leaves as a further argument, if there are any. Every application of f sees
+        the same seeds and statistics: those of the call's beginning.
         """
         trainable = self._cell.trainable_variables
         non_trainable = self._cell.non_trainable_variables
@@ -34,24 +35,24 @@ class PureCell:
             tf.identity(tf.cast(variable.value, variable.dtype)) for variable in non_trainable
         ]
 
-        def apply(z, x, theta, mask):
+        def apply(z, x, theta, masks):
             mapping = [
                 *zip(trainable, theta, strict=True),
                 *zip(non_trainable, frozen, strict=True),
             ]
             with keras.StatelessScope(state_mapping=mapping) as scope:
-                output = self.apply(z, x, training=training, mask=mask)
+                output = self.apply(z, x, training=training, mask=_like(mask, masks))
             return output, scope
 
-        def f(z, x, theta, mask=None):
-            output, _ = apply(z, x, theta, mask)
+        def f(z, x, theta, masks=()):
+            output, _ = apply(z, x, theta, masks)
             return tf.nest.map_structure(lambda new, old: tf.cast(new, old.dtype), output, z)
 
         def update_state(z, x):
             if not non_trainable:
                 return
             z, x, fixed = tf.nest.map_structure(tf.stop_gradient, (z, x, theta))
-            _, scope = apply(z, x, fixed, mask)
+            _, scope = apply(z, x, fixed, _leaves(mask))
             for variable, before in zip(non_trainable, frozen, strict=True):
                 value = scope.get_current_value(variable)
                 # What the cell did not assign stays: under a mixed policy `before` is rounded.
@@ -101,6 +102,17 @@ class PureCell:
             lambda leaf: keras.KerasTensor(tuple(leaf.shape), dtype=leaf.dtype.name),
             start.structured_outputs,
         )
+
+
+def _leaves(mask: Any) -> list[tf.Tensor]:
+    return [leaf for leaf in keras.tree.flatten(mask) if leaf is not None]
+
+
+def _like(mask: Any, leaves: Any) -> Any:
+    """The mask with its leaves, those that are not None, replaced in order."""
+    remaining = iter(leaves)
+    flat = [None if leaf is None else next(remaining) for leaf in keras.tree.flatten(mask)]
+    return keras.tree.pack_sequence_as(mask, flat) if flat else None
 
 
 def _is_functional(cell: keras.layers.Layer) -> bool:
