@@ -50,10 +50,10 @@ bench: $(RUNTIME) $(PEERS)/.installed
 	$(RUN) -m benchmarks.engine $(BENCH) --document=docs/benchmarks.md $(BENCH_FLAGS)
 
 test: $(DEVELOPMENT)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(DEVELOPMENT)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .

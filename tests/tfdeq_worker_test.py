@@ -36,4 +36,5 @@ def test_counts_are_those_of_the_cell_itself(tmp_path, monkeypatch):
     # One evaluation serves both linearisations of the bound, tfdeq writes two.
     assert worker.count(engine.variant("bound", "fixed", 7, 5)) == (8, 5)
     assert worker.count(engine.variant("broyden", "fixed", 7, 5)) == (9, 5)
-    assert worker.count(engine.variant("explicit", "fixed", 7, 5)) == (7, 7)
+    # The start of explicit layers gets no gradient: a product less than layers.
+    assert worker.count(engine.variant("explicit", "fixed", 7, 5)) == (7, 6)
