@@ -45,8 +45,20 @@ CELLS = {
     "dense": (lambda: DenseCell(4), _floats(3, 4)),
     "noisy": (lambda: NoisyCell(4), _floats(3, 4)),
     "pair": (lambda: PairCell(4), {"value": _floats(3, 4), "token": np.array([0, 4, 2])}),
+    "dense cell": (
+        lambda: tfdeq.cells.DenseCell(4, contraction=0.8, normalization="weight"),
+        _floats(3, 2),
+    ),
     "transformer": (
         lambda: TransformerCell(8, 2, 5, dropout=0.1, recurrent_scale=0.2),
+        _floats(3, 5, 8),
+    ),
+    "transformer, weight norm": (
+        lambda: TransformerCell(8, 2, 5, recurrent_scale=0.2, normalization="weight"),
+        _floats(3, 5, 8),
+    ),
+    "transformer, spectral norm": (
+        lambda: TransformerCell(8, 2, 5, recurrent_scale=0.2, normalization="spectral"),
         _floats(3, 5, 8),
     ),
 }
@@ -298,7 +310,8 @@ def test_compiled_by_xla(name):
 LAYERS = (
     ("tfdeq.version",),
     ("tfdeq.solution", "tfdeq.solvers"),
-    ("tfdeq.compaction",),
+    ("tfdeq.compaction", "tfdeq.samples", "tfdeq.state_layout", "tfdeq.safeguard"),
+    ("tfdeq.function_evaluation", "tfdeq.warm_starts", "tfdeq.spectral_norm"),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),
     (

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import MODES, exact_solvers, in_mode, linear, linear_case
+from tests.cases import MODES, exact_solvers, in_mode, linear, linear_case, tanh_cell
+from tfdeq import solvers
 
 SOLVERS = exact_solvers()
 
@@ -177,3 +178,59 @@ def test_stopped_variables_may_be_closed_over_as_the_error_says():
     x = tf.ones([2, 3])
     solution = tfdeq.fixed_point(lambda z, x: stopped * z + x, x, (x,))
     np.testing.assert_allclose(solution.z, np.full([2, 3], 2.0), rtol=2e-3)
+
+
+# --- iterates on request ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", solvers.REGISTRY)
+def test_iterates_are_what_smaller_budgets_return(name, mode):
+    """Sample by sample, also after a sample has converged."""
+    a, x = map(tf.constant, linear_case(batch=3, radius=0.8, seed=2))
+    tolerance = tf.constant([1e-1, 1e-3, 1e-9])
+    numbers = (7, 1, 3)
+
+    def solve(max_steps=20, **settings):
+        return tfdeq.fixed_point(
+            tanh_cell, tf.zeros_like(x), (a, x), name, "implicit", tolerance, max_steps, **settings
+        )
+
+    solution, states = in_mode(lambda: solve(iterates=numbers, batched_args=[1]), mode)()
+    np.testing.assert_allclose(solution.z, solve().z, rtol=1e-9)
+    if solvers.REGISTRY[name].uses_products:
+        return  # how many products it makes depends on the budget
+    for number, state in zip(numbers, states, strict=True):
+        np.testing.assert_allclose(state, solve(number).z, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("adjoint", ["implicit", "jacobian_free", "phantom_gradient"])
+def test_iterates_have_the_gradient_of_the_rule(adjoint):
+    """The same as the rule's for a solve that stops there."""
+    a, x = map(tf.constant, linear_case(batch=2, radius=0.5, seed=2))
+    gradients = []
+    for corrected in (True, False):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            settings = {"solver": tfdeq.Anderson(tolerance=1e-12), "adjoint": adjoint}
+            if corrected:
+                settings["iterates"] = [3]
+            else:
+                settings["max_steps"] = 3
+            result = tfdeq.fixed_point(tanh_cell, tf.zeros_like(x), (a, x), **settings)
+            loss = tf.reduce_sum((result[1][0] if corrected else result.z) ** 2)
+        gradients.append(tape.gradient(loss, x))
+    np.testing.assert_allclose(*gradients, rtol=1e-8)
+
+
+def test_iterates_that_cannot_be():
+    x = tf.ones([2, 3])
+    solve = lambda **settings: tfdeq.fixed_point(  # noqa: E731
+        lambda z, x: 0.5 * z + x, tf.zeros_like(x), (x,), **settings
+    )
+    with pytest.raises(ValueError, match="at least one number of evaluations; received none"):
+        solve(iterates=[])
+    with pytest.raises(ValueError, match="iterates must be an integer of at least 1; received 0"):
+        solve(iterates=[3, 0])
+    with pytest.raises(ValueError, match="Unrolled differentiates a whole solve"):
+        solve(iterates=[3], adjoint="unrolled")

@@ -327,67 +327,6 @@ def test_batch_invariance_holds_for_any_batch(name, seed, gain, order, poison, e
             _assert_same_sample(pair, position, together, sample)
 
 
-# --- the safeguard ----------------------------------------------------------------------------------
-
-# Those that have something to forget.
-SAFEGUARDED = tuple(
-    name for name in SOLVERS if solvers.REGISTRY[name].restart is not solvers.Solver.restart
-)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SAFEGUARDED)
-def test_safeguarded_steps_converge_where_plain_iteration_does(name, mode):
-    """Maps on which acceleration may run off; plain iteration contracts on all of them."""
-    random = np.random.default_rng(0)
-    rotation = np.kron(np.eye(3), [[0.0, -0.95], [0.95, 0.0]])
-    shear = 0.8 * np.eye(6) + np.diag(np.full(5, 0.5), 1)
-    x = random.normal(size=(2, 6))
-    for a in (rotation, shear):
-
-        def f(z, a=a):
-            # Flat far out, where a long step may land.
-            return tf.clip_by_value(tf.matmul(z, a) + x, -50.0, 50.0)
-
-        def solve(solver, f=f):
-            return iterate(f, tf.zeros_like(x), solver)
-
-        solver = solvers.get(name, max_steps=2000, tolerance=1e-6, safeguard=2.0)
-        solution = in_mode(lambda solver=solver, solve=solve: solve(solver), mode)()
-        plain = solve(tfdeq.FixedPointIteration(max_steps=2000, tolerance=1e-6))
-        assert plain.converged.numpy().all()
-        assert solution.converged.numpy().all()
-        # At worst every accelerated attempt, of up to six steps, is refused before a plain streak.
-        assert (solution.steps.numpy() <= 2 * plain.steps.numpy() + 60).all()
-
-
-def test_safeguard_goes_back_from_nan():
-    """The accelerated step leaves the domain of the root; the plain ones never do."""
-    calls = []
-
-    class Overshooting(tfdeq.FixedPointIteration):
-        """Plain iteration that jumps out of the domain once it has come near the solution."""
-
-        def step(self, state, k, z, f_z):
-            calls.append(int(k))
-            return state, (f_z if int(k) != 3 else -tf.ones_like(z))
-
-    f = lambda z: tf.sqrt(z) + 1.0  # noqa: E731
-    z0 = tf.constant([[9.0]], tf.float64)
-    bare = iterate(f, z0, Overshooting(max_steps=60, tolerance=1e-10))
-    assert bare.status.numpy().tolist() == [Status.NON_FINITE]
-    safe = iterate(f, z0, Overshooting(max_steps=60, tolerance=1e-10, safeguard=10.0))
-    assert safe.converged.numpy().all()
-    # z = √z + 1: the square of the golden ratio.
-    np.testing.assert_allclose(safe.z, [[((1 + 5**0.5) / 2) ** 2]], rtol=1e-9)
-
-
-def test_safeguard_out_of_range():
-    for value in (0.5, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="safeguard must be None or a number of at least 1"):
-            tfdeq.Broyden(safeguard=value)
-
-
 # --- states -----------------------------------------------------------------------------------------
 
 
@@ -412,42 +351,6 @@ def test_nest_solves_as_the_one_matrix_it_stands_for(name, mode):
     np.testing.assert_allclose(nest.residual, flat.residual, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", SOLVERS)
-def test_half_precision_states_are_solved_in_float32(name, dtype):
-    """The cell computes in float32 behind its half-precision interface; z keeps its dtype."""
-    a, x = _tanh_case(4)
-    seen = []
-
-    class Spy(solvers.REGISTRY[name]):
-        def step(self, state, k, z, f_z):
-            seen.append((z.dtype, f_z.dtype))
-            return super().step(state, k, z, f_z)
-
-        def step_with_products(self, state, k, z, f_z, *others):
-            seen.append((z.dtype, f_z.dtype))
-            return super().step_with_products(state, k, z, f_z, *others)
-
-    def f(z):
-        assert z.dtype == dtype
-        return tf.cast(tanh_cell(tf.cast(z, tf.float32), a, x), dtype)
-
-    solution = iterate(f, tf.zeros([4, SIZE], dtype), Spy(tolerance=2e-2))
-    assert set(seen) == {(tf.float32, tf.float32)}
-    assert solution.z.dtype == dtype
-    assert solution.residual.dtype == tf.float32
-    assert solution.converged.numpy().all()
-
-
-def test_mixed_leaves_keep_their_dtypes():
-    z0 = {"half": tf.zeros([2, 3], tf.float16), "double": tf.zeros([2, 1], tf.float64)}
-    f = lambda z: tf.nest.map_structure(lambda leaf: 0.5 * leaf + 1, z)  # noqa: E731
-    solution = iterate(f, z0, solvers.get("anderson"))
-    assert solution.z["half"].dtype == tf.float16
-    assert solution.z["double"].dtype == tf.float64
-    np.testing.assert_allclose(solution.z["double"], np.full([2, 1], 2.0), rtol=1e-2)
-
-
 @pytest.mark.parametrize("name", SOLVERS)
 def test_shapes_that_are_known_only_when_it_runs(name):
     @tf.function(
@@ -463,79 +366,6 @@ def test_shapes_that_are_known_only_when_it_runs(name):
         solution = solve(x, 30)
         np.testing.assert_allclose(solution.z, 2 * x, rtol=3e-3)
         assert solution.steps.shape == [shape[0]]
-
-
-# --- errors -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("output", "received"),
-    [
-        (lambda z: z[:, :2], r"f returned: \(2, 2\) float32"),
-        (lambda z: tf.cast(z, tf.float64), r"f returned: \(2, 3\) float64"),
-        (lambda z: (z, z), "f returned: "),
-        (lambda z: {"z": z}, "f returned: "),
-        (lambda z: z[:, None], r"f returned: \(2, 1, 3\) float32"),
-    ],
-    ids=["shape", "dtype", "tuple", "dict", "rank"],
-)
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-def test_output_unlike_the_state(mode, output, received):
-    solve = in_mode(lambda: iterate(output, tf.zeros([2, 3]), solvers.get("broyden")), mode)
-    with pytest.raises(ValueError, match=r"z: \(2, 3\) float32; " + received) as info:
-        solve()
-    assert "Change f's last operation, or start from a z0 like f's output." in str(info.value)
-
-
-def test_integer_state():
-    with pytest.raises(TypeError, match="z0 must be of a floating dtype; received int32"):
-        iterate(lambda z: z, tf.zeros([2, 3], tf.int32), solvers.get("broyden"))
-
-
-def test_scalar_state():
-    with pytest.raises(ValueError, match=r"\[B, \.\.\.\]; received a scalar.*single sample"):
-        iterate(lambda z: z, tf.constant(1.0), solvers.get("broyden"))
-
-
-def test_empty_state():
-    with pytest.raises(ValueError, match=r"at least one tensor; received \{\}"):
-        iterate(lambda z: z, {}, solvers.get("broyden"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tolerance": 0.0}, r"tolerance must be greater than 0 for every sample; received 0"),
-        ({"tolerance": [1e-3, -1.0]}, r"tolerance must be greater than 0.*received \[ 0.001 -1"),
-        ({"tolerance": float("nan")}, r"tolerance must be greater than 0.*received nan"),
-        ({"max_steps": 0}, r"max_steps must be at least 1 for every sample; received 0"),
-        ({"max_steps": [3, 0]}, r"max_steps must be at least 1.*received \[3 0\]"),
-        (
-            {"tolerance": [[1e-3]]},
-            r"tolerance must be a scalar or of shape \[2\], one for each sample; received shape \(1, 1\)",
-        ),
-    ],
-    ids=["zero", "negative", "nan", "no steps", "no steps of one", "rank"],
-)
-def test_settings_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
-        iterate(lambda z: 0.5 * z, tf.zeros([2, 3]), solvers.get("broyden"), **settings)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_trainable_variables_closed_over(mode):
-    weight = tf.Variable(0.5, name="forgotten")
-    solve = in_mode(
-        lambda: iterate(lambda z: weight * z + 1.0, tf.zeros([2, 3]), solvers.get("broyden")), mode
-    )
-    with pytest.raises(ValueError, match=r"not in args \(forgotten.*\).*Pass them, f\(z, \*args\)"):
-        solve()
-
-
-def test_other_variables_may_be_closed_over():
-    fixed = tf.Variable(0.5, trainable=False)
-    solution = iterate(lambda z: fixed * z + 1.0, tf.zeros([2, 3]), solvers.get("broyden"))
-    np.testing.assert_allclose(solution.z, np.full([2, 3], 2.0), rtol=2e-3)
 
 
 def test_nothing_here_carries_a_gradient():

@@ -362,3 +362,48 @@ def test_a_start_unlike_the_state_is_refused():
 def test_power_steps_out_of_range_are_refused_at_construction(value):
     with pytest.raises(ValueError, match="jacobian_penalty_power_steps must be an integer"):
         tfdeq.DEQLayer(DenseCell(4), jacobian_penalty_power_steps=value)
+
+
+# --- iterates and random budgets --------------------------------------------------------------------
+
+
+def test_a_loss_may_be_put_on_iterates():
+    layer = tfdeq.DEQLayer(DenseCell(4), tfdeq.Anderson(tolerance=1e-6))
+    x = tf.ones([3, 4])
+    z, (early, late) = layer(x, iterates=(2, 20))
+    np.testing.assert_allclose(early, layer(x, max_steps=2), rtol=1e-6)
+    np.testing.assert_allclose(late, z, rtol=1e-6)
+    inputs = keras.Input([4])
+    outputs = layer(inputs, iterates=(2, 20), return_solution=True)
+    model = keras.Model(inputs, [outputs[0].residual, *outputs[1]])
+    np.testing.assert_allclose(model(x)[1], early, rtol=1e-6)
+    with pytest.raises(ValueError, match="explicit_steps makes none"):
+        layer(x, iterates=(2,), explicit_steps=3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_draws_its_budget(mode):
+    solver = tfdeq.FixedPointIteration(max_steps=9, tolerance=1e-12)
+    layer = tfdeq.DEQLayer(DenseCell(4, gain=0.9), solver, training_max_steps=(3, 6))
+    x = tf.ones([2, 4])
+    call = {
+        training: in_mode(lambda t=training: layer(x, training=t, return_solution=True), mode)
+        for training in (True, False)
+    }
+    layer(x)
+    drawn = [call[True]().steps.numpy() for _ in range(40)]
+    assert {int(steps[0]) for steps in drawn} == {3, 4, 5, 6}
+    assert all(steps[0] == steps[1] for steps in drawn)
+    assert call[False]().steps.numpy().tolist() == [9, 9]
+    again = tfdeq.DEQLayer.from_config(layer.get_config())
+    assert again.training_max_steps == (3, 6)
+
+
+def test_training_budget_out_of_range():
+    fixed = tfdeq.DEQLayer(DenseCell(4), training_max_steps=2)
+    assert fixed(tf.ones([2, 4]), training=True, return_solution=True).steps.numpy().max() <= 2
+    for value in ((6, 3), 31, (3, 40), (1, 2, 3)):
+        with pytest.raises(ValueError, match="must be a number or a pair"):
+            tfdeq.DEQLayer(DenseCell(4), training_max_steps=value)
+    with pytest.raises(ValueError, match="training_max_steps must be an integer of at least 1"):
+        tfdeq.DEQLayer(DenseCell(4), training_max_steps=0)

@@ -21,7 +21,9 @@ from tfdeq.solvers import (
     NewtonKrylov,
     Reversible,
 )
+from tfdeq.spectral_norm import SpectralNorm, spectral_norm_bound
 from tfdeq.version import __version__
+from tfdeq.warm_starts import WarmStarts
 
 __all__ = [
     "GMRES",
@@ -37,12 +39,15 @@ __all__ = [
     "ReversibleBackprop",
     "Shine",
     "Solution",
+    "SpectralNorm",
     "Status",
     "Unrolled",
+    "WarmStarts",
     "__version__",
     "describe",
     "fixed_point",
     "gradient_report",
     "jacobian_penalty",
+    "spectral_norm_bound",
     "spectral_radius",
 ]

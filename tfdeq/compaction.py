@@ -49,7 +49,9 @@ class BoundFunction:
         """Returns the same function for the samples that indices [n] int32 name."""
 
         def gather(leaf):
-            # A leaf that all samples share has one row for each of them.
+            # A leaf of one row belongs to all samples, or to the only one there is.
+            if leaf.shape[0] == 1:
+                return leaf
             return tf.gather(leaf, tf.minimum(indices, tf.shape(leaf)[0] - 1))
 
         args = list(self._args)

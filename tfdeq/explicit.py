@@ -5,8 +5,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdeq.iteration import StateLayout, relative_residual
+from tfdeq.function_evaluation import relative_residual
 from tfdeq.solution import Solution, Status
+from tfdeq.state_layout import StateLayout
 
 
 def apply_explicitly(

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfdeq import adjoints, solvers
 from tfdeq.compaction import RowwiseFunction
 from tfdeq.solution import Solution
+from tfdeq.solvers.solver import require_positive_integer
 
 
 def fixed_point(
@@ -19,9 +20,10 @@ def fixed_point(
     tolerance: Any = None,
     max_steps: Any = None,
     *,
+    iterates: Sequence[int] | None = None,
     batched_args: Sequence[int] | None = None,
     backward_callback: Callable[[Solution], None] | None = None,
-) -> Solution:
+) -> Solution | tuple[Solution, list[Any]]:
     """Solves z* = f(z*, *args) for every sample of a batch, differentiably.
 
     Each sample has its own answer, residual, number of steps and status, whoever shares its batch.
@@ -39,6 +41,10 @@ def fixed_point(
             tensor. None: the solver's.
         max_steps: scalar or [B], >= 1, evaluations of f at most; may be a tensor. None: the
             solver's.
+        iterates: numbers of evaluations, at least 1, in any order; return also what the solve had
+            found after each, so that a loss may be put on several of them (fixed-point correction).
+            Each has the gradient that the adjoint gives a fixed point there; adjoints that
+            differentiate the whole solve cannot. None: no such states.
         batched_args: positions in args of what belongs to the samples, row by row: leaves [B, ...], or
             [1, ...] for what all samples share. Where they are named, and outside of XLA, samples that
             are done leave the batch: a batch then costs about the sum of its samples' steps, not its
@@ -47,14 +53,16 @@ def fixed_point(
             is computed by solving; for metrics.
 
     Returns:
-        A `Solution`.
+        A `Solution`; with iterates, that and a list of nests like z, one for each number: the z that
+        a max_steps of that number returns.
 
     Raises:
         ValueError: unknown names, output unlike z0, settings out of range, trainable variables that
             are not in args.
         TypeError: states that are not floating point.
 
-    Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377.
+    Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377; iterates: Bai, Geng, Savani,
+        Kolter, Deep Equilibrium Optical Flow Estimation, arXiv:2204.08442.
 
     Example:
         >>> x = tf.constant([[1.0], [2.0]])
@@ -72,6 +80,12 @@ def fixed_point(
                 f"batched_args must be positions in args, 0 to {len(args) - 1}; received {wrong}."
             )
         f = RowwiseFunction(f, batched_args)
-    return adjoints.get(adjoint).solve(
-        f, z0, args, solvers.get(solver), tolerance, max_steps, backward_callback
-    )
+    adjoint, solver = adjoints.get(adjoint), solvers.get(solver)
+    settings = (f, z0, args, solver, tolerance, max_steps, backward_callback)
+    if iterates is None:
+        return adjoint.solve(*settings)
+    if not iterates:
+        raise ValueError("iterates must name at least one number of evaluations; received none.")
+    for number in iterates:
+        require_positive_integer("iterates", number)
+    return adjoint.solve_with_iterates(*settings, tuple(iterates))

@@ -1,118 +1,23 @@
 """The one tf.while_loop: evaluates f, counts, freezes and stops each sample on its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from tfdeq import safeguard
 from tfdeq.compaction import BoundFunction, can_shrink, run_compacting
+from tfdeq.function_evaluation import evaluate, evaluate_linearised, relative_residual
+from tfdeq.samples import choose, per_sample
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import Solver
+from tfdeq.state_layout import StateLayout
 
 _RUNNING = -1
 # A sample has stagnated when its best residual fell by less than 0.1 % over this many iterates.
 STAGNATION_STEPS = 12
 _STAGNATION_FACTOR = 0.999
-# Accelerated steps of a safeguarded sample must lower the residual by this factor, in so many steps.
-_SAFEGUARD_DECREASE = 0.9
-_SAFEGUARD_PATIENCE = 6
-# Keeps 0 / 0 at 0 where a state and its image vanish; far below any residual that matters.
-_TINY = 1e-20
-
-
-class StateLayout:
-    """How a nest of [B, ...] tensors lies in one [B, D] matrix of the solver's dtype.
-
-    The matrix is float64 if any leaf is, else float32: half precision is the cell's business, never
-    the solver's.
-
-    Args:
-        z: the nest. any_batch: whether matrices of another number of rows come to be unflattened.
-
-    Raises:
-        TypeError: for a leaf that is not floating point.
-        ValueError: for a leaf without a batch dimension, or an empty nest.
-    """
-
-    def __init__(self, z: Any, any_batch: bool = False):
-        leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(z)]
-        if not leaves:
-            raise ValueError(f"z0 must hold at least one tensor; received {z!r}.")
-        for leaf in leaves:
-            if not leaf.dtype.is_floating:
-                raise TypeError(f"z0 must be of a floating dtype; received {leaf.dtype.name}.")
-            if leaf.shape.rank == 0:
-                raise ValueError(
-                    "z0 must have the batch in dimension 0: [B, ...]; received a scalar. "
-                    "Add a dimension of size 1 for a single sample."
-                )
-        self._structure = z
-        self._dtypes = [leaf.dtype for leaf in leaves]
-        self._static_shapes = [
-            tf.TensorShape([None, *leaf.shape[1:]]) if any_batch else leaf.shape for leaf in leaves
-        ]
-        self._tails = [_tail_shape(leaf) for leaf in leaves]
-        self._sizes = [_product(tail) for tail in self._tails]
-        wide = any(dtype == tf.float64 for dtype in self._dtypes)
-        self.dtype = tf.float64 if wide else tf.float32
-
-    def flatten(self, z: Any) -> tf.Tensor:
-        """Nest of [B, ...] -> [B, D]."""
-        parts = [
-            tf.reshape(tf.cast(leaf, self.dtype), tf.stack([tf.shape(leaf)[0], size]))
-            for leaf, size in zip(tf.nest.flatten(z), self._sizes, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
-
-    def unflatten(self, matrix: tf.Tensor) -> Any:
-        """[B, D] -> nest of [B, ...] in the original dtypes."""
-        parts = [matrix] if len(self._sizes) == 1 else tf.split(matrix, self._sizes, axis=1)
-        leaves = []
-        for part, tail, dtype, shape in zip(
-            parts, self._tails, self._dtypes, self._static_shapes, strict=True
-        ):
-            leaf = tf.reshape(part, tf.concat([tf.shape(matrix)[:1], tail], axis=0))
-            leaf.set_shape(shape)
-            leaves.append(tf.cast(leaf, dtype))
-        return tf.nest.pack_sequence_as(self._structure, leaves)
-
-    def check_output(self, output: Any) -> None:
-        """Raises a ValueError unless f's output has z's structure, shapes and dtypes."""
-        expected = [
-            f"{shape} {dtype.name}"
-            for shape, dtype in zip(self._static_shapes, self._dtypes, strict=True)
-        ]
-        try:
-            tf.nest.assert_same_structure(self._structure, output)
-            leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(output)]
-            received = [f"{leaf.shape} {leaf.dtype.name}" for leaf in leaves]
-            fits = all(
-                leaf.shape.is_compatible_with(shape) and leaf.dtype == dtype
-                for leaf, shape, dtype in zip(
-                    leaves, self._static_shapes, self._dtypes, strict=True
-                )
-            )
-        except (TypeError, ValueError):
-            fits, received = False, [repr(output)]
-        if not fits:
-            raise ValueError(
-                "f(z, *args) must return the structure, shapes and dtypes of z. "
-                f"z: {', '.join(expected)}; f returned: {', '.join(received)}. "
-                "Change f's last operation, or start from a z0 like f's output."
-            )
-
-
-class _Base(NamedTuple):
-    """Where a safeguarded solve returns to: the iterate that its accelerated steps started from."""
-
-    z: tf.Tensor  # [B, D]
-    f_z: tf.Tensor  # [B, D]
-    residual: tf.Tensor  # [B]
-    idle: tf.Tensor  # [B] int32, accelerated iterates since then, none of them enough better
-    plain: tf.Tensor  # [B] int32, plain steps still to be made
-    streak: tf.Tensor  # [B] int32, plain steps to make after the next refusal
-    goal: tf.Tensor  # [B] the residual below which that falls to one again
 
 
 class _LoopState(NamedTuple):
@@ -124,8 +29,9 @@ class _LoopState(NamedTuple):
     mark_step: tf.Tensor  # [B] int32, the number of the iterate at which that was
     steps: tf.Tensor  # [B] int32, evaluations spent on the sample
     status: tf.Tensor  # [B] int32, a Status, or _RUNNING
-    base: Any  # a _Base; () for a solver without safeguard
+    base: Any  # a SafeguardState; () for a solver without safeguard
     solver: Any  # the method's own state
+    recorded: Any  # [B, n, D] the best z after each number of evaluations; () where none is wanted
 
 
 def iterate(
@@ -137,6 +43,7 @@ def iterate(
     return_image: bool = False,
     linear_part: Callable[[Any], Any] | None = None,
     return_state: bool = False,
+    iterates: Sequence[int] = (),
 ) -> Any:
     """Finds z = f(z) for each sample; nothing here carries a gradient.
 
@@ -158,9 +65,12 @@ def iterate(
             Jacobian then uses; else they come from a linearisation of f at the iterate.
         return_state: return also the solver's state, that of each sample as its last evaluation left
             it. Keeping it apart costs a pass over the state in each step.
+        iterates: numbers of evaluations, each at least 1; return also what there was after each.
 
     Returns:
-        A `Solution` whose z carries no gradient; with return_state, that and the solver's state.
+        A `Solution` whose z carries no gradient; with return_state, that and the solver's state; with
+        iterates, that and a list of nests like z, one for each number: what z would have been
+        had the budget been that.
 
     Raises:
         ValueError: if f's output is unlike z, or tolerance or max_steps are out of range.
@@ -171,9 +81,9 @@ def iterate(
     z = tf.stop_gradient(layout.flatten(z0))
     batch = tf.shape(z)[:1]
     budget = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
-    tolerance = _per_sample("tolerance", tolerance, solver.tolerance, batch, z.dtype)
-    max_steps = _per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
-    step = _Step(solver, layout, return_image, return_state, linear_part)
+    tolerance = per_sample("tolerance", tolerance, solver.tolerance, batch, z.dtype)
+    max_steps = per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
+    step = _Step(solver, layout, return_image, return_state, linear_part, tuple(iterates))
 
     largest = tf.fill(batch, z.dtype.max)
     zeros = tf.zeros(batch, tf.int32)
@@ -186,13 +96,12 @@ def iterate(
         mark_step=zeros,
         steps=zeros,
         status=tf.fill(batch, _RUNNING),
-        base=()
-        if solver.safeguard is None
-        else _Base(z, z, largest, zeros, zeros, zeros + 1, largest),
+        base=() if solver.safeguard is None else safeguard.initial_state(z),
         solver=solver.initial_state(z, None if budget is None else int(np.max(budget))),
+        recorded=tf.tile(z[:, None], [1, len(iterates), 1]) if iterates else (),
     )
     if shrinks:
-        best_z, best_residual, steps, status = run_compacting(
+        best_z, best_residual, steps, status, recorded = run_compacting(
             lambda f, carried: (_run(step, f, *carried, share=0.5), *carried[1:]),
             f,
             (start, tolerance, max_steps),
@@ -201,10 +110,12 @@ def iterate(
         )
     else:
         end = _run(step, f, start, tolerance, max_steps)
-        best_z, best_residual, steps, status = _results(end)
+        best_z, best_residual, steps, status, recorded = _results(end)
     residual = tf.cast(tf.minimum(best_residual, tf.cast(tf.float32.max, z.dtype)), tf.float32)
     solution = Solution(layout.unflatten(best_z), residual, steps, status)
     result = (solution, end.solver) if return_state else solution
+    if iterates:
+        result = (solution, [layout.unflatten(recorded[:, i]) for i in range(len(iterates))])
     return tf.nest.map_structure(tf.stop_gradient, result)
 
 
@@ -216,6 +127,7 @@ class _Step(NamedTuple):
     return_image: bool
     return_state: bool
     linear_part: Callable[[Any], Any] | None
+    iterates: tuple[int, ...]
 
 
 def _run(
@@ -243,7 +155,7 @@ def _running(state: _LoopState) -> tf.Tensor:
 
 
 def _results(state: _LoopState) -> tuple[tf.Tensor, ...]:
-    return state.best_z, state.best_residual, state.steps, state.status
+    return state.best_z, state.best_residual, state.steps, state.status, state.recorded
 
 
 def _turn(
@@ -257,16 +169,21 @@ def _turn(
     solver, layout = step.solver, step.layout
     before = state
     if solver.uses_products and step.linear_part is None:
-        f_z, product = _evaluate_linearised(f, layout, state.z)
+        f_z, product = evaluate_linearised(f, layout, state.z)
     else:
-        f_z = _evaluate(f, layout, state.z)
+        f_z = evaluate(f, layout, state.z)
         product = lambda v: layout.flatten(step.linear_part(layout.unflatten(v)))  # noqa: E731
     kept = f_z if step.return_image else state.z
     residual = relative_residual(state.z, f_z)
     state = _account(state, kept, residual, tolerance, max_steps, solver.recovers)
+    if step.iterates:
+        due = state.steps[:, None] <= tf.constant(step.iterates, tf.int32)
+        recorded = tf.where(due[..., None], state.best_z[:, None], state.recorded)
+        state = state._replace(recorded=recorded)
     z = state.z
     if solver.safeguard is not None:
-        state, z, f_z = _safeguard(state, f_z, residual, solver)
+        base, z, f_z, plain = safeguard.guard(state.base, z, f_z, residual, solver.safeguard)
+        state = state._replace(base=base, solver=solver.restart(state.solver, plain))
     running = _running(state)
     if solver.uses_products:
         # One evaluation is left for the point that the products lead to.
@@ -278,15 +195,10 @@ def _turn(
     else:
         solver_state, next_z = solver.step(state.solver, state.k, z, f_z)
     if step.return_state:
-        solver_state = _where_running(before.status, solver_state, before.solver)
+        solver_state = choose(_running(before), solver_state, before.solver)
     next_z = tf.where(running[:, None], next_z, state.z)
     next_z.set_shape(z.shape)
     return state._replace(k=state.k + 1, z=next_z, solver=solver_state)
-
-
-def relative_residual(z: tf.Tensor, f_z: tf.Tensor) -> tf.Tensor:
-    """‖f(z) − z‖₂ / (‖f(z)‖₂ + ε) per sample; [B, D], [B, D] -> [B]."""
-    return tf.norm(f_z - z, axis=1) / (tf.norm(f_z, axis=1) + tf.cast(_TINY, z.dtype))
 
 
 def _account(
@@ -330,156 +242,3 @@ def _account(
         steps=steps,
         status=tf.where(running, status, state.status),
     )
-
-
-def _safeguard(
-    state: _LoopState, f_z: tf.Tensor, residual: tf.Tensor, solver: Solver
-) -> tuple[_LoopState, tf.Tensor, tf.Tensor]:
-    """Sends samples whose accelerated steps lead nowhere back to where those started.
-
-    From there they make plain steps, twice as many after each refusal in a row, which are accepted
-    whatever their residual: the accepted iterates then are the whole plain iteration, whatever way
-    that takes.
-    """
-    base = state.base
-    plain_step = base.plain > 0
-    decrease = tf.constant(_SAFEGUARD_DECREASE, residual.dtype)
-    improved = residual < decrease * base.residual
-    accepted = (plain_step & tf.math.is_finite(residual)) | improved
-    idle = tf.where(accepted, 0, base.idle + 1)
-    limit = tf.constant(solver.safeguard, residual.dtype) * base.residual
-    # NaN is within no limit.
-    hopeless = tf.logical_not(residual <= limit) | (idle >= _SAFEGUARD_PATIENCE)
-    refused = hopeless & tf.logical_not(accepted)
-
-    base_z = tf.where(accepted[:, None], state.z, base.z)
-    base_f_z = tf.where(accepted[:, None], f_z, base.f_z)
-    z = tf.where(refused[:, None], base_z, state.z)
-    f_z = tf.where(refused[:, None], base_f_z, f_z)
-    plain = tf.where(refused, base.streak, tf.maximum(base.plain - 1, 0))
-    # Only a best residual ever counts as success: what plain steps raised and others lowered does not.
-    calm = tf.where(residual < base.goal, 1, base.streak)
-    goal = tf.minimum(base.goal, decrease * residual)
-    base = _Base(
-        z=base_z,
-        f_z=base_f_z,
-        residual=tf.where(accepted, residual, base.residual),
-        idle=tf.where(refused, 0, idle),
-        plain=plain,
-        streak=tf.where(refused, 2 * base.streak, calm),
-        goal=tf.where(tf.math.is_finite(residual), goal, base.goal),
-    )
-    # What has been learned is forgotten before each plain step: the next step then is one.
-    solver_state = solver.restart(state.solver, plain > 0)
-    return state._replace(base=base, solver=solver_state), z, f_z
-
-
-def _evaluate(f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor) -> tf.Tensor:
-    """f at z, [B, D] -> [B, D], without a gradient."""
-    # The tape records nothing that is used; it tells which variables f read.
-    with tf.GradientTape() as tape:
-        output = f(layout.unflatten(z))
-    _check_variables(tape.watched_variables())
-    layout.check_output(output)
-    result = tf.stop_gradient(layout.flatten(output))
-    result.set_shape(z.shape)
-    return result
-
-
-def _evaluate_linearised(
-    f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor
-) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """f at z and v -> ∂f/∂z v there, both [B, D].
-
-    u -> Jᵀu is linear, so its own gradient is v -> Jv: two reverse passes make a forward one, and f is
-    evaluated once for all products.
-    """
-    u = tf.zeros_like(z)
-    with tf.GradientTape(persistent=True) as outer:
-        outer.watch(u)
-        with tf.GradientTape(watch_accessed_variables=False) as inner:
-            inner.watch(z)
-            output = f(layout.unflatten(z))
-            layout.check_output(output)
-            result = layout.flatten(output)
-        transposed = inner.gradient(
-            result, z, output_gradients=u, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-    _check_variables(outer.watched_variables())
-
-    def product(v: tf.Tensor) -> tf.Tensor:
-        return outer.gradient(
-            transposed, u, output_gradients=v, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-
-    result = tf.stop_gradient(result)
-    result.set_shape(z.shape)
-    return result, product
-
-
-def _where_running(status: tf.Tensor, new: Any, old: Any) -> Any:
-    """The new solver state for samples that were running, the old one for the others."""
-    running = tf.equal(status, _RUNNING)
-
-    def choose(new, old):
-        if new.shape.rank == 0:  # a count that all samples share
-            return new
-        shape = tf.concat([tf.shape(running), tf.ones([tf.rank(new) - 1], tf.int32)], axis=0)
-        return tf.where(tf.reshape(running, shape), new, old)
-
-    return tf.nest.map_structure(choose, new, old)
-
-
-def _tail_shape(leaf: tf.Tensor) -> list[int] | tf.Tensor:
-    """The shape behind the batch dimension: static where it is known."""
-    tail = leaf.shape[1:]
-    return tail.as_list() if tail.is_fully_defined() else tf.shape(leaf)[1:]
-
-
-def _product(tail: list[int] | tf.Tensor) -> int | tf.Tensor:
-    if isinstance(tail, tf.Tensor):
-        return tf.reduce_prod(tail)
-    size = 1
-    for extent in tail:
-        size *= extent
-    return size
-
-
-def _per_sample(
-    name: str, value: Any, default: Any, batch: tf.Tensor, dtype: tf.DType
-) -> tf.Tensor:
-    """Returns value, or the default, as [B]; checks what is known before the loop runs."""
-    value = default if value is None else value
-    if not tf.is_tensor(value):
-        array = np.asarray(value)
-        if dtype.is_integer and not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"{name} must be of integers; received {value!r}.")
-        value = tf.constant(array, dtype)
-    tensor = tf.cast(value, dtype)
-    known = tf.get_static_value(tensor)
-    if known is not None and known.size:
-        bound = "at least 1" if dtype.is_integer else "greater than 0"
-        valid = (known >= 1).all() if dtype.is_integer else (known > 0).all()
-        if not valid:
-            raise ValueError(f"{name} must be {bound} for every sample; received {known}.")
-    size = tf.get_static_value(batch)
-    fits = tensor.shape.rank in (0, None) or (
-        tensor.shape.rank == 1 and (size is None or tensor.shape[0] in (1, None, size[0]))
-    )
-    if not fits:
-        expected = "[B]" if size is None else f"[{size[0]}]"
-        raise ValueError(
-            f"{name} must be a scalar or of shape {expected}, one for each sample; received shape "
-            f"{tensor.shape}."
-        )
-    return tf.stop_gradient(tf.broadcast_to(tensor, batch))
-
-
-def _check_variables(variables: tuple[tf.Variable, ...]) -> None:
-    if variables:
-        names = ", ".join(sorted(variable.name for variable in variables))
-        raise ValueError(
-            f"f reads trainable variables that are not in args ({names}): no gradient would reach "
-            "them. Pass them, f(z, *args), through args; or, where no gradient is wanted, pass "
-            "tf.stop_gradient of them."
-        )

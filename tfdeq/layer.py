@@ -1,6 +1,7 @@
 """`DEQLayer`: the equilibrium of any Keras cell, as a Keras layer."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -46,11 +47,17 @@ class DEQLayer(keras.layers.Layer):
             on, in (0, 1]. Default 0.25.
         jacobian_penalty_power_steps: power iterations on the penalty's noise, >= 0 (see
             `tfdeq.jacobian_penalty`). Default 0.
+        training_max_steps: evaluations at most in training, where a call names none: a number; or a
+            pair (lowest, highest), between which each call draws one, uniformly and the same for
+            all samples, so that the model does not come to rely on one budget. At most the
+            solver's max_steps. Default None: the solver's.
         convergence_metrics: whether to keep the metrics named above. Default True.
 
     Call arguments:
         x: tensor or nest of tensors [B, ...]. z0: a start like the state. tolerance, max_steps: scalars
         or [B], for this call. training: bool. return_solution: return the `Solution` instead of z.
+        iterates: numbers of evaluations; return (z or `Solution`, [the state after each of them]), as
+        `tfdeq.fixed_point` does, so that a loss may be put on them too.
         explicit_steps: a number of plain applications from the start instead of a solve, with
         ordinary backpropagation through them (a weight-tied network of that depth). mask: for cells whose
         call takes one.
@@ -80,6 +87,7 @@ class DEQLayer(keras.layers.Layer):
         jacobian_penalty: float = 0.0,
         jacobian_penalty_fraction: float = 0.25,
         jacobian_penalty_power_steps: int = 0,
+        training_max_steps: int | Sequence[int] | None = None,
         convergence_metrics: bool = True,
         **kwargs: Any,
     ):
@@ -110,9 +118,10 @@ class DEQLayer(keras.layers.Layer):
         self.jacobian_penalty = float(jacobian_penalty)
         self.jacobian_penalty_fraction = float(jacobian_penalty_fraction)
         self.jacobian_penalty_power_steps = int(jacobian_penalty_power_steps)
+        self.training_max_steps = _checked_budget(training_max_steps, self.solver.max_steps)
         self.convergence_metrics = bool(convergence_metrics)
         self.supports_masking = True
-        if self.jacobian_penalty:
+        if self.jacobian_penalty or isinstance(self.training_max_steps, tuple):
             self._seed_generator = keras.random.SeedGenerator()
         self._x_dtypes = None
         self._forward_metrics = self._backward_metrics = None
@@ -165,6 +174,7 @@ class DEQLayer(keras.layers.Layer):
         training=None,
         return_solution=False,
         explicit_steps=None,
+        iterates=None,
         mask=None,
     ):
         start = x
@@ -177,6 +187,8 @@ class DEQLayer(keras.layers.Layer):
         masks = [leaf for leaf in keras.tree.flatten(mask) if leaf is not None]
         args = (x, theta, masks) if masks else (x, theta)
         if explicit_steps is None:
+            if training and max_steps is None:
+                max_steps = self._draw_training_max_steps()
             solution = fixed_point(
                 f,
                 z0,
@@ -185,20 +197,27 @@ class DEQLayer(keras.layers.Layer):
                 self.adjoint,
                 tolerance,
                 max_steps,
+                iterates=iterates,
                 # In training a cell may draw noise, or statistics, for the batch as it is.
                 batched_args=None if training else [0, 2][: len(args) - 1],
                 backward_callback=self._backward_metrics if training else None,
             )
+            solution, states = (solution, []) if iterates is None else solution
             if forward_metrics is not None:
                 forward_metrics(solution)
         else:
+            if iterates is not None:
+                raise ValueError("iterates are those of a solve: explicit_steps makes none.")
             require_positive_integer("explicit_steps", explicit_steps)
             solution = apply_explicitly(f, z0, args, explicit_steps, unroll=bool(training))
         if training:
             self._add_penalty(f, solution.z, x, theta, masks)
             update_state(solution.z, x)
-        z = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), solution.z)
-        return solution._replace(z=z) if return_solution else z
+        solution = solution._replace(z=self._as_output(solution.z))
+        result = solution if return_solution else solution.z
+        if iterates is None:
+            return result
+        return result, [self._as_output(state) for state in states]
 
     def initial_state(self, x: Any) -> Any:
         """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
@@ -217,15 +236,19 @@ class DEQLayer(keras.layers.Layer):
         return report
 
     def compute_output_spec(self, x, z0=None, **kwargs):
-        z = keras.tree.map_structure(
-            lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype),
-            self._pure_cell.state_spec(x),
-        )
-        if not kwargs.get("return_solution"):
-            return z
-        batch = keras.tree.flatten(z)[0].shape[0]
-        counts = [keras.KerasTensor((batch,), dtype=d) for d in ("float32", "int32", "int32")]
-        return Solution(z, *counts)
+        def like_state():
+            return keras.tree.map_structure(
+                lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype), state
+            )
+
+        state = self._pure_cell.state_spec(x)
+        result = z = like_state()
+        if kwargs.get("return_solution"):
+            batch = keras.tree.flatten(z)[0].shape[0]
+            counts = [keras.KerasTensor((batch,), dtype=d) for d in ("float32", "int32", "int32")]
+            result = Solution(z, *counts)
+        iterates = kwargs.get("iterates")
+        return result if iterates is None else (result, [like_state() for _ in iterates])
 
     def compute_mask(self, x, previous_mask=None):
         return previous_mask
@@ -241,6 +264,7 @@ class DEQLayer(keras.layers.Layer):
             "jacobian_penalty": self.jacobian_penalty,
             "jacobian_penalty_fraction": self.jacobian_penalty_fraction,
             "jacobian_penalty_power_steps": self.jacobian_penalty_power_steps,
+            "training_max_steps": self.training_max_steps,
             "convergence_metrics": self.convergence_metrics,
         }
 
@@ -272,6 +296,15 @@ class DEQLayer(keras.layers.Layer):
             )
         return self._pure_cell.as_state(z0)
 
+    def _draw_training_max_steps(self) -> int | tf.Tensor | None:
+        if not isinstance(self.training_max_steps, tuple):
+            return self.training_max_steps
+        lowest, highest = self.training_max_steps
+        return keras.random.randint((), lowest, highest + 1, seed=self._seed_generator)
+
+    def _as_output(self, z: Any) -> Any:
+        return tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), z)
+
     def _input_dtype(self, dtype: str) -> str:
         return self.compute_dtype if "float" in dtype else dtype
 
@@ -293,6 +326,21 @@ class DEQLayer(keras.layers.Layer):
             seed=self._seed_generator.next(),
         )
         self.add_loss(self.jacobian_penalty * penalty)
+
+
+def _checked_budget(budget: Any, most: int) -> int | tuple[int, int] | None:
+    """training_max_steps as None, a number or a pair."""
+    if budget is None:
+        return None
+    numbers = tuple(budget) if isinstance(budget, list | tuple) else (budget,)
+    for number in numbers:
+        require_positive_integer("training_max_steps", number)
+    if len(numbers) > 2 or list(numbers) != sorted(numbers) or numbers[-1] > most:
+        raise ValueError(
+            "training_max_steps must be a number or a pair (lowest, highest), at most the solver's "
+            f"max_steps {most}; received {budget!r}."
+        )
+    return numbers if len(numbers) == 2 else numbers[0]
 
 
 def _dtype_name(leaf: Any) -> str:

@@ -1,11 +1,13 @@
 """What every backward rule is, and the pieces that several of them need."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from tfdeq.compaction import BoundFunction
+from tfdeq.iteration import iterate
 from tfdeq.solution import Solution
 from tfdeq.solvers import Solver
 
@@ -38,7 +40,45 @@ class Adjoint:
         Args and errors: see `tfdeq.fixed_point`. backward_callback, if given, receives the
         `Solution` of each first-order backward solve; rules that solve nothing never call it.
         """
-        raise TypeError(f"{type(self).__name__} is no complete adjoint: it lacks solve().")
+        solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
+        z = self.attach_gradient(f, solution.z, args, solver, backward_callback)
+        return solution._replace(z=z)
+
+    def solve_with_iterates(
+        self,
+        f: Callable[..., Any],
+        z0: Any,
+        args: Any,
+        solver: Solver,
+        tolerance: Any,
+        max_steps: Any,
+        backward_callback: Callable[[Solution], None] | None,
+        iterates: Sequence[int],
+    ) -> tuple[Solution, list[Any]]:
+        """As `solve`; also returns the states after these numbers of evaluations, with gradients."""
+        solution, states = iterate(
+            BoundFunction(f, args), z0, solver, tolerance, max_steps, iterates=iterates
+        )
+        z = self.attach_gradient(f, solution.z, args, solver, backward_callback)
+        states = [self.attach_gradient(f, state, args, solver, None) for state in states]
+        return solution._replace(z=z), states
+
+    def attach_gradient(
+        self,
+        f: Callable[..., Any],
+        z: Any,
+        args: Any,
+        solver: Solver,
+        backward_callback: Callable[[Solution], None] | None,
+    ) -> Any:
+        """Returns the nest z unchanged, with the gradient that it has as a fixed point of f.
+
+        Rules that need the whole solve, and not its result alone, override `solve` instead.
+        """
+        raise ValueError(
+            f"{type(self).__name__} differentiates a whole solve, not single iterates of it. Use "
+            "tfdeq.Implicit, tfdeq.PhantomGradient or tfdeq.JacobianFree where iterates are wanted."
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -13,8 +13,8 @@ from tfdeq.adjoints.adjoint import (
     attach,
     vector_jacobian_product,
 )
-from tfdeq.compaction import BoundFunction
 from tfdeq.iteration import iterate
+from tfdeq.samples import aligned
 from tfdeq.solution import Solution
 from tfdeq.solvers import Solver, get
 
@@ -49,10 +49,8 @@ class Implicit(Adjoint):
         if self.solver is not None:
             object.__setattr__(self, "solver", get(self.solver))
 
-    def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
-        solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
-        z = _attach(f, solution.z, args, self.solver or solver, backward_callback)
-        return solution._replace(z=z)
+    def attach_gradient(self, f, z, args, solver, backward_callback):
+        return _attach(f, z, args, self.solver or solver, backward_callback)
 
     def get_config(self):
         return {"solver": keras.saving.serialize_keras_object(self.solver)}
@@ -146,8 +144,7 @@ def _scaled(nest: Any, scale: tf.Tensor) -> Any:
     """Multiplies sample b of each [B, ...] leaf by scale[b]."""
 
     def multiply(leaf):
-        shape = tf.concat([tf.shape(scale), tf.ones([tf.rank(leaf) - 1], tf.int32)], axis=0)
-        product = leaf * tf.cast(tf.reshape(scale, shape), leaf.dtype)
+        product = leaf * tf.cast(aligned(scale, leaf), leaf.dtype)
         product.set_shape(leaf.shape)
         return product
 

@@ -5,8 +5,6 @@ import dataclasses
 import keras
 
 from tfdeq.adjoints.adjoint import Adjoint, argument_gradients, attach
-from tfdeq.compaction import BoundFunction
-from tfdeq.iteration import iterate
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -32,10 +30,8 @@ class JacobianFree(Adjoint):
         1.0
     """
 
-    def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
-        solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
-
+    def attach_gradient(self, f, z, args, solver, backward_callback):
         def pullback(z, args, d_z):
             return argument_gradients(f, z, args, d_z)
 
-        return solution._replace(z=attach(solution.z, args, pullback))
+        return attach(z, args, pullback)

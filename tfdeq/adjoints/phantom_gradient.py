@@ -6,8 +6,6 @@ import keras
 import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import Adjoint, argument_gradients, attach
-from tfdeq.compaction import BoundFunction
-from tfdeq.iteration import iterate
 from tfdeq.solvers.solver import require_damping, require_positive_integer
 
 
@@ -49,9 +47,7 @@ class PhantomGradient(Adjoint):
         require_positive_integer("steps", self.steps)
         require_damping(self.damping)
 
-    def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
-        solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
-
+    def attach_gradient(self, f, z, args, solver, backward_callback):
         def damped(old, new):
             return new if self.damping == 1.0 else old + self.damping * (new - old)
 
@@ -63,4 +59,4 @@ class PhantomGradient(Adjoint):
         def pullback(z, args, d_z):
             return argument_gradients(applications, z, args, d_z)
 
-        return solution._replace(z=attach(solution.z, args, pullback))
+        return attach(z, args, pullback)

@@ -9,8 +9,10 @@ import keras
 import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import Adjoint, attach, floating_leaves, vector_jacobian_product
-from tfdeq.iteration import StateLayout, iterate, relative_residual
+from tfdeq.function_evaluation import relative_residual
+from tfdeq.iteration import iterate
 from tfdeq.solvers import Reversible, Solver
+from tfdeq.state_layout import StateLayout
 
 # How much one stretch of the reversal may amplify rounding: of float64 states by a float64 f, and
 # of a float32 f that a compiler rounds another way than in the forward pass.

@@ -8,9 +8,10 @@ import tensorflow as tf
 from tfdeq.adjoints.adjoint import Adjoint, argument_gradients, attach
 from tfdeq.adjoints.implicit import solve_adjoint
 from tfdeq.compaction import BoundFunction
-from tfdeq.iteration import StateLayout, iterate
+from tfdeq.iteration import iterate
 from tfdeq.solvers import Broyden
 from tfdeq.solvers.solver import require_integer
+from tfdeq.state_layout import StateLayout
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -25,7 +26,8 @@ class Shine(Adjoint):
     of u ← Jᵀu + dz, by the forward solver from that start, make it exact as they grow. A sample
     whose estimate is not finite falls back to u = dz. A second derivative takes H for constant.
 
-    Works with a forward solver `Broyden` alone; one with a bounded memory forgets H at each restart.
+    Works with a forward solver `Broyden` alone; with a bounded memory H is made of
+    its newest updates.
 
     Args:
         refine_steps: vector–Jacobian products at most for a backward solve that starts from

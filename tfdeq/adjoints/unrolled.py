@@ -15,10 +15,13 @@ from tfdeq.adjoints.adjoint import (
     with_floating_leaves,
 )
 from tfdeq.compaction import BoundFunction
-from tfdeq.iteration import StateLayout, _check_variables, _per_sample, iterate
+from tfdeq.function_evaluation import check_variables
+from tfdeq.iteration import iterate
+from tfdeq.samples import choose, per_sample
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers import FixedPointIteration
 from tfdeq.solvers.solver import require_positive_integer
+from tfdeq.state_layout import StateLayout
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -71,7 +74,7 @@ class Unrolled(Adjoint):
         layout = StateLayout(z0)
         batch = tf.shape(tf.nest.flatten(z0)[0])[:1]
         known = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
-        budget = _per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
+        budget = per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
         recorded = tf.minimum(budget, self.steps)
         fixed_f = BoundFunction(f, args)
         z, spent, stagnated = z0, tf.zeros_like(budget), tf.zeros_like(budget, tf.bool)
@@ -82,7 +85,7 @@ class Unrolled(Adjoint):
             solution = iterate(
                 fixed_f, z0, solver, tolerance, _at_least_one(most), return_image=True
             )
-            z = _choose(left > 0, solution.z, z0)
+            z = choose(left > 0, solution.z, z0)
             spent = tf.where(left > 0, solution.steps, 0)
             stagnated = (left > 0) & tf.equal(solution.status, int(Status.STAGNATED))
 
@@ -92,7 +95,7 @@ class Unrolled(Adjoint):
             image = apply(z, *args)
             layout.check_output(image)
             finite = tf.reduce_all(tf.math.is_finite(layout.flatten(image)), axis=1)
-            z = _choose((k < recorded) & finite, image, z)
+            z = choose((k < recorded) & finite, image, z)
         tolerance = solver.tolerance if tolerance is None else tolerance
         check = iterate(fixed_f, z, FixedPointIteration(), tolerance, max_steps=1)
         missed = tf.equal(check.status, int(Status.MAX_STEPS))
@@ -102,18 +105,6 @@ class Unrolled(Adjoint):
 
 def _at_least_one(most: Any) -> Any:
     return tf.maximum(most, 1) if tf.is_tensor(most) else np.maximum(most, 1)
-
-
-def _choose(condition: tf.Tensor, one: Any, other: Any) -> Any:
-    """Sample b of `one` where condition[b], else of `other`."""
-
-    def choose(one, other):
-        shape = tf.concat([tf.shape(condition), tf.ones([tf.rank(one) - 1], tf.int32)], axis=0)
-        chosen = tf.where(tf.reshape(condition, shape), one, other)
-        chosen.set_shape(other.shape)
-        return chosen
-
-    return tf.nest.map_structure(choose, one, other)
 
 
 def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,7 +139,7 @@ def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
 
             with tf.GradientTape() as tape:
                 output = f(fixed_z, *fixed_args)
-            _check_variables(tape.watched_variables())
+            check_variables(tape.watched_variables())
             return tf.nest.flatten(output), gradient
 
         outputs = evaluate(*tf.nest.flatten(z), *floating_leaves(args))

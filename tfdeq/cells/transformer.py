@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from tfdeq.cells.normalized_dense import normalized_dense
 from tfdeq.solvers.solver import require_positive_integer
 
 _EPSILON = 1e-5  # of the norms; also keeps the norm of a zero state at zero
@@ -31,6 +32,10 @@ class TransformerCell(keras.layers.Layer):
         feedforward: hidden size of the MLP (GELU). Default: 4 · width.
         dropout: rate on the attention's and the MLP's output, in [0, 1). Default 0.
         recurrent_scale: scale of W at the start, >= 0. Default 0.
+        normalization: of all linear maps: None, "weight" (lengths and directions of their columns
+            learned apart) or "spectral" (spectral norms of at most 1, kept by a Keras constraint); see
+            `tfdeq.cells.normalized_dense`. Neither makes the cell a contraction: attention has no
+            Lipschitz constant. Default None.
 
     Call arguments: z [B, T, d]; x as it comes from `inject`; mask [B, T] bool or None: positions
     where it is False are held at zero, and so take no part in residuals. Returns [B, T, d].
@@ -58,6 +63,7 @@ class TransformerCell(keras.layers.Layer):
         feedforward: int | None = None,
         dropout: float = 0.0,
         recurrent_scale: float = 0.0,
+        normalization: str | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -72,6 +78,7 @@ class TransformerCell(keras.layers.Layer):
             raise ValueError(f"heads must divide width; received width {width}, heads {heads}.")
         self.dropout = float(dropout)
         self.recurrent_scale = float(recurrent_scale)
+        self.normalization = normalization
         self.query_key_value = self._linear(3 * width, "query_key_value", self.recurrent_scale)
         self.injection = self._linear(3 * width, "injection")
         self.attention_output = self._linear(width, "attention_output")
@@ -125,14 +132,15 @@ class TransformerCell(keras.layers.Layer):
         output = a + self.feedforward_dropout(self.contract(hidden))
         return output if mask is None else ops.where(mask[:, :, None], output, 0)
 
-    def _linear(self, units: int, name: str, scale: float = 1.0) -> keras.layers.Dense:
+    def _linear(self, units: int, name: str, scale: float = 1.0) -> keras.layers.Layer:
         initializer = "zeros"
         if scale:
             initializer = keras.initializers.VarianceScaling(
                 scale**2, "fan_in", "untruncated_normal"
             )
-        return keras.layers.Dense(
+        return normalized_dense(
             units,
+            self.normalization,
             use_bias=False,
             kernel_initializer=initializer,
             dtype=self.dtype_policy,
@@ -151,6 +159,7 @@ class TransformerCell(keras.layers.Layer):
             "feedforward": self.feedforward,
             "dropout": self.dropout,
             "recurrent_scale": self.recurrent_scale,
+            "normalization": self.normalization,
         }
 
 
