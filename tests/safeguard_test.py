@@ -40,8 +40,9 @@ def test_safeguarded_steps_converge_where_plain_iteration_does(name, mode):
         plain = solve(tfdeq.FixedPointIteration(max_steps=2000, tolerance=1e-6))
         assert plain.converged.numpy().all()
         assert solution.converged.numpy().all()
-        # At worst every accelerated attempt, of up to six steps, is refused before a plain streak.
-        assert (solution.steps.numpy() <= 2 * plain.steps.numpy() + 60).all()
+        # At worst every accelerated attempt, of up to fifteen steps, is refused before a plain streak,
+        # and the streaks double: up to 256, eight attempts.
+        assert (solution.steps.numpy() <= 2 * plain.steps.numpy() + 8 * 15).all()
 
 
 def test_safeguard_goes_back_from_nan():

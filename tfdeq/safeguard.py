@@ -6,7 +6,7 @@ import tensorflow as tf
 
 # Accelerated steps of a safeguarded sample must lower the residual by this factor, in so many steps.
 _DECREASE = 0.9
-_PATIENCE = 6
+_PATIENCE = 15
 
 
 class SafeguardState(NamedTuple):

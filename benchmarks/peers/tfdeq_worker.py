@@ -45,13 +45,13 @@ def _norm(z: tf.Tensor) -> tf.Tensor:
 
 
 def _attention(projected: tf.Tensor, heads: int) -> tf.Tensor:
-    batch, length, width = projected.shape
+    length, width = projected.shape[1:]
     width //= 3
-    split = tf.reshape(projected, [batch, length, 3, heads, width // heads])
+    split = tf.reshape(projected, [-1, length, 3, heads, width // heads])
     query, key, value = tf.unstack(tf.transpose(split, [2, 0, 3, 1, 4]))
     logits = tf.matmul(query, key, transpose_b=True) * (width // heads) ** -0.5
     attended = tf.matmul(tf.nn.softmax(logits), value)
-    return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [batch, length, width])
+    return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, length, width])
 
 
 class TfdeqWorker(protocol.Worker):

@@ -15,9 +15,11 @@ class Solver:
         max_steps: evaluations of f at most, per sample, at least 1.
         tolerance: the relative residual at which a sample is done, greater than 0 (no unit).
         safeguard: the factor, at least 1, by which a step may raise a sample's relative residual;
-            beyond it, or after six steps that did not lower it by a tenth, the sample goes back to
-            where these steps began and makes plain steps from there, with what the solver has
-            learned forgotten. Keeps two more states in memory. None: every step is taken. Keyword only.
+            beyond it, or after fifteen steps that did not lower it by a tenth, the sample goes back
+            to where these steps began and makes plain steps from there, with what the solver has
+            learned forgotten. 2 suits Anderson; Broyden's residuals rise and fall by large factors
+            on the way to a fast end, so it wants 100. Keeps two more states in memory. None: every
+            step is taken. Keyword only.
     """
 
     max_steps: int = 30
