@@ -93,8 +93,9 @@ class Anderson(Solver):
         differences = tf.where(slot[:, None], new_difference[:, None], state.differences)
         updates = tf.where(slot[:, None], new_update[:, None], state.updates)
         if self.kind == 2:
-            products = tf.matmul(differences, tf.stack([new_difference, g], axis=-1))  # [B, m, 2]
-            row, right_side = products[..., 0], products[..., 1]
+            # Two products with vectors: XLA makes one with a matrix of two columns much slower.
+            row = tf.linalg.matvec(differences, new_difference)
+            right_side = tf.linalg.matvec(differences, g)
             gram = tf.where(slot[:, None], row[:, None, :], state.gram)
             gram = tf.where(slot[None, :], row[:, :, None], gram)
             gamma = _scaled_ridge_solve(gram, right_side, self.ridge)
@@ -102,9 +103,10 @@ class Anderson(Solver):
             new_z = new_update - alpha * new_difference
             row = tf.linalg.matvec(differences, new_z)  # Δz_newᵀΔg_j
             # Δz_iᵀ v without a third history: ΔZ = (ΔZ + α ΔG) − α ΔG.
-            pair = tf.stack([new_difference, g], axis=-1)
-            products = tf.matmul(updates, pair) - alpha * tf.matmul(differences, pair)
-            column, right_side = products[..., 0], products[..., 1]
+            column, right_side = (
+                tf.linalg.matvec(updates, v) - alpha * tf.linalg.matvec(differences, v)
+                for v in (new_difference, g)
+            )
             gram = tf.where(slot[None, :], column[:, :, None], state.gram)
             gram = tf.where(slot[:, None], row[:, None, :], gram)
             gamma = _least_squares(gram, right_side, self.ridge)

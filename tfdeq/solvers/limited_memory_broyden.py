@@ -43,10 +43,7 @@ def step(
     g = f_z - z
     y, s = g - state.last_g, state.last_step
     inverse = state.inverse * (1 - slot)[None, :, None] * (1 - slot)[None, None, :]
-    both = tf.stack([g, y], axis=-1)  # [B, D, 2]
-    coefficients = tf.matmul(inverse, tf.matmul(state.steps, both))  # [B, m, 2]
-    applied = both + tf.matmul(state.updates, coefficients, transpose_a=True)
-    p, r = applied[..., 0], applied[..., 1]
+    p, r = (_apply(state.steps, state.updates, inverse, v) for v in (g, y))
 
     square = tf.reduce_sum(s * s, axis=-1)
     denominator = -tf.reduce_sum(s * r, axis=-1)
@@ -66,6 +63,12 @@ def step(
     updates = tf.where(new, update[:, None, :], state.updates)
     known = tf.ones_like(state.known)
     return State(next_step, g, known, steps, updates, inverse), z + next_step
+
+
+def _apply(steps: tf.Tensor, updates: tf.Tensor, inverse: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+    """−H v [B, D]. A vector at a time: XLA makes products with few columns much slower."""
+    coefficients = tf.linalg.matvec(inverse, tf.linalg.matvec(steps, v))
+    return v + tf.linalg.matvec(updates, coefficients, transpose_a=True)
 
 
 def restart(state: State, mask: tf.Tensor) -> State:
