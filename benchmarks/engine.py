@@ -134,13 +134,16 @@ class Run:
 
     def _add_bounds(self) -> None:
         """The lower bounds: bare evaluations and products, as many as tfdeq's best run made."""
-        self._add("tfdeq", "bound", "fixed", variant("bound", "fixed"))
+        bounds = ("bound", "bound, graph")
+        for bound in bounds:
+            self._add("tfdeq", bound, "fixed", variant(bound, "fixed"))
         best = engine_report.fewest_evaluations(self.rows, "tfdeq")
         if best is not None:
             # The evaluations beside the forward solve's are those that the bound makes itself.
             forward, backward = max(1, best["evaluations"] - 2), max(1, best["products"])
-            what = {**variant("bound", "fixed", forward, backward)}
-            self._add("tfdeq", "bound", "tolerance", what)
+            for bound in bounds:
+                what = variant(bound, "fixed", forward, backward)
+                self._add("tfdeq", bound, "tolerance", what)
 
     def _time(self) -> None:
         rows = [row for row in self.rows if "error" not in row]

@@ -62,7 +62,7 @@ def test_iterates_are_those_of_the_dense_update(damping):
 def _apply_inverse(state, count, damping, v):
     """H v from the compact state, with `count` updates: −H v = v + Σ c_i d_i."""
     steps = state.steps.numpy()[0]
-    c = (state.inverse.numpy()[0] @ (steps @ v))[:count]
+    c = (state.inverse.numpy()[0, :, : len(steps)] @ (steps @ v))[:count]
     d = steps[1 : count + 1] - (1 - damping) * steps[:count]
     return -(v + c @ d)
 
@@ -135,9 +135,17 @@ def test_budget_beyond_the_memory_of_the_solver():
 def test_memory_shapes():
     """All steps and no other vectors; with a memory that the budget fits in just the same."""
     for memory in (None, 9, 20):
-        state = tfdeq.Broyden(max_steps=9, memory=memory).initial_state(tf.zeros([2, 7]))
-        assert state.steps.shape == [2, 9, 7]
-        assert state.gram.shape == state.inverse.shape == [2, 9, 9]
+        solver = tfdeq.Broyden(max_steps=9, memory=memory)
+        compiled = tf.function(lambda: solver.initial_state(tf.zeros([2, 7])), jit_compile=True)()  # noqa: B023
+        assert compiled.steps.shape == [2, 9, 7]
+        assert compiled.gram.shape == compiled.inverse.shape == [2, 9, 9]
+
+
+def test_history_grows_outside_of_xla():
+    """A step costs what was kept so far, not what the budget allows."""
+    _, states = _run(tfdeq.Broyden(max_steps=9), 12)
+    # After nine steps the solve starts afresh, in the rows that there are.
+    assert [state.steps.shape[1] for state in states] == [*range(1, 10), 9, 9, 9]
 
 
 @pytest.mark.parametrize(

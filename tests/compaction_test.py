@@ -128,14 +128,14 @@ def test_a_layers_mask_follows_its_samples():
     x = random.normal(size=(6, 3, SIZE)).astype("float32") * 10.0 ** -np.arange(6)[:, None, None]
     mask = np.tri(6, 3, dtype=bool)
     mask[0] = [True, False, True]
-    layer = tfdeq.DEQLayer(MaskedCell(SIZE, gain=0.7), tfdeq.FixedPointIteration(60, 1e-6))
+    layer = tfdeq.DEQLayer(MaskedCell(SIZE, gain=0.7), tfdeq.FixedPointIteration(60, 1e-4))
     together = layer(x, mask=tf.constant(mask), return_solution=True)
     assert len(set(together.steps.numpy())) > 2
     for sample in range(6):
         row = slice(sample, sample + 1)
         alone = layer(x[row], mask=tf.constant(mask[row]), return_solution=True)
         assert alone.steps[0] == together.steps[sample]
-        np.testing.assert_allclose(alone.z[0], together.z[sample], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(alone.z[0], together.z[sample], rtol=1e-5, atol=1e-6)
 
 
 def test_positions_out_of_range():

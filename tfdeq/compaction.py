@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 
 class RowwiseFunction:
@@ -58,13 +57,6 @@ class BoundFunction:
         for position in self._batched:
             args[position] = tf.nest.map_structure(gather, args[position])
         return BoundFunction(self._f, args)
-
-
-def can_shrink() -> bool:
-    """Whether shapes may change while the graph runs: everywhere but under XLA."""
-    if tf.executing_eagerly():
-        return True
-    return not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def run_compacting(

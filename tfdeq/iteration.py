@@ -7,12 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeq import safeguard
-from tfdeq.compaction import BoundFunction, can_shrink, run_compacting
+from tfdeq.compaction import BoundFunction, run_compacting
 from tfdeq.function_evaluation import evaluate, evaluate_linearised, relative_residual
-from tfdeq.samples import choose, per_sample
+from tfdeq.samples import per_sample
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import Solver
 from tfdeq.state_layout import StateLayout
+from tfdeq.xla import compiles_with_xla
 
 _RUNNING = -1
 # A sample has stagnated when its best residual fell by less than 0.1 % over this many iterates.
@@ -76,7 +77,9 @@ def iterate(
         ValueError: if f's output is unlike z, or tolerance or max_steps are out of range.
     """
     z0 = tf.nest.map_structure(tf.convert_to_tensor, z0)
-    shrinks = isinstance(f, BoundFunction) and f.has_rows and not return_state and can_shrink()
+    # Under XLA shapes are fixed.
+    has_rows = isinstance(f, BoundFunction) and f.has_rows
+    shrinks = has_rows and not return_state and not compiles_with_xla()
     layout = StateLayout(z0, any_batch=shrinks)
     z = tf.stop_gradient(layout.flatten(z0))
     batch = tf.shape(z)[:1]
@@ -195,7 +198,7 @@ def _turn(
     else:
         solver_state, next_z = solver.step(state.solver, state.k, z, f_z)
     if step.return_state:
-        solver_state = choose(_running(before), solver_state, before.solver)
+        solver_state = solver.select(_running(before), solver_state, before.solver)
     next_z = tf.where(running[:, None], next_z, state.z)
     next_z.set_shape(z.shape)
     return state._replace(k=state.k + 1, z=next_z, solver=solver_state)

@@ -1,4 +1,4 @@
-"""tfdeq, and the lower bound and explicit layers in the same TensorFlow, all compiled by XLA."""
+"""tfdeq, and the lower bound and explicit layers in the same TensorFlow, compiled by XLA or not."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from benchmarks.peers import protocol
 
 # As good as none: a float32 residual does not get there.
 _UNREACHABLE = 1e-30
+# What a solver's name ends with where tf.function runs it as a graph, without XLA.
+_GRAPH = ", graph"
 _SOLVERS = {
     "fixed_point_iteration": tfdeq.FixedPointIteration,
     "anderson": tfdeq.Anderson,
@@ -56,7 +58,9 @@ def _attention(projected: tf.Tensor, heads: int) -> tf.Tensor:
 
 class TfdeqWorker(protocol.Worker):
     name = "tfdeq"
-    solvers: ClassVar = {name: ("fixed", "tolerance") for name in _SOLVERS}
+    solvers: ClassVar = {
+        f"{name}{mode}": ("fixed", "tolerance") for name in _SOLVERS for mode in ("", _GRAPH)
+    }
 
     def __init__(self):
         super().__init__()
@@ -76,7 +80,7 @@ class TfdeqWorker(protocol.Worker):
         self._zero = tf.zeros_like(self._x)
 
     def build(self, variant):
-        step = tf.function(self._training_step(variant), jit_compile=True)
+        step = _compiled(self._training_step(variant), variant)
 
         def run():
             result = step(self._x, self._weights, None)
@@ -85,7 +89,7 @@ class TfdeqWorker(protocol.Worker):
         return run
 
     def probe(self, variant):
-        step = tf.function(self._training_step(variant), jit_compile=True)
+        step = _compiled(self._training_step(variant), variant)
         return {
             name: value.numpy() for name, value in step(self._x, self._weights, self._zero).items()
         }
@@ -115,7 +119,7 @@ class TfdeqWorker(protocol.Worker):
             image = apply_cell(self.case, enter(z), injected, x, weights)
             return tf.add_n([image, *e]) if e else image
 
-        equilibrium = {"bound": _bound, "explicit": _explicit}.get(variant["solver"], _solve)
+        equilibrium = {"bound": _bound, "explicit": _explicit}.get(_name(variant), _solve)
 
         def step(x, weights, e):
             recurrent = {k: v for k, v in weights.items() if k not in INJECTION_WEIGHTS}
@@ -135,9 +139,17 @@ class TfdeqWorker(protocol.Worker):
         return step
 
 
+def _name(variant) -> str:
+    return variant["solver"].removesuffix(_GRAPH)
+
+
+def _compiled(step: Callable[..., Any], variant) -> Callable[..., Any]:
+    return tf.function(step, jit_compile=not variant["solver"].endswith(_GRAPH))
+
+
 def _solve(cell, z0, args, variant):
     """z* by tfdeq, with the solver of the variant forward and backward."""
-    kind = _SOLVERS[variant["solver"]]
+    kind = _SOLVERS[_name(variant)]
     tolerance = variant["tolerance"] or _UNREACHABLE
     solver = kind(max_steps=variant["forward_steps"], tolerance=tolerance)
     backward = kind(max_steps=variant["backward_steps"], tolerance=tolerance)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from tfdeq.solvers import history
 from tfdeq.solvers.solver import (
     Solver,
     require_damping,
@@ -74,13 +75,12 @@ class Anderson(Solver):
             )
 
     def initial_state(self, z, max_steps=None):
-        batch, size = tf.unstack(tf.shape(z))
-        history = tf.zeros([batch, self.memory, size], z.dtype)
-        history.set_shape([z.shape[0], self.memory, z.shape[1]])
+        batch = tf.shape(z)[0]
+        rows = history.empty(z, self.memory)
         gram = tf.zeros([batch, self.memory, self.memory], z.dtype)
         gram.set_shape([z.shape[0], self.memory, self.memory])
         known = tf.zeros([batch], tf.bool)
-        return AndersonState(z, tf.zeros_like(z), known, history, history, gram)
+        return AndersonState(z, tf.zeros_like(z), known, rows, rows, gram)
 
     def step(self, state, k, z, f_z):
         alpha = tf.constant(self.damping, z.dtype)
@@ -89,35 +89,36 @@ class Anderson(Solver):
         seen = tf.cast(state.known, z.dtype)[:, None]
         new_difference = seen * (g - state.previous_g)
         new_update = seen * (z - state.previous_z) + alpha * new_difference
-        slot = tf.one_hot((k - 1) % self.memory, self.memory, on_value=True, off_value=False)
-        differences = tf.where(slot[:, None], new_difference[:, None], state.differences)
-        updates = tf.where(slot[:, None], new_update[:, None], state.updates)
+        position = (k - 1) % self.memory
+        slot = tf.range(self.memory) == position
+        differences = history.with_row(state.differences, position, new_difference)
+        updates = history.with_row(state.updates, position, new_update)
         if self.kind == 2:
             # Two products with vectors: XLA makes one with a matrix of two columns much slower.
-            row = tf.linalg.matvec(differences, new_difference)
-            right_side = tf.linalg.matvec(differences, g)
+            row = history.inner_products(differences, new_difference)
+            right_side = history.inner_products(differences, g)
             gram = tf.where(slot[:, None], row[:, None, :], state.gram)
             gram = tf.where(slot[None, :], row[:, :, None], gram)
             gamma = _scaled_ridge_solve(gram, right_side, self.ridge)
         else:
             new_z = new_update - alpha * new_difference
-            row = tf.linalg.matvec(differences, new_z)  # Δz_newᵀΔg_j
+            row = history.inner_products(differences, new_z)  # Δz_newᵀΔg_j
             # Δz_iᵀ v without a third history: ΔZ = (ΔZ + α ΔG) − α ΔG.
             column, right_side = (
-                tf.linalg.matvec(updates, v) - alpha * tf.linalg.matvec(differences, v)
+                history.inner_products(updates, v) - alpha * history.inner_products(differences, v)
                 for v in (new_difference, g)
             )
             gram = tf.where(slot[None, :], column[:, :, None], state.gram)
             gram = tf.where(slot[:, None], row[:, None, :], gram)
             gamma = _least_squares(gram, right_side, self.ridge)
-        correction = tf.linalg.matvec(updates, gamma, transpose_a=True)
+        correction = history.combination(updates, gamma)
         next_z = z + alpha * g - correction
         known = tf.ones_like(state.known)
         return AndersonState(z, g, known, updates, differences, gram), next_z
 
     def restart(self, state, mask):
-        def forget(history):
-            return tf.where(mask[:, None, None], tf.zeros_like(history), history)
+        def forget(rows):
+            return tf.where(mask[:, None, None], tf.zeros_like(rows), rows)
 
         return state._replace(
             known=state.known & tf.logical_not(mask),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdeq.solvers import limited_memory_broyden
+from tfdeq.solvers import history, limited_memory_broyden
 from tfdeq.solvers.solver import Solver, require_damping, require_positive_integer
 
 # Below this, 1 − α c is taken as a singular update and the sample's estimate starts afresh.
@@ -14,7 +14,9 @@ _SINGULAR = 1e-4
 
 
 class BroydenState(NamedTuple):
-    steps: tf.Tensor  # [B, m, D] the steps s_0 … taken since the last restart
+    steps: (
+        tf.Tensor
+    )  # [B, k, D] the steps s_0 … taken so far; under XLA [B, m, D], filled up with 0
     gram: tf.Tensor  # [B, m, m] their inner products
     inverse: tf.Tensor  # [B, m, m] lower triangular: c = inverse · (s_jᵀ g)_j
 
@@ -67,10 +69,8 @@ class Broyden(Solver):
         rows = max_steps or self.max_steps
         if self.memory is not None and self.memory < rows:
             return limited_memory_broyden.initial_state(z, self.memory)
-        batch, size = tf.unstack(tf.shape(z))
-        steps = tf.zeros([batch, rows, size], z.dtype)
-        steps.set_shape([z.shape[0], rows, z.shape[1]])
-        square = tf.zeros([batch, rows, rows], z.dtype)
+        steps = history.growing(z, rows)
+        square = tf.zeros([tf.shape(z)[0], rows, rows], z.dtype)
         square.set_shape([z.shape[0], rows, rows])
         return BroydenState(steps, square, square)
 
@@ -79,12 +79,12 @@ class Broyden(Solver):
             return limited_memory_broyden.step(state, k, z, f_z, self.damping)
         alpha = tf.constant(self.damping, z.dtype)
         g = f_z - z
-        rows = state.steps.shape[1]
+        rows = state.gram.shape[1]
         position = k % rows  # of the step that this call makes
         new = tf.one_hot(position, rows, dtype=z.dtype)
         last = tf.one_hot((k - 1) % rows, rows, dtype=z.dtype)
 
-        t = tf.linalg.matvec(state.steps, g)  # [B, m] s_jᵀ g
+        t = history.inner_products(state.steps, g, rows)  # [B, m] s_jᵀ g
         c = tf.linalg.matvec(state.inverse, t)
         c_last = tf.reduce_sum(c * last, axis=-1, keepdims=True)
         weights = _shift_right(c * (1 - last)) - (1 - alpha) * c  # Σ c_i d_i in terms of s_j
@@ -93,7 +93,7 @@ class Broyden(Solver):
         keep = tf.where(restart, tf.zeros_like(denominator), tf.ones_like(denominator))
         scale = tf.where(restart, tf.ones_like(denominator), 1 / denominator)
         weights = keep * weights * scale
-        step = alpha * (scale * g + tf.linalg.matvec(state.steps, weights, transpose_a=True))
+        step = alpha * (scale * g + history.combination(state.steps, weights))
 
         # The new row of the Gram matrix follows from t and the weights, without another pass over D.
         row = alpha * (scale * t + tf.linalg.matvec(state.gram, weights))
@@ -105,7 +105,7 @@ class Broyden(Solver):
         inverse_row = new + tf.linalg.matvec(state.inverse, coupling, transpose_a=True)
         inverse_row = tf.math.divide_no_nan(inverse_row, square)
         inverse = _with_row(keep[:, :, None] * state.inverse, new, inverse_row)
-        steps = tf.where(new[None, :, None] > 0, step[:, None, :], state.steps)
+        steps = history.appended(state.steps, position, step)
         return BroydenState(steps, gram, inverse), z + step
 
     def restart(self, state, mask):
@@ -113,6 +113,11 @@ class Broyden(Solver):
             return limited_memory_broyden.restart(state, mask)
         inverse = tf.where(mask[:, None, None], tf.zeros_like(state.inverse), state.inverse)
         return state._replace(inverse=inverse)
+
+    def select(self, mask, state, other):
+        if isinstance(state, BroydenState):
+            other = other._replace(steps=history.padded(other.steps, state.steps))
+        return super().select(mask, state, other)
 
     def transposed_inverse(self, state: Any, evaluations: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         """Returns −Hᵀv [B, D], H the inverse estimate after each sample's evaluations.
@@ -126,12 +131,12 @@ class Broyden(Solver):
         """
         if isinstance(state, limited_memory_broyden.State):
             return limited_memory_broyden.transposed_inverse(state, v)
-        rows = state.steps.shape[1]
+        rows = state.gram.shape[1]
         known = 1 - tf.one_hot((evaluations - 1) % rows, rows, dtype=v.dtype)
-        t = tf.linalg.matvec(state.steps, v)
+        t = history.inner_products(state.steps, v, rows)
         weights = known * (_shift_left(t) - tf.constant(1 - self.damping, v.dtype) * t)
         c = tf.linalg.matvec(state.inverse, weights, transpose_a=True)
-        return v + tf.linalg.matvec(state.steps, c, transpose_a=True)
+        return v + history.combination(state.steps, c)
 
 
 def _shift_right(row: tf.Tensor) -> tf.Tensor:

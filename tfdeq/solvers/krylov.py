@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdeq.solvers import history
+
 # Rounding errors of the orthogonalisation, in units of the dtype's precision.
 _ROUNDING = 10.0
 
@@ -60,7 +62,7 @@ def gmres(
     triangle = tf.linalg.set_diag(end.triangle, tf.where(regular, diagonal, 1))
     projected = tf.where(regular, projected, 0)
     weights = tf.linalg.triangular_solve(triangle, projected[..., None], lower=False)[..., 0]
-    delta = tf.linalg.matvec(end.basis[:, :size], weights * used, transpose_a=True)
+    delta = history.combination(end.basis[:, :size], weights * used)
     return tf.where((end.spent > 0)[:, None], delta, right_side), end.spent
 
 
@@ -87,10 +89,10 @@ def _expand(state: _ArnoldiState, product, length, target, allowed) -> _ArnoldiS
     v = tf.gather(basis, j, axis=1)
     w = v - product(v)
     whole = tf.norm(w, axis=1)
-    first = tf.linalg.matvec(basis, w)
-    w -= tf.linalg.matvec(basis, first, transpose_a=True)
-    second = tf.linalg.matvec(basis, w)
-    w -= tf.linalg.matvec(basis, second, transpose_a=True)
+    first = history.inner_products(basis, w)
+    w -= history.combination(basis, first)
+    second = history.inner_products(basis, w)
+    w -= history.combination(basis, second)
     below = tf.norm(w, axis=1)
     # Rounding alone is left: the space holds the solution, and there is no new direction.
     below = tf.where(below > _ROUNDING * np.finfo(dtype.as_numpy_dtype).eps * whole, below, 0)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfdeq.solvers import history
+
 # Below this share of ‖s‖², sᵀH y is taken as a singular update, which is left out.
 _SINGULAR = 1e-4
 
@@ -19,9 +21,8 @@ class State(NamedTuple):
 
 def initial_state(z: tf.Tensor, memory: int) -> State:
     """The state of a solve that keeps `memory` updates; z: [B, D]."""
-    batch, size = tf.unstack(tf.shape(z))
-    rows = tf.zeros([batch, memory, size], z.dtype)
-    rows.set_shape([z.shape[0], memory, z.shape[1]])
+    batch = tf.shape(z)[0]
+    rows = history.empty(z, memory)
     square = tf.zeros([batch, memory, memory], z.dtype)
     square.set_shape([z.shape[0], memory, memory])
     zeros = tf.zeros_like(z)
@@ -39,7 +40,8 @@ def step(
     a triangular system. Its inverse is kept: without the oldest row and column it stays the inverse.
     """
     rows = state.steps.shape[1]
-    slot = tf.one_hot((k - 1) % rows, rows, dtype=z.dtype)  # the oldest; the newest comes there
+    position = (k - 1) % rows  # of the oldest; the newest comes there
+    slot = tf.one_hot(position, rows, dtype=z.dtype)
     g = f_z - z
     y, s = g - state.last_g, state.last_step
     inverse = state.inverse * (1 - slot)[None, :, None] * (1 - slot)[None, None, :]
@@ -54,21 +56,22 @@ def step(
         p + update * tf.reduce_sum(s * p, axis=-1, keepdims=True)
     )
 
-    coupling = tf.linalg.matvec(state.updates, s)  # s_newᵀu_i; the cleared slot counts for nothing
+    coupling = history.inner_products(
+        state.updates, s
+    )  # s_newᵀu_i; the cleared slot counts for nothing
     row = slot + tf.linalg.matvec(inverse, coupling, transpose_a=True)
     row = tf.where(usable[:, None], row, 0)
     inverse = tf.where(slot[None, :, None] > 0, row[:, None, :], inverse)
-    new = slot[None, :, None] > 0
-    steps = tf.where(new, s[:, None, :], state.steps)
-    updates = tf.where(new, update[:, None, :], state.updates)
+    steps = history.with_row(state.steps, position, s)
+    updates = history.with_row(state.updates, position, update)
     known = tf.ones_like(state.known)
     return State(next_step, g, known, steps, updates, inverse), z + next_step
 
 
 def _apply(steps: tf.Tensor, updates: tf.Tensor, inverse: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
     """−H v [B, D]. A vector at a time: XLA makes products with few columns much slower."""
-    coefficients = tf.linalg.matvec(inverse, tf.linalg.matvec(steps, v))
-    return v + tf.linalg.matvec(updates, coefficients, transpose_a=True)
+    coefficients = tf.linalg.matvec(inverse, history.inner_products(steps, v))
+    return v + history.combination(updates, coefficients)
 
 
 def restart(state: State, mask: tf.Tensor) -> State:
@@ -79,5 +82,6 @@ def restart(state: State, mask: tf.Tensor) -> State:
 
 def transposed_inverse(state: State, v: tf.Tensor) -> tf.Tensor:
     """Returns −Hᵀv = v + Sᵀ Nᵀ U v; [B, D] -> [B, D]."""
-    c = tf.linalg.matvec(state.inverse, tf.linalg.matvec(state.updates, v), transpose_a=True)
-    return v + tf.linalg.matvec(state.steps, c, transpose_a=True)
+    t = history.inner_products(state.updates, v)
+    c = tf.linalg.matvec(state.inverse, t, transpose_a=True)
+    return v + history.combination(state.steps, c)

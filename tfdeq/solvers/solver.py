@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from tfdeq.samples import choose
+
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
@@ -87,6 +89,10 @@ class Solver:
         """Returns the state with all that was learned about the samples in mask [B] forgotten."""
         del mask
         return state
+
+    def select(self, mask: tf.Tensor, state: Any, other: Any) -> Any:
+        """Returns the state of the samples in mask [B], and for the rest `other`, the one before it."""
+        return choose(mask, state, other)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
