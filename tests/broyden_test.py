@@ -62,7 +62,7 @@ def test_iterates_are_those_of_the_dense_update(damping):
 def _apply_inverse(state, count, damping, v):
     """H v from the compact state, with `count` updates: −H v = v + Σ c_i d_i."""
     steps = state.steps.numpy()[0]
-    c = (state.inverse.numpy()[0, :, : len(steps)] @ (steps @ v))[:count]
+    c = ((steps @ v) @ state.inverse.numpy()[0, : len(steps)])[:count]
     d = steps[1 : count + 1] - (1 - damping) * steps[:count]
     return -(v + c @ d)
 

@@ -144,12 +144,14 @@ def _scaled_ridge_solve(gram: tf.Tensor, right_side: tf.Tensor, ridge: float) ->
     # An exact unit diagonal: also for empty slots, whose row then decouples.
     matrix = scaled * (1 - identity) + tf.constant(1 + ridge, gram.dtype) * identity
     system = tf.concat([matrix, (right_side * scale)[:, :, None]], axis=-1)  # [B, m, m + 1]
+    # The samples last: what is done to all of them alike runs over neighbours in memory.
+    system = tf.transpose(system, [1, 2, 0])
     for column in range(size):
-        pivot_row = system[:, column, :] / system[:, column, column, None]
-        others = identity[column] == 0
-        eliminated = system - system[:, :, column, None] * pivot_row[:, None, :]
-        system = tf.where(others[None, :, None], eliminated, pivot_row[:, None, :])
-    return system[:, :, size] * scale
+        pivot_row = system[column] / system[column, column]
+        # Less the unit, so that the pivot's own row becomes pivot_row by the same subtraction.
+        multipliers = system[:, column] - identity[column][:, None]
+        system -= multipliers[:, None, :] * pivot_row[None]
+    return tf.transpose(system[:, size]) * scale
 
 
 def _least_squares(matrix: tf.Tensor, right_side: tf.Tensor, ridge: float) -> tf.Tensor:

@@ -18,7 +18,7 @@ class BroydenState(NamedTuple):
         tf.Tensor
     )  # [B, k, D] the steps s_0 … taken so far; under XLA [B, m, D], filled up with 0
     gram: tf.Tensor  # [B, m, m] their inner products
-    inverse: tf.Tensor  # [B, m, m] lower triangular: c = inverse · (s_jᵀ g)_j
+    inverse: tf.Tensor  # [B, m, m] upper triangular: c = inverseᵀ · (s_jᵀ g)_j
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -85,7 +85,7 @@ class Broyden(Solver):
         last = tf.one_hot((k - 1) % rows, rows, dtype=z.dtype)
 
         t = history.inner_products(state.steps, g, rows)  # [B, m] s_jᵀ g
-        c = tf.linalg.matvec(state.inverse, t)
+        c = _left_product(t, state.inverse)
         c_last = tf.reduce_sum(c * last, axis=-1, keepdims=True)
         weights = _shift_right(c * (1 - last)) - (1 - alpha) * c  # Σ c_i d_i in terms of s_j
         denominator = 1 - alpha * c_last
@@ -96,15 +96,15 @@ class Broyden(Solver):
         step = alpha * (scale * g + history.combination(state.steps, weights))
 
         # The new row of the Gram matrix follows from t and the weights, without another pass over D.
-        row = alpha * (scale * t + tf.linalg.matvec(state.gram, weights))
+        row = alpha * (scale * t + _left_product(weights, state.gram))
         square = tf.reduce_sum(step * step, axis=-1, keepdims=True)
         row = keep * row * (1 - new) + square * new
         gram = _with_row(keep[:, :, None] * state.gram, new, row)
         gram = _with_row(gram, new, row, column=True)
         coupling = (_shift_left(row) - (1 - alpha) * row) * keep * _before(position, rows, z.dtype)
-        inverse_row = new + tf.linalg.matvec(state.inverse, coupling, transpose_a=True)
-        inverse_row = tf.math.divide_no_nan(inverse_row, square)
-        inverse = _with_row(keep[:, :, None] * state.inverse, new, inverse_row)
+        column = new + tf.reduce_sum(state.inverse * coupling[:, None, :], axis=2)
+        column = tf.math.divide_no_nan(column, square)
+        inverse = _with_row(keep[:, :, None] * state.inverse, new, column, column=True)
         steps = history.appended(state.steps, position, step)
         return BroydenState(steps, gram, inverse), z + step
 
@@ -122,7 +122,7 @@ class Broyden(Solver):
     def transposed_inverse(self, state: Any, evaluations: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         """Returns −Hᵀv [B, D], H the inverse estimate after each sample's evaluations.
 
-        With S the steps, N the inverse, and W taking c to the weights of Σ c_i d_i in terms of S,
+        With S the steps, Nᵀ the inverse that is kept, and W taking c to the weights of Σ c_i d_i in terms of S,
         −H = I + SᵀWNS; the last step's d is not known yet, so that W leaves it out.
 
         Args:
@@ -135,8 +135,13 @@ class Broyden(Solver):
         known = 1 - tf.one_hot((evaluations - 1) % rows, rows, dtype=v.dtype)
         t = history.inner_products(state.steps, v, rows)
         weights = known * (_shift_left(t) - tf.constant(1 - self.damping, v.dtype) * t)
-        c = tf.linalg.matvec(state.inverse, weights, transpose_a=True)
+        c = tf.linalg.matvec(state.inverse, weights)
         return v + history.combination(state.steps, c)
+
+
+def _left_product(row: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """rowᵀ · matrix, [B, m], [B, m, m] -> [B, m]. Sums that fuse: products of small matrices do not."""
+    return tf.reduce_sum(row[:, :, None] * matrix, axis=1)
 
 
 def _shift_right(row: tf.Tensor) -> tf.Tensor:
