@@ -308,9 +308,9 @@ def test_compiled_by_xla(name):
 
 # A file may import from its own layer and from those before it.
 LAYERS = (
-    ("tfdeq.version",),
+    ("tfdeq.version", "tfdeq.samples", "tfdeq.xla"),
     ("tfdeq.solution", "tfdeq.solvers"),
-    ("tfdeq.compaction", "tfdeq.samples", "tfdeq.state_layout", "tfdeq.safeguard"),
+    ("tfdeq.compaction", "tfdeq.state_layout", "tfdeq.safeguard"),
     ("tfdeq.function_evaluation", "tfdeq.warm_starts", "tfdeq.spectral_norm"),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),

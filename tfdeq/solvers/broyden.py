@@ -122,8 +122,8 @@ class Broyden(Solver):
     def transposed_inverse(self, state: Any, evaluations: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         """Returns −Hᵀv [B, D], H the inverse estimate after each sample's evaluations.
 
-        With S the steps, Nᵀ the inverse that is kept, and W taking c to the weights of Σ c_i d_i in terms of S,
-        −H = I + SᵀWNS; the last step's d is not known yet, so that W leaves it out.
+        With S the steps, Nᵀ the inverse that is kept, and W taking c to the weights of Σ c_i d_i in
+        terms of S, −H = I + SᵀWNS; the last step's d is not known yet, so that W leaves it out.
 
         Args:
             state: of each sample as its last evaluation left it. evaluations: [B] int32, >= 1.
