@@ -1,16 +1,18 @@
-"""Root-finding problems in fixed-point form, from easy to badly scaled, with their sources."""
+"""Root-finding problems in fixed-point form, from easy to badly scaled, with their sources.
+
+Written for whatever array library is given: jax.numpy, or tf.experimental.numpy.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 
 class Problem(NamedTuple):
-    """f(z) = z for each row of z [B, D]; start [D] float64."""
+    """f(library, z) = z for each row of z [B, D]; start [D] float64."""
 
-    f: Callable[[tf.Tensor], tf.Tensor]
+    f: Callable[[Any, Any], Any]
     start: np.ndarray
 
 
@@ -25,7 +27,7 @@ def affine(radius: float, normal: bool, size: int = 40, seed: int = 0) -> Proble
     if not normal:
         middle = middle + np.diag(np.full(size - 1, 0.5), 1)
     a, b = q @ middle @ q.T, random.normal(size=size)
-    return Problem(lambda z: tf.matmul(z, tf.constant(a)) + tf.constant(b), np.zeros(size))
+    return Problem(lambda xp, z: xp.matmul(z, a) + b, np.zeros(size))
 
 
 def tanh_network(gain: float, size: int = 60, seed: int = 0) -> Problem:
@@ -33,7 +35,7 @@ def tanh_network(gain: float, size: int = 60, seed: int = 0) -> Problem:
     random = np.random.default_rng(seed)
     w = gain * random.normal(size=(size, size)) / np.sqrt(size)
     b = random.normal(size=size)
-    return Problem(lambda z: tf.tanh(tf.matmul(z, tf.constant(w)) + tf.constant(b)), np.zeros(size))
+    return Problem(lambda xp, z: xp.tanh(xp.matmul(z, w) + b), np.zeros(size))
 
 
 def chandrasekhar(c: float, size: int = 100) -> Problem:
@@ -44,8 +46,7 @@ def chandrasekhar(c: float, size: int = 100) -> Problem:
     """
     nodes = (np.arange(size) + 0.5) / size
     kernel = 0.5 * c / size * nodes[:, None] / (nodes[:, None] + nodes[None, :])
-    matrix = tf.constant(kernel.T)
-    return Problem(lambda z: 1.0 / (1.0 - tf.matmul(z, matrix)), np.ones(size))
+    return Problem(lambda xp, z: 1.0 / (1.0 - xp.matmul(z, kernel.T)), np.ones(size))
 
 
 def bratu(strength: float, size: int = 12) -> Problem:
@@ -65,9 +66,9 @@ def bratu(strength: float, size: int = 12) -> Problem:
             ):
                 if 0 <= i < size and 0 <= j < size:
                     neighbours[i * size + j, row * size + column] = 0.25
-    matrix = tf.constant(neighbours)
     scale = strength * h * h / 4
-    return Problem(lambda z: tf.matmul(z, matrix) + scale * tf.exp(z), np.zeros(size * size))
+    start = np.zeros(size * size)
+    return Problem(lambda xp, z: xp.matmul(z, neighbours) + scale * xp.exp(z), start)
 
 
 def powell_badly_scaled() -> Problem:
@@ -77,9 +78,9 @@ def powell_badly_scaled() -> Problem:
     problem 3.
     """
 
-    def f(z):
+    def f(xp, z):
         x, y = z[:, 0], z[:, 1]
-        return z - tf.stack([1e4 * x * y - 1.0, tf.exp(-x) + tf.exp(-y) - 1.0001], axis=1)
+        return z - xp.stack([1e4 * x * y - 1.0, xp.exp(-x) + xp.exp(-y) - 1.0001], axis=1)
 
     return Problem(f, np.array([0.0, 1.0]))
 
@@ -91,10 +92,10 @@ def powell_singular() -> Problem:
     root.
     """
 
-    def f(z):
-        x, y, u, v = tf.unstack(z - 1.0, axis=1)
+    def f(xp, z):
+        x, y, u, v = ((z - 1.0)[:, i] for i in range(4))
         g = [x + 10.0 * y, 5**0.5 * (u - v), (y - 2.0 * u) ** 2, 10**0.5 * (x - v) ** 2]
-        return z - 0.1 * tf.stack(g, axis=1)
+        return z - 0.1 * xp.stack(g, axis=1)
 
     return Problem(f, np.array([3.0, -1.0, 0.0, 1.0]) + 1.0)
 

@@ -1,12 +1,15 @@
-"""Which solver solves what, in how many evaluations, next to scipy.optimize.root.
+"""Which solver solves what, in how many evaluations, next to scipy.optimize.root and Optimistix.
 
-python -m benchmarks.robustness [--document=docs/robustness.md]
+python -m benchmarks.robustness [--peers_python=.venv-peers/bin/python] [--document=docs/robustness.md]
 
 All count the same: evaluations of f (and products with its Jacobian) until the first iterate whose
 relative residual ‖f(z) − z‖ / ‖f(z)‖ is at most the tolerance, in float64.
 """
 
+import functools
+import json
 import os
+import subprocess
 import warnings
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+from benchmarks.peers import client
 from benchmarks.problems import PROBLEMS, Problem
 from tfdeq import solvers
 from tfdeq.iteration import iterate
@@ -29,12 +33,14 @@ MATRIX_FREE_PEERS = ("krylov", "broyden1", "anderson", "df-sane")
 EXPLANATION = """
 # Which solver solves what
 
-Made by `python -m benchmarks.robustness --document=docs/robustness.md`. Evaluations of f, and products
+Made by `python -m benchmarks.robustness --peers_python=.venv-peers/bin/python
+--document=docs/robustness.md` (`make bench` makes that environment). Evaluations of f, and products
 with its Jacobian, until the first iterate whose relative residual is at most {:g}, in float64; – where a
 method had not got there after {} of them, or stopped. The problems, with their sources, are in
-`benchmarks/problems.py`; scipy's are the methods of `scipy.optimize.root`, of which hybr builds the
-whole Jacobian. Broyden keeps 200 updates. What scipy's matrix-free methods solve, Broyden or
-NewtonKrylov solves in at most 1.2 times the evaluations of the best of them (`tests/robustness_test.py`).
+`benchmarks/problems.py`; scipy's are the methods of `scipy.optimize.root`. hybr and Optimistix's
+methods build the whole Jacobian, which counts as many products as there are unknowns. Broyden keeps
+200 updates. What scipy's matrix-free methods solve, Broyden or NewtonKrylov solves in at most 1.2
+times the evaluations of the best of them (`tests/robustness_test.py`).
 
 """
 
@@ -56,7 +62,8 @@ def variants(evaluations: int, tolerance: float) -> dict[str, solvers.Solver]:
 def solve(problem: Problem, solver: solvers.Solver) -> int | None:
     """Returns the evaluations that a solver spends, or None if it does not converge."""
     start = tf.constant(problem.start[None])
-    solution = tf.function(lambda z: iterate(problem.f, z, solver), autograph=False)(start)
+    f = functools.partial(problem.f, tf.experimental.numpy)
+    solution = tf.function(lambda z: iterate(f, z, solver), autograph=False)(start)
     return int(solution.steps[0]) if bool(solution.converged[0]) else None
 
 
@@ -69,7 +76,7 @@ def solve_with_scipy(
     """
     from scipy import optimize
 
-    compiled = tf.function(problem.f, autograph=False)
+    compiled = tf.function(functools.partial(problem.f, tf.experimental.numpy), autograph=False)
     count = 0
 
     def g(z):
@@ -107,14 +114,32 @@ class _Spent(Exception):
     """The evaluations are used up."""
 
 
-def measure(evaluations: int, tolerance: float) -> dict[str, dict[str, int | None]]:
+def solve_with_optimistix(
+    python: str, evaluations: int, tolerance: float
+) -> dict[str, dict[str, int | None]]:
+    """Returns problem -> method -> evaluations, by the interpreter that has Optimistix."""
+    command = [python, "-m", "benchmarks.peers.optimistix_roots", str(tolerance), str(evaluations)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=client.ROOT, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"--peers_python={python} did not run Optimistix: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(
+    evaluations: int, tolerance: float, peers_python: str | None
+) -> dict[str, dict[str, int | None]]:
     """Returns problem -> method -> evaluations, or None where it did not converge."""
+    optimistix = {}
+    if peers_python:
+        optimistix = solve_with_optimistix(peers_python, evaluations, tolerance)
     results: dict[str, dict[str, int | None]] = {}
     for name, make in PROBLEMS.items():
         problem = make()
         row = {key: solve(problem, s) for key, s in variants(evaluations, tolerance).items()}
         for method in PEERS:
             row[f"scipy {method}"] = solve_with_scipy(problem, method, evaluations, tolerance)
+        row |= {f"Optimistix {key}": count for key, count in optimistix.get(name, {}).items()}
         results[name] = row
     return results
 
@@ -130,7 +155,7 @@ def table(results: dict[str, dict[str, int | None]]) -> str:
 
 
 def main() -> None:
-    text = table(measure(FLAGS.evaluations, FLAGS.tolerance))
+    text = table(measure(FLAGS.evaluations, FLAGS.tolerance, FLAGS.peers_python))
     print(text)
     if FLAGS.document:
         os.makedirs(os.path.dirname(FLAGS.document) or ".", exist_ok=True)
@@ -142,6 +167,7 @@ def define_flags() -> None:
     """Defines the program's flags; modules that import it may have flags of the same names."""
     flags.DEFINE_float("tolerance", 1e-8, "Relative residual that counts as solved. Default: 1e-8.")
     flags.DEFINE_integer("evaluations", 1000, "Evaluations at most. Default: 1000.")
+    flags.DEFINE_string("peers_python", None, "Interpreter that has Optimistix; none: without it.")
     flags.DEFINE_string("document", None, "Markdown file to write the table to.")
 
 

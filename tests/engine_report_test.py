@@ -55,8 +55,8 @@ MEMORY = {
 def test_a_table_has_every_row_the_fastest_first():
     text = engine_report.table(RESULT, "fixed")
     rows = text.splitlines()[2:]
-    assert rows[0].startswith("| lower bound | 0.2 | 1.00 | 22 + 20 |")
-    assert rows[1].startswith("| **tfdeq anderson** | 0.3 | 1.50 |")
+    assert rows[0].startswith("| lower bound | 0.2 (0.2) | 1.00 | 22 + 20 |")
+    assert rows[1].startswith("| **tfdeq anderson** | 0.3 (0.3) | 1.50 |")
     assert rows[2].startswith("| TorchDEQ broyden | 0.9 | 4.50 |")
     assert rows[3] == "| JAXopt broyden | failed: no / memory | – | – | – | – |"
     assert rows[4].startswith("| Other | not run:")
@@ -64,7 +64,7 @@ def test_a_table_has_every_row_the_fastest_first():
 
 
 def test_a_missed_tolerance_is_marked_and_wins_nothing():
-    assert "| TorchDEQ anderson † | 0.1 |" in engine_report.table(RESULT, "tolerance")
+    assert "| TorchDEQ anderson † | 0.1 (0.1) |" in engine_report.table(RESULT, "tolerance")
     summary = engine_report.summary({"dense": RESULT}).splitlines()
     # tfdeq's broyden against TorchDEQ's broyden, not its faster anderson, which missed.
     assert summary[-1].endswith("| broyden | 0.4 | – | 0.50 | – | 0.80 |")

@@ -12,7 +12,7 @@ REFERENCE = {"z": np.array([3.0, 4.0]), "d/W": np.array([[1.0]])}
 @pytest.fixture
 def parsed_flags(monkeypatch):
     values = types.SimpleNamespace(
-        quick=True, cases=["dense"], peers_python=None, threads=1, rounds=1, turn=0.0
+        quick=True, cases=["dense"], peers_python=None, threads=1, rounds=1, turn=0.0, slow=60.0
     )
     monkeypatch.setattr(engine, "FLAGS", values)
     return values

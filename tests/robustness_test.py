@@ -1,5 +1,7 @@
 """Tests of benchmarks.robustness: what scipy's matrix-free methods solve, ours solve as cheaply."""
 
+import sys
+
 import pytest
 
 from benchmarks import robustness
@@ -22,6 +24,11 @@ def test_what_scipy_solves_is_solved_in_as_many_evaluations(name):
     best = min((count for count in peers if count is not None), default=None)
     if best is not None:
         assert min(solved) <= 1.2 * best
+
+
+def test_an_interpreter_without_optimistix_is_named():
+    with pytest.raises(ValueError, match=r"--peers_python=\S+ did not run Optimistix: .*No module"):
+        robustness.solve_with_optimistix(sys.executable, EVALUATIONS, TOLERANCE)
 
 
 def test_a_table_says_what_did_not_converge():

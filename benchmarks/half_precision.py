@@ -1,0 +1,74 @@
+"""How far a solve gets where the cell computes in half precision.
+
+python -m benchmarks.half_precision
+
+A tolerance that nobody reaches: the lowest residual, the evaluations until the solver gave up, and
+why, as the worst of the samples.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfdeq
+from tfdeq import solvers
+from tfdeq.cells import DenseCell, TransformerCell
+from trainers import program
+
+POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
+SOLVERS = ("fixed_point_iteration", "anderson", "broyden", "newton_krylov")
+BUDGET = 200
+
+
+def make_cells(width: int, length: int) -> dict[str, tuple[keras.layers.Layer, tuple[int, ...]]]:
+    """Returns name -> a new cell under the policy in force, and the shape of a sample."""
+    return {
+        "dense": (DenseCell(width, contraction=0.9), (width,)),
+        "Transformer": (
+            TransformerCell(width, 4, length, recurrent_scale=0.5),
+            (length, width),
+        ),
+    }
+
+
+def measure(policy: str, solver: str, width: int = 64, length: int = 32) -> dict[str, Any]:
+    """Returns cell -> the worst residual, the most evaluations and the names of the statuses."""
+    results = {}
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        for name, (cell, shape) in make_cells(width, length).items():
+            keras.utils.set_random_seed(0)
+            settings = {"max_steps": BUDGET, "tolerance": 1e-12}
+            layer = tfdeq.DEQLayer(cell, solvers.get(solver, **settings))
+            x = np.random.default_rng(0).normal(size=(16, *shape)).astype("float32")
+            solve = tf.function(lambda x, layer=layer: layer(x, return_solution=True))
+            solution = solve(x)
+            results[name] = {
+                "residual": float(tf.reduce_max(solution.residual)),
+                "steps": int(tf.reduce_max(solution.steps)),
+                "status": sorted({tfdeq.Status(s).name for s in solution.status.numpy()}),
+            }
+    finally:
+        keras.config.set_dtype_policy(before)
+    return results
+
+
+def main() -> None:
+    print("| cell | policy | solver | residual | evaluations | status |")
+    print("|---|---|---|---|---|---|")
+    for policy in POLICIES:
+        for solver in SOLVERS:
+            for cell, row in measure(policy, solver).items():
+                status = ", ".join(row["status"])
+                print(
+                    f"| {cell} | {policy} | {solver.replace('_', ' ')} | {row['residual']:.1e} | "
+                    f"{row['steps']} | {status} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    program.run(main)
