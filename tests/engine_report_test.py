@@ -57,7 +57,7 @@ def test_a_table_has_every_row_the_fastest_first():
     rows = text.splitlines()[2:]
     assert rows[0].startswith("| lower bound | 0.2 (0.2) | 1.00 | 22 + 20 |")
     assert rows[1].startswith("| **tfdeq anderson** | 0.3 (0.3) | 1.50 |")
-    assert rows[2].startswith("| TorchDEQ broyden | 0.9 | 4.50 |")
+    assert rows[2].startswith("| TorchDEQ broyden | 0.9 (0.9) | 4.50 |")
     assert rows[3] == "| JAXopt broyden | failed: no / memory | – | – | – | – |"
     assert rows[4].startswith("| Other | not run:")
     assert len({row.count("|") for row in rows}) == 1  # no empty or broken cells
