@@ -12,14 +12,16 @@ from tfdeq.solvers import history
 _ROUNDING = 10.0
 
 
-class _ArnoldiState(NamedTuple):
-    j: tf.Tensor  # [] int32, products made in the loop
+class KrylovSpace(NamedTuple):
+    """What GMRES knows of a system for each sample; `extend` adds dimensions, `solution` uses it."""
+
+    length: tf.Tensor  # [B] ‖r‖
     basis: tf.Tensor  # [B, m + 1, D] orthonormal rows; zeros where none is yet
     triangle: tf.Tensor  # [B, m, m] R of the Hessenberg matrix Q H = R
     rotation: tf.Tensor  # [B, m + 1, m + 1] Q, the product of all Givens rotations
     residual: tf.Tensor  # [B] norm of what is left of r
-    spent: tf.Tensor  # [B] int32, products made for the sample
-    active: tf.Tensor  # [B] bool, whether the sample goes on
+    size: tf.Tensor  # [B] int32, dimensions, and so products made
+    exhausted: tf.Tensor  # [B] bool, whether there is no new direction: δ is exact, or NaN came
 
 
 def gmres(
@@ -44,49 +46,83 @@ def gmres(
     Source: Saad and Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7(3), 1986, algorithm 4; Gram–Schmidt
         is made twice, which keeps the basis orthonormal to rounding.
     """
+    space = extend(empty_space(right_side, size), product, target, allowed)
+    return tf.where((space.size > 0)[:, None], solution(space), right_side), space.size
+
+
+def empty_space(right_side: tf.Tensor, size: int) -> KrylovSpace:
+    """Returns the space of no dimension for r [B, D], with room for `size`."""
     length = tf.norm(right_side, axis=1)
-    start = _start(right_side, length, size, (length > target) & (allowed > 0))
-    end = _ArnoldiState(
+    first = right_side / tf.where(length > 0, length, 1)[:, None]
+    rest = tf.zeros_like(first)[:, None] * tf.ones([size, 1], first.dtype)
+    basis = tf.concat([first[:, None], rest], 1)
+    basis.set_shape([first.shape[0], size + 1, first.shape[1]])
+    batch = tf.shape(first)[0]
+    rotation = tf.eye(size + 1, batch_shape=[batch], dtype=first.dtype)
+    rotation.set_shape([first.shape[0], size + 1, size + 1])
+    triangle = tf.eye(size, batch_shape=[batch], dtype=first.dtype)
+    triangle.set_shape([first.shape[0], size, size])
+    none = tf.zeros([batch], tf.int32)
+    none.set_shape(first.shape[:1])
+    return KrylovSpace(length, basis, triangle, rotation, length, none, tf.equal(length, 0))
+
+
+def extend(
+    space: KrylovSpace,
+    product: Callable[[tf.Tensor], tf.Tensor],
+    target: tf.Tensor,
+    allowed: tf.Tensor,
+) -> KrylovSpace:
+    """Adds dimensions until the target is met, the space is full or the allowed products are spent."""
+    most = space.size + allowed
+    size = space.triangle.shape[1]
+
+    def active(space: KrylovSpace) -> tf.Tensor:
+        room = (space.size < most) & (space.size < size)
+        return room & (space.residual > target) & tf.logical_not(space.exhausted)
+
+    return KrylovSpace(
         *tf.while_loop(
-            lambda *fields: tf.reduce_any(_ArnoldiState(*fields).active),
-            lambda *fields: list(_expand(_ArnoldiState(*fields), product, length, target, allowed)),
-            list(start),
+            lambda *fields: tf.reduce_any(active(KrylovSpace(*fields))),
+            lambda *fields: list(
+                _expand(KrylovSpace(*fields), product, active(KrylovSpace(*fields)))
+            ),
+            list(space),
             maximum_iterations=size,
             parallel_iterations=1,
         )
     )
-    used = tf.sequence_mask(end.spent, size, dtype=right_side.dtype)  # [B, m]
-    projected = length[:, None] * end.rotation[:, :size, 0] * used
-    diagonal = tf.linalg.diag_part(end.triangle)
+
+
+def solution(space: KrylovSpace) -> tf.Tensor:
+    """Returns the δ [B, D] of the smallest residual in the space; 0 where it has no dimension."""
+    size = space.triangle.shape[1]
+    used = tf.sequence_mask(space.size, size, dtype=space.basis.dtype)  # [B, m]
+    projected = space.length[:, None] * space.rotation[:, :size, 0] * used
+    diagonal = tf.linalg.diag_part(space.triangle)
     regular = tf.abs(diagonal) > _smallest(diagonal.dtype)
-    triangle = tf.linalg.set_diag(end.triangle, tf.where(regular, diagonal, 1))
+    triangle = tf.linalg.set_diag(space.triangle, tf.where(regular, diagonal, 1))
     projected = tf.where(regular, projected, 0)
     weights = tf.linalg.triangular_solve(triangle, projected[..., None], lower=False)[..., 0]
-    delta = history.combination(end.basis[:, :size], weights * used)
-    return tf.where((end.spent > 0)[:, None], delta, right_side), end.spent
+    return history.combination(space.basis[:, :size], weights * used)
 
 
-def _start(r: tf.Tensor, length: tf.Tensor, size: int, active: tf.Tensor) -> _ArnoldiState:
-    first = r / tf.where(length > 0, length, 1)[:, None]
-    basis = tf.concat(
-        [first[:, None], tf.zeros_like(first)[:, None] * tf.ones([size, 1], r.dtype)], 1
-    )
-    basis.set_shape([r.shape[0], size + 1, r.shape[1]])
-    batch = tf.shape(r)[0]
-    rotation = tf.eye(size + 1, batch_shape=[batch], dtype=r.dtype)
-    rotation.set_shape([r.shape[0], size + 1, size + 1])
-    triangle = tf.eye(size, batch_shape=[batch], dtype=r.dtype)
-    triangle.set_shape([r.shape[0], size, size])
-    spent = tf.zeros([batch], tf.int32)
-    return _ArnoldiState(tf.constant(0), basis, triangle, rotation, length, spent, active)
+def residual_vector(space: KrylovSpace) -> tf.Tensor:
+    """Returns r − (I − J) δ [B, D] of that solution, without a product."""
+    # In the basis it is what the rotations left below the triangle, turned back.
+    row = tf.gather(space.rotation, space.size, axis=1, batch_dims=1)  # [B, m + 1]
+    left = space.length * row[:, 0]
+    return left[:, None] * history.combination(space.basis, row)
 
 
-def _expand(state: _ArnoldiState, product, length, target, allowed) -> _ArnoldiState:
-    """Adds one dimension to the Krylov space of every active sample."""
-    j, basis, rotation = state.j, state.basis, state.rotation
-    size = state.triangle.shape[1]
+def _expand(space: KrylovSpace, product, active: tf.Tensor) -> KrylovSpace:
+    """Adds one dimension to the space of every active sample."""
+    basis, rotation = space.basis, space.rotation
+    size = space.triangle.shape[1]
     dtype = basis.dtype
-    v = tf.gather(basis, j, axis=1)
+    # A sample that is done stays where it is; a full one has no next row.
+    place = tf.minimum(space.size, size - 1)
+    v = tf.gather(basis, place, axis=1, batch_dims=1)
     w = v - product(v)
     whole = tf.norm(w, axis=1)
     first = history.inner_products(basis, w)
@@ -96,37 +132,39 @@ def _expand(state: _ArnoldiState, product, length, target, allowed) -> _ArnoldiS
     below = tf.norm(w, axis=1)
     # Rounding alone is left: the space holds the solution, and there is no new direction.
     below = tf.where(below > _ROUNDING * np.finfo(dtype.as_numpy_dtype).eps * whole, below, 0)
-    row, next_row = (tf.one_hot(index, size + 1, dtype=dtype) for index in (j, j + 1))
+    row, next_row = (tf.one_hot(index, size + 1, dtype=dtype) for index in (place, place + 1))
     column = first + second + below[:, None] * next_row  # of the Hessenberg matrix, [B, m + 1]
 
-    # One Givens rotation of rows j and j + 1 makes the rotated column end at j.
+    # One Givens rotation of the rows at the place and below makes the rotated column end there.
     column = tf.linalg.matvec(rotation, column)
-    a, b = tf.linalg.matvec(column, row), tf.linalg.matvec(column, next_row)
+    a, b = tf.reduce_sum(column * row, axis=1), tf.reduce_sum(column * next_row, axis=1)
     radius = tf.sqrt(a * a + b * b)
     regular = radius > 0
     cosine = tf.where(regular, a / tf.where(regular, radius, 1), 1)[:, None, None]
     sine = tf.where(regular, b / tf.where(regular, radius, 1), 0)[:, None, None]
     upper = tf.linalg.matvec(rotation, row, transpose_a=True)[:, None, :]
     lower = tf.linalg.matvec(rotation, next_row, transpose_a=True)[:, None, :]
-    is_row, is_next = row[None, :, None] > 0, next_row[None, :, None] > 0
+    is_row, is_next = row[:, :, None] > 0, next_row[:, :, None] > 0
     rotated = tf.where(is_row, cosine * upper + sine * lower, rotation)
     rotated = tf.where(is_next, cosine * lower - sine * upper, rotated)
     column = (column * (1 - row) * (1 - next_row) + radius[:, None] * row)[:, :size]
 
     finite = tf.math.is_finite(radius)
-    active = state.active & finite
-    chosen = active[:, None, None]
-    is_column = (row[:size] > 0)[None, None, :]
-    triangle = tf.where(chosen & is_column, column[:, :, None], state.triangle)
+    usable = active & finite
+    chosen = usable[:, None, None]
+    is_column = (row[:, :size] > 0)[:, None, :]
     unit = w / tf.where(below > 0, below, 1)[:, None]
-    basis = tf.where(chosen & is_next, unit[:, None, :], basis)
     rotation = tf.where(chosen, rotated, rotation)
-    left = length * tf.abs(tf.linalg.matvec(rotation[:, :, 0], next_row))
-    residual = tf.where(active, left, state.residual)
-    # The product of a sample that became NaN is spent, and the sample goes no further.
-    spent = state.spent + tf.cast(active, tf.int32)
-    goes_on = active & (residual > target) & (spent < allowed) & (below > 0)
-    return _ArnoldiState(j + 1, basis, triangle, rotation, residual, spent, goes_on)
+    left = space.length * tf.abs(tf.reduce_sum(rotation[:, :, 0] * next_row, axis=1))
+    return KrylovSpace(
+        length=space.length,
+        basis=tf.where(chosen & is_next, unit[:, None, :], basis),
+        triangle=tf.where(chosen & is_column, column[:, :, None], space.triangle),
+        rotation=rotation,
+        residual=tf.where(usable, left, space.residual),
+        size=space.size + tf.cast(usable, tf.int32),
+        exhausted=space.exhausted | (active & ((below <= 0) | tf.logical_not(finite))),
+    )
 
 
 def _smallest(dtype: tf.DType) -> float:

@@ -6,7 +6,8 @@ from typing import ClassVar, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdeq.solvers.krylov import gmres
+from tfdeq.samples import choose
+from tfdeq.solvers import krylov
 from tfdeq.solvers.solver import Solver, require_positive_integer
 
 # Eisenstat and Walker, choice 2: η = γ (‖g‖ / ‖g_before‖)².
@@ -22,6 +23,8 @@ _SHORTEST, _LONGEST = 0.1, 0.5
 # After so many the step is taken as it is: the direction is then no use, and a new linearisation is
 # worth more.
 _MOST_SHORTENINGS = 10
+# Where the linear model missed g by less than this share of the goal, it is good enough to reach it.
+_NEGLIGIBLE = 0.25
 
 
 class NewtonKrylovState(NamedTuple):
@@ -33,6 +36,7 @@ class NewtonKrylovState(NamedTuple):
     length: tf.Tensor  # [B] the share λ of it that led to the iterate to come
     shortenings: tf.Tensor  # [B] int32, how often λ was made smaller
     forcing: tf.Tensor  # [B] η of the last linear solve
+    space: krylov.KrylovSpace  # of the last linear solve
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -43,13 +47,15 @@ class NewtonKrylov(Solver):
     At z_k, GMRES finds δ with ‖g + (J − I) δ‖ ≤ η_k ‖g‖ from products J v alone (two reverse passes
     through one linearisation of f); η_k follows the progress of the residual, so that no product
     is wasted on accuracy that the linear model does not have. Where ‖g(z_k + λ δ)‖ does not fall
-    below the largest of the last five norms, λ is shortened to the minimum of a parabola. Samples do
-    this independently of one another. A product counts as one evaluation of f.
+    below the largest of the last five norms, λ is shortened to the minimum of a parabola. Where the
+    linear model foretold g so well that it can be trusted to the end, its Krylov space is not thrown away
+    but extended: an affine map costs no more products than it has dimensions. Samples do this
+    independently of one another. A product counts as one evaluation of f.
 
     Args:
         max_steps: evaluations and products at most, per sample. Default 100.
         tolerance: relative residual at which a sample is done. Default 1e-3.
-        krylov_steps: products per Newton step at most, at least 1; that many vectors are kept.
+        krylov_steps: products per linearisation at most, at least 1; that many vectors are kept.
             Default 20.
 
     Raises:
@@ -88,6 +94,7 @@ class NewtonKrylov(Solver):
             length=ones,
             shortenings=tf.zeros(tf.shape(ones), tf.int32),
             forcing=_FIRST_FORCING * ones,
+            space=krylov.empty_space(tf.zeros_like(z), self.krylov_steps),
         )
 
     def step_with_products(self, state, k, z, f_z, product, running, allowed, tolerance):
@@ -100,13 +107,21 @@ class NewtonKrylov(Solver):
         # NaN is below no bound, and may be gone back from as often as it takes.
         accepted &= tf.math.is_finite(norm)
 
-        forcing = _forcing(state, norm, first, tolerance * tf.norm(f_z, axis=1))
+        goal = tolerance * tf.norm(f_z, axis=1)
+        forcing = _forcing(state, norm, first, goal)
+        trusted = accepted & self._trusted(state, g, goal)
+        space = choose(trusted, state.space, krylov.empty_space(g, self.krylov_steps))
+        before = space.size
+        target = tf.where(trusted, 0.5 * goal, forcing * norm)
         spend = tf.where(running & accepted, allowed, 0)
-        delta, spent = gmres(product, g, forcing * norm, spend, self.krylov_steps)
+        space = choose(accepted, krylov.extend(space, product, target, spend), state.space)
+        spent = tf.where(accepted, space.size - before, 0)
+        delta = tf.where((space.size > 0)[:, None], krylov.solution(space), g)
 
         length = tf.where(accepted, tf.ones_like(norm), _shorter(state, norm))
         direction = tf.where(accepted[:, None], delta, state.direction)
-        base = tf.where(accepted[:, None], z, state.base)
+        # An extended space still begins where it was begun.
+        base = tf.where((accepted & ~trusted)[:, None], z, state.base)
         norms = tf.concat([norm[:, None], state.norms[:, :-1]], axis=1)
         new = NewtonKrylovState(
             base=base,
@@ -115,8 +130,17 @@ class NewtonKrylov(Solver):
             length=length,
             shortenings=tf.where(accepted, 0, state.shortenings + 1),
             forcing=tf.where(accepted, forcing, state.forcing),
+            space=space,
         )
         return new, base + length[:, None] * direction, spent
+
+    def _trusted(self, state: NewtonKrylovState, g: tf.Tensor, goal: tf.Tensor) -> tf.Tensor:
+        """[B] bool: whether the last linear model, carried on, leads to the goal."""
+        space = state.space
+        whole = (state.shortenings == 0) & (state.norms[:, 0] >= 0)
+        room = (space.size > 0) & (space.size < self.krylov_steps) & ~space.exhausted
+        missed = tf.norm(g - krylov.residual_vector(space), axis=1)
+        return whole & room & (missed <= _NEGLIGIBLE * goal)
 
     def restart(self, state, mask):
         forgotten = tf.where(mask[:, None], -tf.ones_like(state.norms), state.norms)
