@@ -103,7 +103,8 @@ def table(result: Mapping[str, Any], mode: str) -> str:
         name = f"**{label(row)}**" if family(row) == "tfdeq" else label(row)
         if "error" in row:
             text = row["error"].replace("|", "/")
-            lines.append(f"| {name} | failed: {text} | – | – | – | – |")
+            text = text if text.startswith("not run") else f"failed: {text}"
+            lines.append(f"| {name} | {text} | – | – | – | – |")
             continue
         mark = (
             " †"

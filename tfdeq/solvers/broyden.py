@@ -9,9 +9,6 @@ import tensorflow as tf
 from tfdeq.solvers import history, limited_memory_broyden
 from tfdeq.solvers.solver import Solver, require_damping, require_positive_integer
 
-# States of at most so many entries for each step kept are so small that products with the steps cost
-# less than their Gram matrix, which is then not kept.
-_SMALL = 16
 # Below this, 1 − α c is taken as a singular update and the sample's estimate starts afresh.
 _SINGULAR = 1e-4
 
@@ -20,7 +17,7 @@ class BroydenState(NamedTuple):
     steps: (
         tf.Tensor
     )  # [B, k, D] the steps s_0 … taken so far; under XLA [B, m, D], filled up with 0
-    gram: Any  # [B, m, m] their inner products; () where the state is small
+    gram: tf.Tensor  # [B, m, m] their inner products
     inverse: tf.Tensor  # [B, m, m] upper triangular: c = inverseᵀ · (s_jᵀ g)_j
 
 
@@ -32,8 +29,7 @@ class Broyden(Solver):
     z_{k+1} = z_k − α H_k g_k and H_{k+1} = H_k + (s − H_k y) sᵀH_k / (sᵀH_k y), with s the step and
     y the change of g, so that H_{k+1} y = s. H is never formed: with d_i = s_{i+1} − (1 − α) s_i,
     −H_k v = v + Σ c_i d_i,   ‖s_j‖² c_j = s_jᵀv + Σ_{i<j} (s_jᵀd_i) c_i,
-    so the steps and their Gram matrix are all the memory there is: half that of the usual U Vᵀ. The
-    Gram matrix itself is not needed where a pass over the steps costs less than it does.
+    so the steps and their Gram matrix are all the memory there is: half that of the usual U Vᵀ.
     A sample whose update would be singular starts afresh from −I.
 
     With a memory smaller than the budget the compact form does not hold, and twice as many vectors
@@ -76,8 +72,7 @@ class Broyden(Solver):
         steps = history.growing(z, rows)
         square = tf.zeros([tf.shape(z)[0], rows, rows], z.dtype)
         square.set_shape([z.shape[0], rows, rows])
-        is_small = z.shape[1] is not None and z.shape[1] <= _SMALL * rows
-        return BroydenState(steps, () if is_small else square, square)
+        return BroydenState(steps, square, square)
 
     def step(self, state, k, z, f_z):
         if isinstance(state, limited_memory_broyden.State):
@@ -100,18 +95,12 @@ class Broyden(Solver):
         weights = keep * weights * scale
         step = alpha * (scale * g + history.combination(state.steps, weights))
 
-        has_gram = not isinstance(state.gram, tuple)
-        if has_gram:
-            # The new row follows from t and the weights, without another pass over D.
-            row = alpha * (scale * t + _left_product(weights, state.gram))
-        else:
-            row = history.inner_products(state.steps, step, rows)
+        # The new row of the Gram matrix follows from t and the weights, without another pass over D.
+        row = alpha * (scale * t + _left_product(weights, state.gram))
         square = tf.reduce_sum(step * step, axis=-1, keepdims=True)
         row = keep * row * (1 - new) + square * new
-        gram = ()
-        if has_gram:
-            gram = _with_row(keep[:, :, None] * state.gram, new, row)
-            gram = _with_row(gram, new, row, column=True)
+        gram = _with_row(keep[:, :, None] * state.gram, new, row)
+        gram = _with_row(gram, new, row, column=True)
         coupling = (_shift_left(row) - (1 - alpha) * row) * keep * _before(position, rows, z.dtype)
         column = new + tf.reduce_sum(state.inverse * coupling[:, None, :], axis=2)
         column = tf.math.divide_no_nan(column, square)
