@@ -239,7 +239,8 @@ def write(
                 agreement = ", ".join(f"{k} {v:.1e}" for k, v in result["agreement"].items())
                 parts += [
                     f"### {name.replace('_', ' ')}: {result['description']}",
-                    f"Converged outputs and gradients differ from tfdeq's by: {agreement or '–'}.",
+                    f"Converged outputs and gradients differ from tfdeq's by: {agreement or '–'}. "
+                    f"Rounds: {result['rounds']}.",
                     table(result, mode),
                 ]
     if memory:
@@ -257,7 +258,4 @@ def write(
 def _setting(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     warning = "**A smoke run at tiny sizes: its times mean nothing.** " if result["quick"] else ""
-    return (
-        f"{warning}{result['processor']}, {result['threads']} threads, {result['rounds']} rounds; "
-        f"{versions}."
-    )
+    return f"{warning}{result['processor']}, {result['threads']} threads; {versions}."
