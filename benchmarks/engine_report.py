@@ -227,7 +227,10 @@ def write(
     """Writes the document, and beside it its plots, named after it."""
     os.makedirs(os.path.dirname(document) or ".", exist_ok=True)
     stem = os.path.splitext(document)[0]
-    parts = ["# tfdeq against its peers", "Made by `make bench`."]
+    parts = [
+        "# tfdeq against its peers",
+        "Made by `benchmarks.engine` and `benchmarks.memory`, which `make bench` runs.",
+    ]
     if results:
         parts += [_setting(next(iter(results.values()))), EXPLANATION.strip()]
         parts += ["## tfdeq's fastest against each peer's fastest", summary(results)]

@@ -71,7 +71,7 @@ def with_row(history: tf.Tensor, position: tf.Tensor, row: tf.Tensor) -> tf.Tens
         # One fused pass; a scatter becomes a loop over the samples there.
         here = tf.range(history.shape[1]) == position
         return tf.where(here[None, :, None], row[:, None, :], history)
-    # In place, where nobody else needs the old history.
+    # One copy of the history; a select would make a mask of its size as well.
     samples = tf.range(tf.shape(history)[0])
     indices = tf.stack([samples, tf.broadcast_to(position, tf.shape(samples))], axis=1)
     return tf.tensor_scatter_nd_update(history, indices, row)

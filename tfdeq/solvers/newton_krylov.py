@@ -49,7 +49,8 @@ class NewtonKrylov(Solver):
     is wasted on accuracy that the linear model does not have. Where ‖g(z_k + λ δ)‖ does not fall
     below the largest of the last five norms, λ is shortened to the minimum of a parabola. Where the
     linear model foretold g so well that it can be trusted to the end, its Krylov space is not thrown away
-    but extended: an affine map costs no more products than it has dimensions. Samples do this
+    but extended: an affine map of at most krylov_steps dimensions costs no more products than those.
+    Samples do this
     independently of one another. A product counts as one evaluation of f.
 
     Args:
