@@ -5,6 +5,8 @@ RUN := $(BIN)/python -W ignore::DeprecationWarning
 RUNTIME := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 QUICKSTART := runs/quickstart
+SERVING := runs/serving_model
+SERVING_FLAGS := --sequence_length=384 --batch_size=6 --train_steps=900
 PEERS := .venv-peers
 # For pip when it installs the peers, for example the index of PyTorch's small CPU builds:
 # make bench PEERS_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -13,7 +15,7 @@ BENCH := --workdir=runs/bench --peers_python=$(PEERS)/bin/python --results=bench
 # BENCH_FLAGS="--quick --results=runs/bench/results --document=runs/bench/benchmarks.md": a smoke run.
 BENCH_FLAGS ?=
 
-.PHONY: quickstart compare bench test test-all lint format bazel clean
+.PHONY: quickstart compare bench serving_program serving_bench test test-all lint format bazel clean
 
 # A stamp is written last: an installation that was cut off is made again.
 $(RUNTIME): requirements.txt
@@ -48,6 +50,15 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 bench: $(RUNTIME) $(PEERS)/.installed
 	$(RUN) -m benchmarks.memory $(BENCH) $(BENCH_FLAGS)
 	$(RUN) -m benchmarks.engine $(BENCH) --document=docs/benchmarks.md $(BENCH_FLAGS)
+
+# A C++ program that answers and times a version as a server does, without Python.
+serving_program: $(RUNTIME)
+	$(RUN) -m export.serving_program --program=build/serving_program
+
+# What serving costs, in the C++ runtime: trains a model for it first; wants a quiet machine.
+serving_bench: $(RUNTIME)
+	$(RUN) -m trainers.language_model --dataset=python_stdlib --workdir=$(SERVING) $(SERVING_FLAGS)
+	$(RUN) -m benchmarks.serving --workdir=$(SERVING) --results=benchmarks/results/serving.json --document=docs/serving_benchmarks.md
 
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

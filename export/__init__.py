@@ -1,1 +1,14 @@
-"""SavedModel versions that TensorFlow Serving loads: written whole, and verified outside Python."""
+"""Writing equilibrium models as SavedModels, verifying, serving and loading them."""
+
+from typing import Any
+
+__all__ = ["load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported until it is asked for: what reads versions alone needs no TensorFlow.
+    if name == "load_model":
+        from export.loading import load_model
+
+        return load_model
+    raise AttributeError(f"module 'export' has no attribute {name!r}")

@@ -10,33 +10,46 @@ _PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 _COMPILED = "_XlaMustCompile"
 
 
-def problems(function: tf.types.experimental.ConcreteFunction) -> list[str]:
+def problems(
+    function: tf.types.experimental.ConcreteFunction, jit_compile: bool = False
+) -> list[str]:
     """Returns what keeps a concrete function from being served by the stock server.
 
     Looked for, in it and in all functions that it calls: writes to variables, calls back into
     Python, and jit-compiled functions (a stock server loads them and fails at the first request).
+
+    Args:
+        function: what is to be served.
+        jit_compile: jit-compiled functions are wanted.
 
     Returns:
         One line a finding, sorted; [] for a function that can be served.
     """
     graph = function.graph.as_graph_def()
     library = {definition.signature.name: definition for definition in graph.library.function}
-    found = set(_node_problems("the signature itself", graph.node))
+    found = set(_node_problems("the signature itself", graph.node, jit_compile))
+    if _is_compiled(function.function_def.attr) and not jit_compile:
+        found.add(f"the signature itself is jit-compiled ({_COMPILED})")
     for name in _reachable(graph.node, library):
         definition = library[name]
-        found.update(_node_problems(f"function {name}", definition.node_def))
-        if definition.attr[_COMPILED].b:
+        found.update(_node_problems(f"function {name}", definition.node_def, jit_compile))
+        if _is_compiled(definition.attr) and not jit_compile:
             found.add(f"function {name} is jit-compiled ({_COMPILED})")
     return sorted(found)
 
 
-def _node_problems(place: str, nodes: Iterable[Any]) -> Iterator[str]:
+def _is_compiled(attributes: Any) -> bool:
+    # Looking a key up would add it: to a map of protobuf, and so to the function.
+    return _COMPILED in attributes and attributes[_COMPILED].b
+
+
+def _node_problems(place: str, nodes: Iterable[Any], jit_compile: bool) -> Iterator[str]:
     for node in nodes:
         if "Assign" in node.op or node.op.startswith(("ResourceApply", "ResourceScatter")):
             yield f"{place} writes a variable: op {node.op}, node {node.name}"
         if node.op in _PYTHON_OPS:
             yield f"{place} calls Python: op {node.op}, node {node.name}"
-        if node.attr[_COMPILED].b:
+        if _is_compiled(node.attr) and not jit_compile:
             yield f"{place} calls a jit-compiled function ({_COMPILED}): node {node.name}"
 
 

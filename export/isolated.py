@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,14 +39,20 @@ class Answers(NamedTuple):
     """What the process returned."""
 
     outputs: list[dict[str, np.ndarray]]  # one a request
-    facts: dict[str, Any]  # how each blocked import failed; what was imported; seconds
+    # How each blocked import failed; what was imported; seconds; of "c" the ops that it has.
+    facts: dict[str, Any]
 
 
 class IsolationError(ChildProcessError):
     """The process failed; the message has the end of what it printed."""
 
 
-def answer(path: str | os.PathLike, requests: Sequence[Request], runtime: str) -> Answers:
+def answer(
+    path: str | os.PathLike,
+    requests: Sequence[Request],
+    runtime: str,
+    timeout: float = TIMEOUT_SECONDS,
+) -> Answers:
     """Runs requests in a process of its own.
 
     Args:
@@ -54,9 +60,10 @@ def answer(path: str | os.PathLike, requests: Sequence[Request], runtime: str) -
         requests: what to ask.
         runtime: "tensorflow" (tf.saved_model.load) or "c" (`export.runtime`, without Python's
             TensorFlow).
+        timeout: seconds.
 
     Raises:
-        IsolationError: the process failed or took longer than TIMEOUT_SECONDS.
+        IsolationError: the process failed or took longer.
     """
     with tempfile.TemporaryDirectory(prefix="tfdeq-isolated-") as folder:
         job = {
@@ -77,11 +84,11 @@ def answer(path: str | os.PathLike, requests: Sequence[Request], runtime: str) -
             # On a timeout, run() ends the process that it started, by its id.
             process = subprocess.run(
                 command, cwd=folder, env={"TF_CPP_MIN_LOG_LEVEL": "2", **environment},
-                capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False,
+                capture_output=True, text=True, timeout=timeout, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise IsolationError(
-                f"The {runtime} runtime gave no answer in {TIMEOUT_SECONDS} s."
+                f"The {runtime} runtime gave no answer in {timeout:g} s."
             ) from error
         if process.returncode:
             raise IsolationError(
@@ -108,7 +115,8 @@ def _serve(folder: pathlib.Path) -> None:
     sys.meta_path.insert(0, _Blocked(job["blocked"]))
     facts: dict[str, Any] = {"blocked": {name: _refusal(name) for name in job["blocked"]}}
     started = time.perf_counter()
-    run = _LOADERS[job["runtime"]](job["path"])
+    run, found = _LOADERS[job["runtime"]](job["path"])
+    facts.update(found)
     facts["load_seconds"] = round(time.perf_counter() - started, 3)
     inputs = _unpack(folder / "inputs.npz", len(job["signatures"]))
     started = time.perf_counter()
@@ -132,7 +140,7 @@ def _refusal(package: str) -> str:
     raise RuntimeError(f"{package} could be imported; this process should not see it.")
 
 
-def _load_with_tensorflow(path: str) -> Any:
+def _load_with_tensorflow(path: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)
@@ -141,13 +149,14 @@ def _load_with_tensorflow(path: str) -> Any:
         fed = {name: tf.constant(value) for name, value in inputs.items()}
         return {name: value.numpy() for name, value in loaded.signatures[signature](**fed).items()}
 
-    return run
+    return run, {}
 
 
-def _load_with_c(path: str) -> Any:
+def _load_with_c(path: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     # By path: the package that the file belongs to is among those that are blocked.
     file = pathlib.Path(__file__).with_name("runtime.py")
-    return runpy.run_path(str(file))["Runtime"](path).run
+    runtime = runpy.run_path(str(file))
+    return runtime["Runtime"](path).run, {"runnable_ops": sorted(runtime["runnable_ops"]())}
 
 
 _LOADERS = {"tensorflow": _load_with_tensorflow, "c": _load_with_c}

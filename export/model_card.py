@@ -1,46 +1,48 @@
 """The model card: what a version is, takes, returns and was made from, as JSON beside the graph."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
+import pathlib
 import platform
 from collections.abc import Mapping
 from typing import Any
 
-import tensorflow as tf
-
 import tfdeq
+from export.signatures import Signature, input_specs
 
-NAME = "model_card.json"
+FOLDER, NAME = "assets.extra", "model_card.json"
 _LIBRARIES = ("tensorflow", "keras", "numpy")
 
 
-def signature_card(
-    signatures: Mapping[str, tf.types.experimental.ConcreteFunction],
-    inputs: Mapping[str, str] | None = None,
-    outputs: Mapping[str, Mapping[str, str]] | None = None,
-) -> dict[str, Any]:
-    """Returns name -> inputs and outputs: dtype, shape (null: any size) and, where given, meaning.
-
-    Args:
-        signatures: name -> concrete function.
-        inputs: input name -> meaning, for all signatures.
-        outputs: signature name -> output name -> meaning.
-    """
-    card = {}
-    for name, function in signatures.items():
-        meanings = (outputs or {}).get(name, {})
-        card[name] = {
+def signature_card(signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """Returns name -> inputs and outputs: dtype, shape (null: any size) and meaning."""
+    return {
+        name: {
             "inputs": {
-                argument: _tensor(spec, (inputs or {}).get(argument))
-                for argument, spec in _arguments(function).items()
+                argument: _tensor(spec, signature.inputs.get(argument))
+                for argument, spec in input_specs(signature.function).items()
             },
             "outputs": {
-                output: _tensor(tensor, meanings.get(output))
-                for output, tensor in function.structured_outputs.items()
+                output: _tensor(tensor, signature.outputs.get(output))
+                for output, tensor in signature.function.structured_outputs.items()
             },
         }
-    return card
+        for name, signature in signatures.items()
+    }
+
+
+def file_hashes(folder: pathlib.Path) -> dict[str, str]:
+    """Returns path in the version -> SHA-256, of every file but the card itself."""
+    card = folder / FOLDER / NAME
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != card)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def general_card(version: int, signatures: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +61,6 @@ def general_card(version: int, signatures: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_json(card: Mapping[str, Any]) -> str:
     return json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-
-
-def _arguments(function: tf.types.experimental.ConcreteFunction) -> dict[str, tf.TensorSpec]:
-    positional, by_name = function.structured_input_signature
-    return {**{spec.name: spec for spec in positional}, **by_name}
 
 
 def _tensor(spec: Any, meaning: str | None) -> dict[str, Any]:

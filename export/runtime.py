@@ -4,6 +4,7 @@ Through the C API of the libraries that the tensorflow wheel brings. Nothing of 
 imported, nor of this project's: the file runs alone, by its path, with NumPy.
 """
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -41,6 +42,14 @@ class _Output(ctypes.Structure):
     _fields_ = (("operation", ctypes.c_void_p), ("index", ctypes.c_int))
 
 
+class _Buffer(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("length", ctypes.c_size_t),
+        ("deallocator", ctypes.c_void_p),
+    )
+
+
 class Runtime:
     """A loaded version: `run` feeds and fetches NumPy arrays by signature.
 
@@ -57,18 +66,17 @@ class Runtime:
     def __init__(self, path: str | os.PathLike, libraries: str | os.PathLike | None = None):
         self.signatures = read_signatures(path)
         self._library = _load_libraries(pathlib.Path(libraries) if libraries else _find_libraries())
-        self._status = self._library.TF_NewStatus()
         self._graph = self._library.TF_NewGraph()
         options = self._library.TF_NewSessionOptions()
         tags = (ctypes.c_char_p * 1)(b"serve")
-        self._session = self._library.TF_LoadSessionFromSavedModel(
-            options, None, os.fsencode(path), tags, 1, self._graph, None, self._status
-        )
-        self._library.TF_DeleteSessionOptions(options)
-        self._check(f"load {os.fspath(path)!r}")
+        with self._status(f"load {os.fspath(path)!r}") as status:
+            self._session = self._library.TF_LoadSessionFromSavedModel(
+                options, None, os.fsencode(path), tags, 1, self._graph, None, status
+            )
+            self._library.TF_DeleteSessionOptions(options)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns a signature's outputs by name.
+        """Returns a signature's outputs by name; threads may call it at once.
 
         Raises:
             ValueError: an unknown signature, other inputs than it takes, or another dtype.
@@ -87,11 +95,11 @@ class Runtime:
         try:
             for place, (name, info) in enumerate(takes.items()):
                 fed[place] = self._to_tensor(name, inputs[name], info)
-            self._library.TF_SessionRun(
-                self._session, None, feeds, fed, len(takes), fetches, fetched, len(gives),
-                None, 0, None, self._status,
-            )  # fmt: skip
-            self._check(f"run {signature}")
+            with self._status(f"run {signature}") as status:
+                self._library.TF_SessionRun(
+                    self._session, None, feeds, fed, len(takes), fetches, fetched, len(gives),
+                    None, 0, None, status,
+                )  # fmt: skip
             return {
                 name: self._to_array(tensor) for name, tensor in zip(names, fetched, strict=True)
             }
@@ -102,10 +110,10 @@ class Runtime:
 
     def close(self) -> None:
         """Frees the session and the graph; `run` cannot be called after it."""
-        self._library.TF_CloseSession(self._session, self._status)
-        self._library.TF_DeleteSession(self._session, self._status)
+        with self._status("close the session") as status:
+            self._library.TF_CloseSession(self._session, status)
+            self._library.TF_DeleteSession(self._session, status)
         self._library.TF_DeleteGraph(self._graph)
-        self._library.TF_DeleteStatus(self._status)
 
     def _output(self, tensor: str) -> _Output:
         name, _, index = tensor.partition(":")
@@ -133,10 +141,34 @@ class Runtime:
         ctypes.memmove(array.ctypes.data, self._library.TF_TensorData(tensor), array.nbytes)
         return array
 
-    def _check(self, attempt: str) -> None:
-        if self._library.TF_GetCode(self._status):
-            message = self._library.TF_Message(self._status).decode(errors="replace")
-            raise RuntimeError(f"TensorFlow's runtime could not {attempt}: {message}")
+    @contextlib.contextmanager
+    def _status(self, attempt: str) -> Iterator[int]:
+        """A status for one attempt, each thread's own; raises what the runtime wrote into it."""
+        status = self._library.TF_NewStatus()
+        try:
+            yield status
+            if self._library.TF_GetCode(status):
+                message = self._library.TF_Message(status).decode(errors="replace")
+                raise RuntimeError(f"TensorFlow's runtime could not {attempt}: {message}")
+        finally:
+            self._library.TF_DeleteStatus(status)
+
+
+def runnable_ops(libraries: str | os.PathLike | None = None) -> set[str]:
+    """Returns the names of the ops that the runtime has a CPU kernel for; see `Runtime`."""
+    library = _load_libraries(pathlib.Path(libraries) if libraries else _find_libraries())
+    status = library.TF_NewStatus()
+    buffer = library.TF_GetAllRegisteredKernels(status)
+    message = ctypes.string_at(buffer.contents.data, buffer.contents.length)
+    library.TF_DeleteBuffer(buffer)
+    library.TF_DeleteStatus(status)
+    # Field numbers: kernel_def.proto.
+    names = set()
+    for kernel in _values(message, 1):
+        (op,), (device,) = _values(kernel, 1), _values(kernel, 2)
+        if bytes(device) in (b"CPU", b"DEFAULT"):
+            names.add(bytes(op).decode())
+    return names
 
 
 def read_signatures(path: str | os.PathLike) -> dict[str, Signature]:
@@ -163,6 +195,32 @@ def read_signatures(path: str | os.PathLike) -> dict[str, Signature]:
     except (IndexError, ValueError) as error:
         raise ValueError(f"{str(file)!r} is no readable SavedModel: {error}.") from error
     return signatures
+
+
+def read_ops(path: str | os.PathLike) -> set[str]:
+    """Reads the names of all ops that a version's graph and its functions use.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_signatures`.
+    """
+    file = pathlib.Path(path, "saved_model.pb")
+    if not file.is_file():
+        raise FileNotFoundError(f"No SavedModel: {str(file)!r} is missing. Name OUTPUT/VERSION.")
+    # Field numbers: meta_graph.proto, graph.proto, function.proto, node_def.proto.
+    try:
+        ops, functions = set(), set()
+        for meta_graph in _values(file.read_bytes(), 2):
+            for graph in _values(meta_graph, 2):
+                nodes = _values(graph, 1)
+                for library in _values(graph, 2):
+                    for function in _values(library, 1):
+                        (signature,) = _values(function, 1)
+                        functions.update(bytes(name).decode() for name in _values(signature, 1))
+                        nodes += _values(function, 3)
+                ops.update(bytes(op).decode() for node in nodes for op in _values(node, 2))
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} is no readable SavedModel: {error}.") from error
+    return ops - functions  # a call of a function bears its name
 
 
 def _tensor_infos(definition: memoryview, field: int) -> dict[str, TensorInfo]:
@@ -233,6 +291,8 @@ def _load_libraries(folder: pathlib.Path) -> ctypes.CDLL:
         ("TF_CloseSession", None, [pointer, pointer]),
         ("TF_DeleteSession", None, [pointer, pointer]),
         ("TF_GraphOperationByName", pointer, [pointer, text]),
+        ("TF_GetAllRegisteredKernels", ctypes.POINTER(_Buffer), [pointer]),
+        ("TF_DeleteBuffer", None, [ctypes.POINTER(_Buffer)]),
         ("TF_SessionRun", None,
          [pointer, pointer, pointer, pointer, integer, pointer, pointer, integer, pointer,
           integer, pointer, pointer]),

@@ -3,45 +3,66 @@
 python -m export.saved_model --workdir=runs/quickstart --output=runs/quickstart/export
 """
 
-import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from export import graph_checks, model_card, versions
+from export import graph_checks, loading, model_card, versions, warm_up
 from export import language_model_signatures as language_model
+from export.quality import quality_by_tolerance
+from export.signatures import STATUS_TEXTS, Signature, keras_signatures
+from export.trained_run import VOCABULARY, held_out_text, load_run, windows_of
 from tfdeq.models import LanguageModel
 from trainers import program
 from trainers.workdir import read_json
 
+Function = tf.types.experimental.ConcreteFunction
+
 FLAGS = flags.FLAGS
-VOCABULARY = "vocabulary.txt"
-# Not in the card: the curves are long, and the configuration stands there already.
-_LEFT_OUT = ("train", "config")
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+# Held-out windows for the card's table and the warm-up records.
+WINDOWS = 64
 
 
 def export(
     model: keras.Model,
     output: str | os.PathLike,
-    signatures: Mapping[str, tf.types.experimental.ConcreteFunction],
+    signatures: Mapping[str, Signature | Function] | None = None,
     *,
+    inputs: Any = None,
     version: int | None = None,
+    jit_compile: bool = False,
+    examples: Mapping[str, np.ndarray] | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
     card: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
-    """Writes `output/<version>/` from signatures that were traced on a Keras model, atomically.
+    """Writes a Keras model with a `DEQLayer` in it as `output/<version>/`, atomically.
+
+    Every signature takes `tolerance` and `max_steps` and returns `residual`, `steps` and `status`, for
+    each example: `serving_default`, `encode` and `step` (see `export.signatures.keras_signatures`);
+    of a `tfdeq.models.LanguageModel` also `score` and `generate` (see
+    `export.language_model_signatures`).
 
     Args:
-        model: the model whose variables the signatures read.
+        model: a built model.
         output: folder of the versions, made if missing; the server's model base path.
-        signatures: name -> concrete function with named inputs that returns a dict of tensors.
+        signatures: others than these: name -> concrete function of named inputs that returns a dict
+            of tensors (see `export.signatures.trace`), or `Signature` with the meanings.
+        inputs: nest of tf.TensorSpec like the model's input; None: a functional model's own.
         version: integer >= 0; None: the highest existing one + 1.
-        card: entries of `assets.extra/model_card.json`, beside or over the general ones.
+        jit_compile: compile with XLA. The stock server then needs --xla_cpu_compilation_enabled, or
+            every request fails.
+        examples: input name -> [N, ...] real inputs; the server answers them before it takes the
+            version into service, at each of the batch sizes. None: no such records.
+        batch_sizes: the server's allowed batch sizes.
+        card: further entries of `assets.extra/model_card.json`, beside or over the general ones.
         files: name -> text of further files under `assets.extra/`.
 
     Returns:
@@ -49,25 +70,77 @@ def export(
 
     Raises:
         export.versions.VersionExistsError: the version is there; nothing was touched.
-        ValueError: a signature that writes variables, calls Python or is jit-compiled.
+        ValueError: a model without a solve, a signature that writes variables, calls Python or is
+            jit-compiled unasked, or examples that do not fit.
+
+    Example:
+        >>> import tempfile, tfdeq
+        >>> x, z = keras.Input((2,), name="x"), keras.Input((2,))
+        >>> cell = keras.Model([z, x], keras.ops.tanh(x - 0.5 * z))
+        >>> model = keras.Model(x, tfdeq.DEQLayer(cell)(x))
+        >>> export(model, tempfile.mkdtemp()).name
+        '1'
     """
-    for name, function in signatures.items():
-        found = graph_checks.problems(function)
+    versions.check_free(output, version)
+    if signatures is None:
+        signatures = signatures_of(model, inputs, jit_compile)
+    signatures = {
+        name: given if isinstance(given, Signature) else Signature(given, {}, {})
+        for name, given in signatures.items()
+    }
+    for name, signature in signatures.items():
+        found = graph_checks.problems(signature.function, jit_compile)
         if found:
             raise ValueError(
                 f"The signature {name!r} cannot be served: {'; '.join(found)}. Trace it for "
                 "inference (training=False), of TensorFlow operations only, without jit_compile."
             )
-    extra = {
-        model_card.NAME: lambda number: model_card.to_json(
+    described = {**_described(model, jit_compile, examples, batch_sizes), **(card or {})}
+    texts = {loading.NAME: loading.to_json(model), **(files or {})}
+
+    def write(folder: pathlib.Path) -> None:
+        module = tf.Module()
+        module.weights = [variable.value for variable in model.variables]
+        module.trainable_weights = [variable.value for variable in model.trainable_variables]
+        functions = {name: signature.function for name, signature in signatures.items()}
+        try:
+            tf.saved_model.save(module, str(folder), signatures=functions)
+        except (
+            AssertionError
+        ) as error:  # what tf.saved_model says of a resource that it cannot reach
+            raise ValueError(
+                f"The model {model.name!r} uses something that is no weight, such as the table of a "
+                "lookup layer, and is not written with it. Export the part of the model behind it. "
+                f"TensorFlow said: {str(error)[:500]}"
+            ) from error
+        (folder / model_card.FOLDER).mkdir()
+        for name, text in texts.items():
+            if text is not None:
+                (folder / model_card.FOLDER / name).write_text(text, encoding="utf-8")
+        if examples is not None:
+            records = warm_up.requests(signatures, examples, batch_sizes)
+            warm_up.write(folder, pathlib.Path(output).name, records)
+
+    def finish(folder: pathlib.Path, number: int) -> None:
+        text = model_card.to_json(
             {
                 **model_card.general_card(number, model_card.signature_card(signatures)),
-                **(card or {}),
+                **described,
+                "files": model_card.file_hashes(folder),
             }
-        ),
-        **{name: (lambda _, text=text: text) for name, text in (files or {}).items()},
-    }
-    return versions.publish(output, _writer(model, signatures, extra), version)
+        )
+        (folder / model_card.FOLDER / model_card.NAME).write_text(text, encoding="utf-8")
+
+    return versions.publish(output, write, version, finish)
+
+
+def signatures_of(
+    model: keras.Model, inputs: Any = None, jit_compile: bool = False
+) -> dict[str, Signature]:
+    """Returns the signatures that `export` gives a model."""
+    if isinstance(model, LanguageModel):
+        return language_model.language_model_signatures(model, jit_compile=jit_compile)
+    return keras_signatures(model, inputs, jit_compile=jit_compile)
 
 
 def export_language_model(
@@ -75,16 +148,19 @@ def export_language_model(
     output: str | os.PathLike,
     *,
     version: int | None = None,
+    jit_compile: bool = False,
+    windows: np.ndarray | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
     card: Mapping[str, Any] | None = None,
     vocabulary: str | None = None,
 ) -> pathlib.Path:
-    """Writes a language model with the signatures `serving_default` and `score`, atomically.
+    """Writes a language model with what only its text can give: quality table and warm-up records.
 
     Args:
         model: a built `tfdeq.models.LanguageModel`.
-        output: folder of the versions, made if missing.
-        version: integer >= 0; None: the highest existing one + 1.
-        card: further entries of the model card: data set, metrics, ...
+        output, version, jit_compile, batch_sizes, card: see `export`.
+        windows: [N, T] int32 held-out token ids, for the card's table of bits per token by tolerance
+            and for the warm-up records. None: neither.
         vocabulary: text of a file of the words by id, one a line; kept as
             `assets.extra/vocabulary.txt`.
 
@@ -93,105 +169,53 @@ def export_language_model(
 
     Raises:
         export.versions.VersionExistsError: the version is there; nothing was touched.
-        TypeError: for another kind of model.
         ValueError: a vocabulary of another size than the model's.
-
-    Example:
-        >>> import tempfile
-        >>> model = LanguageModel(vocabulary_size=7, sequence_length=6, width=8, heads=2)
-        >>> model.build((None, 6))
-        >>> export_language_model(model, tempfile.mkdtemp()).name
-        '1'
     """
-    signatures = language_model.language_model_signatures(model)
+    versions.check_free(output, version)
     words = None if vocabulary is None else len(vocabulary.splitlines())
     if words is not None and words != model.vocabulary_size:
         raise ValueError(
             f"The vocabulary has {words:,} lines; the model has {model.vocabulary_size:,} token "
             f"ids. Give the {VOCABULARY} of the run that trained the model."
         )
-    solver = model.equilibrium.solver
+    signatures = signatures_of(model, jit_compile=jit_compile)
     described = {
-        "signatures": model_card.signature_card(
-            signatures, language_model.INPUTS, language_model.OUTPUTS
-        ),
-        "status": language_model.STATUS_TEXTS,
+        "status": language_model.LANGUAGE_STATUS_TEXTS,
         "sequence_length": model.sequence_length,
         "vocabulary": {
             "size": model.vocabulary_size,
             "file": None if vocabulary is None else VOCABULARY,
         },
-        "own_tolerance": solver.tolerance,
-        "own_max_steps": solver.max_steps,
-        "model": keras.saving.serialize_keras_object(model)["config"],
+        "own_tolerance": model.equilibrium.solver.tolerance,
+        "own_max_steps": model.equilibrium.solver.max_steps,
         **(card or {}),
     }
-    files = {} if vocabulary is None else {VOCABULARY: vocabulary}
-    return export(model, output, signatures, version=version, card=described, files=files)
+    examples = None
+    if windows is not None:
+        described["quality_by_tolerance"] = quality_by_tolerance(signatures["score"], windows)
+        examples = language_model.examples(windows, model)
+    return export(
+        model,
+        output,
+        signatures,
+        version=version,
+        jit_compile=jit_compile,
+        examples=examples,
+        batch_sizes=batch_sizes,
+        card=described,
+        files={} if vocabulary is None else {VOCABULARY: vocabulary},
+    )
 
 
-def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any], str | None]:
-    """Reads what `trainers.language_model` left in a folder.
-
-    Returns:
-        The model, the model card's entries about the run, and the vocabulary's text or None.
-
-    Raises:
-        FileNotFoundError: no such folder, or no model in it yet.
-        ValueError: a file that cannot be read as what it should be, or another kind of model.
-    """
-    workdir = pathlib.Path(workdir)
-    path = workdir / "model.keras"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No model in {str(workdir)!r}: {str(path)!r} is missing. Train one first: "
-            f"{program.command('trainers', 'language_model')} --workdir={workdir}"
-        )
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except Exception as error:  # zip, JSON and weight errors have no common class
-        raise ValueError(
-            f"{str(path)!r} cannot be read as a Keras model: {error}. Delete it and train again: "
-            f"{program.command('trainers', 'language_model')} --workdir={workdir}"
-        ) from error
-    if not isinstance(model, LanguageModel):
-        raise ValueError(
-            f"{str(path)!r} holds a {type(model).__name__}; this program exports "
-            "tfdeq.models.LanguageModel. Use export.saved_model.export for a model of your own."
-        )
-    config = read_json(workdir / "config.json") or {}
-    metrics = read_json(workdir / "metrics.json") or {}
-    text = workdir / VOCABULARY
-    vocabulary = text.read_text(encoding="utf-8") if text.is_file() else None
-    card = {
-        "unit": "word" if vocabulary is not None else "byte",
-        "dataset": config.get("dataset"),
-        "flags": config,
-        "metrics": {name: value for name, value in metrics.items() if name not in _LEFT_OUT},
-        "source": {"path": str(path), "sha256": _sha256(path)},
+def _described(model, jit_compile, examples, batch_sizes) -> dict[str, Any]:
+    """What the card says of any model."""
+    return {
+        "status": STATUS_TEXTS,
+        "jit_compile": jit_compile,
+        "allowed_batch_sizes": list(batch_sizes),
+        "warm_up_records": examples is not None,
+        "parameters": model.count_params(),
     }
-    return model, card, vocabulary
-
-
-def _writer(
-    model: keras.Model,
-    signatures: Mapping[str, tf.types.experimental.ConcreteFunction],
-    extra: Mapping[str, Callable[[int], str]],
-) -> Callable[[pathlib.Path, int], None]:
-    def write(folder: pathlib.Path, number: int) -> None:
-        module = tf.Module()
-        module.weights = [variable.value for variable in model.variables]
-        tf.saved_model.save(module, str(folder), signatures=dict(signatures))
-        (folder / "assets.extra").mkdir()
-        for name, text in extra.items():
-            (folder / "assets.extra" / name).write_text(text(number), encoding="utf-8")
-
-    return write
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_there(output: str, version: int, workdir: str) -> bool:
@@ -199,10 +223,10 @@ def _is_there(output: str, version: int, workdir: str) -> bool:
     path = versions.existing_versions(output).get(version)
     if path is None:
         return False
-    card = read_json(path / "assets.extra" / model_card.NAME) or {}
+    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
     model = pathlib.Path(workdir) / "model.keras"
     made_from = card.get("source", {}).get("sha256")
-    changed = model.is_file() and made_from is not None and made_from != _sha256(model)
+    changed = model.is_file() and made_from is not None and made_from != model_card.sha256(model)
     note = " It was made from another model file; export another version for this one."
     print(f"Version {version} is there already: {path}.{note if changed else ''}")
     return True
@@ -213,10 +237,30 @@ def main() -> None:
         return
     versions.check_free(FLAGS.output, FLAGS.version)  # before the model is loaded
     model, card, vocabulary = load_run(FLAGS.workdir)
+    windows = None
+    if FLAGS.text:
+        stream, note = held_out_text(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)
+        windows = windows_of(stream, model.sequence_length, WINDOWS)
+        if note:
+            print(f"{note} The card's quality table is of this text.")
     path = export_language_model(
-        model, FLAGS.output, version=FLAGS.version, card=card, vocabulary=vocabulary
+        model,
+        FLAGS.output,
+        version=FLAGS.version,
+        jit_compile=FLAGS.jit_compile,
+        windows=windows,
+        batch_sizes=[int(size) for size in FLAGS.batch_sizes],
+        card=card,
+        vocabulary=vocabulary,
     )
     print(f"Exported {path}.")
+    written = read_json(path / model_card.FOLDER / model_card.NAME) or {}
+    for row in written.get("quality_by_tolerance", []):
+        print(
+            f"  tolerance {row['tolerance']:g}: {row['bits_per_token']:.4f} bits per "
+            f"{card['unit']} in {row['steps']:.1f} steps, largest residual "
+            f"{row['largest_residual']:.1e}, {row['converged']:.0%} converged"
+        )
     print(
         f"Verify it: {program.command('export', 'verify')} --workdir={FLAGS.workdir} --model={path}"
     )
@@ -231,7 +275,32 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "skip_existing", False, "With --version: succeed without writing if it is there."
     )
+    flags.DEFINE_bool(
+        "jit_compile",
+        False,
+        "Compile with XLA. The stock server needs --xla_cpu_compilation_enabled then, and compiles "
+        "for each batch size and length.",
+    )
+    flags.DEFINE_bool(
+        "text",
+        True,
+        "Use the run's held-out text: for the card's table of quality by tolerance and for the "
+        "warm-up records. Without it the version has neither.",
+    )
+    flags.DEFINE_list(
+        "batch_sizes",
+        [str(size) for size in BATCH_SIZES],
+        "The server's allowed batch sizes: a warm-up record for each, of every signature.",
+    )
+    flags.DEFINE_string(
+        "prepared_dir", None, "Where TFDS keeps prepared copies. Default: as in the trainer."
+    )
     flags.mark_flags_as_required(["workdir", "output"])
+    flags.register_validator(
+        "batch_sizes",
+        lambda sizes: all(size.isdigit() and int(size) > 0 for size in sizes) and sizes,
+        "must be positive integers, separated by commas",
+    )
     flags.register_multi_flags_validator(
         ["version", "skip_existing"],
         lambda values: values["version"] is not None or not values["skip_existing"],

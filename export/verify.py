@@ -11,31 +11,38 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 from absl import flags
 
-from export import isolated, model_card
-from export import language_model_checks as checks
-from export.language_model_checks import Check
-from export.saved_model import load_run
+from export import checks, isolated, keras_checks, language_model_checks, model_card, warm_up
+from export.checks import Check
+from export.isolated import Request
+from export.trained_run import held_out_text, load_run, windows_of
+from tfdeq import DEQLayer
 from tfdeq.models import LanguageModel
-from trainers import data, program
+from trainers import program
 from trainers.workdir import read_json, write_json
 
 FLAGS = flags.FLAGS
 
 
-def verify_language_model(
-    model: LanguageModel, path: str | os.PathLike, stream: np.ndarray
+def verify(
+    model: keras.Model,
+    path: str | os.PathLike,
+    examples: Mapping[str, np.ndarray],
+    inputs: Any = None,
 ) -> tuple[list[Check], dict[str, Any]]:
-    """Asks a version in both runtimes and compares its answers with the Keras model's.
+    """Asks a version of any Keras model in both runtimes; it may be served if every check passed.
 
     Args:
-        model: the model that the version was made from.
+        model: the model that the version was made from by `export.saved_model.export`.
         path: the version folder.
-        stream: [N] token ids of held-out text.
+        examples: input name -> [N, ...] real inputs, N >= 4.
+        inputs: see `export.saved_model.export`.
 
     Returns:
         The checks, and runtime -> facts of its process: how each blocked import failed, seconds.
@@ -43,32 +50,90 @@ def verify_language_model(
     Raises:
         export.isolated.IsolationError: a process failed.
     """
-    windows = checks.windows_of(stream, model.sequence_length)
-    batches = checks.batch_requests(windows)
-    cases = checks.neighbour_requests(windows, model.sequence_length)
-    requests = [*batches, *(request for request, _ in cases), checks.dial_request(windows)]
+    probe = keras_checks.probe_of(model, inputs, examples)
+    batches = keras_checks.batch_requests(probe, ["serving_default", "encode", "step"])
+    return _verify_version(
+        path,
+        batches,
+        keras_checks.references(model, inputs, batches),
+        keras_checks.neighbour_cases(probe, ["serving_default", "encode", "step"]),
+        keras_checks.dial_request(probe),
+        # The largest tolerance: at the smaller ones a row may stop apart by rounding.
+        tolerance=max(layer.solver.tolerance for layer in _solving_layers(model)),
+        explicit=False,
+    )
+
+
+def verify_language_model(
+    model: LanguageModel, path: str | os.PathLike, stream: np.ndarray
+) -> tuple[list[Check], dict[str, Any]]:
+    """Asks a language model's version in both runtimes, on text; see `verify`.
+
+    Args:
+        model: the model that the version was made from.
+        path: the version folder.
+        stream: [N] token ids of held-out text.
+    """
+    windows = windows_of(stream, model.sequence_length, max(checks.BATCHES))
+    batches = language_model_checks.batch_requests(model, windows)
+    return _verify_version(
+        path,
+        batches,
+        language_model_checks.references(model, batches),
+        language_model_checks.neighbour_cases(model, windows),
+        language_model_checks.dial_request(model, windows),
+        model.equilibrium.solver.tolerance,
+        bool(model.explicit_steps),
+    )
+
+
+def _verify_version(
+    path: str | os.PathLike,
+    batches: list[Request],
+    references: list[list[checks.Outputs]],
+    cases: list[checks.Case],
+    dial: Request,
+    tolerance: float,
+    explicit: bool,
+) -> tuple[list[Check], dict[str, Any]]:
+    path = pathlib.Path(path)
+    records = [Request("warm-up", *record) for record in warm_up.read(path)]
+    requests = [*batches, *(case.request for case in cases), dial, *records]
+    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
+    # XLA compiles each signature for each shape: some ten seconds for every request, at worst.
+    seconds = isolated.TIMEOUT_SECONDS + (10 * len(requests) if card.get("jit_compile") else 0)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         started = {
-            runtime: pool.submit(isolated.answer, path, requests, runtime)
+            runtime: pool.submit(isolated.answer, path, requests, runtime, seconds)
             for runtime in isolated.RUNTIMES
         }
         answers = {runtime: future.result() for runtime, future in started.items()}
-    found = []
-    tolerance = model.equilibrium.solver.tolerance
+    found = [checks.check_files(path, card)]
+    if "c" in answers:
+        found.append(checks.check_ops(path, answers["c"].facts.pop("runnable_ops")))
     for runtime, answer in answers.items():
-        outputs = answer.outputs
-        middle = len(batches)
+        outputs = iter(answer.outputs)
+
+        def take(count, outputs=outputs):
+            return [next(outputs) for _ in range(count)]
+
         found += [
-            checks.check_against_model(model, batches, outputs[:middle], runtime),
-            checks.check_neighbours(cases, outputs[middle:-1], tolerance, runtime),
-            checks.check_dial(outputs[-1], bool(model.explicit_steps), runtime),
+            checks.check_against_model(batches, take(len(batches)), references, tolerance, runtime),
+            checks.check_neighbours(cases, take(len(cases)), tolerance, runtime),
+            checks.check_dial(take(1)[0], explicit, runtime),
         ]
+        if records:
+            found.append(checks.check_warm_up(records, take(len(records)), runtime))
     return found, {runtime: answer.facts for runtime, answer in answers.items()}
+
+
+def _solving_layers(model: keras.Model) -> list[DEQLayer]:
+    return [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
 
 
 def check_source(path: pathlib.Path, run_card: dict[str, Any]) -> Check:
     """Whether the version was made from the model file that it is compared with."""
-    card = read_json(path / "assets.extra" / model_card.NAME) or {}
+    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
     made_from = card.get("source", {}).get("sha256")
     same = made_from == run_card["source"]["sha256"]
     text = "the model file's SHA-256 is the one in the model card"
@@ -79,30 +144,6 @@ def check_source(path: pathlib.Path, run_card: dict[str, Any]) -> Check:
             "workdir that the version was made from"
         )
     return Check("made from this model", same, text, {"sha256": made_from})
-
-
-def held_out_text(
-    config: dict[str, Any], vocabulary_size: int, prepared_dir: str | None
-) -> tuple[np.ndarray, str]:
-    """Returns the test split's tokens, and "" or a note that the text is not the trainer's."""
-    if "dataset" not in config:
-        raise ValueError(
-            "config.json is missing or names no dataset; the trainer writes it beside model.keras."
-        )
-    loaded = data.load(
-        config["dataset"],
-        data_dir=config.get("data_dir"),
-        files=config.get("files"),
-        prepared_dir=prepared_dir,
-    )
-    if loaded.vocabulary_size != vocabulary_size:
-        raise ValueError(
-            f"The data set {config['dataset']!r} has {loaded.vocabulary_size:,} token ids, the model "
-            f"{vocabulary_size:,}: config.json and model.keras are not of one run."
-        )
-    trained_on = config.get("data_fingerprint", loaded.fingerprint)
-    note = "" if trained_on == loaded.fingerprint else "Not the text that the model was trained on."
-    return loaded.test, note
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Version folders as TensorFlow Serving reads them: numbers, and writing one whole or not."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -16,6 +17,7 @@ _LARGEST = 2**63 - 1
 _TEMPORARY = ".tmp-"
 # A younger temporary folder may belong to a writer that has not locked it yet.
 _ABANDONED_AFTER_SECONDS = 60.0
+_HERE, _NO_REPLACE = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
 
 
 class VersionExistsError(FileExistsError):
@@ -53,19 +55,23 @@ def next_version(output: str | os.PathLike) -> int:
 
 def publish(
     output: str | os.PathLike,
-    write: Callable[[pathlib.Path, int], None],
+    write: Callable[[pathlib.Path], None],
     version: int | None = None,
+    finish: Callable[[pathlib.Path, int], None] | None = None,
 ) -> pathlib.Path:
     """Writes `output/<version>/`, whole or not at all.
 
     The content is written under a temporary name that no server takes for a version, on the same
     file system, flushed to the disk, and renamed. A writer that fails leaves nothing; what a killed
-    one left is removed by the next call.
+    one left is removed by the next call. Of two writers at once each gets a number of its own: it is
+    chosen when the content is there, by one writer at a time.
 
     Args:
         output: folder of the versions; made if it is missing.
-        write: called as write(folder, version) with an empty folder to fill.
+        write: called as write(folder) with an empty folder to fill.
         version: number, 0 … 2⁶³ − 1; None: the highest existing one + 1.
+        finish: called as finish(folder, number) with the filled folder, to add what depends on the
+            number; again, should another writer have taken that number meanwhile.
 
     Returns:
         The path of the version.
@@ -78,25 +84,50 @@ def publish(
     check_free(output, version)
     output.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(output)
-    number = next_version(output) if version is None else version
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{number}-", dir=output))
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=output))
     lock = os.open(temporary, os.O_RDONLY)
     try:
         _lock(lock)
         # mkdtemp's folder is for its owner alone; the server runs as another user.
         temporary.chmod(0o777 & ~_umask())
-        write(temporary, number)
+        write(temporary)
         _flush_tree(temporary)
-        check_free(output, number)
-        target = output / str(number)
-        _rename(temporary, target)
-        _flush(output)
+        return _publish_whole(output, temporary, version, finish)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     finally:
         os.close(lock)
-    return target
+
+
+def _publish_whole(
+    output: pathlib.Path,
+    temporary: pathlib.Path,
+    version: int | None,
+    finish: Callable[[pathlib.Path, int], None] | None,
+) -> pathlib.Path:
+    """Numbers a filled folder and renames it, one writer at a time."""
+    descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Where the file system has no locks, the rename still refuses a number that is taken.
+        _lock(descriptor, wait=True)
+        while True:
+            check_free(output, version)
+            number = next_version(output) if version is None else version
+            if finish is not None:
+                finish(temporary, number)
+                _flush_tree(temporary)
+            target = output / str(number)
+            try:
+                _rename(temporary, target)
+            except VersionExistsError:
+                if version is not None:
+                    raise
+                continue
+            _flush(output)
+            return target
+    finally:
+        os.close(descriptor)
 
 
 def check_free(output: str | os.PathLike, version: int | None) -> None:
@@ -115,9 +146,10 @@ def check_free(output: str | os.PathLike, version: int | None) -> None:
 
 
 def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
-    # A folder that is not empty, such as another writer's version, is never replaced by a rename.
+    """Renames a folder to a name that must be free: rename(2) would replace an empty folder."""
     try:
-        os.rename(source, target)
+        if not _rename_to_free_name(source, target):
+            os.rename(source, target)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise VersionExistsError(
@@ -125,6 +157,19 @@ def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
                 "Nothing of it was touched. Run again for the next version."
             ) from error
         raise
+
+
+def _rename_to_free_name(source: pathlib.Path, target: pathlib.Path) -> bool:
+    """Linux's renameat2 with RENAME_NOREPLACE; False where there is no such call."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_HERE, os.fsencode(source), _HERE, os.fsencode(target), _NO_REPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):  # not in this kernel, or not on this file system
+        return False
+    raise OSError(number, os.strerror(number), str(source), None, str(target))
 
 
 def _flush_tree(folder: pathlib.Path) -> None:
@@ -142,10 +187,10 @@ def _flush(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Locks a folder for as long as this process lives; False where that cannot be done."""
+def _lock(descriptor: int, wait: bool = False) -> bool:
+    """Locks a folder until its descriptor is closed; False where that cannot be done."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True

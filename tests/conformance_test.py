@@ -310,7 +310,7 @@ def test_compiled_by_xla(name):
 LAYERS = (
     ("tfdeq.version", "tfdeq.samples", "tfdeq.xla"),
     ("tfdeq.solution", "tfdeq.solvers"),
-    ("tfdeq.compaction", "tfdeq.state_layout", "tfdeq.safeguard"),
+    ("tfdeq.compaction", "tfdeq.state_layout", "tfdeq.safeguard", "tfdeq.solve_scope"),
     ("tfdeq.function_evaluation", "tfdeq.warm_starts", "tfdeq.spectral_norm"),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),

@@ -7,8 +7,9 @@ import tensorflow as tf
 
 import tfdeq
 from export import graph_checks
-from export.language_model_signatures import INVALID, language_model_signatures
-from tfdeq.models import LanguageModel
+from export.language_model_signatures import examples, language_model_signatures
+from export.signatures import INVALID, MAX_STEPS_LIMIT, input_specs
+from tfdeq.models import LanguageModel, generate
 
 VOCABULARY, LENGTH = 17, 12
 
@@ -33,7 +34,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def signatures(model):
-    return language_model_signatures(model)
+    return functions_of(model)
+
+
+def functions_of(model):
+    return {
+        name: signature.function for name, signature in language_model_signatures(model).items()
+    }
 
 
 @pytest.fixture
@@ -41,19 +48,27 @@ def tokens():
     return np.random.default_rng(5).integers(0, VOCABULARY, (8, LENGTH)).astype(np.int32)
 
 
-def call(function, tokens, lengths, tolerance=None, max_steps=None):
+def call(function, tokens, lengths, tolerance=None, max_steps=None, **given):
+    """Calls a signature; inputs that are not given are 0, and there is no stop token."""
     batch = len(tokens)
-    outputs = function(
-        tokens=tf.constant(tokens, tf.int32),
-        lengths=tf.constant(lengths, tf.int32),
-        tolerance=tf.constant(np.zeros(batch) if tolerance is None else tolerance, tf.float32),
-        max_steps=tf.constant(np.zeros(batch) if max_steps is None else max_steps, tf.int32),
-    )
-    return {name: value.numpy() for name, value in outputs.items()}
+    given = {
+        "tokens": tokens,
+        "lengths": lengths,
+        "tolerance": np.zeros(batch) if tolerance is None else tolerance,
+        "max_steps": np.zeros(batch) if max_steps is None else max_steps,
+        "stop_token": np.full(batch, -1),
+        "equilibrium": np.zeros([batch, 0, 16]),
+        **given,
+    }
+    inputs = {
+        name: tf.constant(given.get(name, np.zeros(batch)), spec.dtype)
+        for name, spec in input_specs(function).items()
+    }
+    return {name: value.numpy() for name, value in function(**inputs).items()}
 
 
 def test_functions_write_nothing_call_no_python_and_are_not_compiled(model, signatures):
-    assert signatures.keys() == {"serving_default", "score"}
+    assert signatures.keys() == {"serving_default", "score", "encode", "step", "generate"}
     before = [variable.numpy() for variable in model.variables]
     for function in signatures.values():
         assert graph_checks.problems(function) == []
@@ -64,9 +79,7 @@ def test_functions_write_nothing_call_no_python_and_are_not_compiled(model, sign
 
 def test_inputs_and_outputs_have_the_batch_in_front(signatures):
     for function in signatures.values():
-        specs = function.structured_input_signature[0] or ()
-        specs = [*specs, *function.structured_input_signature[1].values()]
-        specs += function.structured_outputs.values()
+        specs = [*input_specs(function).values(), *function.structured_outputs.values()]
         assert all(spec.shape.rank >= 1 and spec.shape[0] is None for spec in specs)
 
 
@@ -118,10 +131,10 @@ def test_padding_does_not_matter(signatures, tokens, padding, width):
     padded = np.pad(alone, [(0, 0), (0, width - 5)], constant_values=padding)
     for name, function in signatures.items():
         expected, received = call(function, alone, [5]), call(function, padded, [5])
-        if name == "score":
-            assert received["log_likelihood"].shape == (1, width)
-            assert not received["log_likelihood"][:, 5:].any()
-            received["log_likelihood"] = received["log_likelihood"][:, :5]
+        for output in {"log_likelihood", "equilibrium"} & received.keys():
+            assert received[output].shape[:2] == (1, width), name
+            assert not received[output][:, 5:].any()
+            received[output] = received[output][:, :5]
         assert expected["steps"] == received["steps"]
         for output in expected:
             np.testing.assert_allclose(received[output], expected[output], rtol=1e-3, atol=1e-6)
@@ -138,9 +151,8 @@ def test_neighbours_do_not_matter(signatures, tokens):
             )
             assert alone["steps"][0] == together["steps"][row]
             assert alone["status"][0] == together["status"][row]
-            for name in ("log_probabilities", "log_likelihood"):
-                if name in alone:
-                    np.testing.assert_allclose(alone[name][0], together[name][row], atol=1e-5)
+            for name in alone.keys() - {"residual"}:
+                np.testing.assert_allclose(alone[name][0], together[name][row], atol=1e-5)
 
 
 def test_bad_examples_are_marked_and_harm_no_other(signatures, tokens):
@@ -153,10 +165,14 @@ def test_bad_examples_are_marked_and_harm_no_other(signatures, tokens):
         assert (outputs["steps"][bad] == 0).all()
         assert (outputs["status"][[0, 6]] == tfdeq.Status.CONVERGED).all()
         assert all(np.isfinite(value).all() for value in outputs.values())
-        if name == "serving_default":
+        if "log_probabilities" in outputs:
             np.testing.assert_allclose(outputs["log_probabilities"][bad], -np.log(VOCABULARY))
-        else:
-            assert not outputs["log_likelihood"][bad].any()
+        for output in {"log_likelihood", "equilibrium", "prompt_steps"} & outputs.keys():
+            assert not outputs[output][bad].any()
+        if name == "generate":
+            assert (outputs["tokens"][bad] == -1).all()
+            assert not outputs["lengths"][bad].any()
+            assert (outputs["finish"][bad] == INVALID).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (2, 1), (2, LENGTH + 1)])
@@ -176,7 +192,9 @@ def test_explicit_applications_are_served_too(tokens):
         VOCABULARY, LENGTH, width=16, heads=2, recurrent_scale=1.0, explicit_steps=2
     )
     model.build((None, LENGTH))
-    outputs = call(language_model_signatures(model)["serving_default"], tokens[:2], [LENGTH, 4])
+    functions = functions_of(model)
+    assert "generate" not in functions
+    outputs = call(functions["serving_default"], tokens[:2], [LENGTH, 4])
     for row, length in enumerate([LENGTH, 4]):
         expected = tf.nn.log_softmax(model(tokens[row : row + 1, :length]))[0, -1]
         np.testing.assert_allclose(outputs["log_probabilities"][row], expected, atol=1e-5)
@@ -187,9 +205,67 @@ def test_weights_that_are_not_finite_give_a_status_and_finite_residuals(tokens):
     model = LanguageModel(VOCABULARY, LENGTH, width=16, heads=2, recurrent_scale=1.0)
     model.build((None, LENGTH))
     model.cell.contract.kernel.assign(np.full(model.cell.contract.kernel.shape, np.nan))
-    outputs = call(language_model_signatures(model)["serving_default"], tokens[:2], [LENGTH, 4])
+    outputs = call(functions_of(model)["serving_default"], tokens[:2], [LENGTH, 4])
     assert (outputs["status"] == tfdeq.Status.NON_FINITE).all()
     assert np.isfinite(outputs["residual"]).all()
+
+
+def test_encode_is_the_equilibrium_and_step_starts_from_it(model, signatures, tokens):
+    lengths = [12, 4, 7]
+    encoded = call(signatures["encode"], tokens[:3], lengths)
+    for row, length in enumerate(lengths):
+        _, solution = model(tokens[row : row + 1, :length], return_solution=True)
+        np.testing.assert_allclose(encoded["equilibrium"][row, :length], solution.z[0], atol=1e-5)
+    cold = call(signatures["serving_default"], tokens[:3], lengths)
+    z, count = encoded["equilibrium"], lengths
+    again = call(signatures["step"], tokens[:3], lengths, equilibrium=z, equilibrium_lengths=count)
+    assert (again["steps"] == 1).all()
+    np.testing.assert_allclose(again["log_probabilities"], cold["log_probabilities"], atol=1e-2)
+    # A stream grows: the last equilibrium is one token shorter than the text.
+    count = [11, 3, 6]
+    z = call(signatures["encode"], tokens[:3, :11], count)["equilibrium"]
+    grown = call(signatures["step"], tokens[:3], lengths, equilibrium=z, equilibrium_lengths=count)
+    assert (grown["steps"] < cold["steps"]).all()
+    # What a server puts behind a shorter start does not matter, whatever it is.
+    for row, length in enumerate(count):
+        z[row, length:] = z[row, 0, 0] if row else np.nan
+    padded = call(signatures["step"], tokens[:3], lengths, equilibrium=z, equilibrium_lengths=count)
+    np.testing.assert_array_equal(padded["steps"], grown["steps"])
+    lost = np.full_like(z, np.nan)
+    usual = call(
+        signatures["step"], tokens[:3], lengths, equilibrium=lost, equilibrium_lengths=count
+    )
+    np.testing.assert_array_equal(usual["steps"], cold["steps"])
+
+
+def test_generate_is_the_models(model, signatures, tokens):
+    options = {
+        "max_new_tokens": [3, 0, 2, 4],
+        "temperature": [0.0, 1.0, 0.5, 2.0],
+        "top_k": [0, 3, 0, 0],
+        "top_p": [0.0, 0.0, 0.8, 0.0],
+        "seed": [0, 1, 2, 3],
+    }
+    lengths = np.int32([9, 1, 4, 7])
+    found = call(signatures["generate"], tokens[:4, :9], lengths, **options)
+    expected = generate(model, tokens[:4, :9], lengths, **options)
+    for name, value in expected._asdict().items():
+        if name == "residual":
+            np.testing.assert_allclose(found[name], value, rtol=0.05)
+        else:
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_request_cannot_ask_for_endless_steps(signatures, tokens):
+    limit = call(signatures["serving_default"], tokens[:1], [LENGTH], [1e-30], [2**31 - 1])["steps"]
+    assert limit[0] <= MAX_STEPS_LIMIT
+
+
+def test_examples_for_the_warm_up_leave_room(model):
+    windows = np.zeros([3, LENGTH], np.int32)
+    found = examples(windows, model)
+    assert (found["lengths"] == LENGTH - 2).all()
+    assert (examples(windows[:, :1], model)["lengths"] == 1).all()
 
 
 def test_another_kind_of_model():

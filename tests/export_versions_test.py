@@ -15,9 +15,13 @@ from export import versions
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 
 
-def write(folder, number):
+def write(folder):
     (folder / "part").mkdir()
-    (folder / "part" / "content").write_text(str(number))
+    (folder / "part" / "content").write_text("content")
+
+
+def finish(folder, number):
+    (folder / "number").write_text(str(number))
 
 
 def contents(folder):
@@ -60,11 +64,12 @@ def test_publish_writes_a_whole_version_that_others_can_read(tmp_path):
     output = tmp_path / "new" / "output"
     umask = os.umask(0o022)
     try:
-        path = versions.publish(output, write)
+        path = versions.publish(output, write, finish=finish)
     finally:
         os.umask(umask)
     assert path == output / "1"
-    assert (path / "part" / "content").read_text() == "1"
+    assert (path / "part" / "content").read_text() == "content"
+    assert (path / "number").read_text() == "1"
     assert path.stat().st_mode & 0o777 == 0o755
     assert contents(output) == ["1"]
 
@@ -79,14 +84,56 @@ def test_existing_version_is_not_touched(tmp_path, name):
 
 
 def test_version_that_appears_meanwhile_is_not_touched(tmp_path):
-    def write_late(folder, number):
-        write(folder, number)
+    def finish_late(folder, number):
         (tmp_path / str(number)).mkdir()
 
     with pytest.raises(versions.VersionExistsError):
-        versions.publish(tmp_path, write_late)
+        versions.publish(tmp_path, write, 1, finish_late)
     assert contents(tmp_path) == ["1"]
     assert contents(tmp_path / "1") == []
+
+
+def test_number_that_is_taken_meanwhile_gives_way_to_the_next(tmp_path):
+    def finish_late(folder, number):
+        finish(folder, number)
+        if number < 3:
+            (tmp_path / str(number)).mkdir()
+
+    path = versions.publish(tmp_path, write, finish=finish_late)
+    assert path.name == (path / "number").read_text() == "3"
+
+
+@pytest.mark.parametrize("call", [True, False])
+def test_a_rename_never_replaces_an_empty_folder(tmp_path, monkeypatch, call):
+    if not call:  # as on a file system without renameat2's flag: a folder with content is refused
+        monkeypatch.setattr(versions, "_rename_to_free_name", lambda source, target: False)
+    (tmp_path / "1").mkdir()
+    if not call:
+        (tmp_path / "1" / "content").write_text("")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(versions.VersionExistsError, match="by another writer"):
+        versions._rename(tmp_path / "new", tmp_path / "1")
+    assert contents(tmp_path) == ["1", "new"]
+
+
+def test_two_writers_at_once_get_numbers_of_their_own(tmp_path):
+    program = (
+        "import sys\n"
+        "from export import versions\n"
+        "for _ in range(20):\n"
+        "    versions.publish(\n"
+        "        sys.argv[1],\n"
+        "        lambda folder: (folder / 'content').write_text('x'),\n"
+        "        finish=lambda folder, number: (folder / 'number').write_text(str(number)),\n"
+        "    )\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    writers = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    assert [writer.wait(timeout=50) for writer in writers] == [0, 0]
+    found = versions.existing_versions(tmp_path)
+    assert sorted(found) == list(range(1, 41))
+    for number, path in found.items():
+        assert (path / "number").read_text() == str(number)
 
 
 @pytest.mark.parametrize("version", [-1, 2**63, 1.5, True, "2"])
@@ -104,8 +151,8 @@ def test_output_that_is_a_file(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
 def test_failing_writer_leaves_nothing(tmp_path, error):
-    def fail(folder, number):
-        write(folder, number)
+    def fail(folder):
+        write(folder)
         raise error
 
     with pytest.raises(type(error)):
@@ -117,7 +164,7 @@ def test_killed_writer_leaves_no_version_and_is_cleaned_up_after(tmp_path):
     program = (
         "import sys, time\n"
         "from export import versions\n"
-        "def write(folder, number):\n"
+        "def write(folder):\n"
         "    (folder / 'saved_model.pb').write_text('half')\n"
         "    print('writing', flush=True)\n"
         "    time.sleep(50)\n"
@@ -148,7 +195,7 @@ def test_a_poller_never_sees_half_a_version(tmp_path):
             for path in versions.existing_versions(tmp_path).values():
                 seen.append((path / "part" / "content").is_file())
 
-    def write_slowly(folder, number):
+    def write_slowly(folder):
         (folder / "part").mkdir()
         time.sleep(0.05)
         (folder / "part" / "content").write_text("whole")

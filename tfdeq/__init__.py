@@ -13,6 +13,7 @@ from tfdeq.gradient_report import gradient_report
 from tfdeq.layer import DEQLayer
 from tfdeq.regularizers import jacobian_penalty, spectral_radius
 from tfdeq.solution import Solution, Status, describe
+from tfdeq.solve_scope import SolveScope
 from tfdeq.solvers import (
     GMRES,
     Anderson,
@@ -39,6 +40,7 @@ __all__ = [
     "ReversibleBackprop",
     "Shine",
     "Solution",
+    "SolveScope",
     "SpectralNorm",
     "Status",
     "Unrolled",

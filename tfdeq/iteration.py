@@ -86,6 +86,7 @@ def iterate(
     budget = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
     tolerance = per_sample("tolerance", tolerance, solver.tolerance, batch, z.dtype)
     max_steps = per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
+    most = int(np.max(budget)) if budget is not None and np.size(budget) else None
     step = _Step(solver, layout, return_image, return_state, linear_part, tuple(iterates))
 
     largest = tf.fill(batch, z.dtype.max)
@@ -100,7 +101,7 @@ def iterate(
         steps=zeros,
         status=tf.fill(batch, _RUNNING),
         base=() if solver.safeguard is None else safeguard.initial_state(z),
-        solver=solver.initial_state(z, None if budget is None else int(np.max(budget))),
+        solver=solver.initial_state(z, most),
         recorded=tf.tile(z[:, None], [1, len(iterates), 1]) if iterates else (),
     )
     if shrinks:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeq import adjoints, solvers
+from tfdeq import adjoints, solve_scope, solvers
 from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point
@@ -181,6 +181,10 @@ class DEQLayer(keras.layers.Layer):
         x = self._pure_cell.inject(x)
         f, theta, update_state = self._pure_cell.functions(bool(training), mask)
         usual = self._pure_cell.start(start)
+        scope = solve_scope.current()
+        if scope is not None:
+            tolerance, max_steps, z0 = scope.settings(self, tolerance, max_steps, z0, usual)
+        compaction = not training and (scope is None or scope.compaction)
         z0 = usual if z0 is None else self._given_start(z0, usual)
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
         # Masks go along with their samples; parts of a nest that have none are no tensors.
@@ -199,7 +203,7 @@ class DEQLayer(keras.layers.Layer):
                 max_steps,
                 iterates=iterates,
                 # In training a cell may draw noise, or statistics, for the batch as it is.
-                batched_args=None if training else [0, 2][: len(args) - 1],
+                batched_args=[0, 2][: len(args) - 1] if compaction else None,
                 backward_callback=self._backward_metrics if training else None,
             )
             solution, states = (solution, []) if iterates is None else solution
@@ -214,6 +218,8 @@ class DEQLayer(keras.layers.Layer):
             self._add_penalty(f, solution.z, x, theta, masks)
             update_state(solution.z, x)
         solution = solution._replace(z=self._as_output(solution.z))
+        if scope is not None:
+            scope.record(self, solution)
         result = solution if return_solution else solution.z
         if iterates is None:
             return result

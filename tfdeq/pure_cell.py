@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdeq import solve_scope
+
 
 class PureCell:
     """A cell seen as a function f(z, x, theta) without side effects.
@@ -63,12 +65,14 @@ class PureCell:
 
     def apply(self, z, x, training=None, mask=None):
         """Calls the cell as its kind wants to be called."""
-        if _is_functional(self._cell):
-            return self._cell([z, *keras.tree.flatten(x)], training=training)
-        extra = {}
-        if mask is not None and "mask" in inspect.signature(self._cell.call).parameters:
-            extra["mask"] = mask
-        return self._cell(z, x, training=training, **extra)
+        # What the cell solves inside is part of one evaluation.
+        with solve_scope.suspended():
+            if _is_functional(self._cell):
+                return self._cell([z, *keras.tree.flatten(x)], training=training)
+            extra = {}
+            if mask is not None and "mask" in inspect.signature(self._cell.call).parameters:
+                extra["mask"] = mask
+            return self._cell(z, x, training=training, **extra)
 
     def inject(self, x: Any) -> Any:
         """Returns what stands for the layer's input x in every application."""

@@ -14,7 +14,8 @@ NAME_test.py a py_test, and a module with a `__main__` block also a py_binary NA
   for one, Bazel lays an empty __init__.py in its place, so that a test also proves that the
   imports of what it tests are complete.
 - `data` are the modules that a file runs by name or by path: a string that is a dotted module name
-  ("trainers.language_model", for `python -m`) or a file beside it ("runtime.py").
+  ("trainers.language_model", for `python -m`) or a file beside it ("runtime.py"); and C++ sources
+  beside it that it names.
 
 Packages from pip come from the Python interpreter that Bazel finds first on PATH.
 """
@@ -105,6 +106,19 @@ def runs(module: str) -> set[str]:
         elif re.fullmatch(r"\w+(\.\w+)+", text) and source(text):
             found.add(text)
     return found - needed(module) - {module}
+
+
+def reads(module: str) -> list[str]:
+    """The C++ sources beside a module that it names."""
+    folder = source(module).parent
+    return sorted(
+        node.value
+        for node in ast.walk(_tree(module))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"\w+\.cc", node.value)
+        and (folder / node.value).is_file()
+    )
 
 
 def label(module: str, folder: str) -> str:
@@ -228,7 +242,7 @@ def _library(module: str, folder: str) -> str:
         "py_library",
         name=label(module, folder)[1:],
         srcs=[source(module).name],
-        data=_labels(runs(module), folder),
+        data=_labels(runs(module), folder) + reads(module),
         deps=_labels(needed(module), folder),
     )
 

@@ -54,4 +54,8 @@ _CONSOLE_SCRIPTS = {
     ("trainers", "report"): "tfdeq-report",
     ("export", "saved_model"): "tfdeq-export",
     ("export", "verify"): "tfdeq-verify",
+    ("export", "serving_config"): "tfdeq-serving-config",
+    ("export", "client"): "tfdeq-client",
+    ("export", "load_test"): "tfdeq-load-test",
+    ("export", "serving_program"): "tfdeq-serving-program",
 }

@@ -25,6 +25,9 @@ class TransformerCell(keras.layers.Layer):
 
     x U and the bias do not depend on z, so `inject` computes them once a solve.
 
+    Attention is causal, so the equilibrium of a position does not change when others follow it. What
+    `remember` keeps of solved positions lets further ones be solved alone; see `inject`.
+
     Args:
         width: d, size of the state per position, divisible by heads.
         heads: attention heads.
@@ -95,11 +98,21 @@ class TransformerCell(keras.layers.Layer):
         )
 
     def inject(self, x):
-        """Returns what of the input x [B, T, d] stays the same in every application.
+        """Returns what of the input stays the same in every application.
 
-        skip: x. query_key_value: x U [B, T, 3d]. bias: [1, heads, T, T], added to the attention's
-        logits: the learned bias of the distance, and the causal mask.
+        Args:
+            x: [B, T, d]; or, to solve one further position of each example after others, a dict:
+                input [B, 1, d]; position [B] int32, where it stands; past: a dict of key and value
+                [B, heads, P, d / heads], where place p of an example holds what `remember` returned
+                of its position p. Places from an example's position on are not looked at.
+
+        Returns:
+            skip: the input. query_key_value: x U [B, T, 3d]. bias: [1, heads, T, T], added to the
+            attention's logits: the learned bias of the distance, and the causal mask. With a past,
+            that too, and past_bias [B, heads, 1, P].
         """
+        if isinstance(x, dict):
+            return self._inject_next(**x)
         length = x.shape[1]
         if length is not None and length > self.sequence_length:
             raise ValueError(
@@ -107,30 +120,67 @@ class TransformerCell(keras.layers.Layer):
                 f"received shape {tuple(x.shape)}. Cut the sequences into windows."
             )
         position = ops.arange(ops.shape(x)[1])
-        distance = position[:, None] - position[None, :]
-        bias = self.distance_bias(ops.maximum(distance, 0))  # [T, T, heads]
-        bias = ops.where(distance[:, :, None] >= 0, bias, ops.cast(_MASKED, bias.dtype))
+        bias = self._bias(position[:, None] - position[None, :], lowest=0)  # [T, T, heads]
         return {
             "skip": x,
             "query_key_value": self.injection(x),
             "bias": ops.transpose(bias, (2, 0, 1))[None],
         }
 
+    def _inject_next(self, input, position, past):
+        """What `inject` returns for one position a sample, [B, 1, d], that has a past."""
+        distance = position[:, None] - ops.arange(past["key"].shape[2])[None, :]
+        past_bias = self._bias(distance, lowest=1)  # [B, P, heads]
+        own = ops.reshape(self.distance_bias(ops.zeros([1], "int32")), (1, self.heads, 1, 1))
+        return {
+            "skip": input,
+            "query_key_value": self.injection(input),
+            "bias": own,
+            "past": past,
+            "past_bias": ops.transpose(past_bias, (0, 2, 1))[:, :, None, :],
+        }
+
+    def _bias(self, distance, lowest):
+        """The learned bias of distances [...], as [..., heads]; below `lowest` nothing is seen."""
+        bias = self.distance_bias(ops.clip(distance, 0, self.sequence_length - 1))
+        return ops.where(distance[..., None] >= lowest, bias, ops.cast(_MASKED, bias.dtype))
+
     def initial_state(self, x):
-        """Returns zeros [B, T, d]."""
-        return ops.zeros_like(x)
+        """Returns zeros like the input [B, T, d]."""
+        return ops.zeros_like(x["input"] if isinstance(x, dict) else x)
+
+    def remember(self, z, x):
+        """Returns what later positions see of equilibria, to be kept as their past.
+
+        Args:
+            z: [B, T, d], solved. x: what `inject` returned for their input.
+
+        Returns:
+            A dict of key and value [B, heads, T, d / heads].
+        """
+        _, key, value = self._project(z, x)
+        return {
+            name: ops.transpose(w, (0, 2, 1, 3)) for name, w in (("key", key), ("value", value))
+        }
 
     def call(self, z, x, mask=None):
-        batch, length = ops.shape(z)[0], ops.shape(z)[1]
-        projected = self.query_key_value(_norm(z)) + x["query_key_value"]
-        projected = ops.reshape(projected, (batch, length, 3, self.heads, self.width // self.heads))
-        query, key, value = (projected[:, :, index] for index in range(3))
-        attended = ops.dot_product_attention(query, key, value, bias=x["bias"])
-        attended = self.attention_output(ops.reshape(attended, (batch, length, self.width)))
+        query, key, value = self._project(z, x)
+        if "past" in x:
+            attended = _attend_with_past(query, key, value, x)
+        else:
+            attended = ops.dot_product_attention(query, key, value, bias=x["bias"])
+        attended = self.attention_output(ops.reshape(attended, ops.shape(z)))
         a = x["skip"] + self.attention_dropout(attended)
         hidden = ops.gelu(self.expand(_norm(a)), approximate=True)
         output = a + self.feedforward_dropout(self.contract(hidden))
         return output if mask is None else ops.where(mask[:, :, None], output, 0)
+
+    def _project(self, z, x):
+        """Queries, keys and values, [B, T, heads, d / heads] each."""
+        projected = self.query_key_value(_norm(z)) + x["query_key_value"]
+        shape = (*ops.shape(z)[:2], 3, self.heads, self.width // self.heads)
+        projected = ops.reshape(projected, shape)
+        return projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
 
     def _linear(self, units: int, name: str, scale: float = 1.0) -> keras.layers.Layer:
         initializer = "zeros"
@@ -161,6 +211,18 @@ class TransformerCell(keras.layers.Layer):
             "recurrent_scale": self.recurrent_scale,
             "normalization": self.normalization,
         }
+
+
+def _attend_with_past(query, key, value, x):
+    """Attention of one position to its past and itself: [B, 1, heads, d / heads]."""
+    past = x["past"]
+    scale = query.shape[-1] ** -0.5
+    # The past is not joined with the position's own key: that would copy it in every application.
+    logits = scale * ops.einsum("bthc,bhpc->bhtp", query, past["key"]) + x["past_bias"]
+    own = scale * ops.einsum("bthc,bthc->bht", query, key)[..., None] + x["bias"]
+    weights = ops.softmax(ops.concatenate([own, logits], axis=-1), axis=-1)
+    attended = ops.einsum("bhtp,bhpc->bthc", weights[..., 1:], past["value"])
+    return attended + ops.transpose(weights[..., :1], (0, 2, 1, 3)) * value
 
 
 def _norm(x):

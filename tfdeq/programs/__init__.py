@@ -28,3 +28,19 @@ def export_saved_model() -> None:
 
 def verify_saved_model() -> None:
     _run("export.verify")
+
+
+def write_serving_config() -> None:
+    _run("export.serving_config")
+
+
+def ask_server() -> None:
+    _run("export.client")
+
+
+def load_test() -> None:
+    _run("export.load_test")
+
+
+def time_in_cpp() -> None:
+    _run("export.serving_program")

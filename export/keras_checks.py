@@ -1,0 +1,137 @@
+"""What any served Keras model with a `DEQLayer` is asked, and how it answers itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from export.checks import (
+    BATCHES,
+    DIAL_EXAMPLES,
+    DIAL_MAX_STEPS,
+    TOLERANCES,
+    Case,
+    Outputs,
+)
+from export.isolated import Request
+from export.signatures import (
+    SETTINGS,
+    convergence,
+    equilibria,
+    input_structure,
+    named_outputs,
+    starts_of,
+)
+from tfdeq import Solution, SolveScope, Status
+
+Examples = Mapping[str, np.ndarray]
+
+
+class Probe(NamedTuple):
+    """Real inputs of a model, and starts for `step`."""
+
+    inputs: Examples  # name -> [N, ...], of the dtype that is served
+    starts: Examples
+
+
+def batch_requests(probe: Probe, signatures: Sequence[str]) -> list[Request]:
+    """Batches of 1, 3 and 8 examples on every signature that takes nothing else."""
+    return [
+        _request(f"batch of {batch}", signature, probe, np.arange(batch))
+        for batch in BATCHES
+        for signature in signatures
+    ]
+
+
+def dial_request(probe: Probe) -> Request:
+    """Every tolerance for each of a few examples, all in one batch."""
+    count = len(TOLERANCES)
+    request = _request("dial", "serving_default", probe, np.repeat(np.arange(DIAL_EXAMPLES), count))
+    request.inputs["tolerance"] = np.tile(TOLERANCES, DIAL_EXAMPLES).astype(np.float32)
+    request.inputs["max_steps"] = np.full(DIAL_EXAMPLES * count, DIAL_MAX_STEPS, np.int32)
+    return request
+
+
+def neighbour_cases(probe: Probe, signatures: Sequence[str]) -> list[Case]:
+    """One example alone, in a batch filled up with copies, and next to one that holds NaN."""
+    cases = []
+    floating = [name for name, value in probe.inputs.items() if value.dtype.kind == "f"]
+    for signature in signatures:
+        cases.append(Case(_request("alone", signature, probe, [0]), 0))
+        cases.append(Case(_request("filled up with copies", signature, probe, [0] * 5), 3))
+        request = _request("in a crowd", signature, probe, [3, 1, 0, 2])
+        request.inputs["tolerance"] = np.array([1e-2, 1e-5, 0.0, 1e-1], np.float32)
+        cases.append(Case(request, 2))
+        if floating:
+            request = _request("next to NaN", signature, probe, [0, 1])
+            request.inputs[floating[0]][1] = np.nan
+            cases.append(Case(request, 0, 1, int(Status.NON_FINITE)))
+    return cases
+
+
+def probe_of(model: keras.Model, inputs: Any, examples: Examples) -> Probe:
+    """Returns the examples, and starts half-way to their equilibria.
+
+    Raises:
+        ValueError: an input that the examples do not name.
+    """
+    structure, names = input_structure(model, inputs)
+    missing = sorted(set(names) - set(examples))
+    if missing:
+        raise ValueError(f"examples must name every input; missing: {', '.join(missing)}.")
+    dtypes = [tf.as_dtype(spec.dtype).as_numpy_dtype for spec in keras.tree.flatten(structure)]
+    given = {
+        name: np.asarray(examples[name], dtype) for name, dtype in zip(names, dtypes, strict=True)
+    }
+    _, solutions = _solve(model, inputs, given)
+    halves = {name: 0.5 * value.numpy() for name, value in equilibria(solutions).items()}
+    return Probe(given, halves)
+
+
+def references(model: keras.Model, inputs: Any, requests: Sequence[Request]) -> list[list[Outputs]]:
+    """The Keras model's answers to requests at its own settings: each example alone."""
+    return [
+        [
+            _reference(
+                model,
+                inputs,
+                request.signature,
+                {name: value[row : row + 1] for name, value in request.inputs.items()},
+            )
+            for row in range(len(request.inputs["tolerance"]))
+        ]
+        for request in requests
+    ]
+
+
+def _reference(model, inputs, signature: str, given: Examples) -> dict[str, np.ndarray]:
+    outputs, solutions = _solve(model, inputs, given)
+    if signature == "step":
+        layout = {name: solution.z for name, solution in solutions.items()}
+        starts = starts_of(layout, {name: tf.constant(value) for name, value in given.items()})
+        outputs, solutions = _solve(model, inputs, given, starts)
+    found = dict(convergence(solutions))
+    if signature != "encode":
+        found.update(named_outputs(outputs))
+    if signature != "serving_default":
+        found.update(equilibria(solutions))
+    return {name: value[0].numpy() for name, value in found.items()}
+
+
+def _solve(model, inputs, given: Examples, starts: Any = None) -> tuple[Any, dict[str, Solution]]:
+    structure, names = input_structure(model, inputs)
+    x = keras.tree.pack_sequence_as(structure, [tf.constant(given[name]) for name in names])
+    with SolveScope(starts=starts) as solves:
+        outputs = model(x, training=False)
+    return outputs, solves.solutions
+
+
+def _request(name: str, signature: str, probe: Probe, rows: Any) -> Request:
+    rows = np.asarray(rows)
+    given = {**probe.inputs, **(probe.starts if signature == "step" else {})}
+    inputs = {key: np.take(value, rows % len(value), axis=0).copy() for key, value in given.items()}
+    for setting, dtype in zip(SETTINGS, (np.float32, np.int32), strict=True):
+        inputs[setting] = np.zeros([len(rows)], dtype)
+    return Request(name, signature, inputs)

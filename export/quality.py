@@ -1,0 +1,56 @@
+"""What the dial buys: a language model's bits per token, residual and steps at each tolerance."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from export.signatures import Signature
+
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+MAX_STEPS = 100
+_BATCH = 16
+
+
+def quality_by_tolerance(
+    score: Signature, windows: np.ndarray, tolerances: Sequence[float] = TOLERANCES
+) -> list[dict[str, Any]]:
+    """Scores held-out windows at each tolerance with the very function that is served.
+
+    Args:
+        score: the signature `score`.
+        windows: [N, T] int32 token ids.
+        tolerances: relative residuals; up to MAX_STEPS steps are spent on each example.
+
+    Returns:
+        A row a tolerance: tolerance, bits_per_token (mean), residual (mean and largest), steps
+        (mean), converged (share of the windows).
+    """
+    table = []
+    for tolerance in tolerances:
+        parts = []
+        for start in range(0, len(windows), _BATCH):
+            tokens = windows[start : start + _BATCH]
+            batch, length = tokens.shape
+            outputs = score.function(
+                tokens=tf.constant(tokens),
+                lengths=tf.fill([batch], length),
+                tolerance=tf.fill([batch], tf.constant(tolerance, tf.float32)),
+                max_steps=tf.fill([batch], MAX_STEPS),
+            )
+            parts.append({name: value.numpy() for name, value in outputs.items()})
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        nats = -found["log_likelihood"][:, 1:].mean(dtype=np.float64)
+        table.append(
+            {
+                "tolerance": tolerance,
+                "bits_per_token": float(nats / math.log(2)),
+                "residual": float(found["residual"].mean()),
+                "largest_residual": float(found["residual"].max()),
+                "steps": float(found["steps"].mean()),
+                "converged": float((found["status"] == 0).mean()),
+            }
+        )
+    return table

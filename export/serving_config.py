@@ -1,0 +1,203 @@
+"""Writes what the stock TensorFlow Serving image needs to serve exported versions.
+
+    python -m export.serving_config --models=language_model=runs/quickstart/export --output=serving
+    docker compose --file serving/compose.yaml up
+
+models.config names the models, batching.config how requests are joined, monitoring.config turns the
+Prometheus page on, compose.yaml starts the image with all three. The allowed batch sizes and whether
+XLA is needed are read from the models' newest cards.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from export import model_card, versions
+from trainers import program
+from trainers.workdir import read_json, write_atomically
+
+FLAGS = flags.FLAGS
+IMAGE = "tensorflow/serving:2.21.0"
+METRICS_PATH = "/monitoring/prometheus/metrics"
+_CONFIG_FOLDER, _MODELS_FOLDER = "/config", "/models"
+
+
+def models_config(models: Mapping[str, Any], keep: int) -> str:
+    """Returns the text of a ModelServerConfig.
+
+    Args:
+        models: names of the models; each lies under /models in the container.
+        keep: newest versions that stay loaded, so that a client may name the one before.
+    """
+    config = model_server_config_pb2.ModelServerConfig()
+    for name in models:
+        model = config.model_config_list.config.add()
+        model.name, model.base_path = name, f"{_MODELS_FOLDER}/{name}"
+        model.model_platform = "tensorflow"
+        model.model_version_policy.latest.num_versions = keep
+    return text_format.MessageToString(config)
+
+
+def batching_config(batch_sizes: list[int], timeout_micros: int, threads: int) -> str:
+    """Returns the text of a BatchingParameters.
+
+    Args:
+        batch_sizes: allowed sizes; smaller batches are filled up with copies of a request's row.
+        timeout_micros: how long a request waits for others.
+        threads: batches that run at once.
+    """
+    sizes = sorted(set(batch_sizes))
+    lines = [
+        f"max_batch_size {{ value: {sizes[-1]} }}",
+        f"batch_timeout_micros {{ value: {timeout_micros} }}",
+        f"max_enqueued_batches {{ value: {100 * threads} }}",
+        f"num_batch_threads {{ value: {threads} }}",
+        # Texts of different lengths share a batch; each says its own length, so padding is harmless.
+        "pad_variable_length_inputs: true",
+        *(f"allowed_batch_sizes: {size}" for size in sizes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def monitoring_config() -> str:
+    """Returns the text of a MonitoringConfig."""
+    return f'prometheus_config {{\n  enable: true\n  path: "{METRICS_PATH}"\n}}\n'
+
+
+def compose_file(
+    models: Mapping[str, pathlib.Path], config_folder: pathlib.Path, image: str, xla: bool
+) -> str:
+    """Returns the text of a compose file: gRPC on 8500, REST and metrics on 8501.
+
+    Args:
+        models: name -> folder of versions. config_folder: where the other files are.
+        image: the server's. xla: whether a model is jit-compiled.
+    """
+    command = [
+        f"--model_config_file={_CONFIG_FOLDER}/models.config",
+        "--enable_batching=true",
+        f"--batching_parameters_file={_CONFIG_FOLDER}/batching.config",
+        f"--monitoring_config_file={_CONFIG_FOLDER}/monitoring.config",
+        "--model_config_file_poll_wait_seconds=60",
+    ]
+    if xla:
+        # Without it the stock server loads a jit-compiled version and fails at the first request.
+        command.append("--xla_cpu_compilation_enabled=true")
+    mounts = [(config_folder, _CONFIG_FOLDER)]
+    mounts += [(path, f"{_MODELS_FOLDER}/{name}") for name, path in models.items()]
+    # JSON is YAML, and quotes whatever a path may hold.
+    lines = ["services:", "  serving:", f"    image: {json.dumps(image)}", "    ports:"]
+    lines += [f"      - {json.dumps(f'{port}:{port}')}" for port in (8500, 8501)]
+    lines.append("    volumes:")
+    for source, target in mounts:
+        path = str(source).replace("$", "$$")  # compose would take it for a variable
+        mount = {"type": "bind", "source": path, "target": target, "read_only": True}
+        lines.append(f"      - {json.dumps(mount)}")
+    # The image's own entry point names one model by MODEL_NAME; these flags name ours.
+    lines.append(
+        '    entrypoint: ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501"]'
+    )
+    lines.append("    command:")
+    lines += [f"      - {json.dumps(argument)}" for argument in command]
+    lines.append("    restart: unless-stopped")
+    return "\n".join(lines) + "\n"
+
+
+def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], list[int], bool]:
+    """Reads NAME=FOLDER pairs: name -> folder, the batch sizes all allow, whether any needs XLA.
+
+    Args:
+        named: the pairs. keep: newest versions that the server loads.
+
+    Raises:
+        ValueError: a pair that is none, a name twice, or models without a common batch size.
+        FileNotFoundError: a folder without a version that `export.saved_model` wrote.
+    """
+    models: dict[str, pathlib.Path] = {}
+    sizes: set[int] | None = None
+    xla = False
+    for pair in named:
+        name, _, folder = pair.partition("=")
+        if not name or not folder or "/" in name or name in models:
+            raise ValueError(
+                f"--models takes NAME=FOLDER pairs of different names; received {pair!r}."
+            )
+        found = versions.existing_versions(folder)
+        card = found and read_json(found[max(found)] / model_card.FOLDER / model_card.NAME)
+        if not card:
+            raise FileNotFoundError(
+                f"{folder!r} has no version with a model card. Name the --output of: "
+                f"{program.command('export', 'saved_model')}"
+            )
+        models[name] = pathlib.Path(folder).resolve()
+        if "allowed_batch_sizes" not in card:
+            raise ValueError(
+                f"The newest version in {folder!r} was exported by an older release, whose card names "
+                "no batch sizes. Export it again."
+            )
+        own = set(card["allowed_batch_sizes"])
+        sizes = own if sizes is None else sizes & own
+        for number in sorted(found)[-keep:]:
+            older = read_json(found[number] / model_card.FOLDER / model_card.NAME) or {}
+            xla |= bool(older.get("jit_compile"))
+    if not sizes:
+        raise ValueError(
+            "The models have no allowed batch size in common, and a server has one list for all. "
+            "Export them with the same --batch_sizes."
+        )
+    return models, sorted(sizes), xla
+
+
+def main() -> None:
+    models, batch_sizes, xla = read_models(FLAGS.models, FLAGS.keep_versions)
+    output = pathlib.Path(FLAGS.output)
+    output.mkdir(parents=True, exist_ok=True)
+    threads = FLAGS.batch_threads or os.cpu_count() or 1
+    texts = {
+        "models.config": models_config(models, FLAGS.keep_versions),
+        "batching.config": batching_config(batch_sizes, FLAGS.batch_timeout_micros, threads),
+        "monitoring.config": monitoring_config(),
+        "compose.yaml": compose_file(models, output.resolve(), FLAGS.image, xla),
+    }
+    for name, text in texts.items():
+        write_atomically(
+            str(output / name),
+            lambda path, text=text: pathlib.Path(path).write_text(text, encoding="utf-8"),
+        )
+        print(f"Wrote {output / name}.")
+    print(f"Start it: docker compose --file {output / 'compose.yaml'} up")
+    name = next(iter(models))
+    print(
+        f"Ask it: {program.command('export', 'client')} --model_name={name} --text='import os'\n"
+        f"Watch it: http://localhost:8501{METRICS_PATH}"
+    )
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("models", None, "NAME=FOLDER pairs: how clients name it, its versions.")
+    flags.DEFINE_string("output", None, "Folder for the files; made if missing.")
+    flags.DEFINE_string("image", IMAGE, "The server's image.")
+    flags.DEFINE_integer("keep_versions", 2, "Newest versions that stay loaded.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_timeout_micros", 2000, "How long a request waits for others, in µs.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "batch_threads", 0, "Batches that run at once; 0: as many as cores here.", lower_bound=0
+    )
+    flags.mark_flags_as_required(["models", "output"])
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    define_flags()
+    program.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,151 @@
+"""A version goes on being trained: without tfdeq, and as the Keras model again."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import export
+import tfdeq
+from export import saved_model
+from tfdeq.models import LanguageModel
+
+VOCABULARY, LENGTH = 17, 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(3)
+    model = LanguageModel(
+        VOCABULARY,
+        LENGTH,
+        width=16,
+        heads=2,
+        recurrent_scale=1.0,
+        solver=tfdeq.Anderson(max_steps=60, tolerance=1e-6),
+    )
+    model.build((None, LENGTH))
+    # Contracts well, as after training: an iteration that does not settle amplifies rounding.
+    for layer in (model.cell.attention_output, model.cell.contract):
+        layer.kernel.assign(0.3 * layer.kernel)
+    return model
+
+
+@pytest.fixture(scope="module")
+def version(model, tmp_path_factory):
+    return saved_model.export(model, tmp_path_factory.mktemp("output"))
+
+
+TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, (4, LENGTH)).astype(np.int32)
+
+FINE_TUNING = """
+import json, sys
+import numpy as np
+sys.modules["tfdeq"] = sys.modules["export"] = None  # importing them fails
+import tensorflow as tf
+
+path, tokens = sys.argv[1], np.array(json.loads(sys.argv[2]), np.int32)
+loaded = tf.saved_model.load(path)
+score = loaded.signatures["score"]
+inputs = {
+    "tokens": tf.constant(tokens),
+    "lengths": tf.fill([len(tokens)], tokens.shape[1]),
+    "tolerance": tf.zeros([len(tokens)]),
+    "max_steps": tf.zeros([len(tokens)], tf.int32),
+}
+
+def loss():
+    return -tf.reduce_mean(score(**inputs)["log_likelihood"])
+
+with tf.GradientTape() as tape:
+    value = loss()
+gradients = [tf.convert_to_tensor(g) for g in tape.gradient(value, list(loaded.trainable_weights))]
+losses = [float(value)]
+for _ in range(5):
+    with tf.GradientTape() as tape:
+        value = loss()
+    weights = list(loaded.trainable_weights)
+    for weight, gradient in zip(weights, tape.gradient(value, weights)):
+        weight.assign_sub(0.05 * tf.convert_to_tensor(gradient))
+    losses.append(float(loss()))
+np.savez(sys.argv[3], *[gradient.numpy() for gradient in gradients])
+print(json.dumps(losses))
+"""
+
+
+def test_fine_tuning_in_a_process_without_tfdeq(model, version, tmp_path):
+    target = tmp_path / "gradients.npz"
+    finished = subprocess.run(
+        [sys.executable, "-c", FINE_TUNING, str(version), json.dumps(TOKENS.tolist()), str(target)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=58,
+    )
+    assert finished.returncode == 0, finished.stderr
+    losses = json.loads(finished.stdout.splitlines()[-1])
+    assert (np.diff(losses) < 0).all()
+    with tf.GradientTape() as tape:
+        logits = model(TOKENS)
+        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(TOKENS[:, 1:], logits[:, :-1])
+        loss = tf.reduce_sum(nats) / TOKENS.size  # position 0 scores nothing
+    expected = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+    np.testing.assert_allclose(losses[0], loss, rtol=1e-5)
+    with np.load(target) as found:
+        for name, gradient in zip(found.files, expected, strict=True):
+            gradient = tf.convert_to_tensor(gradient)
+            # The backward solves agree to their tolerance, 1e-6 relative, and float32 rounding.
+            scale = float(tf.reduce_max(tf.abs(gradient)))
+            np.testing.assert_allclose(found[name], gradient, atol=1e-4 * scale)
+
+
+def test_load_model_gives_back_the_keras_model(model, version, tmp_path):
+    loaded = export.load_model(version)
+    assert isinstance(loaded, LanguageModel)
+    assert loaded.equilibrium.solver.tolerance == 1e-6
+    np.testing.assert_array_equal(loaded(TOKENS), model(TOKENS))
+    # It trains on, and becomes the next version.
+    loaded.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = loaded.evaluate(TOKENS[:, :-1], TOKENS[:, 1:], verbose=0)
+    loaded.fit(TOKENS[:, :-1], TOKENS[:, 1:], epochs=8, verbose=0)
+    assert loaded.evaluate(TOKENS[:, :-1], TOKENS[:, 1:], verbose=0) < before
+    path = saved_model.export(loaded, version.parent)
+    assert int(path.name) == int(version.name) + 1
+    np.testing.assert_array_equal(export.load_model(path)(TOKENS), loaded(TOKENS))
+
+
+@keras.saving.register_keras_serializable(package="export_loading_test")
+class Cell(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.Orthogonal(0.5))
+
+    def call(self, z, x):
+        return keras.ops.tanh(self.dense(z) + x)
+
+
+def test_a_functional_model_comes_back(tmp_path):
+    x = keras.Input((3,), name="x")
+    h = keras.layers.BatchNormalization()(x)
+    model = keras.Model(x, keras.layers.Dense(2)(tfdeq.DEQLayer(Cell())(h)))
+    path = saved_model.export(model, tmp_path)
+    given = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(export.load_model(path)(given), model(given))
+
+
+def test_what_is_no_version_of_ours(tmp_path, model, version):
+    with pytest.raises(FileNotFoundError, match="keras_model.json"):
+        export.load_model(tmp_path)
+    # Weights of another model under this one's description.
+    other = LanguageModel(VOCABULARY, LENGTH, width=8, heads=2)
+    other.build((None, LENGTH))
+    path = saved_model.export(other, tmp_path)
+    source = pathlib.Path(version, "assets.extra", "keras_model.json")
+    pathlib.Path(path, "assets.extra", "keras_model.json").write_text(source.read_text())
+    with pytest.raises(ValueError, match="other shapes"):
+        export.load_model(path)

@@ -1,0 +1,266 @@
+"""Text from a `LanguageModel`, one token after the other, each from a solve of its own position."""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfdeq.models.language_model import LanguageModel
+from tfdeq.models.sampling import sample
+from tfdeq.solve_scope import SolveScope, own_unless_positive
+
+# Why a text ended.
+STOP_TOKEN, MAX_NEW_TOKENS, SEQUENCE_LENGTH = 0, 1, 2
+
+
+class Generation(NamedTuple):
+    """What `generate` returns."""
+
+    tokens: tf.Tensor  # [B, sequence_length] int32: the new tokens; −1 behind the last
+    lengths: tf.Tensor  # [B] int32: how many there are
+    finish: (
+        tf.Tensor
+    )  # [B] int32: STOP_TOKEN (it is the last token), MAX_NEW_TOKENS, SEQUENCE_LENGTH
+    residual: tf.Tensor  # [B] float32: the largest of the sample's solves
+    steps: tf.Tensor  # [B] int32: evaluations of the cell, of all the sample's solves
+    prompt_steps: tf.Tensor  # [B] int32: those of them that were on the whole prompt
+    status: tf.Tensor  # [B] int32: the worst of the sample's solves
+
+
+class _Settings(NamedTuple):
+    max_new_tokens: tf.Tensor  # [B] int32
+    temperature: tf.Tensor  # [B]
+    top_k: tf.Tensor  # [B] int32
+    top_p: tf.Tensor  # [B]
+    stop_token: tf.Tensor  # [B] int32
+    uniform: tf.Tensor  # [B, sequence_length] the draws, one a token
+    tolerance: tf.Tensor  # [B]
+    max_steps: tf.Tensor  # [B] int32
+
+
+class _State(NamedTuple):
+    n: tf.Tensor  # [] int32, tokens drawn so far, by those who go on
+    past: Any  # key, value: [B, heads, sequence_length, d / heads]
+    z: tf.Tensor  # [B, 1, d] equilibrium of the last solved position
+    token: tf.Tensor  # [B] int32, drawn last, not solved yet
+    position: tf.Tensor  # [B] int32, where it stands
+    tokens: tf.Tensor  # [B, sequence_length] int32
+    lengths: tf.Tensor  # [B] int32
+    finish: tf.Tensor  # [B] int32, −1 while the text goes on
+    residual: tf.Tensor  # [B] float32
+    steps: tf.Tensor  # [B] int32
+    status: tf.Tensor  # [B] int32
+
+
+def generate(
+    model: LanguageModel,
+    tokens: Any,
+    lengths: Any = None,
+    *,
+    max_new_tokens: Any = 0,
+    temperature: Any = 0.0,
+    top_k: Any = 0,
+    top_p: Any = 0.0,
+    stop_token: Any = -1,
+    seed: Any = 0,
+    tolerance: Any = 0.0,
+    max_steps: Any = 0,
+    compaction: bool = True,
+) -> Generation:
+    """Continues prompts.
+
+    The prompt is solved once. Attention is causal, so solved positions stay what they are: what later
+    ones see of them (`TransformerCell.remember`) is kept, and each new token costs the solve of its
+    own position alone. Works in eager mode, in tf.function and under XLA. Nothing here carries a
+    gradient that training could use.
+
+    Args:
+        model: built, with an equilibrium (explicit_steps 0).
+        tokens: [B, T] integers, T >= 1: the prompts, each at least one token. What is longer than
+            the model's sequence_length is cut.
+        lengths: [B] integers, 1 … T: tokens of each prompt; what stands behind is ignored. None: T.
+        max_new_tokens: scalar or [B] integers; <= 0: as many as the model's sequence_length leaves.
+        temperature: scalar or [B]; logits are divided by it. Not > 0: the likeliest token, always.
+        top_k: scalar or [B] integers; only so many likeliest tokens are drawn from. <= 0: all.
+        top_p: scalar or [B]; only the likeliest tokens that together have at least this probability,
+            after top_k, are drawn from. Not in (0, 1): all.
+        stop_token: scalar or [B] integers; a text ends after it. < 0: none.
+        seed: scalar or [B] integers; the same seed gives a prompt the same text, whatever the batch.
+        tolerance, max_steps: scalars or [B], of each solve; not > 0: the model's own.
+        compaction: whether prompts that are done leave the batch.
+
+    Returns:
+        A `Generation`.
+
+    Raises:
+        ValueError: for a model of explicit applications: its positions depend on others' states
+            before the last application, which are not kept.
+
+    Example:
+        >>> model = LanguageModel(vocabulary_size=11, sequence_length=8, width=8, heads=2)
+        >>> model.build((None, 8))
+        >>> generate(model, [[1, 2, 3]], max_new_tokens=2).lengths.numpy().tolist()
+        [2]
+    """
+    if model.explicit_steps:
+        raise ValueError(
+            "generate keeps the equilibria of past positions; this model makes "
+            f"explicit_steps={model.explicit_steps} applications instead of solving for one."
+        )
+    tokens = tf.cast(tokens, tf.int32)[:, : model.sequence_length]
+    batch = tf.shape(tokens)[:1]
+
+    def each(value, dtype):
+        return tf.broadcast_to(tf.cast(value, dtype), batch)
+
+    lengths = each(tf.shape(tokens)[1] if lengths is None else lengths, tf.int32)
+    solver = model.equilibrium.solver
+    settings = _Settings(
+        max_new_tokens=own_unless_positive(each(max_new_tokens, tf.int32), model.sequence_length),
+        temperature=each(temperature, tf.float32),
+        top_k=each(top_k, tf.int32),
+        top_p=each(top_p, tf.float32),
+        stop_token=each(stop_token, tf.int32),
+        uniform=_draws(each(seed, tf.int32), model.sequence_length),
+        tolerance=own_unless_positive(each(tolerance, tf.float32), solver.tolerance),
+        max_steps=own_unless_positive(each(max_steps, tf.int32), solver.max_steps),
+    )
+    state = _after_prompt(model, tokens, lengths, settings, compaction)
+    prompt_steps = state.steps
+    state = _State(
+        *tf.while_loop(
+            lambda *fields: tf.reduce_any(_State(*fields).finish < 0),
+            lambda *fields: list(_after_token(model, _State(*fields), settings)),
+            list(state),
+            maximum_iterations=model.sequence_length,
+            parallel_iterations=1,
+        )
+    )
+    return Generation(
+        state.tokens,
+        state.lengths,
+        state.finish,
+        state.residual,
+        state.steps,
+        prompt_steps,
+        state.status,
+    )
+
+
+def _draws(seed: tf.Tensor, count: int) -> tf.Tensor:
+    """Uniform numbers in [0, 1) for each sample by its own seed, [B, count]."""
+    return tf.map_fn(
+        # A named algorithm: the default one differs between devices, and under XLA.
+        lambda number: tf.random.stateless_uniform([count], [number, 0], alg="philox"),
+        seed,
+        fn_output_signature=tf.TensorSpec([count], tf.float32),
+    )
+
+
+def _after_prompt(
+    model: LanguageModel,
+    tokens: tf.Tensor,
+    lengths: tf.Tensor,
+    settings: _Settings,
+    compaction: bool,
+) -> _State:
+    """Solves the prompts and draws the first tokens."""
+    valid = tf.sequence_mask(lengths, tf.shape(tokens)[1])
+    x = model.embed(tf.where(valid, tokens, 0))
+    # By a scope: a layer's call would round the tolerance to the dtype that it computes in.
+    with SolveScope(settings.tolerance, settings.max_steps, compaction=compaction):
+        solution = model.equilibrium(x, mask=valid, return_solution=True, training=False)
+    kept = model.cell.remember(solution.z, model.cell.inject(x))
+    longest = model.sequence_length
+    free = longest - tf.shape(tokens)[1]
+    past = {name: tf.pad(w, [[0, 0], [0, 0], [0, free], [0, 0]]) for name, w in kept.items()}
+    for w in past.values():
+        w.set_shape([tokens.shape[0], model.cell.heads, longest, w.shape[3]])
+    last = tf.clip_by_value(lengths, 1, tf.shape(tokens)[1]) - 1
+    last = tf.gather(solution.z, last, batch_dims=1)
+    has_room = (lengths >= 1) & (lengths < longest)
+    return _drawn(
+        model,
+        _State(
+            n=tf.constant(0),
+            past=past,
+            z=last[:, None],
+            token=tf.zeros_like(lengths),
+            position=lengths,
+            tokens=tf.fill([tf.shape(tokens)[0], longest], -1),
+            lengths=tf.zeros_like(lengths),
+            finish=tf.where(has_room, -1, SEQUENCE_LENGTH),
+            residual=solution.residual,
+            steps=solution.steps,
+            status=solution.status,
+        ),
+        settings,
+    )
+
+
+def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _State:
+    """Solves the position of the token drawn last, for those who go on, and draws the next."""
+    going = state.finish < 0
+    x = {
+        "input": model.embed(state.token[:, None]),
+        "position": state.position,
+        "past": state.past,
+    }
+    # Without compaction: a position is less work than moving its past.
+    with SolveScope(
+        tf.where(going, settings.tolerance, tf.float32.max),
+        tf.where(going, settings.max_steps, 1),
+        compaction=False,
+    ):
+        solution = model.equilibrium(
+            x,
+            z0=state.z,  # the neighbour's equilibrium: nearer than zero, most of the time
+            return_solution=True,
+            training=False,
+        )
+    kept = model.cell.remember(solution.z, model.cell.inject(x))
+    place = tf.minimum(state.position, model.sequence_length - 1)
+    return _drawn(
+        model,
+        state._replace(
+            past={name: _with_row(state.past[name], place, kept[name]) for name in kept},
+            z=solution.z,
+            position=state.position + tf.cast(going, tf.int32),
+            residual=tf.where(going, tf.maximum(state.residual, solution.residual), state.residual),
+            steps=state.steps + tf.where(going, solution.steps, 0),
+            status=tf.where(going, tf.maximum(state.status, solution.status), state.status),
+        ),
+        settings,
+    )
+
+
+def _with_row(past: tf.Tensor, place: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+    """past [B, heads, P, c] with row [B, heads, 1, c] at each sample's place."""
+    batch, heads = tf.shape(past)[0], past.shape[1]
+    b, h = tf.meshgrid(tf.range(batch), tf.range(heads), indexing="ij")
+    indices = tf.stack([b, h, tf.broadcast_to(place[:, None], tf.shape(b))], axis=-1)
+    return tf.ensure_shape(tf.tensor_scatter_nd_update(past, indices, row[:, :, 0]), past.shape)
+
+
+def _drawn(model: LanguageModel, state: _State, settings: _Settings) -> _State:
+    """Draws a token after the last equilibrium, and ends the texts that it ends."""
+    going = state.finish < 0
+    token = sample(
+        model.logits(state.z)[:, 0],
+        settings.uniform[:, state.n],
+        settings.temperature,
+        settings.top_k,
+        settings.top_p,
+    )
+    lengths = state.lengths + tf.cast(going, tf.int32)
+    here = going[:, None] & (tf.range(model.sequence_length) == state.n)[None]
+    # The later line wins.
+    finish = tf.where(state.position + 1 >= model.sequence_length, SEQUENCE_LENGTH, -1)
+    finish = tf.where(lengths >= settings.max_new_tokens, MAX_NEW_TOKENS, finish)
+    finish = tf.where(token == settings.stop_token, STOP_TOKEN, finish)
+    return state._replace(
+        n=state.n + 1,
+        token=tf.where(going, token, 0),
+        tokens=tf.where(here, token[:, None], state.tokens),
+        lengths=lengths,
+        finish=tf.where(going, finish, state.finish),
+    )
