@@ -14,7 +14,7 @@ from export.checks import (
     Outputs,
 )
 from export.isolated import Request
-from export.signatures import INVALID
+from export.signatures import CONVERGENCE, INVALID
 from tfdeq import SolveScope
 from tfdeq.models import LanguageModel, generate
 
@@ -86,39 +86,65 @@ def neighbour_cases(model: LanguageModel, windows: np.ndarray) -> list[Case]:
 
 def references(model: LanguageModel, requests: Sequence[Request]) -> list[list[Outputs]]:
     """The Keras model's answers to requests at its own settings: each example alone, unpadded."""
+    keras_model = _KerasModel(model)
     return [
         [
-            _reference(model, request, {name: value[row] for name, value in request.inputs.items()})
+            keras_model.answer(
+                request.signature, {name: value[row] for name, value in request.inputs.items()}
+            )
             for row in range(len(request.inputs["lengths"]))
         ]
         for request in requests
     ]
 
 
-def _reference(model: LanguageModel, request: Request, given: Outputs) -> dict[str, np.ndarray]:
-    length = int(given["lengths"])
-    tokens = given["tokens"][None, :length]
-    if request.signature == "generate":
-        found = generate(model, tokens, max_new_tokens=_NEW_TOKENS, stop_token=-1)
-        return {name: value[0].numpy() for name, value in found._asdict().items()}
-    starts = {}
-    if request.signature == "step":
-        size = min(int(given["equilibrium_lengths"]), length)
-        start = np.zeros([1, length, model.cell.width], np.float32)
-        start[0, :size] = given["equilibrium"][:size]
-        starts[model.equilibrium.name] = start
-    with SolveScope(starts=starts):
-        logits, solution = model(tokens, return_solution=True, training=False)
-    log_probabilities = tf.nn.log_softmax(logits)[0].numpy()
-    row = {name: getattr(solution, name)[0].numpy() for name in ("residual", "steps", "status")}
-    if request.signature in ("serving_default", "step"):
-        row["log_probabilities"] = log_probabilities[-1]
-    if request.signature in ("encode", "step"):
-        row["equilibrium"] = solution.z[0].numpy()
-    if request.signature == "score":
-        row["log_likelihood"] = np.zeros(length, np.float32)
-        row["log_likelihood"][1:] = log_probabilities[np.arange(length - 1), tokens[0, 1:]]
-    return row
+class _KerasModel:
+    """Asks a model in Keras, as a graph that is traced once: eagerly, each op would be a call."""
+
+    def __init__(self, model: LanguageModel):
+        self._width = model.cell.width
+        tokens = tf.TensorSpec([1, None], tf.int32)
+        start = tf.TensorSpec([1, None, self._width], tf.float32)
+
+        def solve(tokens, start=None):
+            with SolveScope(starts={} if start is None else {model.equilibrium.name: start}):
+                logits, solution = model(tokens, return_solution=True, training=False)
+            return tf.nn.log_softmax(logits), solution
+
+        def continue_text(tokens):
+            return generate(model, tokens, max_new_tokens=_NEW_TOKENS, stop_token=-1)
+
+        def graph(function, *specs):
+            return tf.function(function, input_signature=specs, autograph=False)
+
+        self._solve = graph(solve, tokens)
+        self._solve_from = graph(solve, tokens, start)
+        self._continue = graph(continue_text, tokens)
+
+    def answer(self, signature: str, given: Outputs) -> dict[str, np.ndarray]:
+        """Returns one example's outputs; given: its inputs."""
+        length = int(given["lengths"])
+        tokens = given["tokens"][None, :length]
+        if signature == "generate":
+            found = self._continue(tokens)
+            return {name: value[0].numpy() for name, value in found._asdict().items()}
+        if signature == "step":
+            size = min(int(given["equilibrium_lengths"]), length)
+            start = np.zeros([1, length, self._width], np.float32)
+            start[0, :size] = given["equilibrium"][:size]
+            log_probabilities, solution = self._solve_from(tokens, start)
+        else:
+            log_probabilities, solution = self._solve(tokens)
+        log_probabilities = log_probabilities[0].numpy()
+        row = {name: getattr(solution, name)[0].numpy() for name in CONVERGENCE}
+        if signature in ("serving_default", "step"):
+            row["log_probabilities"] = log_probabilities[-1]
+        if signature in ("encode", "step"):
+            row["equilibrium"] = solution.z[0].numpy()
+        if signature == "score":
+            row["log_likelihood"] = np.zeros(length, np.float32)
+            row["log_likelihood"][1:] = log_probabilities[np.arange(length - 1), tokens[0, 1:]]
+        return row
 
 
 def _request(model, name, signature, tokens, lengths, tolerances=None, max_steps=None) -> Request:

@@ -3,8 +3,8 @@
 //
 //   serving_program MODEL REQUESTS ANSWERS [rounds=N] [clients=N] [disable_xla]
 //
-// REQUESTS: a TFRecord file of tensorflow.RunStepRequest; session_handle names the signature, feeds
-// name its inputs. ANSWERS: as many tensorflow.RunStepResponse, tensors named by output. With rounds,
+// REQUESTS: a TFRecord file of tensorflow.NamedTensorProto. One without a tensor's content begins a
+// request and names its signature; the inputs follow. ANSWERS: the same of the outputs. With rounds,
 // all requests are then repeated so often, shared out among the clients (threads), and timed. One
 // JSON object goes to the standard output. disable_xla does what the stock server does by default.
 
@@ -13,19 +13,19 @@
 #include <chrono>
 #include <cstdlib>
 #include <iostream>
-#include <map>
+#include <memory>
 #include <string>
 #include <thread>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
-#include "tensorflow/cc/saved_model/constants.h"
 #include "tensorflow/cc/saved_model/loader.h"
 #include "tensorflow/core/framework/tensor.h"
 #include "tensorflow/core/lib/io/record_reader.h"
 #include "tensorflow/core/lib/io/record_writer.h"
 #include "tensorflow/core/platform/env.h"
-#include "tensorflow/core/protobuf/master.pb.h"
+#include "tensorflow/core/protobuf/named_tensor.pb.h"
 #include "tensorflow/core/public/session.h"
 
 namespace tensorflow {
@@ -33,6 +33,9 @@ void DisableXlaCompilation();  // tensorflow/compiler/jit/flags.h
 }
 
 namespace {
+
+// Of tag_constants.h, which the tensorflow package leaves out.
+constexpr char kServeTag[] = "serve";
 
 using Clock = std::chrono::steady_clock;
 
@@ -68,25 +71,27 @@ std::vector<Request> ReadRequests(const std::string& path,
     const tensorflow::Status status = reader.ReadRecord(&offset, &record);
     if (tensorflow::errors::IsOutOfRange(status)) return requests;
     Check(status, "read " + path);
-    tensorflow::RunStepRequest message;
-    if (!message.ParseFromString(std::string(record))) Fail(path + " holds no RunStepRequest");
-    Request request;
-    request.signature = message.session_handle();
-    const auto& signatures = bundle.GetSignatures();
-    const auto found = signatures.find(request.signature);
-    if (found == signatures.end()) Fail("no signature " + request.signature);
-    for (const auto& feed : message.feed()) {
-      const auto input = found->second.inputs().find(feed.name());
-      if (input == found->second.inputs().end()) Fail("no input " + feed.name());
-      tensorflow::Tensor tensor;
-      if (!tensor.FromProto(feed.tensor())) Fail("no tensor in " + feed.name());
-      request.feeds.emplace_back(input->second.name(), tensor);
+    tensorflow::NamedTensorProto message;
+    if (!message.ParseFromString(std::string(record))) Fail(path + " holds no NamedTensorProto");
+    if (!message.has_tensor()) {
+      const auto& signatures = bundle.GetSignatures();
+      const auto found = signatures.find(message.name());
+      if (found == signatures.end()) Fail("no signature " + message.name());
+      requests.emplace_back();
+      requests.back().signature = message.name();
+      for (const auto& output : found->second.outputs()) {
+        requests.back().names.push_back(output.first);
+        requests.back().fetches.push_back(output.second.name());
+      }
+      continue;
     }
-    for (const auto& output : found->second.outputs()) {
-      request.names.push_back(output.first);
-      request.fetches.push_back(output.second.name());
-    }
-    requests.push_back(std::move(request));
+    if (requests.empty()) Fail(path + " does not begin with a signature");
+    const auto& inputs = bundle.GetSignatures().at(requests.back().signature).inputs();
+    const auto input = inputs.find(message.name());
+    if (input == inputs.end()) Fail("no input " + message.name());
+    tensorflow::Tensor tensor;
+    if (!tensor.FromProto(message.tensor())) Fail("no tensor in " + message.name());
+    requests.back().feeds.emplace_back(input->second.name(), tensor);
   }
 }
 
@@ -125,7 +130,7 @@ int main(int argc, char** argv) {
   auto start = Clock::now();
   tensorflow::SavedModelBundle bundle;
   Check(tensorflow::LoadSavedModel(tensorflow::SessionOptions(), tensorflow::RunOptions(), argv[1],
-                                   {tensorflow::kSavedModelTagServe}, &bundle),
+                                   {kServeTag}, &bundle),
         std::string("load ") + argv[1]);
   const double load_seconds = SecondsSince(start);
   const std::vector<Request> requests = ReadRequests(argv[2], bundle);
@@ -139,13 +144,14 @@ int main(int argc, char** argv) {
     start = Clock::now();
     const std::vector<tensorflow::Tensor> outputs = Run(bundle, request);
     first.push_back(SecondsSince(start));
-    tensorflow::RunStepResponse answer;
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      auto* named = answer.add_tensor();
-      named->set_name(request.names[i]);
-      outputs[i].AsProtoTensorContent(named->mutable_tensor());
-    }
+    tensorflow::NamedTensorProto answer;
+    answer.set_name(request.signature);
     Check(writer.WriteRecord(answer.SerializeAsString()), "write an answer");
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      answer.set_name(request.names[i]);
+      outputs[i].AsProtoTensorContent(answer.mutable_tensor());
+      Check(writer.WriteRecord(answer.SerializeAsString()), "write an answer");
+    }
   }
   Check(writer.Close(), "write the answers");
   Check(file->Close(), "write the answers");

@@ -12,13 +12,13 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from absl import flags
-from tensorflow.core.protobuf import master_pb2
+from tensorflow.core.protobuf import named_tensor_pb2
 
 from export import warm_up
 from export.isolated import Request
@@ -99,7 +99,8 @@ def answer(
         asked, answered = f"{folder}/requests", f"{folder}/answers"
         with tf.io.TFRecordWriter(asked) as writer:
             for request in requests:
-                writer.write(_to_proto(request).SerializeToString())
+                for message in _to_protos(request):
+                    writer.write(message.SerializeToString())
         options = [f"rounds={rounds}", f"clients={clients}"] + ["disable_xla"] * disable_xla
         try:
             finished = subprocess.run(
@@ -119,8 +120,7 @@ def answer(
                 f"The C++ program ended with exit code {finished.returncode}: "
                 f"{(finished.stderr or finished.stdout).strip()[-2000:]}"
             )
-        records = tf.data.TFRecordDataset(answered).as_numpy_iterator()
-        outputs = [_from_proto(record) for record in records]
+        outputs = _from_records(tf.data.TFRecordDataset(answered).as_numpy_iterator())
     found = json.loads(finished.stdout)
     return Answers(
         outputs,
@@ -131,16 +131,22 @@ def answer(
     )
 
 
-def _to_proto(request: Request) -> Any:
-    message = master_pb2.RunStepRequest(session_handle=request.signature)
+def _to_protos(request: Request) -> Iterator[Any]:
+    """A message without a tensor for the signature, then one for each input."""
+    yield named_tensor_pb2.NamedTensorProto(name=request.signature)
     for name, value in request.inputs.items():
-        message.feed.add(name=name).tensor.CopyFrom(tf.make_tensor_proto(value))
-    return message
+        yield named_tensor_pb2.NamedTensorProto(name=name, tensor=tf.make_tensor_proto(value))
 
 
-def _from_proto(record: bytes) -> dict[str, np.ndarray]:
-    message = master_pb2.RunStepResponse.FromString(record)
-    return {named.name: tf.make_ndarray(named.tensor) for named in message.tensor}
+def _from_records(records: Iterable[bytes]) -> list[dict[str, np.ndarray]]:
+    outputs: list[dict[str, np.ndarray]] = []
+    for record in records:
+        message = named_tensor_pb2.NamedTensorProto.FromString(record)
+        if message.HasField("tensor"):
+            outputs[-1][message.name] = tf.make_ndarray(message.tensor)
+        else:
+            outputs.append({})
+    return outputs
 
 
 def main() -> None:
