@@ -27,6 +27,7 @@ from trainers.workdir import write_json
 FLAGS = flags.FLAGS
 
 NEW_TOKENS = 256
+MOST_STEPS = 100
 GENERATING = (1, 8)  # batch sizes
 EASY, HARD = 31, 1
 EASY_TOLERANCE, HARD_TOLERANCE = 1e-1, 1e-6
@@ -82,15 +83,15 @@ def measure_generation(versions: Versions, windows: np.ndarray, tolerance: float
     rows = []
     for batch in GENERATING:
         prompts = windows[:batch, :length]
-        one = request_of("generate", prompts, length, tolerance)
+        one = request_of("generate", prompts, length, tolerance, max_steps=MOST_STEPS)
         (found,) = versions.ask(path, [one], rounds=0).outputs
         texts = np.concatenate([prompts, found["tokens"][:, :NEW_TOKENS]], axis=1)
         prefixes = [
-            request_of("serving_default", texts[:, :size], size, tolerance)
+            request_of("serving_default", texts[:, :size], size, tolerance, max_steps=MOST_STEPS)
             for size in range(length, length + NEW_TOKENS)
         ]
         times: dict[str, list[float]] = {"generate": [], "again": []}
-        for _ in range(3):
+        for _ in range(2):
             times["generate"].append(np.median(versions.ask(path, [one], rounds=3).seconds))
             # Both warm: the runs that give the answers are not timed.
             again = versions.ask(path, prefixes, rounds=1)
@@ -124,7 +125,9 @@ def measure_compaction(versions: Versions, windows: np.ndarray) -> dict[str, Any
     """31 easy examples and a hard one: done samples leave the batch, or stay."""
     texts = np.resize(windows, [EASY + HARD, windows.shape[1]])
     tolerances = np.float32([EASY_TOLERANCE] * EASY + [HARD_TOLERANCE] * HARD)
-    request = request_of("serving_default", texts, windows.shape[1], tolerances, max_steps=100)
+    request = request_of(
+        "serving_default", texts, windows.shape[1], tolerances, max_steps=MOST_STEPS
+    )
     paths = {
         "leave": versions.path("graph"),
         "stay": versions.path("plain", compaction=False),

@@ -101,15 +101,17 @@ class TransformerCell(keras.layers.Layer):
         """Returns what of the input stays the same in every application.
 
         Args:
-            x: [B, T, d]; or, to solve one further position of each example after others, a dict:
-                input [B, 1, d]; position [B] int32, where it stands; past: a dict of key and value
-                [B, heads, P, d / heads], where place p of an example holds what `remember` returned
-                of its position p. Places from an example's position on are not looked at.
+            x: [B, T, d]; or, to solve one further position of each example after others, with a
+                state [B, d], a dict: input [B, d]; position [B] int32, where it stands; past: a dict
+                of key and value [B, heads, P, d / heads], where place p of an example holds what
+                `remember` returned of its position p. Places from an example's position on are not
+                looked at.
 
         Returns:
             skip: the input. query_key_value: x U [B, T, 3d]. bias: [1, heads, T, T], added to the
-            attention's logits: the learned bias of the distance, and the causal mask. With a past,
-            that too, and past_bias [B, heads, 1, P].
+            attention's logits: the learned bias of the distance, and the causal mask. Of one further
+            position, all without T: query_key_value [B, 3d], past, and bias [1, heads, 1] of the
+            position itself and past_bias [B, heads, P].
         """
         if isinstance(x, dict):
             return self._inject_next(**x)
@@ -128,16 +130,16 @@ class TransformerCell(keras.layers.Layer):
         }
 
     def _inject_next(self, input, position, past):
-        """What `inject` returns for one position a sample, [B, 1, d], that has a past."""
+        """What `inject` returns for one position a sample, [B, d], that has a past."""
         distance = position[:, None] - ops.arange(past["key"].shape[2])[None, :]
         past_bias = self._bias(distance, lowest=1)  # [B, P, heads]
-        own = ops.reshape(self.distance_bias(ops.zeros([1], "int32")), (1, self.heads, 1, 1))
+        own = ops.reshape(self.distance_bias(ops.zeros([1], "int32")), (1, self.heads, 1))
         return {
             "skip": input,
             "query_key_value": self.injection(input),
             "bias": own,
             "past": past,
-            "past_bias": ops.transpose(past_bias, (0, 2, 1))[:, :, None, :],
+            "past_bias": ops.transpose(past_bias, (0, 2, 1)),
         }
 
     def _bias(self, distance, lowest):
@@ -146,22 +148,22 @@ class TransformerCell(keras.layers.Layer):
         return ops.where(distance[..., None] >= lowest, bias, ops.cast(_MASKED, bias.dtype))
 
     def initial_state(self, x):
-        """Returns zeros like the input [B, T, d]."""
+        """Returns zeros like the input, [B, T, d] or [B, d]."""
         return ops.zeros_like(x["input"] if isinstance(x, dict) else x)
 
     def remember(self, z, x):
         """Returns what later positions see of equilibria, to be kept as their past.
 
         Args:
-            z: [B, T, d], solved. x: what `inject` returned for their input.
+            z: [B, T, d] or [B, d], solved. x: what `inject` returned for their input.
 
         Returns:
-            A dict of key and value [B, heads, T, d / heads].
+            A dict of key and value: [B, heads, T, d / heads], or without T.
         """
         _, key, value = self._project(z, x)
-        return {
-            name: ops.transpose(w, (0, 2, 1, 3)) for name, w in (("key", key), ("value", value))
-        }
+        if "past" not in x:
+            key, value = (ops.transpose(w, (0, 2, 1, 3)) for w in (key, value))
+        return {"key": key, "value": value}
 
     def call(self, z, x, mask=None):
         query, key, value = self._project(z, x)
@@ -169,18 +171,19 @@ class TransformerCell(keras.layers.Layer):
             attended = _attend_with_past(query, key, value, x)
         else:
             attended = ops.dot_product_attention(query, key, value, bias=x["bias"])
-        attended = self.attention_output(ops.reshape(attended, ops.shape(z)))
+        attended = self.attention_output(_merge_heads(attended, self.width))
         a = x["skip"] + self.attention_dropout(attended)
         hidden = ops.gelu(self.expand(_norm(a)), approximate=True)
         output = a + self.feedforward_dropout(self.contract(hidden))
         return output if mask is None else ops.where(mask[:, :, None], output, 0)
 
     def _project(self, z, x):
-        """Queries, keys and values, [B, T, heads, d / heads] each."""
+        """Queries, keys and values, [B, T, heads, d / heads] each, or without T."""
         projected = self.query_key_value(_norm(z)) + x["query_key_value"]
-        shape = (*ops.shape(z)[:2], 3, self.heads, self.width // self.heads)
-        projected = ops.reshape(projected, shape)
-        return projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
+        split = (3, self.heads, self.width // self.heads)
+        # Of one position only the batch is unknown: nothing is computed about the shape.
+        batch = (-1,) if "past" in x else ops.shape(z)[:2]
+        return ops.unstack(ops.reshape(projected, (*batch, *split)), axis=-3)
 
     def _linear(self, units: int, name: str, scale: float = 1.0) -> keras.layers.Layer:
         initializer = "zeros"
@@ -214,15 +217,22 @@ class TransformerCell(keras.layers.Layer):
 
 
 def _attend_with_past(query, key, value, x):
-    """Attention of one position to its past and itself: [B, 1, heads, d / heads]."""
+    """Attention of one position a sample to its past and itself, [B, heads, d / heads] each."""
     past = x["past"]
-    scale = query.shape[-1] ** -0.5
+    query *= query.shape[-1] ** -0.5
     # The past is not joined with the position's own key: that would copy it in every application.
-    logits = scale * ops.einsum("bthc,bhpc->bhtp", query, past["key"]) + x["past_bias"]
-    own = scale * ops.einsum("bthc,bthc->bht", query, key)[..., None] + x["bias"]
+    logits = ops.squeeze(ops.matmul(past["key"], query[..., None]), -1) + x["past_bias"]
+    own = ops.sum(query * key, axis=-1, keepdims=True) + x["bias"]
     weights = ops.softmax(ops.concatenate([own, logits], axis=-1), axis=-1)
-    attended = ops.einsum("bhtp,bhpc->bthc", weights[..., 1:], past["value"])
-    return attended + ops.transpose(weights[..., :1], (0, 2, 1, 3)) * value
+    attended = ops.squeeze(ops.matmul(weights[:, :, None, 1:], past["value"]), -2)
+    return attended + weights[..., :1] * value
+
+
+def _merge_heads(attended, width):
+    """[B, T, heads, d / heads] or [B, heads, d / heads] -> [B, T, d] or [B, d]."""
+    if len(attended.shape) == 3:
+        return ops.reshape(attended, (-1, width))
+    return ops.reshape(attended, (*ops.shape(attended)[:2], width))
 
 
 def _norm(x):

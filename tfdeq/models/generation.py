@@ -40,7 +40,7 @@ class _Settings(NamedTuple):
 class _State(NamedTuple):
     n: tf.Tensor  # [] int32, tokens drawn so far, by those who go on
     past: Any  # key, value: [B, heads, sequence_length, d / heads]
-    z: tf.Tensor  # [B, 1, d] equilibrium of the last solved position
+    z: tf.Tensor  # [B, d] equilibrium of the last solved position
     token: tf.Tensor  # [B] int32, drawn last, not solved yet
     position: tf.Tensor  # [B] int32, where it stands
     tokens: tf.Tensor  # [B, sequence_length] int32
@@ -183,7 +183,7 @@ def _after_prompt(
         _State(
             n=tf.constant(0),
             past=past,
-            z=last[:, None],
+            z=last,
             token=tf.zeros_like(lengths),
             position=lengths,
             tokens=tf.fill([tf.shape(tokens)[0], longest], -1),
@@ -201,7 +201,7 @@ def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _S
     """Solves the position of the token drawn last, for those who go on, and draws the next."""
     going = state.finish < 0
     x = {
-        "input": model.embed(state.token[:, None]),
+        "input": model.embedding(state.token),
         "position": state.position,
         "past": state.past,
     }
@@ -234,18 +234,18 @@ def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _S
 
 
 def _with_row(past: tf.Tensor, place: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-    """past [B, heads, P, c] with row [B, heads, 1, c] at each sample's place."""
+    """past [B, heads, P, c] with row [B, heads, c] at each sample's place."""
     batch, heads = tf.shape(past)[0], past.shape[1]
     b, h = tf.meshgrid(tf.range(batch), tf.range(heads), indexing="ij")
     indices = tf.stack([b, h, tf.broadcast_to(place[:, None], tf.shape(b))], axis=-1)
-    return tf.ensure_shape(tf.tensor_scatter_nd_update(past, indices, row[:, :, 0]), past.shape)
+    return tf.ensure_shape(tf.tensor_scatter_nd_update(past, indices, row), past.shape)
 
 
 def _drawn(model: LanguageModel, state: _State, settings: _Settings) -> _State:
     """Draws a token after the last equilibrium, and ends the texts that it ends."""
     going = state.finish < 0
     token = sample(
-        model.logits(state.z)[:, 0],
+        model.logits(state.z),
         settings.uniform[:, state.n],
         settings.temperature,
         settings.top_k,
