@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import pathlib
+
 import hypothesis
 import keras
 import pytest
@@ -20,3 +22,12 @@ def _fixed_keras_state():
     keras.utils.set_random_seed(1234)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def serving_executable():
+    """The C++ program, compiled once for all tests that ask for it."""
+    from export import serving_program
+
+    root = pathlib.Path(__file__).absolute().parent.parent
+    return serving_program.build(root / serving_program.PROGRAM)

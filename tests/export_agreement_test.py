@@ -36,11 +36,6 @@ def model():
     return model
 
 
-@pytest.fixture(scope="module")
-def executable(tmp_path_factory):
-    return serving_program.build(tmp_path_factory.mktemp("program") / "serving_program")
-
-
 def requests_of(model, batches, lengths_from):
     tokens = np.random.default_rng(5).integers(0, VOCABULARY, (max(batches), LENGTH), np.int32)
     return [
@@ -75,38 +70,38 @@ def check_all(model, requests, answers):
         assert len(found.values["near"]) <= len(pairs) // 20
 
 
-def test_every_signature_and_batch_size(model, executable, tmp_path):
+def test_every_signature_and_batch_size(model, serving_executable, tmp_path):
     path = saved_model.export(model, tmp_path)
     requests = requests_of(model, BATCHES, lengths_from=1)
     answers = {name: isolated.answer(path, requests, name).outputs for name in isolated.RUNTIMES}
     # As the stock server runs it: without XLA.
     answers["program"] = serving_program.answer(
-        executable, path, requests, disable_xla=True
+        serving_executable, path, requests, disable_xla=True
     ).outputs
     check_all(model, requests, answers)
 
 
 @pytest.mark.slow
-def test_every_signature_and_batch_size_compiled(model, executable, tmp_path):
+def test_every_signature_and_batch_size_compiled(model, serving_executable, tmp_path):
     path = saved_model.export(model, tmp_path, jit_compile=True)
     requests = requests_of(model, BATCHES, lengths_from=1)
     answers = {name: isolated.answer(path, requests, name).outputs for name in isolated.RUNTIMES}
-    answers["program"] = serving_program.answer(executable, path, requests).outputs
+    answers["program"] = serving_program.answer(serving_executable, path, requests).outputs
     check_all(model, requests, answers)
 
 
-def test_a_compiled_version_answers_and_is_refused_without_xla(model, executable, tmp_path):
+def test_a_compiled_version_answers_and_is_refused_without_xla(model, serving_executable, tmp_path):
     path = saved_model.export(model, tmp_path, jit_compile=True)
     requests = [
         request for request in requests_of(model, (3,), 5) if request.signature != "generate"
     ]
-    found = serving_program.answer(executable, path, requests[:2])
+    found = serving_program.answer(serving_executable, path, requests[:2])
     check_all(model, requests[:2], {"program": found.outputs})
     with pytest.raises(ChildProcessError, match="could not run serving_default"):
-        serving_program.answer(executable, path, requests[:1], disable_xla=True)
+        serving_program.answer(serving_executable, path, requests[:1], disable_xla=True)
 
 
-def test_batches_as_the_server_makes_them(model, executable, tmp_path):
+def test_batches_as_the_server_makes_them(model, serving_executable, tmp_path):
     """Tasks joined and padded with their first token, filled up with copies; one diverges, one is bad."""
     path = saved_model.export(model, tmp_path)
     random = np.random.default_rng(7)
@@ -131,7 +126,7 @@ def test_batches_as_the_server_makes_them(model, executable, tmp_path):
     ]
     requests = [Request("joined", "serving_default", joined)]
     requests += [Request("alone", "serving_default", inputs) for inputs in alone]
-    together, *single = serving_program.answer(executable, path, requests).outputs
+    together, *single = serving_program.answer(serving_executable, path, requests).outputs
     assert together["status"][:4].tolist() == [
         Status.CONVERGED,
         Status.STAGNATED,
@@ -149,7 +144,7 @@ def test_batches_as_the_server_makes_them(model, executable, tmp_path):
             )
 
 
-def test_a_model_of_a_users_own(executable, tmp_path):
+def test_a_model_of_a_users_own(serving_executable, tmp_path):
     class Cell(keras.layers.Layer):
         def __init__(self):
             super().__init__()
@@ -176,7 +171,7 @@ def test_a_model_of_a_users_own(executable, tmp_path):
         start = {"equilibrium": np.zeros([batch, 6], np.float32)}
         requests.append(Request("step", "step", {**inputs, **start}))
     answers = [isolated.answer(path, requests, name).outputs for name in isolated.RUNTIMES]
-    answers.append(serving_program.answer(executable, path, requests).outputs)
+    answers.append(serving_program.answer(serving_executable, path, requests).outputs)
     for outputs in answers:
         for request, found in zip(requests, outputs, strict=True):
             x = request.inputs["x"]

@@ -37,13 +37,20 @@ PROMPTS = np.random.default_rng(5).integers(0, VOCABULARY, (4, 9)).astype(np.int
 LENGTHS = np.int32([9, 1, 4, 7])
 
 
-def solved_again(model, prompt, count):
+@pytest.fixture(scope="module")
+def solved_again(model):
     """Greedy continuation by a solve of the whole text for every token."""
-    text = list(prompt)
-    for _ in range(count):
-        logits = model(np.int32([text]))[0, -1]
-        text.append(int(np.argmax(logits)))
-    return text[len(prompt) :]
+    logits = tf.function(
+        lambda text: model(text)[0, -1], input_signature=[tf.TensorSpec([1, None], tf.int32)]
+    )
+
+    def continue_text(prompt, count):
+        text = list(prompt)
+        for _ in range(count):
+            text.append(int(np.argmax(logits(np.int32([text])))))
+        return text[len(prompt) :]
+
+    return continue_text
 
 
 def new_tokens(found, row):
@@ -66,7 +73,8 @@ def test_the_cell_after_its_past_is_the_cell_in_the_whole_text(model):
             np.testing.assert_allclose(w, kept[name][:, :, t], atol=1e-6)
 
 
-def test_the_same_tokens_as_the_full_solve(model, mode):
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_the_same_tokens_as_the_full_solve(model, solved_again, mode):
     call = generate
     if mode != "eager":
         function = tf.function(
@@ -75,7 +83,7 @@ def test_the_same_tokens_as_the_full_solve(model, mode):
         call = lambda _, *args: function(*args)  # noqa: E731
     found = call(model, tf.constant(PROMPTS), tf.constant(LENGTHS))
     for row, length in enumerate(LENGTHS):
-        expected = solved_again(model, PROMPTS[row, :length], LENGTH - length)
+        expected = solved_again(PROMPTS[row, :length], LENGTH - length)
         assert new_tokens(found, row) == expected
     assert (found.tokens.numpy()[:, -1] == -1).all()
     assert (found.finish.numpy() == SEQUENCE_LENGTH).all()
