@@ -1,6 +1,10 @@
 """Writing equilibrium models as SavedModels, verifying, serving and loading them."""
 
+import os
 from typing import Any
+
+# As in trainers: TensorFlow's start-up notes would bury a program's own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 __all__ = ["load_model"]
 

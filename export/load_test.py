@@ -169,6 +169,7 @@ def main() -> None:
             "come from there. Export it with examples."
         )
     examples = max(records, key=lambda inputs: len(inputs["tolerance"]))
+    examples = {**examples, "max_steps": np.full_like(examples["max_steps"], FLAGS.max_steps)}
     model = Runtime(FLAGS.model)
     settings = {"clients": FLAGS.clients, "batch_size": FLAGS.batch_size, "seed": FLAGS.seed}
     # The first calls load kernels; a server has made them before it takes requests.
@@ -199,6 +200,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "mix", ["0.1:0.5", "0.01:0.3", "0.0001:0.2"], "TOLERANCE:SHARE pairs; 0: the model's own."
     )
+    flags.DEFINE_integer("max_steps", 0, "Steps at most for every example; 0: the model's own.", 0)
     flags.DEFINE_integer("requests", 200, "Calls in all.", lower_bound=1)
     flags.DEFINE_integer("clients", 1, "Threads that ask at once.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 1, "Examples a call.", lower_bound=1)

@@ -5,8 +5,6 @@ import pytest
 
 from trainers import optimizers
 
-CONFIG = {"train_steps": 1000, "warmup_steps": 100, "learning_rate": 2.0, "gradient_clip": 1.0}
-
 
 def test_schedule_warms_up_and_ends_at_five_percent():
     schedule = optimizers.learning_rate_schedule(2.0, train_steps=1000, warmup_steps=100)
@@ -21,7 +19,9 @@ def test_schedule_warms_up_and_ends_at_five_percent():
     ("name", "kind"), [("adam", keras.optimizers.Adam), ("muon", keras.optimizers.Muon)]
 )
 def test_the_named_optimizer_follows_the_schedule_and_clips(name, kind):
-    optimizer = optimizers.make_optimizer({**CONFIG, "optimizer": name}, adam_layers=["readout"])
+    schedule = optimizers.learning_rate_schedule(2.0, train_steps=1000, warmup_steps=100)
+    config = {"optimizer": name, "gradient_clip": 1.0}
+    optimizer = optimizers.make_optimizer(config, schedule, adam_layers=["readout"])
     assert type(optimizer) is kind
     assert optimizer.global_clipnorm == 1.0
     variable = keras.Variable([[0.0, 0.0], [0.0, 0.0]])
@@ -29,3 +29,5 @@ def test_the_named_optimizer_follows_the_schedule_and_clips(name, kind):
     assert float(optimizer.learning_rate) == 0.0
     optimizer.iterations.assign(100)
     assert math.isclose(float(optimizer.learning_rate), 2.0, rel_tol=1e-6)
+    schedule.scale.assign(0.25)
+    assert math.isclose(float(optimizer.learning_rate), 0.5, rel_tol=1e-6)

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -76,6 +77,48 @@ def test_leaves_metrics_pictures_logs_checkpoint_and_model(trained):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
     assert any(name.startswith("events") for name in os.listdir(workdir / "tensorboard"))
     assert (workdir / "checkpoints" / "ckpt-8.index").exists()
+
+
+def test_records_what_it_was_started_with(trained):
+    (start,) = json.loads((trained / "run" / "environment.json").read_text())["starts"]
+    assert "--train_steps=8" in start["command"]
+    assert start["packages"].keys() >= {"tensorflow", "keras"}
+    metrics = json.loads((trained / "run" / "metrics.json").read_text())
+    assert metrics["train"]["all_skipped_steps"] == metrics["train"]["rollbacks"] == 0
+    assert metrics["train"]["best"]["step"] in (4, 8)
+
+
+def test_a_dry_run_says_what_would_be_and_leaves_nothing(trained):
+    output = run(trained, f"--workdir={trained / 'dry'}", "--dry_run")
+    for part in ("Parameters: ", "embedding: 4,096", "optimiser", "learning rate", "One step: "):
+        assert part in output
+    assert not (trained / "dry").exists()
+
+
+def test_flags_from_a_file_and_sigterm(trained):
+    """Ended in the middle: the exit status says "again", and the same command goes on."""
+    file = trained / "flags.cfg"
+    file.write_text("--train_steps=4000\n--checkpoint_every=100000\n")
+    workdir = trained / "preempted"
+    arguments = (f"--workdir={workdir}", f"--flagfile={file}")
+    text = ("--dataset=text", f"--files={trained / '*.txt'}")
+    command = [sys.executable, "-m", "trainers.language_model", *SMALL, *text, *arguments]
+    command.append(f"--prepared_dir={trained / 'prepared'}")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as p:
+        deadline = time.monotonic() + 50
+        while (
+            not (workdir / "curves.jsonl").exists() or not (workdir / "curves.jsonl").stat().st_size
+        ):
+            assert time.monotonic() < deadline, p.stdout.read()
+            time.sleep(0.1)
+        p.terminate()
+        output = p.communicate(timeout=50)[0]
+    assert p.returncode == 75, output
+    assert "the same command goes on from there" in output
+    assert list((workdir / "checkpoints").glob("ckpt-*.index"))
+    assert "Traceback" not in output
 
 
 def test_saved_model_gives_the_tested_quality(trained):

@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 # What may differ between a run and its continuation: where it lies and how it reports.
 _NOT_CONFIGURATION = ("workdir", "prepared_dir")
 # What may differ too, although the run records it: no result depends on it.
-REPORTING = ("log_every", "evaluate_every", "checkpoint_every")
+REPORTING = ("log_every", "evaluate_every", "checkpoint_every", "checkpoint_minutes")
 
 
 def define_shared_flags(**defaults: Any) -> list[str]:
@@ -50,6 +50,9 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
         (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on held-out data."),
         (flags.DEFINE_integer, "checkpoint_every", 200, "Steps between checkpoints."),
+        (flags.DEFINE_float, "checkpoint_minutes", 10.0, "Minutes after which a checkpoint is written anyway; 0: none but every --checkpoint_every steps."),
+        (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row whose loss or gradient may be NaN or Inf, each of them skipped, until the run returns to its last checkpoint."),
+        (flags.DEFINE_integer, "max_rollbacks", 2, "Returns to a checkpoint, each with half the learning rate, before the run ends with a diagnosis."),
     ]  # fmt: skip
     unknown = set(defaults) - {definition[1] for definition in definitions}
     if unknown:
@@ -71,12 +74,19 @@ def configuration(names: list[str]) -> dict[str, Any]:
 def _define_bounds() -> None:
     at_least_one = ("training_max_steps", "train_steps", "batch_size", "sequence_length", "max_steps",
                     "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
-                    "checkpoint_every")  # fmt: skip
+                    "checkpoint_every", "divergence_patience")  # fmt: skip
     for name in at_least_one:
         bound(name, lambda value: value >= 1, "must be at least 1")
     for name in ("learning_rate", "tolerance", "gradient_clip"):
         bound(name, lambda value: value > 0, "must be greater than 0")
-    for name in ("depth", "warmup_steps", "jacobian_penalty", "jacobian_penalty_power_steps"):
+    for name in (
+        "depth",
+        "warmup_steps",
+        "jacobian_penalty",
+        "jacobian_penalty_power_steps",
+        "checkpoint_minutes",
+        "max_rollbacks",
+    ):
         bound(name, lambda value: value >= 0, "must be at least 0")
     bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
     bound("jacobian_penalty_end", lambda value: 0 <= value <= 1, "must be in [0, 1]")

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +10,15 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from tfdeq import Implicit, solvers
+from tfdeq import Implicit, solvers, spectral_radius
 from tfdeq.models import LanguageModel
-from trainers import pictures, program
+from trainers import dry_run as rehearsal
+from trainers import environment, pictures, program
 from trainers.data import TokenData, load, training_windows
 from trainers.evaluation import Evaluator, next_token_loss
 from trainers.flags import REPORTING, bound, configuration, define_shared_flags
 from trainers.loop import Task, Trainer
-from trainers.optimizers import make_optimizer
+from trainers.optimizers import ScalableSchedule, learning_rate_schedule, make_optimizer
 from trainers.processes import Runs
 from trainers.workdir import (
     check_configuration,
@@ -46,6 +48,12 @@ def _define_flags() -> list[str]:
         bound(name, lambda value: value >= 1, "must be at least 1")
     bound("dropout", lambda value: 0 <= value < 1, "must be in [0, 1)")
     bound("recurrent_scale", lambda value: value >= 0, "must be at least 0")
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Print model size, memory and schedule, make one step, and end; --workdir is not touched. "
+        "Default: false.",
+    )
     flags.DEFINE_bool(
         "baseline",
         False,
@@ -94,7 +102,9 @@ def make_trainer(
 ) -> Trainer:
     """Returns the training loop of a model; evaluator: for the reports on held-out data."""
     task = _task(config, model, data, evaluator.evaluate if evaluator else dict)
-    return Trainer(task, config, workdir, make_optimizer(config, adam_layers=["readout"]))
+    schedule = _schedule(config)
+    optimizer = make_optimizer(config, schedule, adam_layers=["readout"])
+    return Trainer(task, config, workdir, optimizer, schedule.scale)
 
 
 def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str, Any]:
@@ -133,6 +143,7 @@ def _train(
     )
     # Only now: settings that the model refuses must not claim the folder.
     write_json(os.path.join(workdir, "config.json"), config)
+    environment.record(workdir)
     start = "Going on with" if resumed else "Starting"
     print(f"{start} {describe(config)} in {workdir}.", flush=True)
     residuals_path = os.path.join(workdir, "residuals.json")
@@ -159,6 +170,24 @@ def _train(
     trainer.writer.close()
     write_json(os.path.join(workdir, "metrics.json"), metrics)
     return metrics
+
+
+def dry_run(config: Mapping[str, Any], data: TokenData) -> list[str]:
+    """Returns what a run would be, line by line, after one step of it in a folder that is removed."""
+    keras.utils.set_random_seed(config["seed"])
+    model = make_model(config, data.vocabulary_size)
+    schedule = _schedule(config)
+    with tempfile.TemporaryDirectory(prefix="tfdeq-dry-run-") as folder:
+        trainer = make_trainer(config, folder, model, data)
+        step = rehearsal.one_step(trainer, trainer.first_batch(), config)
+        memory = rehearsal.memory_lines(model, trainer.optimizer)
+    return [
+        f"A dry run of {describe(config)}; nothing is kept.",
+        *rehearsal.parameter_lines(model),
+        *memory,
+        *rehearsal.schedule_lines(config, schedule),
+        *step,
+    ]
 
 
 def baseline_configurations(config: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
@@ -222,6 +251,12 @@ def describe(config: Mapping[str, Any]) -> str:
     return f"{what} {'with' if config['jacobian_penalty'] else 'without'} Jacobian penalty"
 
 
+def _schedule(config: Mapping[str, Any]) -> ScalableSchedule:
+    return learning_rate_schedule(
+        config["learning_rate"], config["train_steps"], config["warmup_steps"]
+    )
+
+
 def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
     def loss(model, batch, explicit_steps, max_steps):
         inputs, targets = batch
@@ -242,6 +277,17 @@ def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
             start_step=start_step,
         )
 
+    def diagnose():
+        inputs, _ = next(iter(batches(0)))
+        x = model.embed(inputs[:4])
+        solution = model.equilibrium(x, return_solution=True, training=False)
+        injected = model.cell.inject(x)
+        radius = spectral_radius(lambda z: model.cell(z, injected), solution.z)
+        return {
+            "residual_now": float(tf.reduce_max(solution.residual)),
+            "spectral_radius": float(tf.reduce_max(radius)),
+        }
+
     def display(row):
         nats = tf.constant(row["loss"], tf.float64)
         shown = {"loss": float(nats)}
@@ -260,6 +306,7 @@ def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
         display=display,
         tokens_per_step=config["batch_size"] * config["sequence_length"],
         equilibria=[model.equilibrium],
+        diagnose=None if config["depth"] else diagnose,
     )
 
 
@@ -294,6 +341,9 @@ def main() -> None:
     data = load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
     )
+    if FLAGS.dry_run:
+        print("\n".join(dry_run(config, data)))
+        return
     if FLAGS.baseline:
         metrics = train_with_baselines(
             config, FLAGS.workdir, data, {"prepared_dir": FLAGS.prepared_dir}

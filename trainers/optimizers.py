@@ -4,21 +4,41 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
+
+
+class ScalableSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate times `scale`, a variable that starts at 1: what a run that diverged lowers.
+
+    Args:
+        rate: a schedule or a number.
+    """
+
+    def __init__(self, rate: keras.optimizers.schedules.LearningRateSchedule | float):
+        self._rate = rate
+        self.scale = tf.Variable(1.0, trainable=False, name="learning_rate_scale")
+
+    def __call__(self, step: Any) -> Any:
+        rate = self._rate(step) if callable(self._rate) else self._rate
+        return rate * self.scale
+
+    def get_config(self) -> dict[str, Any]:
+        return {"rate": self._rate}
 
 
 def make_optimizer(
-    config: Mapping[str, Any], adam_layers: Sequence[str] = ()
+    config: Mapping[str, Any],
+    schedule: keras.optimizers.schedules.LearningRateSchedule,
+    adam_layers: Sequence[str] = (),
 ) -> keras.optimizers.Optimizer:
     """Returns the optimiser of a configuration.
 
     Args:
         config: the shared flags' values.
+        schedule: of the learning rate.
         adam_layers: parts of the names of layers whose matrices Muon leaves to Adam, as it does
             vectors and embeddings: those that map to the output.
     """
-    schedule = learning_rate_schedule(
-        config["learning_rate"], config["train_steps"], config["warmup_steps"]
-    )
     if config["optimizer"] == "adam":
         return keras.optimizers.Adam(
             schedule, beta_1=0.9, beta_2=0.98, global_clipnorm=config["gradient_clip"]
@@ -34,15 +54,15 @@ def make_optimizer(
     )
 
 
-def learning_rate_schedule(
-    peak: float, train_steps: int, warmup_steps: int
-) -> keras.optimizers.schedules.LearningRateSchedule:
+def learning_rate_schedule(peak: float, train_steps: int, warmup_steps: int) -> ScalableSchedule:
     """Linear warm-up from 0 to peak, then a cosine to 5 % of it at train_steps."""
     warmup = min(warmup_steps, max(train_steps - 1, 0))
-    return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else peak,
-        decay_steps=train_steps - warmup,
-        alpha=0.05,
-        warmup_target=peak if warmup else None,
-        warmup_steps=warmup,
+    return ScalableSchedule(
+        keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if warmup else peak,
+            decay_steps=train_steps - warmup,
+            alpha=0.05,
+            warmup_target=peak if warmup else None,
+            warmup_steps=warmup,
+        )
     )
