@@ -25,6 +25,7 @@ CONFIG = {
     "checkpoint_every": 4,
     "checkpoint_minutes": 0,
     "divergence_patience": 3,
+    "accumulation_steps": 1,
     "max_rollbacks": 0,
     "jit_compile": False,
 }
@@ -214,6 +215,20 @@ def test_the_best_checkpoint_stays(tmp_path):
     assert columns["best"] == {"step": 12, "score": 0.2}
     (found,) = (tmp_path / "checkpoints" / "best").glob("ckpt-*.index")
     assert found.stem == "ckpt-12"
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_accumulated_parts_are_one_large_batch(tmp_path, jit_compile):
+    results = []
+    for count in (1, 2, 4):
+        config = {**CONFIG, "accumulation_steps": count, "jit_compile": jit_compile}
+        trainer, model = make_trainer(tmp_path / str(count), config=config)
+        losses = [loss for loss in trainer.train()["loss"] if loss is not None]
+        results.append((weights_of(model), losses))
+    for weights, losses in results[1:]:
+        for weight, expected in zip(weights, results[0][0], strict=True):
+            np.testing.assert_allclose(weight, expected, rtol=1e-5)
+        assert losses == pytest.approx(results[0][1], rel=1e-5)
 
 
 def test_explicit_steps_follow_depth_and_the_shallow_start():

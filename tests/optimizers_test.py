@@ -15,6 +15,15 @@ def test_schedule_warms_up_and_ends_at_five_percent():
     assert float(optimizers.learning_rate_schedule(2.0, 10, 0)(0)) == 2.0
 
 
+def test_inverse_square_root_and_constant():
+    schedule = optimizers.learning_rate_schedule(2.0, 1000, 100, "inverse_sqrt")
+    values = [float(schedule(step)) for step in (0, 50, 100, 400, 900)]
+    assert values == pytest.approx([0.0, 1.0, 2.0, 1.0, 2.0 / 3.0])
+    schedule = optimizers.learning_rate_schedule(2.0, 1000, 100, "constant")
+    assert [float(schedule(step)) for step in (50, 100, 999)] == pytest.approx([1.0, 2.0, 2.0])
+    assert float(optimizers.learning_rate_schedule(2.0, 1000, 0, "constant")(5)) == 2.0
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("adam", keras.optimizers.Adam), ("muon", keras.optimizers.Muon)]
 )

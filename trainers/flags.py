@@ -7,6 +7,7 @@ from absl import flags
 
 from tfdeq import adjoints, solvers
 from trainers.data import DATASETS
+from trainers.optimizers import SCHEDULES
 
 FLAGS = flags.FLAGS
 
@@ -26,9 +27,11 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
         (flags.DEFINE_integer, "train_steps", 2000, "Optimiser steps."),
         (flags.DEFINE_integer, "batch_size", 16, "Examples per step, over all devices."),
+        (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step. They divide --batch_size."),
         (flags.DEFINE_integer, "sequence_length", 128, "Tokens per example."),
-        (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: linear warm-up, then cosine to 5 %."),
+        (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: linear warm-up, then --schedule."),
         (flags.DEFINE_integer, "warmup_steps", 100, "Steps of linear warm-up."),
+        (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt with the square root of the steps, constant not at all.", sorted(SCHEDULES)),
         (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
         (flags.DEFINE_enum, "optimizer", "muon", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
         (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
@@ -63,6 +66,11 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         define(name, value, *choices, described)
     flags.mark_flag_as_required("workdir")
     _define_bounds()
+    flags.register_multi_flags_validator(
+        ["batch_size", "accumulation_steps"],
+        lambda values: values["batch_size"] % values["accumulation_steps"] == 0,
+        "--accumulation_steps must divide --batch_size.",
+    )
     return [definition[1] for definition in definitions]
 
 
@@ -74,7 +82,7 @@ def configuration(names: list[str]) -> dict[str, Any]:
 def _define_bounds() -> None:
     at_least_one = ("training_max_steps", "train_steps", "batch_size", "sequence_length", "max_steps",
                     "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
-                    "checkpoint_every", "divergence_patience")  # fmt: skip
+                    "checkpoint_every", "divergence_patience", "accumulation_steps")  # fmt: skip
     for name in at_least_one:
         bound(name, lambda value: value >= 1, "must be at least 1")
     for name in ("learning_rate", "tolerance", "gradient_clip"):

@@ -253,7 +253,10 @@ def describe(config: Mapping[str, Any]) -> str:
 
 def _schedule(config: Mapping[str, Any]) -> ScalableSchedule:
     return learning_rate_schedule(
-        config["learning_rate"], config["train_steps"], config["warmup_steps"]
+        config["learning_rate"],
+        config["train_steps"],
+        config["warmup_steps"],
+        config["schedule"],
     )
 
 

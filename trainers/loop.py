@@ -298,11 +298,7 @@ class Trainer:
         self, batch: Any, explicit_steps: int, max_steps: tf.Tensor, penalty_share: tf.Tensor
     ) -> None:
         variables = self._task.model.trainable_variables
-        with tf.GradientTape() as tape:
-            loss = self._task.loss(self._task.model, batch, explicit_steps, max_steps)
-            penalties = [penalty_share * penalty for penalty in self._task.model.losses]
-            total = tf.add_n([loss, *penalties])
-        gradients = tape.gradient(total, variables)
+        loss, total, gradients = self._accumulated(batch, explicit_steps, max_steps, penalty_share)
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(norm) & tf.math.is_finite(total)
 
@@ -318,6 +314,43 @@ class Trainer:
         self._loss.update_state(tf.where(finite, loss, 0.0), weight)
         self._gradient_norm.update_state(tf.where(finite, norm, 0.0), weight)
         self._skipped.update_state(1.0 - weight)
+
+    def _accumulated(
+        self, batch: Any, explicit_steps: int, max_steps: tf.Tensor, penalty_share: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Loss, loss with penalties, and gradients: means over the parts of a batch, one at a time."""
+
+        def of_part(part):
+            loss, total, gradients = self._gradients(part, explicit_steps, max_steps, penalty_share)
+            # An embedding's gradient comes as slices, which a loop cannot add up.
+            return [loss, total, *(tf.convert_to_tensor(gradient) for gradient in gradients)]
+
+        count = self._config["accumulation_steps"]
+        if count == 1:
+            return self._gradients(batch, explicit_steps, max_steps, penalty_share)
+        parts = tf.nest.map_structure(
+            lambda leaf: tf.reshape(leaf, [count, leaf.shape[0] // count, *leaf.shape[1:]]), batch
+        )
+
+        def body(index, sums):
+            found = of_part(tf.nest.map_structure(lambda leaf: leaf[index], parts))
+            return index + 1, [sum_ + part / count for sum_, part in zip(sums, found, strict=True)]
+
+        zeros = [tf.zeros(()), tf.zeros(())]
+        zeros += [tf.zeros_like(v.value) for v in self._task.model.trainable_variables]
+        _, (loss, total, *gradients) = tf.while_loop(
+            lambda index, _: index < count, body, [tf.constant(0), zeros], parallel_iterations=1
+        )
+        return loss, total, gradients
+
+    def _gradients(
+        self, batch: Any, explicit_steps: int, max_steps: tf.Tensor, penalty_share: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            loss = self._task.loss(self._task.model, batch, explicit_steps, max_steps)
+            penalties = [penalty_share * penalty for penalty in self._task.model.losses]
+            total = tf.add_n([loss, *penalties])
+        return loss, total, tape.gradient(total, self._task.model.trainable_variables)
 
     def _report(self, bar: tqdm, step: int, since: int, started: float) -> float:
         """Writes one row of the curves; returns seconds for the steps since the last report."""

@@ -54,15 +54,53 @@ def make_optimizer(
     )
 
 
-def learning_rate_schedule(peak: float, train_steps: int, warmup_steps: int) -> ScalableSchedule:
-    """Linear warm-up from 0 to peak, then a cosine to 5 % of it at train_steps."""
-    warmup = min(warmup_steps, max(train_steps - 1, 0))
-    return ScalableSchedule(
-        keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if warmup else peak,
-            decay_steps=train_steps - warmup,
-            alpha=0.05,
-            warmup_target=peak if warmup else None,
-            warmup_steps=warmup,
-        )
+class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up from 0 to peak at warmup_steps, then peak · sqrt(warmup_steps / step).
+
+    Source: Vaswani et al., arXiv:1706.03762, section 5.3.
+    """
+
+    def __init__(self, peak: float, warmup_steps: int):
+        self._peak, self._warmup = peak, max(warmup_steps, 1)
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        share = tf.cast(step, tf.float32) / self._warmup
+        return self._peak * tf.minimum(share, tf.math.rsqrt(tf.maximum(share, 1.0)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"peak": self._peak, "warmup_steps": self._warmup}
+
+
+def _cosine(peak: float, train_steps: int, warmup: int) -> Any:
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else peak,
+        decay_steps=train_steps - warmup,
+        alpha=0.05,
+        warmup_target=peak if warmup else None,
+        warmup_steps=warmup,
     )
+
+
+def _constant(peak: float, train_steps: int, warmup: int) -> Any:
+    if not warmup:
+        return peak
+    # A cosine that falls by nothing.
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, train_steps - warmup, alpha=1.0, warmup_target=peak, warmup_steps=warmup
+    )
+
+
+# name -> (peak, train_steps, warmup_steps) -> the rate at each step
+SCHEDULES = {
+    "cosine": _cosine,
+    "inverse_sqrt": lambda peak, train_steps, warmup: InverseSquareRoot(peak, warmup),
+    "constant": _constant,
+}
+
+
+def learning_rate_schedule(
+    peak: float, train_steps: int, warmup_steps: int, kind: str = "cosine"
+) -> ScalableSchedule:
+    """Linear warm-up from 0 to peak, then what kind, a name in SCHEDULES, says."""
+    warmup = min(warmup_steps, max(train_steps - 1, 0))
+    return ScalableSchedule(SCHEDULES[kind](peak, train_steps, warmup))
