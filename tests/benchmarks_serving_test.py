@@ -1,6 +1,5 @@
 """The serving benchmark on a model that is small enough to be quick: real versions, real program."""
 
-import keras
 import numpy as np
 import pytest
 
@@ -8,22 +7,14 @@ import tfdeq
 from benchmarks import serving
 from export import saved_model
 from export.quality import quality_by_tolerance
-from tfdeq.models import LanguageModel
+from tests.cases import contracting_language_model
 
 LENGTH = 24
 
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(3)
-    model = LanguageModel(
-        17, LENGTH, width=16, heads=2, recurrent_scale=1.0, solver=tfdeq.Anderson(60, 1e-3)
-    )
-    model.build((None, LENGTH))
-    # Contracts well, as after training.
-    for layer in (model.cell.attention_output, model.cell.contract):
-        layer.kernel.assign(0.3 * layer.kernel)
-    return model
+    return contracting_language_model(17, LENGTH, tfdeq.Anderson(60, 1e-3))
 
 
 def test_what_it_measures(model, serving_executable, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfdeq import solvers
+from tfdeq.models import LanguageModel
 
 MODES = ("eager", "graph", "xla")
 
@@ -171,4 +172,24 @@ def compile_classifier(model: keras.Model, **settings) -> keras.Model:
         metrics=["accuracy"],
         **settings,
     )
+    return model
+
+
+def contracting_language_model(
+    vocabulary_size: int,
+    length: int,
+    solver: str | solvers.Solver = "anderson",
+    seed: int = 3,
+) -> LanguageModel:
+    """A small built model whose cell contracts well, as after training.
+
+    An iteration that does not settle amplifies rounding, and no two computations of it agree.
+    """
+    keras.utils.set_random_seed(seed)
+    model = LanguageModel(
+        vocabulary_size, length, width=16, heads=2, recurrent_scale=1.0, solver=solver
+    )
+    model.build((None, length))
+    for layer in (model.cell.attention_output, model.cell.contract):
+        layer.kernel.assign(0.3 * layer.kernel)
     return model

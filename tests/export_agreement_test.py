@@ -10,8 +10,8 @@ from export import isolated, language_model_checks, saved_model, serving_program
 from export.checks import compare
 from export.isolated import Request
 from export.signatures import INVALID
+from tests.cases import contracting_language_model
 from tfdeq import Status
-from tfdeq.models import LanguageModel
 
 VOCABULARY, LENGTH = 17, 12
 BATCHES = (1, 3, 8, 33)
@@ -20,20 +20,9 @@ LIMIT = 1e-5
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(3)
-    model = LanguageModel(
-        VOCABULARY,
-        LENGTH,
-        width=16,
-        heads=2,
-        recurrent_scale=1.0,
-        solver=tfdeq.Anderson(max_steps=60, tolerance=1e-5),
+    return contracting_language_model(
+        VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=60, tolerance=1e-5)
     )
-    model.build((None, LENGTH))
-    # Contracts well, as after training: an iteration that does not settle amplifies rounding.
-    for layer in (model.cell.attention_output, model.cell.contract):
-        layer.kernel.assign(0.3 * layer.kernel)
-    return model
 
 
 def requests_of(model, batches, lengths_from):

@@ -14,7 +14,6 @@ import threading
 import time
 
 import grpc
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,20 +22,15 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 import tfdeq
 from export import client, saved_model
 from export.client import Client, ServerError
-from tfdeq.models import LanguageModel, generate
+from tests.cases import contracting_language_model
+from tfdeq.models import generate
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(3)
-    model = LanguageModel(256, 12, width=16, heads=2, recurrent_scale=1.0)
-    model.build((None, 12))
-    # Contracts well, as after training.
-    for layer in (model.cell.attention_output, model.cell.contract):
-        layer.kernel.assign(0.3 * layer.kernel)
-    return model
+    return contracting_language_model(256, 12)
 
 
 @pytest.fixture(scope="module")

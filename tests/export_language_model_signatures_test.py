@@ -9,6 +9,7 @@ import tfdeq
 from export import graph_checks
 from export.language_model_signatures import examples, language_model_signatures
 from export.signatures import INVALID, MAX_STEPS_LIMIT, input_specs
+from tests.cases import contracting_language_model
 from tfdeq.models import LanguageModel, generate
 
 VOCABULARY, LENGTH = 17, 12
@@ -16,20 +17,9 @@ VOCABULARY, LENGTH = 17, 12
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(3)
-    model = LanguageModel(
-        VOCABULARY,
-        LENGTH,
-        width=16,
-        heads=2,
-        recurrent_scale=1.0,
-        solver=tfdeq.Anderson(max_steps=40, tolerance=1e-3),
+    return contracting_language_model(
+        VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=40, tolerance=1e-3)
     )
-    model.build((None, LENGTH))
-    # Contracts well, as after training: an iteration that does not settle amplifies rounding.
-    for layer in (model.cell.attention_output, model.cell.contract):
-        layer.kernel.assign(0.3 * layer.kernel)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -5,27 +5,19 @@ import pathlib
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
 
 import tfdeq
 from export import load_test, saved_model
-from tfdeq.models import LanguageModel
+from tests.cases import contracting_language_model
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory):
-    keras.utils.set_random_seed(3)
-    model = LanguageModel(
-        17, 12, width=16, heads=2, recurrent_scale=1.0, solver=tfdeq.Anderson(60, 1e-3)
-    )
-    model.build((None, 12))
-    # Contracts well, as after training.
-    for layer in (model.cell.attention_output, model.cell.contract):
-        layer.kernel.assign(0.3 * layer.kernel)
+    model = contracting_language_model(17, 12, tfdeq.Anderson(60, 1e-3))
     windows = np.random.default_rng(0).integers(0, 17, (8, 12)).astype(np.int32)
     return saved_model.export_language_model(
         model, tmp_path_factory.mktemp("output"), windows=windows, batch_sizes=[1, 4]

@@ -13,6 +13,7 @@ import tensorflow as tf
 import export
 import tfdeq
 from export import saved_model
+from tests.cases import contracting_language_model
 from tfdeq.models import LanguageModel
 
 VOCABULARY, LENGTH = 17, 12
@@ -20,20 +21,9 @@ VOCABULARY, LENGTH = 17, 12
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(3)
-    model = LanguageModel(
-        VOCABULARY,
-        LENGTH,
-        width=16,
-        heads=2,
-        recurrent_scale=1.0,
-        solver=tfdeq.Anderson(max_steps=60, tolerance=1e-6),
+    return contracting_language_model(
+        VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=60, tolerance=1e-6)
     )
-    model.build((None, LENGTH))
-    # Contracts well, as after training: an iteration that does not settle amplifies rounding.
-    for layer in (model.cell.attention_output, model.cell.contract):
-        layer.kernel.assign(0.3 * layer.kernel)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,27 +12,14 @@ import tensorflow as tf
 import tfdeq
 from export import isolated, runtime, saved_model
 from export.isolated import Request
-from tfdeq.models import LanguageModel
+from tests.cases import contracting_language_model
 
 VOCABULARY, LENGTH = 17, 12
 
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(3)
-    model = LanguageModel(
-        VOCABULARY,
-        LENGTH,
-        width=16,
-        heads=2,
-        recurrent_scale=1.0,
-        solver=tfdeq.Anderson(max_steps=40),
-    )
-    model.build((None, LENGTH))
-    # Contracts well, as after training: an iteration that does not settle amplifies rounding.
-    for layer in (model.cell.attention_output, model.cell.contract):
-        layer.kernel.assign(0.3 * layer.kernel)
-    return model
+    return contracting_language_model(VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=40))
 
 
 @pytest.fixture(scope="module")

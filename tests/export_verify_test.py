@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import tfdeq
 from export import checks, isolated, saved_model, trained_run, verify
-from tfdeq.models import LanguageModel
+from tests.cases import contracting_language_model
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 LENGTH = 12
@@ -23,14 +23,7 @@ def workdir(tmp_path_factory):
     """A trainer's folder with the version `export/1`, and one of another model, `export/2`."""
     folder = tmp_path_factory.mktemp("run")
     for seed, name in ((4, "other.keras"), (3, "model.keras")):
-        keras.utils.set_random_seed(seed)
-        model = LanguageModel(
-            256, LENGTH, width=16, heads=2, recurrent_scale=1.0, solver=tfdeq.Anderson(max_steps=40)
-        )
-        model.build((None, LENGTH))
-        # Contracts well, as after training: an iteration that does not settle amplifies rounding.
-        for layer in (model.cell.attention_output, model.cell.contract):
-            layer.kernel.assign(0.3 * layer.kernel)
+        model = contracting_language_model(256, LENGTH, tfdeq.Anderson(max_steps=40), seed=seed)
         model.save(folder / name)
     for place in range(3):
         text = f"Held-out text number {place}, long enough for a window or two.\n" * 20

@@ -1,12 +1,12 @@
 """Generation: the same tokens as solving the whole text again, for each sample its own."""
 
-import keras
 import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
 
 import tfdeq
+from tests.cases import contracting_language_model
 from tfdeq.models import LanguageModel, generate
 from tfdeq.models.generation import MAX_NEW_TOKENS, SEQUENCE_LENGTH, STOP_TOKEN
 
@@ -15,19 +15,9 @@ VOCABULARY, LENGTH = 13, 20
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(3)
-    model = LanguageModel(
-        VOCABULARY,
-        LENGTH,
-        width=16,
-        heads=2,
-        recurrent_scale=1.0,
-        solver=tfdeq.Anderson(max_steps=60, tolerance=1e-5),
+    model = contracting_language_model(
+        VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=60, tolerance=1e-5)
     )
-    model.build((None, LENGTH))
-    # Contracts well, as after training: an iteration that does not settle amplifies rounding.
-    for layer in (model.cell.attention_output, model.cell.contract):
-        layer.kernel.assign(0.3 * layer.kernel)
     # Louder logits, so that no two tokens are as likely as each other.
     model.readout.kernel.assign(5.0 * model.readout.kernel)
     return model
