@@ -34,7 +34,7 @@ quickstart: $(RUNTIME)
 	$(RUN) -m trainers.language_model --dataset=python_stdlib --workdir=$(QUICKSTART) --baseline
 	$(RUN) -m export.saved_model --workdir=$(QUICKSTART) --output=$(QUICKSTART)/export --version=1 --skip_existing
 	$(RUN) -m export.verify --workdir=$(QUICKSTART) --model=$(QUICKSTART)/export/1
-	$(RUN) -m trainers.report --workdir=$(QUICKSTART)
+	$(RUN) -m trainers.report $(QUICKSTART)
 
 # The equilibrium against explicit depth, three seeds each: about an hour and a half on two cores.
 compare: $(RUNTIME)

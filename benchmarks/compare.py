@@ -19,11 +19,12 @@ import matplotlib
 import tensorflow as tf
 from absl import flags
 
-from trainers import language_model, program
+from trainers import experiment, language_model, program
 from trainers.data import load, training_windows
 from trainers.flags import REPORTING, configuration
 from trainers.loop import Trainer
 from trainers.processes import Runs, cores_per_process
+from trainers.task import StepSettings
 from trainers.workdir import check_configuration, read_json, write_json
 
 matplotlib.use("Agg")
@@ -61,9 +62,10 @@ def measure_seconds_per_step(configs: Mapping[str, Mapping[str, Any]], data) -> 
         for name, config in configs.items():
             # From zero weights the state would enter hardly, and a solve would end before its budget.
             config = {**config, "recurrent_scale": 1.0, "tolerance": 1e-12}
-            model = language_model.make_model(config, data.vocabulary_size)
-            trainers[name] = language_model.make_trainer(
-                config, os.path.join(folder, name), model, data
+            trainers[name] = experiment.make_trainer(
+                config,
+                os.path.join(folder, name),
+                language_model.make_experiment(config, data),
             )
             for explicit_steps, max_steps, share in _phases(config):
                 key = name, explicit_steps, max_steps
@@ -93,11 +95,11 @@ def _phases(config: Mapping[str, Any]) -> list[tuple[int, int, float]]:
 
 
 def _time_steps(trainer: Trainer, batches, count: int, max_steps: int, repeats: int = 3) -> float:
-    batch = next(batches)
+    settings = StepSettings(count, max_steps, penalty_share=1.0)
     started = time.perf_counter()
     for _ in range(repeats):
-        trainer.run_step(batch, count, max_steps)
-    trainer.wait()
+        trainer.step.run(batches, [settings])
+    trainer.step.wait()
     return (time.perf_counter() - started) / repeats
 
 

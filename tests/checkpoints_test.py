@@ -1,5 +1,7 @@
 import os
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -18,6 +20,14 @@ def restored_step(folder):
     step = tf.Variable(0)
     found = Checkpoints(folder, step=step).restore()
     return int(step) if found else None
+
+
+def saved_numbers(folder):
+    return sorted(int(path.stem.removeprefix("ckpt-")) for path in folder.glob("ckpt-*.index"))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_nothing_to_restore(tmp_path):
@@ -73,3 +83,138 @@ def test_no_readable_checkpoint_is_an_error(tmp_path):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match="None of the checkpoints"):
         restored_step(str(tmp_path))
+
+
+def test_the_damaged_one_is_removed_before_the_good_ones(tmp_path):
+    save_steps(str(tmp_path), [1, 2])
+    (tmp_path / "ckpt-2.index").write_bytes(b"")
+    step = tf.Variable(0)
+    checkpoints = Checkpoints(str(tmp_path), keep=2, step=step)
+    checkpoints.restore()
+    checkpoints.save(3)
+    assert saved_numbers(tmp_path) == [1, 3]
+
+
+def test_takes_over_from_the_manager_of_tensorflow_and_stays_readable_by_it(tmp_path):
+    step = tf.Variable(0)
+    checkpoint = tf.train.Checkpoint(step=step)
+    manager = tf.train.CheckpointManager(checkpoint, tmp_path, max_to_keep=3)
+    for value in (1, 2, 3):
+        manager.save(step.assign(value))
+    assert restored_step(str(tmp_path)) == 3
+    save_steps(str(tmp_path), [4, 5], keep=2)
+    assert saved_numbers(tmp_path) == [4, 5]
+    latest = tf.train.latest_checkpoint(tmp_path)
+    assert latest == str(tmp_path / "ckpt-5")
+    checkpoint.restore(latest).assert_consumed()
+    assert int(step) == 5
+
+
+def test_a_step_that_is_saved_again_is_the_newest(tmp_path):
+    step = tf.Variable(0)
+    checkpoints = Checkpoints(str(tmp_path), keep=2, step=step)
+    for number, value in ((3, 3), (1, 1), (3, 30), (2, 2)):
+        step.assign(value)
+        checkpoints.save(number)
+    assert saved_numbers(tmp_path) == [2, 3]
+    assert restored_step(str(tmp_path)) == 30
+
+
+def test_none_to_keep_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep must be at least 1; received 0"):
+        Checkpoints(str(tmp_path), keep=0)
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_save(tmp_path):
+    save_steps(str(tmp_path), [1])
+    (tmp_path / "unfinished" / "ckpt-2_temp").mkdir(parents=True)
+    (tmp_path / "unfinished" / "ckpt-2.data-00000-of-00001").write_bytes(b"half")
+    (tmp_path / "ckpt-2.data-00000-of-00001").write_bytes(b"killed before the index came")
+    assert restored_step(str(tmp_path)) == 1
+    save_steps(str(tmp_path), [3])
+    assert sorted(contents(tmp_path)) == [
+        "checkpoint",
+        "ckpt-1.data-00000-of-00001",
+        "ckpt-1.index",
+        "ckpt-3.data-00000-of-00001",
+        "ckpt-3.index",
+    ]
+
+
+def some_objects(seed):
+    """A model and its optimizer, every value of which depends on the seed."""
+    random = np.random.default_rng(seed)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(8), keras.layers.Dense(2)])
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    step = tf.Variable(0, dtype=tf.int64)
+    for variable in [*model.weights, *optimizer.variables, step]:
+        variable.assign(tf.cast(random.uniform(1, 1000, variable.shape), variable.dtype))
+    return {"model": model, "optimizer": optimizer, "step": step}
+
+
+def values(objects):
+    variables = [*objects["model"].weights, *objects["optimizer"].variables, objects["step"]]
+    return [np.array(variable) for variable in variables]
+
+
+def equal(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_flipped_bit_never_gives_wrong_values(tmp_path, capsys):
+    saved = {}
+    for number in (1, 2):
+        objects = some_objects(number)
+        saved[number] = values(objects)
+        Checkpoints(str(tmp_path), **objects).save(number)
+    objects = some_objects(3)
+    checkpoints = Checkpoints(str(tmp_path), **objects)
+    random = np.random.default_rng(0)
+    counts = {1: 0, 2: 0}
+    for part in ("index", "data-00000-of-00001"):
+        path = tmp_path / f"ckpt-2.{part}"
+        whole = path.read_bytes()
+        # The last bytes of an index are padding: there the values of 2 are read.
+        for position in np.linspace(0, len(whole) - 1, 40).astype(int):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << random.integers(8)
+            path.write_bytes(flipped)
+            assert checkpoints.restore()
+            fell_back = f"{tmp_path}/ckpt-2 cannot be read" in capsys.readouterr().out
+            number = 1 if fell_back else 2
+            counts[number] += 1
+            assert equal(values(objects), saved[number]), (part, position)
+        path.write_bytes(whole)
+    assert counts[1] >= 70
+    assert counts[2] >= 1
+    assert checkpoints.restore()
+    assert equal(values(objects), saved[2])
+
+
+@pytest.mark.parametrize("state", ["whole", "lost", "broken"])
+def test_another_folder_is_only_read(tmp_path, state):
+    chief, worker = tmp_path / "chief", tmp_path / "worker"
+    save_steps(str(chief), [1, 2, 3])
+    (chief / "ckpt-3.index").write_bytes(b"")
+    if state == "lost":
+        (chief / "checkpoint").unlink()
+    elif state == "broken":
+        (chief / "checkpoint").write_bytes(b"model_checkpoint_path: ")
+    (chief / "unfinished").mkdir()  # of the chief, which is just writing
+    before = contents(chief)
+    step = tf.Variable(0)
+    checkpoints = Checkpoints(str(worker), keep=1, read_from=str(chief), step=step)
+    assert checkpoints.restore()
+    assert int(step) == 2
+    for value in (4, 5):
+        step.assign(value)
+        checkpoints.save(value)
+    assert saved_numbers(worker) == [5]
+    assert checkpoints.restore()
+    assert int(step) == 2  # the chief's, also where the worker has newer ones
+    assert contents(chief) == before
+    assert (chief / "unfinished").is_dir()
+    nothing = Checkpoints(str(worker), read_from=str(tmp_path / "none"), step=step)
+    assert not nothing.restore()
+    assert not (tmp_path / "none").exists()

@@ -96,7 +96,7 @@ def test_killed_at_random_moments(tmp_path):
             wait_for(process, lambda before=before: _size(rows) > before, 60)
         if number % 2:
             # A checkpoint is written under another name first.
-            seen = wait_for(process, lambda: any(checkpoints.glob("*temp*")), 5)
+            seen = wait_for(process, lambda: (checkpoints / "unfinished").exists(), 5)
             while_writing += seen
         else:
             time.sleep(moments.uniform(0.0, 0.4))

@@ -2,77 +2,12 @@ import os
 import signal
 import time
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from trainers import loop
-from trainers.optimizers import ScalableSchedule
+from tests.trainer_cases import CONFIG, make_trainer, weights_of
 from trainers.preemption import EXIT_CODE, Preempted
 from trainers.workdir import Curves
-
-CONFIG = {
-    "depth": 0,
-    "shallow_share": 0.5,
-    "shallow_steps": 2,
-    "jacobian_penalty_end": 0.25,
-    "training_max_steps": 4,
-    "max_steps": 6,
-    "train_steps": 12,
-    "log_every": 3,
-    "evaluate_every": 6,
-    "checkpoint_every": 4,
-    "checkpoint_minutes": 0,
-    "divergence_patience": 3,
-    "accumulation_steps": 1,
-    "max_rollbacks": 0,
-    "jit_compile": False,
-}
-
-
-def make_trainer(folder, nan_from=None, nan_once=False, seen=None, config=CONFIG, at_step=None):
-    """A trainer of a small regression; at_step: (step, model) -> None, called before each batch."""
-    keras.utils.set_random_seed(3)
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    visited = set()
-    scores = iter([0.5, 0.3, 0.4, 0.2, 0.6])
-
-    def batches(start_step):
-        for step in range(start_step, 10**6):
-            if seen is not None:
-                seen.append(step)
-            if at_step is not None:
-                at_step(step, model)
-            x = np.random.default_rng(step).normal(size=(4, 2)).astype("float32")
-            y = x.sum(axis=1, keepdims=True)
-            again = nan_once and step in visited
-            visited.add(step)
-            if nan_from is not None and step >= nan_from and not again:
-                y = y * np.nan
-            yield tf.constant(x), tf.constant(y)
-
-    def loss(model, batch, explicit_steps, max_steps):
-        return tf.reduce_mean(tf.square(model(batch[0], training=True) - batch[1]))
-
-    task = loop.Task(
-        model=model,
-        loss=loss,
-        batches=batches,
-        evaluate=lambda: {"error": next(scores)},
-        display=lambda row: {"loss": row["loss"]},
-        tokens_per_step=4,
-        equilibria=(),
-        diagnose=lambda: {"spectral_radius": 0.7},
-    )
-    schedule = ScalableSchedule(0.1)
-    optimizer = keras.optimizers.Adam(schedule)
-    trainer = loop.Trainer(task, config, str(folder), optimizer, schedule.scale)
-    return trainer, model
-
-
-def weights_of(model):
-    return [weight.numpy() for weight in model.weights]
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
@@ -121,7 +56,8 @@ def test_steps_that_go_wrong_in_a_row_return_the_run_to_its_last_checkpoint(tmp_
     config = {**CONFIG, "max_rollbacks": 1}
     trainer, model = make_trainer(tmp_path, nan_from=9, nan_once=True, config=config, seen=seen)
     columns = trainer.train()
-    assert seen == [*range(12), *range(8, 12)]
+    # In between, the diagnosis looks at the batch of the last finite report.
+    assert seen == [*range(12), 9, *range(8, 12)]
     assert columns["rollbacks"] == 1
     assert columns["all_skipped_steps"] == 3
     assert [rate for rate in columns["learning_rate"] if rate][-1] == pytest.approx(0.05)
@@ -229,21 +165,3 @@ def test_accumulated_parts_are_one_large_batch(tmp_path, jit_compile):
         for weight, expected in zip(weights, results[0][0], strict=True):
             np.testing.assert_allclose(weight, expected, rtol=1e-5)
         assert losses == pytest.approx(results[0][1], rel=1e-5)
-
-
-def test_explicit_steps_follow_depth_and_the_shallow_start():
-    assert [loop.explicit_steps_at(step, CONFIG) for step in (0, 5, 6, 11)] == [2, 2, 0, 0]
-    assert loop.explicit_steps_at(11, {**CONFIG, "depth": 4}) == 4
-    assert loop.explicit_steps_at(0, {**CONFIG, "shallow_share": 0.0}) == 0
-
-
-def test_the_budget_grows_from_the_takeover_to_the_end():
-    budgets = [loop.max_steps_at(step, CONFIG) for step in range(12)]
-    assert budgets == [4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 6, 6]
-    assert loop.max_steps_at(11, {**CONFIG, "training_max_steps": 9}) == 9
-
-
-def test_the_penalty_falls_evenly():
-    shares = [loop.penalty_share_at(step, CONFIG) for step in (0, 4, 8)]
-    assert shares == pytest.approx([1.0, 0.75, 0.5])
-    assert loop.penalty_share_at(11, {**CONFIG, "jacobian_penalty_end": 1.0}) == 1.0

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -55,9 +54,3 @@ def test_an_explicit_model_has_no_convergence_to_draw(tmp_path, depth):
     metrics = {"train": curves, "config": {**CONFIG, "depth": depth}, "test": {"bits_per_byte": 3}}
     paths = pictures.draw_all(str(tmp_path), metrics, {}, {})
     assert [path.rsplit("/", 1)[-1] for path in paths] == ["quality.png"]
-
-
-def test_defined_drops_missing_values():
-    steps, values = pictures._defined(CURVES, "loss")
-    np.testing.assert_array_equal(steps, [10, 20, 30, 40])
-    np.testing.assert_array_equal(values, [3.0, 2.5, 2.2, 2.0])

@@ -46,6 +46,28 @@ def test_stray_arguments_are_refused():
     assert "Unknown arguments: stray" in result.stdout + result.stderr
 
 
+def test_a_program_may_take_arguments():
+    code = """
+from absl import flags
+from trainers import program
+flags.DEFINE_string("output", None, "")
+program.run(lambda arguments: print(arguments, flags.FLAGS.output), arguments=True)
+"""
+    for arguments, printed in (
+        (["a", "--output=x", "b"], "['a', 'b'] x"),
+        ([], "[] None"),
+        (["--", "--a"], "['--a'] None"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert result.stdout.strip() == printed
+
+
 def test_success_says_nothing_of_its_own():
     result = run("print('done')")
     assert result.returncode == 0

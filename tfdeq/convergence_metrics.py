@@ -35,7 +35,8 @@ class ConvergenceMetrics:
         return self.steps, self.residual, self.converged
 
     def report(self, prefix: str) -> dict[str, float]:
-        if float(self.steps.count) == 0.0:
+        # By way of numpy: under a tf.distribute strategy each device has a part of the count.
+        if float(keras.ops.convert_to_numpy(self.steps.count)) == 0.0:
             return {}
         names = ("steps", "residual", "converged")
         values = {f"{prefix}{name}": float(getattr(self, name).result()) for name in names}

@@ -1,7 +1,7 @@
 """`DEQLayer`: the equilibrium of any Keras cell, as a Keras layer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -204,7 +204,7 @@ class DEQLayer(keras.layers.Layer):
                 iterates=iterates,
                 # In training a cell may draw noise, or statistics, for the batch as it is.
                 batched_args=[0, 2][: len(args) - 1] if compaction else None,
-                backward_callback=self._backward_metrics if training else None,
+                backward_callback=self._backward_callback(bool(training), scope),
             )
             solution, states = (solution, []) if iterates is None else solution
             if forward_metrics is not None:
@@ -301,6 +301,20 @@ class DEQLayer(keras.layers.Layer):
                 f"z0 must be like the state of {self.name!r}, {_text(usual)}; received {_text(z0)}."
             )
         return self._pure_cell.as_state(z0)
+
+    def _backward_callback(self, training: bool, scope: Any) -> Callable[[Solution], None] | None:
+        """What receives the backward solve's result: the metrics in training, and a scope."""
+        receivers = [self._backward_metrics] if training and self._backward_metrics else []
+        if scope is not None:
+            receivers.append(scope.backward_recorder(self))
+        if len(receivers) < 2:
+            return receivers[0] if receivers else None
+
+        def both(solution: Solution) -> None:
+            for receiver in receivers:
+                receiver(solution)
+
+        return both
 
     def _draw_training_max_steps(self) -> int | tf.Tensor | None:
         if not isinstance(self.training_max_steps, tuple):

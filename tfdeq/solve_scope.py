@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -31,6 +31,7 @@ class SolveScope:
     Attributes:
         solutions: name -> `Solution`, in the order of the calls. The name is the layer's; for a layer's
             second call in the scope name_1, and so on.
+        backward_solutions: the same of the backward solves, once a gradient has been taken.
 
     Example:
         >>> import keras, tfdeq
@@ -55,6 +56,7 @@ class SolveScope:
         self._starts = dict(starts or {})
         self.compaction = compaction
         self.solutions: dict[str, Solution] = {}
+        self.backward_solutions: dict[str, Solution] = {}
 
     def __enter__(self) -> "SolveScope":
         _stack().append(self)
@@ -88,6 +90,11 @@ class SolveScope:
     def record(self, layer: Any, solution: Solution) -> None:
         """Keeps what a layer's solve returned."""
         self.solutions[self._name(layer)] = solution
+
+    def backward_recorder(self, layer: Any) -> Callable[[Solution], None]:
+        """Returns what keeps the backward solve's result of a layer that is about to solve."""
+        name = self._name(layer)
+        return lambda solution: self.backward_solutions.update({name: solution})
 
     def _name(self, layer: Any) -> str:
         name, number = layer.name, 0

@@ -1,7 +1,9 @@
-"""Checkpoints of a run, restored from the newest one that is whole."""
+"""Checkpoints of a run: written whole or not at all, restored from the newest one that is whole."""
 
 import os
 import re
+import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -9,25 +11,79 @@ from absl import logging
 
 # Any part of a checkpoint shows that it was there.
 _NAME = re.compile(r"ckpt-([0-9]+)\.(?:index|data-.*)")
+_STATE = "checkpoint"
+_UNFINISHED = "unfinished"
 
 
 class Checkpoints:
     """The last few checkpoints of a run, restored from the newest one that is whole.
 
+    A checkpoint is written in a folder of its own inside `folder`, with the state file that will name
+    it, and moved into place when all of it is on the disk; older ones are removed after that.
+
     Args:
-        folder: where they lie.
-        keep: how many of the newest stay.
+        folder: where they lie and are written.
+        keep: how many of those saved last stay.
+        read_from: another folder to restore from, which is only read; None: `folder`. For a worker
+            that starts from another one's checkpoints and writes its own.
         objects: name -> trackable object (model, optimizer, variables).
     """
 
-    def __init__(self, folder: str, keep: int = 3, **objects: Any):
+    def __init__(self, folder: str, keep: int = 3, read_from: str | None = None, **objects: Any):
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1; received {keep}.")
         self._folder = folder
+        self._keep = keep
+        self._read_from = folder if read_from is None else read_from
         self._checkpoint = tf.train.Checkpoint(**objects)
+        self._paths = _checkpoint_paths(folder)  # the one saved last is the last
         _repair_state(folder)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, folder, max_to_keep=keep)
 
     def save(self, step: int) -> None:
-        self._manager.save(checkpoint_number=step)
+        """Writes a checkpoint and removes the oldest one beyond `keep`.
+
+        Raises:
+            OSError: if it cannot be written, on a full disk for one. What was written of it is removed,
+                and the former ones are as they were.
+        """
+        path = os.path.join(self._folder, f"ckpt-{step}")
+        others = [other for other in self._paths if other != path]
+        kept = [*filter(_is_there, others), path][-self._keep :]
+        unfinished = os.path.join(self._folder, _UNFINISHED)
+        try:
+            self._write(unfinished, path, kept)
+            self._paths = [*others, path]
+            _move_into_place(unfinished, self._folder)
+        except (OSError, tf.errors.OpError) as error:
+            if not _is_there(path):
+                _remove(path)
+            raise OSError(self._failure(step, error)) from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for other in others:
+            if other not in kept:
+                _remove(other)
+        self._paths = kept
+
+    def _write(self, unfinished: str, path: str, kept: Sequence[str]) -> None:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it wrote
+        os.makedirs(unfinished)
+        self._checkpoint.save_counter.assign_add(1)  # Checkpoint.restore asks for it
+        self._checkpoint.write(os.path.join(unfinished, os.path.basename(path)))
+        _write_state(os.path.join(unfinished, _STATE), kept)
+        for name in os.listdir(unfinished):
+            _flush(os.path.join(unfinished, name))
+
+    def _failure(self, step: int, error: Exception) -> str:
+        there = list(filter(_is_there, self._paths))
+        last = (
+            f"the last good one is {os.path.basename(there[-1])}" if there else "there is none yet"
+        )
+        return (
+            f"The checkpoint of step {step} could not be written to {self._folder}: "
+            f"{_first_line(error)}. What was half-written is removed; {last}. Free space there, or put "
+            "right what the reason names; the same command then goes on from the last good checkpoint."
+        )
 
     def restore(self) -> bool:
         """Restores the newest readable checkpoint and returns whether there was one.
@@ -35,7 +91,7 @@ class Checkpoints:
         Raises:
             ValueError: if there are checkpoints and none of them can be read.
         """
-        paths = list(reversed(_checkpoint_paths(self._folder)))
+        paths = list(reversed(_checkpoint_paths(self._read_from)))
         for path in paths:
             try:
                 self._checkpoint.restore(path).assert_existing_objects_matched()
@@ -44,6 +100,7 @@ class Checkpoints:
                 print(
                     f"The checkpoint {path} cannot be read; trying the one before it.", flush=True
                 )
+                self._remove_first(path)
                 continue
             print(f"Resuming from {path}.", flush=True)
             return True
@@ -54,17 +111,59 @@ class Checkpoints:
             )
         return False
 
+    def _remove_first(self, path: str) -> None:
+        """Has a damaged checkpoint be the first to be removed, before any that is good."""
+        if path in self._paths:
+            self._paths.remove(path)
+            self._paths.insert(0, path)
+
 
 def _checkpoint_paths(folder: str) -> list[str]:
-    """The checkpoints that lie in a folder, oldest first, whatever its state file says."""
+    """The checkpoints that lie in a folder, lowest step first, whatever its state file says."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     numbers = sorted({int(found[1]) for found in map(_NAME.fullmatch, names) if found})
     return [os.path.join(folder, f"ckpt-{number}") for number in numbers]
 
 
+def _is_there(path: str) -> bool:
+    return os.path.exists(f"{path}.index")  # moved into place after the data
+
+
+def _remove(path: str) -> None:
+    folder, checkpoint = os.path.split(path)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    for name in sorted(names, reverse=True):  # the index first, without which it is not there
+        if _NAME.fullmatch(name) and name.startswith(f"{checkpoint}."):
+            os.remove(os.path.join(folder, name))
+
+
+def _move_into_place(unfinished: str, folder: str) -> None:
+    names = sorted(name for name in os.listdir(unfinished) if name != _STATE)
+    for name in [*names, _STATE]:  # data, index, and what names them
+        os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
+    _flush(folder)
+
+
+def _flush(path: str) -> None:
+    """Some file systems find only here that they are full."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_state(path: str, checkpoints: Sequence[str]) -> None:
+    """The file that `tf.train.latest_checkpoint` reads."""
+    names = [os.path.basename(checkpoint) for checkpoint in checkpoints]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f'model_checkpoint_path: "{names[-1]}"\n')
+        file.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in names)
+
+
 def _repair_state(folder: str) -> None:
     """Writes the state file anew from the checkpoints that are there, if it is lost or broken."""
-    paths = _checkpoint_paths(folder)
+    paths = list(filter(_is_there, _checkpoint_paths(folder)))
     try:
         state = tf.train.get_checkpoint_state(folder)
     except Exception as error:  # a half-written state file raises whatever the parser maps it to
@@ -72,10 +171,13 @@ def _repair_state(folder: str) -> None:
         state = None
     if paths and state is None:
         print(f"{folder}/checkpoint is lost or broken; it is written anew.", flush=True)
-        tf.compat.v1.train.update_checkpoint_state(
-            folder, paths[-1], all_model_checkpoint_paths=paths
-        )
+        try:
+            _write_state(os.path.join(folder, _STATE), paths)
+        except OSError as error:  # restoring does without it, and the next save writes it
+            logging.warning("The state file in %s cannot be written: %s", folder, error)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # TensorFlow puts the name of its own function in front, in braces.
+    text = re.sub(r"^\{\{.*?\}\} *", "", str(error).strip())
+    return text.splitlines()[0] if text else type(error).__name__

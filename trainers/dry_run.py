@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainers.loop import Trainer, explicit_steps_at, max_steps_at, penalty_share_at
+from trainers.loop import Trainer
+from trainers.task import settings_at
 
 _SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 _MIB = 2**20
@@ -40,23 +41,22 @@ def schedule_lines(config: Mapping[str, Any], schedule: Any) -> list[str]:
     lines = ["Schedule:", "  step       learning rate  trains                     penalty"]
     last = config["train_steps"]
     for step in sorted({min(round(share * last), last - 1) for share in _SHARES}):
-        explicit = explicit_steps_at(step, config)
-        budget = max_steps_at(step, config)
+        explicit, budget, share = settings_at(step, config)
         what = f"{explicit} applications" if explicit else f"equilibrium, {budget} steps"
-        penalty = config["jacobian_penalty"] * penalty_share_at(step, config)
+        penalty = config["jacobian_penalty"] * share
         lines.append(f"  {step:<9}  {float(schedule(step)):<13.3g}  {what:<25}  {penalty:.3g}")
     return lines
 
 
-def one_step(trainer: Trainer, batch: Any, config: Mapping[str, Any]) -> list[str]:
+def one_step(trainer: Trainer, config: Mapping[str, Any]) -> list[str]:
     """Makes the step that costs most, the last one's kind, and returns its time and peak memory."""
-    last = config["train_steps"] - 1
-    settings = explicit_steps_at(last, config), max_steps_at(last, config)
+    settings = settings_at(config["train_steps"] - 1, config)
+    batches = trainer.batches(0)
     seconds = []
     for _ in range(2):  # the first one compiles
         started = tf.timestamp()
-        trainer.run_step(batch, *settings, penalty_share_at(last, config))
-        trainer.wait()
+        trainer.step.run(batches, [settings])
+        trainer.step.wait()
         seconds.append(float(tf.timestamp() - started))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [

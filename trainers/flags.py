@@ -1,20 +1,34 @@
 """The flags that trainers share, and the configuration made of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import tensorflow as tf
 from absl import flags
 
 from tfdeq import adjoints, solvers
 from trainers.data import DATASETS
+from trainers.equilibrium_watch import ACTIONS
 from trainers.optimizers import SCHEDULES
+from trainers.strategies import STRATEGIES, make_strategy
 
 FLAGS = flags.FLAGS
 
 # What may differ between a run and its continuation: where it lies and how it reports.
-_NOT_CONFIGURATION = ("workdir", "prepared_dir")
-# What may differ too, although the run records it: no result depends on it.
-REPORTING = ("log_every", "evaluate_every", "checkpoint_every", "checkpoint_minutes")
+_NOT_CONFIGURATION = ("workdir", "prepared_dir", "tpu")
+# What may differ too, although the run records it: no result depends on it, but for rounding on other
+# devices.
+REPORTING = (
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "inspect_every",
+    "profile_step",
+    "steps_per_call",
+    "strategy",
+    "logical_devices",
+)
 
 
 def define_shared_flags(**defaults: Any) -> list[str]:
@@ -49,6 +63,16 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "jacobian_penalty_power_steps", 1, "Power iterations that turn the penalty's noise towards the direction that the Jacobian amplifies most."),
         (flags.DEFINE_float, "shallow_share", 0.05, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
         (flags.DEFINE_integer, "shallow_steps", 1, "Explicit applications during that share."),
+        (flags.DEFINE_float, "ema", 0.0, "Momentum of a moving average of the weights, which is then what is evaluated and kept, for example 0.999; 0: none."),
+        (flags.DEFINE_enum, "precision", "float32", "Precision of the cell's arithmetic; weights, the state of the solve and the loss are float32.", ["float32", "mixed_bfloat16", "mixed_float16"]),
+        (flags.DEFINE_enum, "equilibrium_watch", "penalty", "What rises while a row's mean residual at the budget is above --watch_residual: the Jacobian penalty (twofold a row, at most 16 times), the budget (by a quarter a row, at most 4 times), or nothing.", ACTIONS),
+        (flags.DEFINE_float, "watch_residual", 0.1, "The equilibrium watch's threshold; below half of it the changes are taken back."),
+        (flags.DEFINE_enum, "strategy", "one_device", "Devices: the first GPU or the CPU; all GPUs of this machine; all processes that TF_CONFIG names; a TPU.", STRATEGIES),
+        (flags.DEFINE_integer, "logical_devices", 0, "Devices that the CPU is divided into for --strategy=mirrored, to try it without several GPUs; 0: none."),
+        (flags.DEFINE_string, "tpu", "", "Name or address of the TPU for --strategy=tpu. Default: what the environment names."),
+        (flags.DEFINE_integer, "steps_per_call", 1, "Steps in one call of the compiled program, where nothing is due between them; more spare a small model the calls' cost."),
+        (flags.DEFINE_integer, "profile_step", 0, "Step from which TensorFlow's profiler records five, for TensorBoard; 0: none."),
+        (flags.DEFINE_integer, "inspect_every", 500, "Steps between looks at the equilibrium: histograms over samples and spectral radius, for TensorBoard; 0: none."),
         (flags.DEFINE_bool, "jit_compile", True, "Whether XLA compiles the training step."),
         (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
         (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on held-out data."),
@@ -64,6 +88,12 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         value = defaults.get(name, default)
         described = text if value is None or "efault" in text else f"{text} Default: {value}."
         define(name, value, *choices, described)
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Print model size, memory and schedule, make one step, and end; --workdir is not touched. "
+        "Default: false.",
+    )
     flags.mark_flag_as_required("workdir")
     _define_bounds()
     flags.register_multi_flags_validator(
@@ -74,6 +104,19 @@ def define_shared_flags(**defaults: Any) -> list[str]:
     return [definition[1] for definition in definitions]
 
 
+def strategy_from_flags() -> tf.distribute.Strategy:
+    """Returns the strategy that the flags name; see `make_strategy`."""
+    return make_strategy(FLAGS.strategy, FLAGS.logical_devices, FLAGS.tpu)
+
+
+def may_differ(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what a continuation of a run may set otherwise."""
+    if config["equilibrium_watch"] == "none":
+        return REPORTING
+    # The watch acts on rows: how long they are changes what it does.
+    return tuple(name for name in REPORTING if name != "log_every")
+
+
 def configuration(names: list[str]) -> dict[str, Any]:
     """Returns the values of the named flags, without those that may change on resumption."""
     return {name: FLAGS[name].value for name in names if name not in _NOT_CONFIGURATION}
@@ -82,10 +125,11 @@ def configuration(names: list[str]) -> dict[str, Any]:
 def _define_bounds() -> None:
     at_least_one = ("training_max_steps", "train_steps", "batch_size", "sequence_length", "max_steps",
                     "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
-                    "checkpoint_every", "divergence_patience", "accumulation_steps")  # fmt: skip
+                    "checkpoint_every", "divergence_patience", "accumulation_steps", "steps_per_call")  # fmt: skip
     for name in at_least_one:
         bound(name, lambda value: value >= 1, "must be at least 1")
-    for name in ("learning_rate", "tolerance", "gradient_clip"):
+    bound("ema", lambda value: 0 <= value < 1, "must be in [0, 1)")
+    for name in ("learning_rate", "tolerance", "gradient_clip", "watch_residual"):
         bound(name, lambda value: value > 0, "must be greater than 0")
     for name in (
         "depth",
@@ -94,6 +138,9 @@ def _define_bounds() -> None:
         "jacobian_penalty_power_steps",
         "checkpoint_minutes",
         "max_rollbacks",
+        "logical_devices",
+        "profile_step",
+        "inspect_every",
     ):
         bound(name, lambda value: value >= 0, "must be at least 0")
     bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")

@@ -1,32 +1,29 @@
 """Trains a deep equilibrium language model: python -m trainers.language_model --workdir=DIR."""
 
 import os
-import resource
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import tensorflow as tf
 from absl import flags
 
 from tfdeq import Implicit, solvers, spectral_radius
 from tfdeq.models import LanguageModel
-from trainers import dry_run as rehearsal
-from trainers import environment, pictures, program
+from trainers import experiment, pictures, program
 from trainers.data import TokenData, load, training_windows
 from trainers.evaluation import Evaluator, next_token_loss
-from trainers.flags import REPORTING, bound, configuration, define_shared_flags
-from trainers.loop import Task, Trainer
-from trainers.optimizers import ScalableSchedule, learning_rate_schedule, make_optimizer
-from trainers.processes import Runs
-from trainers.workdir import (
-    check_configuration,
-    locked,
-    read_json,
-    write_atomically,
-    write_json,
+from trainers.experiment import Experiment
+from trainers.flags import (
+    bound,
+    configuration,
+    define_shared_flags,
+    may_differ,
+    strategy_from_flags,
 )
+from trainers.processes import Runs
+from trainers.strategies import several_workers
+from trainers.task import Task
+from trainers.workdir import check_configuration, read_json, write_atomically, write_json
 
 FLAGS = flags.FLAGS
 
@@ -48,12 +45,6 @@ def _define_flags() -> list[str]:
         bound(name, lambda value: value >= 1, "must be at least 1")
     bound("dropout", lambda value: 0 <= value < 1, "must be in [0, 1)")
     bound("recurrent_scale", lambda value: value >= 0, "must be at least 0")
-    flags.DEFINE_bool(
-        "dry_run",
-        False,
-        "Print model size, memory and schedule, make one step, and end; --workdir is not touched. "
-        "Default: false.",
-    )
     flags.DEFINE_bool(
         "baseline",
         False,
@@ -88,51 +79,14 @@ def make_model(config: Mapping[str, Any], vocabulary_size: int) -> LanguageModel
         jacobian_penalty_power_steps=config["jacobian_penalty_power_steps"],
         tied_output=config["tied_output"],
         explicit_steps=config["depth"],
+        dtype=config["precision"],
     )
     model.build((None, config["sequence_length"]))
     return model
 
 
-def make_trainer(
-    config: Mapping[str, Any],
-    workdir: str,
-    model: LanguageModel,
-    data: TokenData,
-    evaluator: Evaluator | None = None,
-) -> Trainer:
-    """Returns the training loop of a model; evaluator: for the reports on held-out data."""
-    task = _task(config, model, data, evaluator.evaluate if evaluator else dict)
-    schedule = _schedule(config)
-    optimizer = make_optimizer(config, schedule, adam_layers=["readout"])
-    return Trainer(task, config, workdir, optimizer, schedule.scale)
-
-
-def train(config: Mapping[str, Any], workdir: str, data: TokenData) -> dict[str, Any]:
-    """Trains one model to the end, resuming from workdir, and returns its metrics.
-
-    Leaves in workdir: config.json, checkpoints/, tensorboard/, curves.jsonl, model.keras, metrics.json,
-    residuals.json and pictures; vocabulary.txt for words. A finished run is not trained again.
-
-    Args:
-        config: values of the flags. data: the token streams.
-
-    Raises:
-        ValueError: if workdir holds a run of another configuration or data.
-    """
-    config = {**config, "data_fingerprint": data.fingerprint}
-    resumed = check_configuration(workdir, config, may_differ=REPORTING)
-    metrics = read_json(os.path.join(workdir, "metrics.json"))
-    if metrics is not None:
-        print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
-        return metrics
-    with locked(workdir):
-        return _train(config, workdir, data, resumed)
-
-
-def _train(
-    config: Mapping[str, Any], workdir: str, data: TokenData, resumed: bool
-) -> dict[str, Any]:
-    keras.utils.set_random_seed(config["seed"])
+def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
+    """Returns the experiment of a configuration, with its untrained model."""
     model = make_model(config, data.vocabulary_size)
     evaluator, test = (
         Evaluator(model, tokens, data.unit, windows=windows, jit_compile=config["jit_compile"])
@@ -141,53 +95,46 @@ def _train(
             (data.test, config["evaluation_windows"]),
         )
     )
-    # Only now: settings that the model refuses must not claim the folder.
-    write_json(os.path.join(workdir, "config.json"), config)
-    environment.record(workdir)
-    start = "Going on with" if resumed else "Starting"
-    print(f"{start} {describe(config)} in {workdir}.", flush=True)
-    residuals_path = os.path.join(workdir, "residuals.json")
-    residuals = read_json(residuals_path) or {}
-    if not config["depth"] and not residuals:
-        residuals = {"before": evaluator.residual_trace()}
-        write_json(residuals_path, residuals)
-    trainer = make_trainer(config, workdir, model, data, evaluator)
-    curves = trainer.train()
-    curves["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    by_budget = test.by_budget()
-    if not config["depth"]:
-        residuals["after"] = evaluator.residual_trace()
-        write_json(residuals_path, residuals)
-    if data.vocabulary is not None:
-        _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
-    write_atomically(os.path.join(workdir, "model.keras"), model.save)
-    metrics = {
-        "config": config,
-        "train": curves,
-        "test": {**by_budget["1.0"], "by_budget": by_budget},
-    }
-    pictures.draw_all(workdir, metrics, {}, residuals, trainer.writer)
-    trainer.writer.close()
-    write_json(os.path.join(workdir, "metrics.json"), metrics)
-    return metrics
+
+    def before(workdir):
+        if not config["depth"] and read_json(_residuals_path(workdir)) is None:
+            write_json(_residuals_path(workdir), {"before": evaluator.residual_trace()})
+
+    def after(workdir, metrics, writer):
+        residuals = read_json(_residuals_path(workdir)) or {}
+        if not config["depth"]:
+            residuals["after"] = evaluator.residual_trace()
+            write_json(_residuals_path(workdir), residuals)
+        if data.vocabulary is not None:
+            _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
+        pictures.draw_all(workdir, metrics, {}, residuals, writer)
+
+    def test_by_budget():
+        by_budget = test.by_budget()
+        return {**by_budget["1.0"], "by_budget": by_budget}
+
+    task = _task(config, model, data, evaluator.evaluate)
+    return Experiment(task, test_by_budget, ["readout"], before, after)
 
 
-def dry_run(config: Mapping[str, Any], data: TokenData) -> list[str]:
-    """Returns what a run would be, line by line, after one step of it in a folder that is removed."""
-    keras.utils.set_random_seed(config["seed"])
-    model = make_model(config, data.vocabulary_size)
-    schedule = _schedule(config)
-    with tempfile.TemporaryDirectory(prefix="tfdeq-dry-run-") as folder:
-        trainer = make_trainer(config, folder, model, data)
-        step = rehearsal.one_step(trainer, trainer.first_batch(), config)
-        memory = rehearsal.memory_lines(model, trainer.optimizer)
-    return [
-        f"A dry run of {describe(config)}; nothing is kept.",
-        *rehearsal.parameter_lines(model),
-        *memory,
-        *rehearsal.schedule_lines(config, schedule),
-        *step,
-    ]
+def train(
+    config: Mapping[str, Any],
+    workdir: str,
+    data: TokenData,
+    strategy: tf.distribute.Strategy | None = None,
+) -> dict[str, Any] | None:
+    """Trains one model to the end, resuming from workdir, and returns its metrics.
+
+    Beside what every trainer leaves in workdir: residuals.json and pictures; vocabulary.txt for words.
+
+    Args:
+        config: values of the flags. data: the token streams. strategy: see `make_strategy`.
+
+    Raises:
+        ValueError: if workdir holds a run of another configuration or data.
+    """
+    config = _with_fingerprint(config, data)
+    return experiment.train(lambda: make_experiment(config, data), config, workdir, strategy)
 
 
 def baseline_configurations(config: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
@@ -203,7 +150,11 @@ def baseline_configurations(config: Mapping[str, Any], depth: int) -> list[dict[
 
 
 def train_with_baselines(
-    config: Mapping[str, Any], workdir: str, data: TokenData, program_flags: Mapping[str, Any]
+    config: Mapping[str, Any],
+    workdir: str,
+    data: TokenData,
+    program_flags: Mapping[str, Any],
+    strategy: tf.distribute.Strategy | None = None,
 ) -> dict[str, Any]:
     """Trains the model and, in another process, one application for as many steps; returns metrics.
 
@@ -212,15 +163,13 @@ def train_with_baselines(
     Args:
         program_flags: further flags of the baselines' program, no part of the configuration.
     """
-    check_configuration(
-        workdir, {**config, "data_fingerprint": data.fingerprint}, may_differ=REPORTING
-    )
+    check_configuration(workdir, _with_fingerprint(config, data), may_differ=may_differ(config))
     folders = {}
     for baseline in baseline_configurations(config, depth=1):
         folder = os.path.join(
             workdir, "baselines", f"depth_1_penalty_{baseline['jacobian_penalty']:g}"
         )
-        folders[describe(baseline)] = folder, {**program_flags, **baseline}
+        folders[experiment.describe(baseline)] = folder, {**program_flags, **baseline}
     missing = [
         run for run in folders.values() if not os.path.exists(os.path.join(run[0], "metrics.json"))
     ]
@@ -229,7 +178,7 @@ def train_with_baselines(
     with Runs("trainers.language_model", parallel=2) as runs:
         for folder, values in missing if at_once else ():
             runs.start(folder, values)
-        metrics = train(config, workdir, data)
+        metrics = train(config, workdir, data, strategy)
         for folder, values in () if at_once else missing:
             runs.start(folder, values)
         if missing:
@@ -244,52 +193,42 @@ def train_with_baselines(
     return metrics
 
 
-def describe(config: Mapping[str, Any]) -> str:
-    """Returns a short name of what a configuration trains."""
-    depth = config["depth"]
-    what = "the equilibrium" if not depth else f"{depth} explicit application{'s' * (depth > 1)}"
-    return f"{what} {'with' if config['jacobian_penalty'] else 'without'} Jacobian penalty"
+def _with_fingerprint(config: Mapping[str, Any], data: TokenData) -> dict[str, Any]:
+    return {**config, "data_fingerprint": data.fingerprint}
 
 
-def _schedule(config: Mapping[str, Any]) -> ScalableSchedule:
-    return learning_rate_schedule(
-        config["learning_rate"],
-        config["train_steps"],
-        config["warmup_steps"],
-        config["schedule"],
-    )
+def _residuals_path(workdir: str) -> str:
+    return os.path.join(workdir, "residuals.json")
 
 
 def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
-    def loss(model, batch, explicit_steps, max_steps):
+    def loss(model, batch, explicit_steps, max_steps, training):
         inputs, targets = batch
         logits = model(
             inputs,
-            training=True,
+            training=training,
             max_steps=max_steps,
             explicit_steps=explicit_steps,
         )
         return tf.reduce_mean(next_token_loss(logits, targets))
 
-    def batches(start_step):
+    def batches(start_step, shard, shards):
         return training_windows(
             data.train,
             sequence_length=config["sequence_length"],
             batch_size=config["batch_size"],
             seed=config["seed"],
             start_step=start_step,
+            shard=shard,
+            shards=shards,
         )
 
-    def diagnose():
-        inputs, _ = next(iter(batches(0)))
-        x = model.embed(inputs[:4])
-        solution = model.equilibrium(x, return_solution=True, training=False)
+    def radius(batch):
+        x = model.embed(batch[0][:4])
+        z = model.equilibrium(x, training=False)
         injected = model.cell.inject(x)
-        radius = spectral_radius(lambda z: model.cell(z, injected), solution.z)
-        return {
-            "residual_now": float(tf.reduce_max(solution.residual)),
-            "spectral_radius": float(tf.reduce_max(radius)),
-        }
+        # From the same noise each time: a look draws no random number.
+        return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
 
     def display(row):
         nats = tf.constant(row["loss"], tf.float64)
@@ -309,7 +248,7 @@ def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
         display=display,
         tokens_per_step=config["batch_size"] * config["sequence_length"],
         equilibria=[model.equilibrium],
-        diagnose=None if config["depth"] else diagnose,
+        spectral_radius=None if config["depth"] else radius,
     )
 
 
@@ -319,7 +258,7 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     name = min(baselines, key=lambda name: baselines[name]["test"][key])
     metrics["baseline"] = {"name": name, **baselines[name]["test"]}
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
-    residuals = read_json(os.path.join(workdir, "residuals.json")) or {}
+    residuals = read_json(_residuals_path(workdir)) or {}
     curves = {name: value["train"] for name, value in baselines.items()}
     writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
     pictures.draw_all(workdir, metrics, curves, residuals, writer)
@@ -340,21 +279,25 @@ CONFIGURATION_FLAGS = _define_flags()
 
 
 def main() -> None:
+    # First of all: a strategy sets up the devices.
+    strategy = strategy_from_flags()
     config = configuration(CONFIGURATION_FLAGS)
     data = load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
     )
     if FLAGS.dry_run:
-        print("\n".join(dry_run(config, data)))
+        lines = experiment.dry_run(lambda: make_experiment(config, data), config, strategy)
+        print("\n".join(lines))
         return
     if FLAGS.baseline:
-        metrics = train_with_baselines(
-            config, FLAGS.workdir, data, {"prepared_dir": FLAGS.prepared_dir}
-        )
+        if several_workers(strategy):
+            raise ValueError("--baseline trains on one machine; leave it out with several workers.")
+        program_flags = {"prepared_dir": FLAGS.prepared_dir, "tpu": FLAGS.tpu}
+        metrics = train_with_baselines(config, FLAGS.workdir, data, program_flags, strategy)
     else:
-        metrics = train(config, FLAGS.workdir, data)
+        metrics = train(config, FLAGS.workdir, data, strategy)
     for name in ("test", "baseline"):
-        if name in metrics:
+        if metrics and name in metrics:
             numbers = {k: v for k, v in metrics[name].items() if isinstance(v, float)}
             print(f"{name}: {', '.join(f'{k} {v:.4g}' for k, v in numbers.items())}")
 

@@ -26,12 +26,31 @@ class ScalableSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"rate": self._rate}
 
 
+class _TakesReducedGradients:
+    """Of an optimiser whose gradients are the same on all replicas already: they are not summed again.
+
+    The training step reduces first, since the norm to clip by is that of the reduced gradient; Keras
+    clips each replica's own and sums afterwards.
+    """
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars
+
+
+class ReducedAdam(_TakesReducedGradients, keras.optimizers.Adam):
+    """Keras's Adam for gradients that are reduced already."""
+
+
+class ReducedMuon(_TakesReducedGradients, keras.optimizers.Muon):
+    """Keras's Muon for gradients that are reduced already."""
+
+
 def make_optimizer(
     config: Mapping[str, Any],
     schedule: keras.optimizers.schedules.LearningRateSchedule,
     adam_layers: Sequence[str] = (),
 ) -> keras.optimizers.Optimizer:
-    """Returns the optimiser of a configuration.
+    """Returns the optimiser of a configuration; it neither clips nor reduces: the training step does.
 
     Args:
         config: the shared flags' values.
@@ -39,18 +58,17 @@ def make_optimizer(
         adam_layers: parts of the names of layers whose matrices Muon leaves to Adam, as it does
             vectors and embeddings: those that map to the output.
     """
+    average = {"use_ema": True, "ema_momentum": config["ema"]} if config["ema"] else {}
     if config["optimizer"] == "adam":
-        return keras.optimizers.Adam(
-            schedule, beta_1=0.9, beta_2=0.98, global_clipnorm=config["gradient_clip"]
-        )
-    return keras.optimizers.Muon(
+        return ReducedAdam(schedule, beta_1=0.9, beta_2=0.98, **average)
+    return ReducedMuon(
         schedule,
         adam_beta_1=0.9,
         adam_beta_2=0.98,
         weight_decay=None,
         adam_weight_decay=None,
         exclude_layers=list(adam_layers),
-        global_clipnorm=config["gradient_clip"],
+        **average,
     )
 
 

@@ -11,9 +11,8 @@ import tensorflow as tf
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; lines differ in style too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-_LOWEST = 1e-8  # where a logarithmic axis shows a residual of zero
+from trainers.plotting import BLUE, GREEN, GREY, LOWEST, ORANGE, defined, tidy
+
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
 
 
@@ -61,16 +60,16 @@ def draw_all(
 
 def _quality(figure, curves, baselines, takeover, unit, label):
     axes = figure.add_subplot()
-    step, loss = _defined(curves, "loss")
+    step, loss = defined(curves, "loss")
     axes.plot(step, loss / np.log(2), color=BLUE, alpha=0.35, linewidth=1, label="training batches")
     for (name, baseline), (color, style) in zip(baselines.items(), _BASELINE_STYLES, strict=False):
-        axes.plot(*_defined(baseline, f"held_out_bits_per_{unit}"), style, color=color, label=name)
-    held_out = _defined(curves, f"held_out_bits_per_{unit}")
+        axes.plot(*defined(baseline, f"held_out_bits_per_{unit}"), style, color=color, label=name)
+    held_out = defined(curves, f"held_out_bits_per_{unit}")
     axes.plot(*held_out, "o-", color=BLUE, markersize=4, label=f"{label}, held-out text")
     if len(held_out[1]):
         shown = [
             held_out[1],
-            *(_defined(b, f"held_out_bits_per_{unit}")[1] for b in baselines.values()),
+            *(defined(b, f"held_out_bits_per_{unit}")[1] for b in baselines.values()),
         ]
         low = min(values.min() for values in shown if len(values))
         axes.set_ylim(0.95 * low, 2.2 * low)
@@ -89,7 +88,7 @@ def _trace(figure, residuals, budget):
         values = np.array(residuals[moment]["residual"])
         if not np.median(values[-1]):
             label += " (nothing to solve yet)"  # the state's weights start at zero
-        values = np.maximum(values, _LOWEST)
+        values = np.maximum(values, LOWEST)
         steps = residuals[moment]["steps"]
         axes.plot(steps, np.median(values, axis=1), style, color=color, markersize=4, label=label)
         axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2)
@@ -107,9 +106,9 @@ def _convergence(figure, curves, config, takeover):
         ("", BLUE, "-", "forward"),
         ("backward_", ORANGE, "--", "backward"),
     ):
-        upper.plot(*_defined(curves, f"{prefix}residual"), style, color=color, label=label)
-        lower.plot(*_defined(curves, f"{prefix}steps"), style, color=color, label=label)
-    step, residual = _defined(curves, "held_out_residual")
+        upper.plot(*defined(curves, f"{prefix}residual"), style, color=color, label=label)
+        lower.plot(*defined(curves, f"{prefix}steps"), style, color=color, label=label)
+    step, residual = defined(curves, "held_out_residual")
     upper.plot(step, residual, "o", color=GREEN, markersize=4, label="forward, held-out text")
     upper.axhline(config["tolerance"], color=GREY, linewidth=1, linestyle=":", label="tolerance")
     upper.set_yscale("log")
@@ -133,24 +132,12 @@ def _mark_takeover(axes, step):
         )
 
 
-def _defined(curves: Mapping[str, list], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (steps, values) of a curve, where it has values."""
-    pairs = [
-        (step, value)
-        for step, value in zip(curves["step"], curves.get(name, []), strict=False)
-        if value is not None
-    ]
-    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(steps), np.array(values, dtype=float)
-
-
 def _save(path: str, draw: Callable[[Any], None]) -> None:
     figure = pyplot.figure(figsize=(8, 5), dpi=120, layout="constrained")
     try:
         draw(figure)
         for axes in figure.axes:
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
+            tidy(axes)
         figure.savefig(path)
     finally:
         pyplot.close(figure)

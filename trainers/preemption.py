@@ -1,15 +1,30 @@
-"""What a trainer does when its machine is taken away: SIGTERM is noted, and acted on between two steps."""
+"""What a trainer does when its machine is taken away, or that of another worker."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
+
+import tensorflow as tf
 
 # EX_TEMPFAIL of sysexits.h, "try again later": a scheduler that requeues by exit code runs it again.
 EXIT_CODE = 75
 
+# What a collective operation ends with when a worker no longer answers.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.UnknownError,
+)
+
 
 class Preempted(SystemExit):
-    """The run was asked to end, and has saved where it was; the same command goes on from there."""
+    """The run has to end before its last step; the same command goes on from its last checkpoint."""
 
     def __init__(self, step: int):
         super().__init__(EXIT_CODE)
@@ -35,3 +50,19 @@ class Preemption:
 
     def _note(self, *_: Any) -> None:
         self.asked = True
+
+
+@contextlib.contextmanager
+def other_worker_lost(several_workers: bool, step: int) -> Iterator[None]:
+    """Turns what TensorFlow raises when another worker has ended into `Preempted`."""
+    try:
+        yield
+    except _LOST as error:
+        if not several_workers:
+            raise
+        print(
+            "Another worker does not answer any more; every worker has to be started again, and goes "
+            f"on from the last checkpoint. TensorFlow says: {str(error).strip().splitlines()[0]}",
+            flush=True,
+        )
+        raise Preempted(step) from error

@@ -12,24 +12,28 @@ from absl import app, flags, logging
 _INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], arguments: bool = False) -> None:
     """Runs a program: parses the flags, refuses stray arguments, turns input errors into a line.
 
     The process ends with status 1 after an input error; --verbosity=1 shows its traceback too.
+
+    Args:
+        main: the program.
+        arguments: whether it takes what is no flag: main(arguments) is called instead of main().
     """
 
     # As an interrupt does: contexts are left, and end the processes that they started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not arguments:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
         if not flags.FLAGS["verbosity"].present:
             # Warnings only: TensorFlow notes every file that it writes at the level below.
             logging.set_verbosity(logging.WARNING)
             python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
         try:
-            main()
+            main(*([argv[1:]] if arguments else []))
         except _INPUT_ERRORS as error:
             if logging.level_debug():
                 raise

@@ -1,21 +1,27 @@
-"""Says what a run has reached and what to do next: python -m trainers.report --workdir=DIR."""
+"""Says what runs have reached, and writes a page that compares them.
 
+python -m trainers.report WORKDIR... [--output=PAGE.html]
+"""
+
+import datetime
 import glob
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 
-from trainers import program
-from trainers.workdir import read_json
+from trainers import program, report_page, report_run
+from trainers.plotting import number
+from trainers.report_plots import words
+from trainers.workdir import read_json, write_atomically
 
 FLAGS = flags.FLAGS
 
 
 def summary(workdir: str) -> list[str]:
-    """Returns the lines of the report.
+    """Returns what a finished run has reached and where its files are, line by line.
 
     Raises:
         FileNotFoundError: if no finished run lies in workdir.
@@ -26,27 +32,60 @@ def summary(workdir: str) -> list[str]:
             f"{workdir} holds no metrics.json: no finished run lies there. Train one, or go on with "
             f"it: {program.command('trainers', 'language_model')} --workdir={workdir}"
         )
-    return [*_results(metrics), *_places(workdir), *_next_steps(workdir)]
+    return [*_results(metrics), *_places(workdir)]
+
+
+def write_page(workdirs: Sequence[str], output: str) -> list[report_run.Run]:
+    """Writes the page that compares the runs, whole or not at all, and returns the runs.
+
+    Raises:
+        FileNotFoundError: if a folder holds no run. IsADirectoryError: if output is a folder.
+    """
+    if os.path.isdir(output):
+        raise IsADirectoryError(
+            f"--output={output} is a folder. Name a file, for example {output}/report.html."
+        )
+    runs = report_run.read(workdirs)
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    text = report_page.page(runs, made)
+
+    def write(name):
+        with open(name, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    write_atomically(output, write)
+    return runs
 
 
 def _results(metrics: Mapping[str, Any]) -> list[str]:
-    test = metrics["test"]
-    unit = "byte" if "bits_per_byte" in test else "word"
-    key = f"bits_per_{unit}"
-    lines = [
-        "",
-        f"Held-out bits per {unit}: {test[key]:.3f} "
-        f"(relative residual {test['residual']:.1e} after {test['steps']:.1f} steps on average)",
-    ]
-    for budget, row in test["by_budget"].items():
-        lines.append(f"  at {budget} x the budget: {row[key]:.3f}, residual {row['residual']:.1e}")
-    if "baseline" in metrics:
-        baseline = metrics["baseline"]
-        lines.append(
-            f"Best baseline, {baseline['name']}, as many steps: {baseline[key]:.3f} "
-            f"(the equilibrium is better by {baseline[key] - test[key]:.3f})"
-        )
+    test = report_run.mapping(metrics.get("test"))
+    names = list(report_run.scores(test))
+    if not names:
+        return ["", "metrics.json holds no figures of held-out data."]
+    key, unit = names[0], words(names[0])
+    quality = ", ".join(f"{words(name)}: {test[name]:.3f}" for name in names)
+    lines = ["", f"Held-out {quality}{_solve(test)}"]
+    for budget, row in report_run.mapping(test.get("by_budget")).items():
+        if number(row.get(key)) is not None:
+            lines.append(f"  at {budget} x the budget: {row[key]:.3f}{_residual(row, ', ')}")
+    baseline = report_run.mapping(metrics.get("baseline"))
+    if number(baseline.get(key)) is not None:
+        line = f"Best baseline, {baseline.get('name')}, as many steps: {baseline[key]:.3f}"
+        if key.startswith("bits_per_"):  # of other figures, more may be better
+            line += f" (the equilibrium is better by {baseline[key] - test[key]:.3f} {unit})"
+        lines.append(line)
     return lines
+
+
+def _solve(row: Mapping[str, Any]) -> str:
+    if number(row.get("steps")) is None or number(row.get("residual")) is None:
+        return ""
+    return f" (relative {_residual(row, '')} after {row['steps']:.1f} steps on average)"
+
+
+def _residual(row: Mapping[str, Any], before: str) -> str:
+    known = number(row.get("residual"))
+    return "" if known is None else f"{before}residual {known:.1e}"
 
 
 def _places(workdir: str) -> list[str]:
@@ -65,7 +104,8 @@ def _places(workdir: str) -> list[str]:
     return lines
 
 
-def _next_steps(workdir: str) -> list[str]:
+def next_steps(workdir: str) -> list[str]:
+    """Returns what one may do with a run, line by line."""
     return [
         "",
         "What to do next:",
@@ -81,14 +121,30 @@ def _tensorboard() -> str:
     return os.path.relpath(beside) if os.path.exists(beside) else "tensorboard"
 
 
-def main() -> None:
-    print("\n".join(summary(FLAGS.workdir)))
+def main(workdirs: list[str]) -> None:
+    if not workdirs:
+        raise app.UsageError(
+            "No folder of a run was given. Name one or more, for example: "
+            f"{program.command('trainers', 'report')} runs/quickstart"
+        )
+    output = FLAGS.output or os.path.join(workdirs[0], "report.html")
+    runs = write_page(workdirs, output)
+    folders = report_run.distinct_folders(workdirs)
+    for folder, run in zip(folders, runs, strict=True):
+        if len(runs) > 1 or run.metrics is None:
+            print(f"\n{folder}: {run.state}")
+        if run.metrics is not None:
+            print("\n".join(summary(folder)))
+    print(f"\nThe page, for any browser: {output}")
+    finished = [f for f, run in zip(folders, runs, strict=True) if run.metrics is not None]
+    if finished:
+        print("\n".join(next_steps(finished[0])))
 
 
 def run() -> None:
     """Entry point of the console script."""
-    flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
-    program.run(main)
+    flags.DEFINE_string("output", None, "HTML page to write. Default: WORKDIR/report.html.")
+    program.run(main, arguments=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ def training_windows(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    shard: int = 0,
+    shards: int = 1,
 ) -> tf.data.Dataset:
     """Yields batches of windows at random places of a stream, for ever.
 
@@ -23,10 +25,12 @@ def training_windows(
         batch_size: B, windows in a batch (over all replicas).
         seed: any 64-bit integer.
         start_step: number of batches to pass over, at no cost.
+        shard, shards: of each batch's B windows yield the shard-th of so many equal parts; they
+            divide B.
 
     Returns:
-        An infinite tf.data.Dataset of (inputs, targets), both [B, T] int32; targets[:, t] follows
-        inputs[:, t].
+        An infinite tf.data.Dataset of (inputs, targets), both [B / shards, T] int32; targets[:, t]
+        follows inputs[:, t].
 
     Raises:
         ValueError: a stream shorter than T + 1, or an argument out of range.
@@ -34,6 +38,12 @@ def training_windows(
     _check(tokens, sequence_length=sequence_length, batch_size=batch_size)
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more; received {start_step}.")
+    if not 0 <= shard < shards or batch_size % shards:
+        raise ValueError(
+            f"shards must divide the batch of {batch_size}, with shard in [0, shards); received shard "
+            f"{shard} of {shards}."
+        )
+    rows = batch_size // shards
     places = len(tokens) - sequence_length
     gather = _gather(tokens, sequence_length)
     seed = tf.constant(seed, tf.int64)
@@ -46,7 +56,7 @@ def training_windows(
             dtype=tf.int64,
             alg="philox",  # named, so that every machine draws the same places
         )
-        return gather(starts)
+        return gather(starts[shard * rows : (shard + 1) * rows])
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     return steps.map(batch).prefetch(tf.data.AUTOTUNE).with_options(_options())

@@ -1,0 +1,60 @@
+import numpy as np
+import tensorflow as tf
+
+from tests.cases import contracting_language_model
+from tfdeq import spectral_radius
+from trainers.evaluation import next_token_loss
+from trainers.inspection import Inspection, write_histograms
+from trainers.task import Task
+
+
+def make_task(model):
+    def loss(model, batch, explicit_steps, max_steps, training):
+        logits = model(batch, training=training, explicit_steps=explicit_steps, max_steps=max_steps)
+        return tf.reduce_mean(next_token_loss(logits, batch))
+
+    def radius(batch):
+        x = model.embed(batch)
+        z = model.equilibrium(x)
+        injected = model.cell.inject(x)
+        return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
+
+    return Task(model, loss, None, None, None, 1, [model.equilibrium], radius)
+
+
+def test_each_samples_solve_and_nothing_changes():
+    model = contracting_language_model(vocabulary_size=9, length=6)
+    before = [variable.numpy() for variable in model.variables]
+    tokens = tf.constant(np.random.default_rng(0).integers(0, 9, (5, 6)), tf.int32)
+    inspect = Inspection(make_task(model))
+    found = inspect(tokens, 3)
+    assert set(found) == {
+        "steps",
+        "residual",
+        "backward_steps",
+        "backward_residual",
+        "spectral_radius",
+    }
+    assert all(value.shape == (5,) for value in found.values())
+    assert int(tf.reduce_max(found["steps"])) <= 3
+    # The forward figures are those of a solve.
+    _, solution = model(tokens, max_steps=3, return_solution=True)
+    np.testing.assert_allclose(found["residual"], solution.residual, rtol=1e-4)
+    assert 0 < float(tf.reduce_max(found["spectral_radius"])) < 1
+    # A larger budget, the same graph: smaller residuals.
+    assert float(tf.reduce_max(inspect(tokens, 30)["residual"])) < float(
+        tf.reduce_min(found["residual"])
+    )
+    for one, other in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other)
+    assert model.equilibrium.convergence_report() == {}
+
+
+def test_histograms_of_residuals_are_of_their_logarithms():
+    written = {}
+    write_histograms(
+        {"steps": tf.constant([3, 4]), "residual": tf.constant([1e-2, 0.0])},
+        lambda name, values: written.update({name: values.numpy()}),
+    )
+    np.testing.assert_allclose(written["samples/steps"], [3, 4])
+    np.testing.assert_allclose(written["samples/log10_residual"], [-2, -30], rtol=1e-6)

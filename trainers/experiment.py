@@ -1,0 +1,173 @@
+"""A trainer's run from flags to metrics.json: the same for every trainer, on any strategy."""
+
+import os
+import resource
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from trainers import dry_run as rehearsal
+from trainers import environment
+from trainers.flags import may_differ
+from trainers.loop import Trainer
+from trainers.optimizers import learning_rate_schedule, make_optimizer
+from trainers.strategies import is_chief
+from trainers.task import Task
+from trainers.workdir import (
+    check_configuration,
+    locked,
+    read_json,
+    write_atomically,
+    write_json,
+)
+
+
+class Experiment(NamedTuple):
+    """What a trainer trains, built and ready."""
+
+    task: Task
+    # () -> metrics["test"] of the trained model
+    test: Callable[[], dict[str, Any]]
+    # parts of the names of the layers that map to the output: Muon leaves them to Adam
+    output_layers: Sequence[str] = ()
+    # (workdir), before training, in the process that writes; may leave files
+    before: Callable[[str], None] = lambda workdir: None
+    # (workdir, metrics, TensorBoard's writer), after it; may leave files and pictures
+    after: Callable[[str, dict[str, Any], tf.summary.SummaryWriter], None] = lambda *_: None
+
+
+def describe(config: Mapping[str, Any]) -> str:
+    """Returns a short name of what a configuration trains."""
+    depth = config["depth"]
+    what = "the equilibrium" if not depth else f"{depth} explicit application{'s' * (depth > 1)}"
+    return f"{what} {'with' if config['jacobian_penalty'] else 'without'} Jacobian penalty"
+
+
+def train(
+    build: Callable[[], Experiment],
+    config: Mapping[str, Any],
+    workdir: str,
+    strategy: tf.distribute.Strategy | None = None,
+) -> dict[str, Any] | None:
+    """Trains to the end, resuming from workdir, and returns the metrics.
+
+    Leaves in workdir: config.json, environment.json, checkpoints/, tensorboard/, curves.jsonl,
+    model.keras, metrics.json and what the experiment adds. A finished run is not trained again. Of
+    several workers the chief writes; workdir must be a folder that all of them see.
+
+    Args:
+        build: makes the experiment; is called in the strategy's scope, with Keras's seed set.
+        config: values of the flags, and what else names the run.
+        strategy: from `make_strategy`. Default: one device.
+
+    Returns:
+        What metrics.json holds; None in a worker that is not the chief.
+
+    Raises:
+        ValueError: if workdir holds a run of another configuration.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    resumed = check_configuration(workdir, config, may_differ=may_differ(config))
+    metrics = read_json(os.path.join(workdir, "metrics.json"))
+    if metrics is not None:
+        print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
+        return metrics
+    if not is_chief(strategy):
+        with tempfile.TemporaryDirectory(prefix="tfdeq-worker-") as own:
+            experiment = _build(build, config, strategy)
+            make_trainer(config, own, experiment, strategy, read_from=workdir).train()
+        return None
+    with locked(workdir):
+        return _train(build, config, workdir, strategy, resumed)
+
+
+def make_trainer(
+    config: Mapping[str, Any],
+    workdir: str,
+    experiment: Experiment,
+    strategy: tf.distribute.Strategy | None = None,
+    read_from: str | None = None,
+) -> Trainer:
+    """Returns the training loop of an experiment; see `Trainer`."""
+    schedule = _schedule(config)
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        optimizer = make_optimizer(config, schedule, adam_layers=experiment.output_layers)
+    return Trainer(experiment.task, config, workdir, optimizer, schedule.scale, strategy, read_from)
+
+
+def dry_run(
+    build: Callable[[], Experiment],
+    config: Mapping[str, Any],
+    strategy: tf.distribute.Strategy | None = None,
+) -> list[str]:
+    """Returns what a run would be, line by line, after one step of it in a folder that is removed."""
+    strategy = strategy or tf.distribute.get_strategy()
+    experiment = _build(build, config, strategy)
+    with tempfile.TemporaryDirectory(prefix="tfdeq-dry-run-") as folder:
+        trainer = make_trainer(config, folder, experiment, strategy)
+        step = rehearsal.one_step(trainer, config)
+        memory = rehearsal.memory_lines(experiment.task.model, trainer.optimizer)
+    replicas = strategy.num_replicas_in_sync
+    return [
+        f"A dry run of {describe(config)}; nothing is kept.",
+        *rehearsal.parameter_lines(experiment.task.model),
+        *memory,
+        f"Replicas: {replicas}, each with {config['batch_size'] // replicas} examples a step",
+        *rehearsal.schedule_lines(config, _schedule(config)),
+        *step,
+    ]
+
+
+def _train(
+    build: Callable[[], Experiment],
+    config: Mapping[str, Any],
+    workdir: str,
+    strategy: tf.distribute.Strategy,
+    resumed: bool,
+) -> dict[str, Any]:
+    experiment = _build(build, config, strategy)
+    model = experiment.task.model
+    trainer = make_trainer(config, workdir, experiment, strategy)
+    # Only now: settings that the model refuses must not claim the folder.
+    write_json(os.path.join(workdir, "config.json"), config)
+    environment.record(workdir)
+    start = "Going on with" if resumed else "Starting"
+    print(f"{start} {describe(config)} in {workdir}.", flush=True)
+    experiment.before(workdir)
+    curves = trainer.train()
+    curves["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    curves["replicas"] = strategy.num_replicas_in_sync
+    test = experiment.test()
+    write_atomically(os.path.join(workdir, "model.keras"), model.save)
+    metrics = {
+        "config": config,
+        "parameters": model.count_params(),
+        "train": curves,
+        "test": test,
+    }
+    writer = trainer.progress.writer
+    experiment.after(workdir, metrics, writer)
+    writer.close()
+    write_json(os.path.join(workdir, "metrics.json"), metrics)
+    return metrics
+
+
+def _build(
+    build: Callable[[], Experiment], config: Mapping[str, Any], strategy: tf.distribute.Strategy
+) -> Experiment:
+    keras.utils.set_random_seed(config["seed"])
+    with strategy.scope():
+        return build()
+
+
+def _schedule(config: Mapping[str, Any]) -> Any:
+    return learning_rate_schedule(
+        config["learning_rate"],
+        config["train_steps"],
+        config["warmup_steps"],
+        config["schedule"],
+    )

@@ -1,0 +1,55 @@
+"""Dynamic loss scaling for float16, whose gradients would underflow without it."""
+
+from typing import Any
+
+import tensorflow as tf
+
+_GROWTH_STEPS = 2000
+_FIRST = 2.0**15
+
+
+class LossScale:
+    """A factor of the loss that halves when a gradient overflows and doubles after 2,000 good steps.
+
+    Only mixed_float16 has one: bfloat16 has float32's exponents. Keras's LossScaleOptimizer holds the
+    same policy, but inside the optimiser, where each replica's gradient is judged and clipped before
+    they are reduced; here it is the reduced gradient.
+
+    Args:
+        precision: the dtype policy of the model.
+
+    Source: Micikevicius et al., Mixed Precision Training, arXiv:1710.03740, section 3.2.
+    """
+
+    def __init__(self, precision: str):
+        self.variables: list[tf.Variable] = []
+        if precision == "mixed_float16":
+            self.variables = [
+                tf.Variable(_FIRST, trainable=False, name="loss_scale"),
+                tf.Variable(0, trainable=False, name="good_steps"),
+            ]
+
+    def value(self) -> Any:
+        """The factor, [] float32; 1.0 where there is none."""
+        return tf.convert_to_tensor(self.variables[0]) if self.variables else 1.0
+
+    def scaled(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss whose gradient is taken."""
+        return loss * self.value() if self.variables else loss
+
+    def unscaled(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """The gradients of the loss itself."""
+        if not self.variables:
+            return gradients
+        return [gradient / self.value() for gradient in gradients]
+
+    def update(self, finite: tf.Tensor) -> None:
+        """Notes whether a step was finite."""
+        if not self.variables:
+            return
+        scale, good_steps = self.variables
+        count = tf.where(finite, good_steps + 1, 0)
+        grown = count >= _GROWTH_STEPS
+        larger = tf.where(grown, 2.0 * scale, scale)
+        scale.assign(tf.where(finite, larger, tf.maximum(0.5 * scale, 1.0)))
+        good_steps.assign(tf.where(grown, 0, count))

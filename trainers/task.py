@@ -1,0 +1,78 @@
+"""What a trainer tells the training loop, and what the loop asks of each step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdeq import DEQLayer
+
+
+class Task(NamedTuple):
+    """What a trainer tells the loop."""
+
+    model: keras.Model
+    # (model, batch, explicit_steps, max_steps, training) -> [] float32 loss of a batch, in nats per
+    # prediction; max_steps is a [] int32 tensor, the solver's budget in this step
+    loss: Callable[[keras.Model, Any, int, tf.Tensor, bool], tf.Tensor]
+    # (start_step, shard, shards) -> batches from that step on, of each the shard's rows; a
+    # tf.data.Dataset, or for one device and one step a call any iterable
+    batches: Callable[[int, int, int], Any]
+    # () -> {name: number} on held-out data, the first one lower for better models
+    evaluate: Callable[[], dict[str, float]]
+    # {"loss": nats, …} -> what the progress bar shows, name -> number
+    display: Callable[[Mapping[str, float]], dict[str, float]]
+    tokens_per_step: int
+    # the layers whose convergence the curves show
+    equilibria: Sequence[DEQLayer]
+    # (batch) -> [b] spectral radius at the equilibrium of a few of its rows; None: not defined
+    spectral_radius: Callable[[Any], tf.Tensor] | None = None
+
+
+class StepSettings(NamedTuple):
+    """What one training step is to do."""
+
+    explicit_steps: int  # explicit applications; 0: the equilibrium
+    max_steps: int  # the forward solver's budget
+    penalty_share: float  # what the Jacobian penalty's weight is multiplied by
+
+
+def takeover_step(config: Mapping[str, Any]) -> int:
+    """Returns the first step that trains the equilibrium."""
+    return round(config["shallow_share"] * config["train_steps"])
+
+
+def explicit_steps_at(step: int, config: Mapping[str, Any]) -> int:
+    """Returns how many explicit applications train at a step: 0 is the equilibrium."""
+    if config["depth"]:
+        return config["depth"]
+    return config["shallow_steps"] if step < takeover_step(config) else 0
+
+
+def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
+    """Returns the forward solver's budget at a step.
+
+    It grows evenly, from training_max_steps when the equilibrium takes over to max_steps at the end:
+    a rough equilibrium teaches as much and costs less, but a model that only ever sees rough ones
+    comes to rely on them.
+    """
+    first = takeover_step(config)
+    share = max(step - first, 0) / max(config["train_steps"] - first, 1)
+    low, high = config["training_max_steps"], config["max_steps"]
+    return low if high <= low else low + int(share * (high - low + 1))
+
+
+def penalty_share_at(step: int, config: Mapping[str, Any]) -> float:
+    """Returns the share of the Jacobian penalty's weight that holds at a step.
+
+    It falls evenly from 1 to jacobian_penalty_end: drift is a danger while the learning rate is high.
+    """
+    return 1.0 - (1.0 - config["jacobian_penalty_end"]) * step / config["train_steps"]
+
+
+def settings_at(step: int, config: Mapping[str, Any]) -> StepSettings:
+    """Returns what a configuration says about a step."""
+    return StepSettings(
+        explicit_steps_at(step, config), max_steps_at(step, config), penalty_share_at(step, config)
+    )

@@ -1,0 +1,274 @@
+"""The training step: gradients on each replica, reduced once, clipped, and applied if finite."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainers.loss_scale import LossScale
+from trainers.strategies import several_workers
+from trainers.task import StepSettings, Task
+
+
+class TrainingStep:
+    """Makes training steps, compiled, on all replicas of a strategy.
+
+    The step is two compiled functions, gradients and update. On one device each is one XLA program
+    (with config["jit_compile"]); on several, XLA compiles what each replica computes by itself, and
+    tf.distribute reduces.
+
+    Args:
+        task: model and loss.
+        config: the shared flags' values.
+        optimizer: of the model's variables; it clips nothing and reduces nothing.
+        strategy: the model's.
+
+    Attributes:
+        consecutive: steps in a row, up to now, that were not finite. skipped: all such steps.
+        asked: whether a worker of several was asked to end (see `run`).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Mapping[str, Any],
+        optimizer: keras.optimizers.Optimizer,
+        strategy: tf.distribute.Strategy,
+    ):
+        self._task = task
+        self._config = config
+        self._optimizer = optimizer
+        self._strategy = strategy
+        self._several_workers = several_workers(strategy)
+        with strategy.scope():
+            optimizer.build(task.model.trainable_variables)
+            self._loss = keras.metrics.Mean(name="loss")
+            self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
+            self._skipped = keras.metrics.Sum(name="skipped")
+            self.consecutive = tf.Variable(0, trainable=False, name="consecutive")
+            self.skipped = tf.Variable(0, trainable=False, name="all_skipped")
+            self.asked = tf.Variable(False, trainable=False, name="asked")
+            self._loss_scale = LossScale(config["precision"])
+        self._gradient_functions: dict[int, Callable[..., Any]] = {}
+        self._loops: dict[int, Callable[..., Any]] = {}
+        self._update = self._compiled(self._update_all)
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the step: name -> variable or list of them."""
+        metrics = (self._loss, self._gradient_norm, self._skipped)
+        return {
+            "consecutive": self.consecutive,
+            "all_skipped": self.skipped,
+            # A row of the curves may span an interruption.
+            "metrics": [variable for metric in metrics for variable in metric.variables],
+            "loss_scale": self._loss_scale.variables,
+        }
+
+    def run(
+        self, batches: Iterator[Any], settings: Sequence[StepSettings], asked: bool = False
+    ) -> bool:
+        """Makes a step for each of the settings and returns whether something was compiled first.
+
+        Args:
+            batches: what `distribute` returned.
+            settings: of the steps, with the same explicit_steps in all of them.
+            asked: whether this process was asked to end; with several workers, `asked` is True after
+                the step if any of them was.
+        """
+        explicit_steps = settings[0].explicit_steps
+        scalars = (
+            tf.constant([s.max_steps for s in settings]),
+            tf.constant([s.penalty_share for s in settings]),
+        )
+        known = self._loops if len(settings) > 1 else self._gradient_functions
+        new = explicit_steps not in known
+        asked = tf.constant(float(asked))
+        if len(settings) == 1:
+            self._update(
+                *self._gradients(explicit_steps)(next(batches), scalars[0][0], scalars[1][0], asked)
+            )
+        else:
+            self._loop(explicit_steps)(batches, *scalars, asked)
+        return new
+
+    def run_timed(
+        self, batches: Iterator[Any], settings: StepSettings, asked: bool = False
+    ) -> dict[str, float] | None:
+        """Makes one step, waits for each of its parts, and returns their seconds.
+
+        Returns:
+            data (waiting for the batch), solve (forward, backward and reduction), update; None if
+            something had to be compiled.
+        """
+        new = settings.explicit_steps not in self._gradient_functions
+        moments = [time.perf_counter()]
+        batch = next(batches)
+        moments.append(time.perf_counter())
+        result = self._gradients(settings.explicit_steps)(
+            batch,
+            tf.constant(settings.max_steps),
+            tf.constant(settings.penalty_share),
+            tf.constant(float(asked)),
+        )
+        self._local(result[0]).numpy()
+        moments.append(time.perf_counter())
+        self._update(*result)
+        self.wait()
+        moments.append(time.perf_counter())
+        if new:
+            return None
+        names = ("data", "solve", "update")
+        return {name: moments[i + 1] - moments[i] for i, name in enumerate(names)}
+
+    def wait(self) -> None:
+        """Returns when every step made so far is done."""
+        self.consecutive.numpy()
+
+    def report(self) -> dict[str, Any]:
+        """Returns the means since the last report, and starts new ones."""
+        # Of skipped steps alone there is no mean.
+        known = float(keras.ops.convert_to_numpy(self._loss.count))
+        skipped = float(self._skipped.result()) / self._strategy.num_replicas_in_sync
+        row = {
+            "loss": float(self._loss.result()) if known else None,
+            "gradient_norm": float(self._gradient_norm.result()),
+            "learning_rate": float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)),
+            "skipped_steps": round(skipped),
+        }
+        if self._loss_scale.variables:
+            row["loss_scale"] = float(self._loss_scale.value())
+        for metric in (self._loss, self._gradient_norm, self._skipped):
+            metric.reset_state()
+        return row
+
+    def _local(self, value: Any) -> tf.Tensor:
+        """The first replica's part of a value that is the same on all."""
+        return self._strategy.experimental_local_results(value)[0]
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A graph of a function over all replicas; an XLA program where there is one."""
+        jit_compile = self._config["jit_compile"] and self._strategy.num_replicas_in_sync == 1
+        return tf.function(function, jit_compile=jit_compile, autograph=False)
+
+    def _gradients(self, explicit_steps: int) -> Callable[..., Any]:
+        """(batch, max_steps, penalty_share, asked) -> finite and the reduced, clipped gradients."""
+        if explicit_steps not in self._gradient_functions:
+
+            def on_replica(*arguments):
+                return self._mean_over_parts(explicit_steps, *arguments)
+
+            if self._strategy.num_replicas_in_sync > 1:
+                on_replica = tf.function(
+                    on_replica, jit_compile=self._config["jit_compile"], autograph=False
+                )
+
+            def on_all(batch, max_steps, penalty_share, asked):
+                arguments = (on_replica, batch, max_steps, penalty_share, asked)
+                return self._strategy.run(self._reduced, args=arguments)
+
+            self._gradient_functions[explicit_steps] = self._compiled(on_all)
+        return self._gradient_functions[explicit_steps]
+
+    def _loop(self, explicit_steps: int) -> Callable[..., Any]:
+        """(batches, max_steps [K], penalty_share [K], asked) -> K steps in one call."""
+        if explicit_steps not in self._loops:
+            gradients = self._gradients(explicit_steps)
+
+            def steps(batches, max_steps, penalty_share, asked):
+                def body(index):
+                    settings = max_steps[index], penalty_share[index]
+                    self._update(*gradients(next(batches), *settings, asked))
+                    return index + 1
+
+                count = tf.size(max_steps)
+                tf.while_loop(
+                    lambda index: index < count, body, [tf.constant(0)], parallel_iterations=1
+                )
+
+            self._loops[explicit_steps] = tf.function(steps, autograph=False, reduce_retracing=True)
+        return self._loops[explicit_steps]
+
+    def _reduced(self, on_replica, batch, max_steps, penalty_share, asked):
+        """On a replica: (finite, asked, gradients), the same on all of them."""
+        found = on_replica(batch, max_steps, penalty_share)
+        replicas = self._strategy.num_replicas_in_sync
+        if replicas > 1:
+            # Divided first, by an operation on the replica's device: a reduction goes by the device
+            # of what it receives, and a function's argument or result has none.
+            shares = [part / replicas for part in (asked, *found)]
+            context = tf.distribute.get_replica_context()
+            asked, *found = context.all_reduce(tf.distribute.ReduceOp.SUM, shares)
+        loss, total, *gradients = found
+        gradients = self._loss_scale.unscaled(gradients)
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(total)
+        weight = tf.cast(finite, tf.float32)
+        self._loss.update_state(tf.where(finite, loss, 0.0), weight)
+        self._gradient_norm.update_state(tf.where(finite, norm, 0.0), weight)
+        self._skipped.update_state(1.0 - weight)
+        # As a factor: tf.clip_by_global_norm would make NaN of all when one is.
+        clip = tf.minimum(1.0, self._config["gradient_clip"] / tf.maximum(norm, 1e-30))
+        return finite, asked, [clip * gradient for gradient in gradients]
+
+    def _update_all(self, finite: Any, asked: Any, gradients: list[Any]) -> None:
+        """Over all replicas: applies the gradients, unless the step was not finite."""
+        variables = self._task.model.trainable_variables
+
+        def apply(gradients):
+            self._optimizer.apply(gradients, variables)
+            return tf.constant(True)
+
+        def update():
+            return self._local(self._strategy.run(apply, args=(gradients,)))
+
+        finite = self._local(finite)
+        # A step that is not finite changes nothing: neither weights nor the optimiser's state.
+        tf.cond(finite, update, lambda: tf.constant(False))
+        self.consecutive.assign(tf.where(finite, 0, self.consecutive + 1))
+        self.skipped.assign_add(tf.where(finite, 0, 1))
+        self._loss_scale.update(finite)
+        if self._several_workers:
+            asked_before = tf.convert_to_tensor(self.asked)
+            self.asked.assign(asked_before | (self._local(asked) > 0.0))
+
+    def _mean_over_parts(
+        self, explicit_steps: int, batch: Any, max_steps: tf.Tensor, penalty_share: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """[loss, loss with penalties, *gradients]: means over the parts of a batch, one at a time."""
+
+        def of_part(part):
+            return self._of_part(explicit_steps, part, max_steps, penalty_share)
+
+        count = self._config["accumulation_steps"]
+        if count == 1:
+            return of_part(batch)
+        parts = tf.nest.map_structure(
+            lambda leaf: tf.reshape(leaf, [count, leaf.shape[0] // count, *leaf.shape[1:]]), batch
+        )
+
+        def body(index, sums):
+            found = of_part(tf.nest.map_structure(lambda leaf: leaf[index], parts))
+            return index + 1, [sum_ + part / count for sum_, part in zip(sums, found, strict=True)]
+
+        zeros = [tf.zeros(()), tf.zeros(())]
+        zeros += [tf.zeros(v.shape, v.dtype) for v in self._task.model.trainable_variables]
+        _, sums = tf.while_loop(
+            lambda index, _: index < count, body, [tf.constant(0), zeros], parallel_iterations=1
+        )
+        return sums
+
+    def _of_part(
+        self, explicit_steps: int, batch: Any, max_steps: tf.Tensor, penalty_share: tf.Tensor
+    ) -> list[tf.Tensor]:
+        model = self._task.model
+        with tf.GradientTape() as tape:
+            loss = self._task.loss(model, batch, explicit_steps, max_steps, True)
+            penalties = [penalty_share * tf.cast(penalty, tf.float32) for penalty in model.losses]
+            total = tf.add_n([loss, *penalties])
+            scaled = self._loss_scale.scaled(total)
+        gradients = tape.gradient(scaled, model.trainable_variables)
+        # An embedding's gradient comes as slices, which neither a loop nor XLA's caller can add up.
+        return [loss, total, *(tf.convert_to_tensor(gradient) for gradient in gradients)]
