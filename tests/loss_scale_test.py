@@ -12,7 +12,7 @@ def test_precisions_with_float32s_exponents_have_none(precision):
     assert scale.scaled(loss) is loss
     assert scale.unscaled([loss])[0] is loss
     assert scale.variables == []
-    scale.update(tf.constant(False))
+    scale.update(tf.constant(False), tf.constant(True))
 
 
 def test_halves_on_overflow_and_doubles_after_good_steps(monkeypatch):
@@ -20,15 +20,21 @@ def test_halves_on_overflow_and_doubles_after_good_steps(monkeypatch):
     scale = LossScale("mixed_float16")
     seen = []
     for finite in (False, True, True, True, True, False):
-        scale.update(tf.constant(finite))
+        scale.update(tf.constant(finite), tf.constant(True))
         seen.append(float(scale.value()))
     assert seen == [2.0**14, 2.0**14, 2.0**14, 2.0**15, 2.0**15, 2.0**14]
+
+
+def test_what_is_no_step_changes_nothing():
+    scale = LossScale("mixed_float16")
+    scale.update(tf.constant(False), tf.constant(False))
+    assert float(scale.value()) == 2.0**15
 
 
 def test_never_below_one():
     scale = LossScale("mixed_float16")
     for _ in range(20):
-        scale.update(tf.constant(False))
+        scale.update(tf.constant(False), tf.constant(True))
     assert float(scale.value()) == 1.0
 
 

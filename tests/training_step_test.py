@@ -85,6 +85,7 @@ def test_several_steps_a_call_are_the_same_steps(jit_compile):
     for weight, expected in zip(other.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, expected)
     rows = one.report(), several.report()
+    del rows[0]["data_seconds"]  # several steps a call fetch their batches inside
     assert rows[0] == rows[1]
     assert rows[0]["skipped_steps"] == 1
 
@@ -98,7 +99,8 @@ def test_a_timed_step_is_the_same_step_and_says_what_took_how_long():
     found = other.run_timed(theirs, SETTINGS)
     step.run(ours, [SETTINGS])
     assert set(found) == {"data", "solve", "update"}
-    assert all(0 < seconds < 10 for seconds in found.values())
+    assert all(0 <= seconds < 10 for seconds in found.values())
+    assert found["solve"] > 0
     for weight, expected in zip(timed.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, expected)
 

@@ -158,16 +158,16 @@ class Trainer:
     def _advance(self, batches: Iterator[Any], step: int, asked: bool) -> int:
         """Makes the steps of one call, and returns how many steps the run has made then."""
         self._profiler.at(step)
-        until = min(step + self._config["steps_per_call"], self._next_stop(step))
-        # The first step of each row is made by itself, in parts whose times are taken.
-        if step % self._config["log_every"] == 0:
-            until = step + 1
+        # In the first step after an inspection the parts of a step are timed.
+        if self._config["inspect_every"] and step and step % self._config["inspect_every"] == 0:
+            self._pause(step)
             split = self._step.run_timed(batches, self._settings(step), asked)
-            self._split = split or {}
-            new = split is None
-        else:
-            settings = [self._settings(each) for each in range(step, until)]
-            new = self._step.run(batches, settings, asked)
+            self._split = {f"{name}_seconds": value for name, value in (split or {}).items()}
+            self._clock.start(step + 1)
+            return step + 1
+        until = min(step + self._config["steps_per_call"], self._next_stop(step))
+        settings = [self._settings(each) for each in range(step, until)]
+        new = self._step.run(batches, settings, asked)
         if new:
             # Compilation is no part of a step's time.
             self._clock.start(until)
@@ -280,13 +280,14 @@ class Trainer:
         settings = self._settings(step - 1)
         row = {
             "step": step,
+            **self._split,
             **means,
             "rollbacks": int(self._state.rollbacks),
             **settings._asdict(),
             "seconds_per_step": per_step,
             "tokens_per_second": self._task.tokens_per_step / per_step if per_step else None,
-            **{f"{name}_seconds": value for name, value in self._split.items()},
         }
+        self._split = {}
         for layer in self._task.equilibria:
             row.update(layer.convergence_report())
         self._progress.row(row)

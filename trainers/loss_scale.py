@@ -43,13 +43,14 @@ class LossScale:
             return gradients
         return [gradient / self.value() for gradient in gradients]
 
-    def update(self, finite: tf.Tensor) -> None:
-        """Notes whether a step was finite."""
+    def update(self, finite: tf.Tensor, apply: tf.Tensor) -> None:
+        """Notes whether a step was finite, if apply."""
         if not self.variables:
             return
         scale, good_steps = self.variables
         count = tf.where(finite, good_steps + 1, 0)
         grown = count >= _GROWTH_STEPS
         larger = tf.where(grown, 2.0 * scale, scale)
-        scale.assign(tf.where(finite, larger, tf.maximum(0.5 * scale, 1.0)))
-        good_steps.assign(tf.where(grown, 0, count))
+        changed = tf.where(finite, larger, tf.maximum(0.5 * scale, 1.0))
+        scale.assign(tf.where(apply, changed, scale))
+        good_steps.assign(tf.where(apply, tf.where(grown, 0, count), good_steps))

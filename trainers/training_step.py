@@ -15,9 +15,8 @@ from trainers.task import StepSettings, Task
 class TrainingStep:
     """Makes training steps, compiled, on all replicas of a strategy.
 
-    The step is two compiled functions, gradients and update. On one device each is one XLA program
-    (with config["jit_compile"]); on several, XLA compiles what each replica computes by itself, and
-    tf.distribute reduces.
+    On one device the step is one XLA program (with config["jit_compile"]); on several, XLA compiles
+    what each replica computes by itself, and tf.distribute reduces.
 
     Args:
         task: model and loss.
@@ -47,23 +46,24 @@ class TrainingStep:
             self._loss = keras.metrics.Mean(name="loss")
             self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
             self._skipped = keras.metrics.Sum(name="skipped")
+            self._metrics = (self._loss, self._gradient_norm, self._skipped)
             self.consecutive = tf.Variable(0, trainable=False, name="consecutive")
             self.skipped = tf.Variable(0, trainable=False, name="all_skipped")
             self.asked = tf.Variable(False, trainable=False, name="asked")
             self._loss_scale = LossScale(config["precision"])
-        self._gradient_functions: dict[int, Callable[..., Any]] = {}
+        self._functions: dict[int, Callable[..., Any]] = {}
         self._loops: dict[int, Callable[..., Any]] = {}
-        self._update = self._compiled(self._update_all)
+        self._called: set[int] = set()  # explicit_steps whose step was compiled by itself
+        self._data_seconds, self._data_steps = 0.0, 0
 
     @property
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of the step: name -> variable or list of them."""
-        metrics = (self._loss, self._gradient_norm, self._skipped)
         return {
             "consecutive": self.consecutive,
             "all_skipped": self.skipped,
             # A row of the curves may span an interruption.
-            "metrics": [variable for metric in metrics for variable in metric.variables],
+            "metrics": [variable for metric in self._metrics for variable in metric.variables],
             "loss_scale": self._loss_scale.variables,
         }
 
@@ -79,49 +79,71 @@ class TrainingStep:
                 the step if any of them was.
         """
         explicit_steps = settings[0].explicit_steps
-        scalars = (
-            tf.constant([s.max_steps for s in settings]),
-            tf.constant([s.penalty_share for s in settings]),
-        )
-        known = self._loops if len(settings) > 1 else self._gradient_functions
-        new = explicit_steps not in known
         asked = tf.constant(float(asked))
-        if len(settings) == 1:
-            self._update(
-                *self._gradients(explicit_steps)(next(batches), scalars[0][0], scalars[1][0], asked)
-            )
-        else:
-            self._loop(explicit_steps)(batches, *scalars, asked)
+        if len(settings) > 1:
+            new = explicit_steps not in self._loops
+            # Of one length, so that a call of fewer steps needs no graph of its own.
+            padded = [*settings, *[settings[-1]] * (self._config["steps_per_call"] - len(settings))]
+            vectors = [s.max_steps for s in padded], [s.penalty_share for s in padded]
+            count = tf.constant(len(settings))
+            self._loop(explicit_steps)(batches, *map(tf.constant, vectors), count, asked)
+            return new
+        new = explicit_steps not in self._called
+        started = time.perf_counter()
+        batch = next(batches)
+        self._data_seconds += time.perf_counter() - started
+        self._data_steps += 1
+        self._call(batch, settings[0], asked, apply=True)
         return new
 
     def run_timed(
         self, batches: Iterator[Any], settings: StepSettings, asked: bool = False
     ) -> dict[str, float] | None:
-        """Makes one step, waits for each of its parts, and returns their seconds.
+        """Makes one step and returns what its parts took, in seconds.
+
+        The gradients are computed twice, the first time without an update, and all that they leave
+        (random generators, metrics) is put back: the step is the one that `run` makes.
 
         Returns:
-            data (waiting for the batch), solve (forward, backward and reduction), update; None if
+            data (waiting for the batch), solve (forward, backward and reduction) and update; None if
             something had to be compiled.
         """
-        new = settings.explicit_steps not in self._gradient_functions
         moments = [time.perf_counter()]
         batch = next(batches)
         moments.append(time.perf_counter())
-        result = self._gradients(settings.explicit_steps)(
+        asked = tf.constant(float(asked))
+        if settings.explicit_steps not in self._called:
+            self._call(batch, settings, asked, apply=True)
+            return None
+        for apply in (False, True):
+            kept = self._touched_by_gradients() if not apply else []
+            self.wait()
+            moments.append(time.perf_counter())
+            self._call(batch, settings, asked, apply)
+            self.wait()
+            moments.append(time.perf_counter())
+            for variable, value in kept:
+                variable.assign(value)
+        data, solve, both = (moments[i + 1] - moments[i] for i in (0, 2, 4))
+        return {"data": data, "solve": solve, "update": max(both - solve, 0.0)}
+
+    def _call(self, batch: Any, settings: StepSettings, asked: tf.Tensor, apply: bool) -> None:
+        """Calls the compiled step by itself."""
+        self._called.add(settings.explicit_steps)
+        self._function(settings.explicit_steps)(
             batch,
             tf.constant(settings.max_steps),
             tf.constant(settings.penalty_share),
-            tf.constant(float(asked)),
+            asked,
+            tf.constant(apply),
         )
-        self._local(result[0]).numpy()
-        moments.append(time.perf_counter())
-        self._update(*result)
-        self.wait()
-        moments.append(time.perf_counter())
-        if new:
-            return None
-        names = ("data", "solve", "update")
-        return {name: moments[i + 1] - moments[i] for i, name in enumerate(names)}
+
+    def _touched_by_gradients(self) -> list[tuple[Any, Any]]:
+        """The variables that computing gradients writes, with copies of their values."""
+        layers = [variable for one in self._task.equilibria for variable in one.metrics_variables]
+        own = [v for metric in self._metrics for v in metric.variables]
+        variables = [*self._task.model.non_trainable_variables, *layers, *own]
+        return [(variable, tf.identity(variable.value)) for variable in variables]
 
     def wait(self) -> None:
         """Returns when every step made so far is done."""
@@ -140,7 +162,10 @@ class TrainingStep:
         }
         if self._loss_scale.variables:
             row["loss_scale"] = float(self._loss_scale.value())
-        for metric in (self._loss, self._gradient_norm, self._skipped):
+        if self._data_steps:
+            row["data_seconds"] = self._data_seconds / self._data_steps
+        self._data_seconds, self._data_steps = 0.0, 0
+        for metric in self._metrics:
             metric.reset_state()
         return row
 
@@ -148,47 +173,43 @@ class TrainingStep:
         """The first replica's part of a value that is the same on all."""
         return self._strategy.experimental_local_results(value)[0]
 
-    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A graph of a function over all replicas; an XLA program where there is one."""
-        jit_compile = self._config["jit_compile"] and self._strategy.num_replicas_in_sync == 1
-        return tf.function(function, jit_compile=jit_compile, autograph=False)
-
-    def _gradients(self, explicit_steps: int) -> Callable[..., Any]:
-        """(batch, max_steps, penalty_share, asked) -> finite and the reduced, clipped gradients."""
-        if explicit_steps not in self._gradient_functions:
+    def _function(self, explicit_steps: int) -> Callable[..., Any]:
+        """(batch, max_steps, penalty_share, asked, apply) -> None, the whole step, compiled."""
+        if explicit_steps not in self._functions:
+            several = self._strategy.num_replicas_in_sync > 1
+            jit_compile = self._config["jit_compile"]
 
             def on_replica(*arguments):
                 return self._mean_over_parts(explicit_steps, *arguments)
 
-            if self._strategy.num_replicas_in_sync > 1:
-                on_replica = tf.function(
-                    on_replica, jit_compile=self._config["jit_compile"], autograph=False
-                )
+            if several:
+                on_replica = tf.function(on_replica, jit_compile=jit_compile, autograph=False)
 
-            def on_all(batch, max_steps, penalty_share, asked):
+            def step(batch, max_steps, penalty_share, asked, apply):
                 arguments = (on_replica, batch, max_steps, penalty_share, asked)
-                return self._strategy.run(self._reduced, args=arguments)
+                self._update(*self._strategy.run(self._reduced, args=arguments), apply)
 
-            self._gradient_functions[explicit_steps] = self._compiled(on_all)
-        return self._gradient_functions[explicit_steps]
+            self._functions[explicit_steps] = tf.function(
+                step, jit_compile=jit_compile and not several, autograph=False
+            )
+        return self._functions[explicit_steps]
 
     def _loop(self, explicit_steps: int) -> Callable[..., Any]:
-        """(batches, max_steps [K], penalty_share [K], asked) -> K steps in one call."""
+        """(batches, max_steps [K], penalty_share [K], count, asked) -> None, so many steps."""
         if explicit_steps not in self._loops:
-            gradients = self._gradients(explicit_steps)
+            step = self._function(explicit_steps)
 
-            def steps(batches, max_steps, penalty_share, asked):
+            def steps(batches, max_steps, penalty_share, count, asked):
                 def body(index):
                     settings = max_steps[index], penalty_share[index]
-                    self._update(*gradients(next(batches), *settings, asked))
+                    step(next(batches), *settings, asked, tf.constant(True))
                     return index + 1
 
-                count = tf.size(max_steps)
                 tf.while_loop(
                     lambda index: index < count, body, [tf.constant(0)], parallel_iterations=1
                 )
 
-            self._loops[explicit_steps] = tf.function(steps, autograph=False, reduce_retracing=True)
+            self._loops[explicit_steps] = tf.function(steps, autograph=False)
         return self._loops[explicit_steps]
 
     def _reduced(self, on_replica, batch, max_steps, penalty_share, asked):
@@ -213,23 +234,24 @@ class TrainingStep:
         clip = tf.minimum(1.0, self._config["gradient_clip"] / tf.maximum(norm, 1e-30))
         return finite, asked, [clip * gradient for gradient in gradients]
 
-    def _update_all(self, finite: Any, asked: Any, gradients: list[Any]) -> None:
-        """Over all replicas: applies the gradients, unless the step was not finite."""
+    def _update(self, finite: Any, asked: Any, gradients: list[Any], apply: tf.Tensor) -> None:
+        """Over all replicas: applies the gradients, unless the step was not finite or is no step."""
         variables = self._task.model.trainable_variables
 
-        def apply(gradients):
+        def on_replica(gradients):
             self._optimizer.apply(gradients, variables)
             return tf.constant(True)
 
         def update():
-            return self._local(self._strategy.run(apply, args=(gradients,)))
+            return self._local(self._strategy.run(on_replica, args=(gradients,)))
 
         finite = self._local(finite)
         # A step that is not finite changes nothing: neither weights nor the optimiser's state.
-        tf.cond(finite, update, lambda: tf.constant(False))
-        self.consecutive.assign(tf.where(finite, 0, self.consecutive + 1))
-        self.skipped.assign_add(tf.where(finite, 0, 1))
-        self._loss_scale.update(finite)
+        tf.cond(finite & apply, update, lambda: tf.constant(False))
+        wrong = tf.where(finite, 0, self.consecutive + 1)
+        self.consecutive.assign(tf.where(apply, wrong, self.consecutive))
+        self.skipped.assign_add(tf.where(finite | ~apply, 0, 1))
+        self._loss_scale.update(finite, apply)
         if self._several_workers:
             asked_before = tf.convert_to_tensor(self.asked)
             self.asked.assign(asked_before | (self._local(asked) > 0.0))
