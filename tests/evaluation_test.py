@@ -6,7 +6,7 @@ import pytest
 
 from tfdeq import FixedPointIteration
 from tfdeq.models import LanguageModel
-from trainers.evaluation import TRACE_STEPS, Evaluator
+from trainers.evaluation import TRACE_STEPS, token_evaluator
 
 
 def make_model(explicit_steps=0):
@@ -30,7 +30,7 @@ def tokens():
 
 
 def evaluator(model, tokens, unit="byte"):
-    return Evaluator(model, tokens, unit, batch_size=4, windows=16, jit_compile=False)
+    return token_evaluator(model, tokens, unit, batch_size=4, windows=16, jit_compile=False)
 
 
 def test_words_have_a_perplexity(tokens):
@@ -41,7 +41,9 @@ def test_words_have_a_perplexity(tokens):
 def test_every_window_counts_once(tokens):
     model = make_model()
     short = tokens[: 4 * 8 + 1]
-    results = Evaluator(model, short, "byte", batch_size=4, windows=4, jit_compile=False).evaluate()
+    results = token_evaluator(
+        model, short, "byte", batch_size=4, windows=4, jit_compile=False
+    ).evaluate()
     inputs, targets = short[:-1].reshape(4, 8), short[1:].reshape(4, 8)
     logits = keras.ops.log_softmax(model(inputs)).numpy()
     nats = -np.take_along_axis(logits, targets[..., None].astype(int), axis=-1).mean()
@@ -70,4 +72,4 @@ def test_the_trace_holds_each_budget_of_each_example(tokens):
 
 def test_too_short_a_text_is_an_error():
     with pytest.raises(ValueError, match="Lower the sequence length or give more text"):
-        Evaluator(make_model(), np.zeros(5, "uint8"), "byte")
+        token_evaluator(make_model(), np.zeros(5, "uint8"), "byte")

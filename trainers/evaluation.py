@@ -1,7 +1,7 @@
-"""Held-out evaluation of a language model: bits per token, residual and steps at any budget."""
+"""Held-out evaluation of a sequence model: quality, residual and steps at any budget."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,44 +20,30 @@ def next_token_loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 class Evaluator:
-    """Evaluates a model on evenly spread windows of a token stream.
+    """Evaluates a model on held-out batches.
 
     Args:
         model: the language model; its explicit_steps decide whether it is solved or applied.
-        tokens: [N] the held-out stream.
-        unit: "byte" or "word", names the results.
-        batch_size: windows at a time. windows: how many in all, at most.
+        batches: (tokens, targets), both [B, T], all of one shape.
+        figures: mean nats per target -> name -> number, what the results are called.
         jit_compile: whether XLA compiles the evaluation.
-
-    Raises:
-        ValueError: if the stream is shorter than one window. A batch is never larger than the
-            stream allows.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        tokens: np.ndarray,
-        unit: str,
-        batch_size: int = 32,
-        windows: int = 256,
+        batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+        figures: Callable[[float], dict[str, float]],
         jit_compile: bool = True,
     ):
-        length = model.sequence_length
-        available = max((len(tokens) - 1) // length, 1)
-        batch_size = min(batch_size, available, windows)
         self._model = model
-        self._unit = unit
-        self._batches = list(
-            evaluation_windows(
-                tokens, sequence_length=length, batch_size=batch_size, max_windows=windows
-            )
-        )
+        self._batches = list(batches)
+        self._figures = figures
         self._jit_compile = jit_compile
         self._compiled: dict[int, Callable[..., Any]] = {}
 
     def evaluate(self, budget: float = 1.0) -> dict[str, float]:
-        """Returns bits_per_byte (or bits_per_word and perplexity), residual and steps.
+        """Returns the figures, residual and steps.
 
         Args:
             budget: multiple of the solver's max_steps (of the applications, for an explicit model);
@@ -68,14 +54,16 @@ class Evaluator:
         steps = max(1, round(budget * steps))
         sums = [self._run(inputs, targets, steps) for inputs, targets in self._batches]
         nats, residual, used = (float(np.mean([row[i] for row in sums])) for i in range(3))
-        results = {f"bits_per_{self._unit}": nats / math.log(2)}
-        if self._unit == "word":
-            results["perplexity"] = math.exp(nats)
-        return {**results, "residual": residual, "steps": used}
+        return {**self._figures(nats), "residual": residual, "steps": used}
 
     def by_budget(self) -> dict[str, dict[str, float]]:
         """Returns `evaluate` at ½, 1, 2 and 4 times the budget: {"0.5": {…}, …}."""
         return {str(budget): self.evaluate(budget) for budget in BUDGETS}
+
+    def results(self) -> dict[str, Any]:
+        """Returns what metrics.json holds as `test`: `evaluate`, with `by_budget` beside it."""
+        by_budget = self.by_budget()
+        return {**by_budget["1.0"], "by_budget": by_budget}
 
     def residual_trace(self, examples: int = 16) -> dict[str, list[Any]]:
         """Returns the residuals of some windows after 1, 2, … evaluations of the cell.
@@ -120,3 +108,36 @@ class Evaluator:
         nats = tf.reduce_mean(next_token_loss(logits, targets))
         steps = tf.reduce_mean(tf.cast(solution.steps, tf.float32))
         return nats, tf.reduce_mean(solution.residual), steps
+
+
+def token_evaluator(
+    model: LanguageModel,
+    tokens: np.ndarray,
+    unit: str,
+    batch_size: int = 32,
+    windows: int = 256,
+    jit_compile: bool = True,
+) -> Evaluator:
+    """Returns the evaluator of evenly spread windows of a token stream.
+
+    Args:
+        tokens: [N] the held-out stream.
+        unit: "byte" or "word": bits_per_byte, or bits_per_word and perplexity.
+        batch_size: windows at a time. windows: how many in all, at most.
+
+    Raises:
+        ValueError: if the stream is shorter than one window. A batch is never larger than the
+            stream allows.
+    """
+    length = model.sequence_length
+    available = max((len(tokens) - 1) // length, 1)
+    batch_size = min(batch_size, available, windows)
+    batches = evaluation_windows(
+        tokens, sequence_length=length, batch_size=batch_size, max_windows=windows
+    )
+
+    def figures(nats: float) -> dict[str, float]:
+        results = {f"bits_per_{unit}": nats / math.log(2)}
+        return {**results, "perplexity": math.exp(nats)} if unit == "word" else results
+
+    return Evaluator(model, batches, figures, jit_compile)

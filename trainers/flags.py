@@ -35,10 +35,6 @@ def define_shared_flags(**defaults: Any) -> list[str]:
     """Defines the shared flags and returns their names; defaults override those below."""
     definitions = [
         (flags.DEFINE_string, "workdir", None, "Folder of the run: made if missing, resumed from if it holds this run."),
-        (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
-        (flags.DEFINE_string, "files", None, "For --dataset=text: globs of text files, separated by commas; ** descends."),
-        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files, for ptb, wikitext2 and tiny_shakespeare."),
-        (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
         (flags.DEFINE_integer, "train_steps", 2000, "Optimiser steps."),
         (flags.DEFINE_integer, "batch_size", 16, "Examples per step, over all devices."),
         (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step. They divide --batch_size."),
@@ -81,13 +77,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row whose loss or gradient may be NaN or Inf, each of them skipped, until the run returns to its last checkpoint."),
         (flags.DEFINE_integer, "max_rollbacks", 2, "Returns to a checkpoint, each with half the learning rate, before the run ends with a diagnosis."),
     ]  # fmt: skip
-    unknown = set(defaults) - {definition[1] for definition in definitions}
-    if unknown:
-        raise ValueError(f"No shared flags of these names: {sorted(unknown)}.")
-    for define, name, default, text, *choices in definitions:
-        value = defaults.get(name, default)
-        described = text if value is None or "efault" in text else f"{text} Default: {value}."
-        define(name, value, *choices, described)
+    names = _define(definitions, defaults)
     flags.DEFINE_bool(
         "dry_run",
         False,
@@ -101,7 +91,30 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         lambda values: values["batch_size"] % values["accumulation_steps"] == 0,
         "--accumulation_steps must divide --batch_size.",
     )
-    return [definition[1] for definition in definitions]
+    return names
+
+
+def define_data_flags() -> list[str]:
+    """Defines the flags of trainers that read text, and returns their names."""
+    definitions = [
+        (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
+        (flags.DEFINE_string, "files", None, "For --dataset=text: globs of text files, separated by commas; ** descends."),
+        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files, for ptb, wikitext2 and tiny_shakespeare."),
+        (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
+    ]  # fmt: skip
+    return _define(definitions, {})
+
+
+def _define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
+    names = [definition[1] for definition in definitions]
+    unknown = set(defaults) - set(names)
+    if unknown:
+        raise ValueError(f"No shared flags of these names: {sorted(unknown)}.")
+    for define, name, default, text, *choices in definitions:
+        value = defaults.get(name, default)
+        described = text if value is None or "efault" in text else f"{text} Default: {value}."
+        define(name, value, *choices, described)
+    return names
 
 
 def strategy_from_flags() -> tf.distribute.Strategy:

@@ -7,15 +7,15 @@ from typing import Any
 import tensorflow as tf
 from absl import flags
 
-from tfdeq import Implicit, solvers, spectral_radius
 from tfdeq.models import LanguageModel
 from trainers import experiment, pictures, program
 from trainers.data import TokenData, load, training_windows
-from trainers.evaluation import Evaluator, next_token_loss
+from trainers.evaluation import token_evaluator
 from trainers.experiment import Experiment
 from trainers.flags import (
     bound,
     configuration,
+    define_data_flags,
     define_shared_flags,
     may_differ,
     strategy_from_flags,
@@ -23,73 +23,34 @@ from trainers.flags import (
 from trainers.processes import Runs
 from trainers.strategies import several_workers
 from trainers.task import Task
+from trainers.transformer import define_model_flags, make_model, radius_of, token_loss
 from trainers.workdir import check_configuration, read_json, write_atomically, write_json
 
 FLAGS = flags.FLAGS
 
 
 def _define_flags() -> list[str]:
-    names = define_shared_flags()
-    definitions = [
-        (flags.DEFINE_integer, "width", 128, "Size of the state per token."),
-        (flags.DEFINE_integer, "heads", 4, "Attention heads; they divide --width."),
-        (flags.DEFINE_integer, "feedforward", 512, "Hidden size of the MLP."),
-        (flags.DEFINE_float, "dropout", 0.0, "Dropout rate in the cell, in [0, 1)."),
-        (flags.DEFINE_float, "recurrent_scale", 0.0, "Scale, at the start, of the weights that the state enters by; 0 starts from an equilibrium that is one application."),
-        (flags.DEFINE_bool, "tied_output", False, "Whether the output matrix is the embedding's."),
-        (flags.DEFINE_integer, "evaluation_windows", 256, "Held-out windows per evaluation."),
-    ]  # fmt: skip
-    for define, name, default, text in definitions:
-        define(name, default, f"{text} Default: {default}.")
-    for name in ("width", "heads", "feedforward", "evaluation_windows"):
-        bound(name, lambda value: value >= 1, "must be at least 1")
-    bound("dropout", lambda value: 0 <= value < 1, "must be in [0, 1)")
-    bound("recurrent_scale", lambda value: value >= 0, "must be at least 0")
+    names = [*define_shared_flags(), *define_data_flags(), *define_model_flags()]
+    flags.DEFINE_integer(
+        "evaluation_windows", 256, "Held-out windows per evaluation. Default: 256."
+    )
+    bound("evaluation_windows", lambda value: value >= 1, "must be at least 1")
     flags.DEFINE_bool(
         "baseline",
         False,
         "Also train one explicit application of the same cell for as many steps, with and without "
         "the penalty, under WORKDIR/baselines. Default: false.",
     )
-    return names + [name for _, name, _, _ in definitions]
-
-
-def make_model(config: Mapping[str, Any], vocabulary_size: int) -> LanguageModel:
-    """Returns the untrained model of a configuration."""
-    backward = solvers.get(
-        config["backward_solver"],
-        max_steps=config["backward_max_steps"],
-        tolerance=config["tolerance"],
-    )
-    rule = config["adjoint"]
-    model = LanguageModel(
-        vocabulary_size,
-        config["sequence_length"],
-        width=config["width"],
-        heads=config["heads"],
-        feedforward=config["feedforward"],
-        dropout=config["dropout"],
-        recurrent_scale=config["recurrent_scale"],
-        solver=solvers.get(
-            config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
-        ),
-        adjoint=Implicit(backward) if rule == "implicit" else rule,
-        jacobian_penalty=config["jacobian_penalty"],
-        jacobian_penalty_fraction=config["jacobian_penalty_fraction"],
-        jacobian_penalty_power_steps=config["jacobian_penalty_power_steps"],
-        tied_output=config["tied_output"],
-        explicit_steps=config["depth"],
-        dtype=config["precision"],
-    )
-    model.build((None, config["sequence_length"]))
-    return model
+    return [*names, "evaluation_windows"]
 
 
 def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
     """Returns the experiment of a configuration, with its untrained model."""
     model = make_model(config, data.vocabulary_size)
     evaluator, test = (
-        Evaluator(model, tokens, data.unit, windows=windows, jit_compile=config["jit_compile"])
+        token_evaluator(
+            model, tokens, data.unit, windows=windows, jit_compile=config["jit_compile"]
+        )
         for tokens, windows in (
             (data.validation, max(config["evaluation_windows"] // 4, 1)),
             (data.test, config["evaluation_windows"]),
@@ -109,12 +70,8 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
             _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
         pictures.draw_all(workdir, metrics, {}, residuals, writer)
 
-    def test_by_budget():
-        by_budget = test.by_budget()
-        return {**by_budget["1.0"], "by_budget": by_budget}
-
     task = _task(config, model, data, evaluator.evaluate)
-    return Experiment(task, test_by_budget, ["readout"], before, after)
+    return Experiment(task, test.results, ["readout"], before, after)
 
 
 def train(
@@ -202,16 +159,6 @@ def _residuals_path(workdir: str) -> str:
 
 
 def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
-    def loss(model, batch, explicit_steps, max_steps, training):
-        inputs, targets = batch
-        logits = model(
-            inputs,
-            training=training,
-            max_steps=max_steps,
-            explicit_steps=explicit_steps,
-        )
-        return tf.reduce_mean(next_token_loss(logits, targets))
-
     def batches(start_step, shard, shards):
         return training_windows(
             data.train,
@@ -222,13 +169,6 @@ def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
             shard=shard,
             shards=shards,
         )
-
-    def radius(batch):
-        x = model.embed(batch[0][:4])
-        z = model.equilibrium(x, training=False)
-        injected = model.cell.inject(x)
-        # From the same noise each time: a look draws no random number.
-        return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
 
     def display(row):
         nats = tf.constant(row["loss"], tf.float64)
@@ -242,13 +182,13 @@ def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
 
     return Task(
         model=model,
-        loss=loss,
+        loss=token_loss,
         batches=batches,
         evaluate=evaluate,
         display=display,
         tokens_per_step=config["batch_size"] * config["sequence_length"],
         equilibria=[model.equilibrium],
-        spectral_radius=None if config["depth"] else radius,
+        spectral_radius=None if config["depth"] else radius_of(model),
     )
 
 

@@ -55,6 +55,7 @@ def command(package: str, module: str) -> str:
 
 _CONSOLE_SCRIPTS = {
     ("trainers", "language_model"): "tfdeq-language-model",
+    ("trainers", "copy_memory"): "tfdeq-copy-memory",
     ("trainers", "report"): "tfdeq-report",
     ("export", "saved_model"): "tfdeq-export",
     ("export", "verify"): "tfdeq-verify",

@@ -18,6 +18,10 @@ def train_language_model() -> None:
     _run("trainers.language_model")
 
 
+def train_copy_memory() -> None:
+    _run("trainers.copy_memory")
+
+
 def report() -> None:
     _run("trainers.report")
 

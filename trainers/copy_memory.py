@@ -1,0 +1,110 @@
+"""Trains a deep equilibrium model on copy memory: python -m trainers.copy_memory --workdir=DIR.
+
+--sequence_length is the task's T, the steps that ten symbols are to be remembered for.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from absl import flags
+
+from trainers import experiment, program
+from trainers.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
+from trainers.evaluation import Evaluator
+from trainers.experiment import Experiment
+from trainers.flags import bound, configuration, define_shared_flags, strategy_from_flags
+from trainers.task import Task
+from trainers.transformer import define_model_flags, make_model, radius_of, token_loss
+
+FLAGS = flags.FLAGS
+
+# Batches of held-out examples are drawn by seeds that no training seed has.
+_VALIDATION, _TEST = 2**62, 2**62 + 1
+
+
+def _define_flags() -> list[str]:
+    names = [
+        *define_shared_flags(
+            sequence_length=400, train_steps=1000, learning_rate=3e-3, optimizer="adam"
+        ),
+        *define_model_flags(width=32, feedforward=64),
+    ]
+    flags.DEFINE_integer(
+        "evaluation_batches", 8, "Batches of fresh examples per evaluation. Default: 8."
+    )
+    bound("evaluation_batches", lambda value: value >= 1, "must be at least 1")
+    return [*names, "evaluation_batches"]
+
+
+def make_experiment(config: Mapping[str, Any]) -> Experiment:
+    """Returns the experiment of a configuration, with its untrained model."""
+    length = config["sequence_length"] + 2 * COPIED
+    model = make_model(config, VOCABULARY_SIZE, sequence_length=length)
+
+    def batches(start_step: int = 0, shard: int = 0, shards: int = 1, seed: int | None = None):
+        return copy_memory_batches(
+            memory_length=config["sequence_length"],
+            batch_size=config["batch_size"],
+            seed=config["seed"] if seed is None else seed,
+            start_step=start_step,
+            shard=shard,
+            shards=shards,
+        )
+
+    validation, test = (
+        Evaluator(
+            model,
+            batches(seed=seed).take(count),
+            # The mean over all positions, the blanks too, as the task's papers report it.
+            lambda nats: {"loss": nats},
+            jit_compile=config["jit_compile"],
+        )
+        for seed, count in (
+            (_VALIDATION, max(config["evaluation_batches"] // 4, 1)),
+            (_TEST, config["evaluation_batches"]),
+        )
+    )
+    task = Task(
+        model=model,
+        loss=token_loss,
+        batches=batches,
+        evaluate=validation.evaluate,
+        display=lambda row: {"loss": row["loss"]},
+        tokens_per_step=config["batch_size"] * length,
+        equilibria=[model.equilibrium],
+        spectral_radius=None if config["depth"] else radius_of(model),
+    )
+    return Experiment(task, test.results, output_layers=["readout"])
+
+
+CONFIGURATION_FLAGS = _define_flags()
+
+
+def train(
+    config: Mapping[str, Any], workdir: str, strategy: tf.distribute.Strategy | None = None
+) -> dict[str, Any] | None:
+    """Trains one model to the end, resuming from workdir, and returns its metrics."""
+    return experiment.train(lambda: make_experiment(config), config, workdir, strategy)
+
+
+def main() -> None:
+    # First of all: a strategy sets up the devices.
+    strategy = strategy_from_flags()
+    config = configuration(CONFIGURATION_FLAGS)
+    if FLAGS.dry_run:
+        print("\n".join(experiment.dry_run(lambda: make_experiment(config), config, strategy)))
+        return
+    metrics = train(config, FLAGS.workdir, strategy)
+    if metrics:
+        numbers = {k: v for k, v in metrics["test"].items() if isinstance(v, float)}
+        print(f"test: {', '.join(f'{k} {v:.4g}' for k, v in numbers.items())}")
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    program.run(main)
+
+
+if __name__ == "__main__":
+    run()
