@@ -151,6 +151,14 @@ def test_spectral_radius_of_a_nest_and_of_a_constant():
     np.testing.assert_array_equal(constant, [0.0, 0.0])
 
 
+def test_spectral_radius_in_half_precision():
+    for dtype in (tf.float16, tf.bfloat16):
+        z = tf.ones([2, 3], dtype)
+        received = tfdeq.spectral_radius(lambda z: tf.cast(0.5, z.dtype) * z, z)
+        # bfloat16 has eight bits.
+        np.testing.assert_allclose(tf.cast(received, tf.float32), [0.5, 0.5], rtol=2**-6)
+
+
 def test_spectral_radius_carries_no_gradient_and_checks_its_steps():
     z, a, x = _case()
     with tf.GradientTape() as tape:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
+from ml_dtypes import finfo  # numpy's does not know bfloat16
 
 from tfdeq.solvers.solver import require_integer, require_positive_integer
 
@@ -126,7 +126,7 @@ def spectral_radius(
     real = tf.abs(middle) + tf.sqrt(tf.abs(square))
     radius = tf.where(square >= 0, real, tf.sqrt(tf.abs(determinant)))
     # An eigenvector to rounding spans no plane with its image.
-    rounding = tf.constant(100 * np.finfo(along.dtype.as_numpy_dtype).eps, along.dtype)
+    rounding = tf.constant(100 * float(finfo(along.dtype.as_numpy_dtype).eps), along.dtype)
     radius = tf.where(length > rounding * tf.abs(along), radius, tf.abs(along))
     return tf.stop_gradient(radius)
 

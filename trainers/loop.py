@@ -14,6 +14,7 @@ from trainers.inspection import Inspection, write_histograms
 from trainers.preemption import Preempted, Preemption, other_worker_lost
 from trainers.profiler import Profiler
 from trainers.progress import Clock, Progress
+from trainers.recovery import Recovery
 from trainers.run_state import RunState
 from trainers.strategies import check_batch_size, distribute, several_workers
 from trainers.task import StepSettings, Task, settings_at, takeover_step
@@ -52,7 +53,6 @@ class Trainer:
         self._optimizer = optimizer
         self._strategy = strategy or tf.distribute.get_strategy()
         check_batch_size(self._strategy, config["batch_size"], config["accumulation_steps"])
-        self._learning_rate_scale = learning_rate_scale
         self._step = TrainingStep(task, config, optimizer, self._strategy)
         self._watch = EquilibriumWatch(config)
         self._inspection = Inspection(task)
@@ -76,6 +76,15 @@ class Trainer:
             os.path.join(folder, "checkpoints") for folder in (workdir, read_from or workdir)
         ]
         self._state = RunState(*folders, config, objects)
+        self._recovery = Recovery(
+            config,
+            task.model,
+            self._step,
+            self._state,
+            self._progress,
+            learning_rate_scale,
+            self._largest,
+        )
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
@@ -139,8 +148,8 @@ class Trainer:
             asked = self._asked_to_end(preemption)
             if self._is_multiple(step, "log_every"):
                 self._report(step)
-                if self._has_diverged(step == last):
-                    self._roll_back(step)
+                if self._recovery.has_diverged(step == last):
+                    self._recovery.roll_back(step)
                     return
                 self._observe(step)
             if self._is_multiple(step, "inspect_every"):
@@ -201,7 +210,7 @@ class Trainer:
 
     def _save(self, step: int, required: bool = False) -> None:
         """Writes a checkpoint, unless the steps before it went wrong: the last good one stays."""
-        if int(self._step.consecutive.numpy()) and not (required and self._weights_are_finite()):
+        if not self._recovery.may_save(required):
             return
         self._pause(step)
         self._state.save(step)
@@ -212,55 +221,10 @@ class Trainer:
         self._step.wait()
         self._clock.stop(step)
 
-    def _weights_are_finite(self) -> bool:
-        return all(
-            bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(variable))))
-            for variable in self._task.model.trainable_variables
-        )
-
-    def _has_diverged(self, at_end: bool) -> bool:
-        """Whether too many steps in a row were skipped, or the last one would leave NaN behind."""
-        consecutive = int(self._step.consecutive.numpy())
-        if consecutive >= self._config["divergence_patience"]:
-            return True
-        return bool(at_end and consecutive and not self._weights_are_finite())
-
-    def _roll_back(self, step: int) -> None:
-        """Returns to the last checkpoint with half the learning rate; raises when that was done enough."""
-        consecutive, skipped = int(self._step.consecutive.numpy()), int(self._step.skipped.numpy())
-        scale = 0.5 * float(self._learning_rate_scale)
-        found = f"The loss or its gradient was NaN or Inf in each of the last {consecutive} steps, up to "
-        found += f"step {step}. {self._last_words()}"
-        if not self._state.roll_back():
-            raise FloatingPointError(
-                f"{found} The last checkpoint from before is kept. Look at the data of these steps, lower "
-                "--learning_rate or raise --jacobian_penalty, and start in a new --workdir."
-            )
-        self._step.consecutive.assign(0)
-        self._step.skipped.assign(skipped)
-        self._learning_rate_scale.assign(scale)
-        restored = int(self._state.step)
-        self._progress.curves.rewind(restored)
-        self._progress.move_to(restored)
-        self._progress.say(
-            f"{found} Going on from step {restored} with {scale:g} of the learning rate "
-            f"(return {int(self._state.rollbacks)} of at most {self._config['max_rollbacks']})."
-        )
-
-    def _last_words(self) -> str:
-        """What the last row with a finite loss said, and a look at the model as it is."""
-        names = ("gradient_norm", "residual", "backward_residual", "learning_rate")
-        known = self._progress.last_finite_row()
-        if known is None:
-            return "No step before was finite."
-        numbers = {name: known[name] for name in names if known.get(name) is not None}
-        if not self._config["depth"]:
-            numbers.update(self._largest(int(known["step"])))
-        text = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
-        return f"The last finite report, at step {known['step']}: {text}."
-
     def _largest(self, step: int) -> dict[str, float]:
         """The largest residual and spectral radius of the model as it is."""
+        if self._config["depth"]:
+            return {}
         found = self._inspection(self._a_batch(step), self._config["max_steps"])
         names = {"residual": "residual_now", "spectral_radius": "spectral_radius"}
         return {
@@ -268,8 +232,9 @@ class Trainer:
         }
 
     def _a_batch(self, step: int) -> Any:
-        """A step's batch, whole, on this process's first device."""
-        return next(iter(self._task.batches(step, 0, 1)))
+        """Some rows of a step's batch: as many as a replica computes with at a time."""
+        parts = self._strategy.num_replicas_in_sync * self._config["accumulation_steps"]
+        return next(iter(self._task.batches(step, 0, parts)))
 
     def _report(self, step: int) -> None:
         """Writes one row of the curves: the means of the steps since the last one."""
@@ -321,6 +286,6 @@ class Trainer:
         with averaged_weights(self._optimizer, self._task.model, self._config["ema"]):
             results = self._task.evaluate()
         self._progress.evaluation(step, results)
-        if not int(self._step.consecutive.numpy()):
+        if self._recovery.may_save(required=False):
             self._state.save_if_best(step, next(iter(results.values()), math.inf))
         self._clock.start(step)

@@ -1,0 +1,83 @@
+"""Steps that go wrong: skipped, counted, and after a number in a row back to the last good checkpoint."""
+
+import numpy as np
+import pytest
+
+from tests.trainer_cases import CONFIG, make_trainer, weights_of
+
+
+def test_a_step_that_is_not_finite_leaves_finite_weights_and_is_counted(tmp_path):
+    trainer, model = make_trainer(tmp_path, nan_from=10)
+    columns = trainer.train()
+    assert columns["skipped_steps"][-2] == 2
+    assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)
+
+
+def test_a_skipped_step_changes_nothing(tmp_path):
+    """With the bad batches the run is the one that never saw them, but for the steps that it lost."""
+    trainer, model = make_trainer(tmp_path / "bad", nan_from=10)
+    columns = trainer.train()
+    short, short_model = make_trainer(tmp_path / "short", config={**CONFIG, "train_steps": 10})
+    short.train()
+    for weight, expected in zip(weights_of(model), weights_of(short_model), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    assert columns["all_skipped_steps"] == 2
+    assert columns["rollbacks"] == 0
+
+
+def test_steps_that_go_wrong_in_a_row_return_the_run_to_its_last_checkpoint(tmp_path):
+    """Steps 9 to 11 go wrong the first time: back to step 8, with half the learning rate."""
+    seen = []
+    config = {**CONFIG, "max_rollbacks": 1}
+    trainer, model = make_trainer(tmp_path, nan_from=9, nan_once=True, config=config, seen=seen)
+    columns = trainer.train()
+    # In between, the diagnosis looks at the batch of the last finite report.
+    assert seen == [*range(12), 9, *range(8, 12)]
+    assert columns["rollbacks"] == 1
+    assert columns["all_skipped_steps"] == 3
+    assert [rate for rate in columns["learning_rate"] if rate][-1] == pytest.approx(0.05)
+    assert all(np.isfinite(weight).all() for weight in weights_of(model))
+
+
+def test_poisoned_weights_are_replaced_by_the_last_good_ones(tmp_path):
+    poisoned = []
+
+    def poison(step, model):
+        if step == 9 and not poisoned:
+            poisoned.append(step)
+            model.weights[0].assign(np.full([2, 1], np.nan))
+
+    trainer, model = make_trainer(tmp_path, config={**CONFIG, "max_rollbacks": 1}, at_step=poison)
+    columns = trainer.train()
+    assert columns["rollbacks"] == 1
+    assert columns["all_skipped_steps"] == 3
+    assert all(np.isfinite(weight).all() for weight in weights_of(model))
+    # No checkpoint of the bad steps was written.
+    again, again_model = make_trainer(tmp_path, config={**CONFIG, "max_rollbacks": 1})
+    again.train()
+    for weight, expected in zip(weights_of(again_model), weights_of(model), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_poisoned_weights_at_the_very_end_do_not_become_the_result(tmp_path):
+    poisoned = []
+
+    def poison(step, model):
+        if step == 11 and not poisoned:
+            poisoned.append(step)
+            model.weights[0].assign(np.full([2, 1], np.nan))
+
+    trainer, model = make_trainer(tmp_path, config={**CONFIG, "max_rollbacks": 1}, at_step=poison)
+    assert trainer.train()["rollbacks"] == 1
+    assert all(np.isfinite(weight).all() for weight in weights_of(model))
+
+
+def test_a_run_that_keeps_diverging_ends_with_a_diagnosis(tmp_path):
+    trainer, _ = make_trainer(tmp_path, nan_from=9, config={**CONFIG, "train_steps": 30})
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train()
+    text = str(caught.value)
+    assert "in each of the last 3 steps, up to step 12" in text
+    assert "The last finite report, at step 9: gradient_norm" in text
+    assert "spectral_radius 0.7" in text
+    assert "--learning_rate" in text

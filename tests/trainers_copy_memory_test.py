@@ -1,0 +1,44 @@
+"""The real program on short copy memory: it says what it would do, and learns."""
+
+import json
+import subprocess
+import sys
+
+
+def run(*arguments):
+    result = subprocess.run(
+        [sys.executable, "-m", "trainers.copy_memory", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_the_papers_size_has_at_most_14_thousand_parameters(tmp_path):
+    output = run(f"--workdir={tmp_path / 'none'}", "--dry_run", "--nojit_compile", "--batch_size=2")
+    parameters = int(output.split("Parameters: ")[1].split()[0].replace(",", ""))
+    assert parameters <= 14000
+    assert not (tmp_path / "none").exists()
+
+
+def test_learns_that_most_positions_are_blank(tmp_path):
+    output = run(
+        f"--workdir={tmp_path}",
+        "--sequence_length=10",
+        "--train_steps=60",
+        "--learning_rate=1e-2",
+        "--warmup_steps=5",
+        "--width=16",
+        "--heads=2",
+        "--evaluate_every=60",
+        "--inspect_every=0",
+        "--nojit_compile",
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "test: loss" in output
+    # ln 10 = 2.3 knows nothing; a third of the positions at ln 8, 0.69, knows all but the symbols.
+    assert metrics["test"]["loss"] < 0.75
+    assert set(metrics["test"]["by_budget"]) == {"0.5", "1.0", "2.0", "4.0"}
