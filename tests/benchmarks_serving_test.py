@@ -17,6 +17,7 @@ def model():
     return contracting_language_model(17, LENGTH, tfdeq.Anderson(60, 1e-3))
 
 
+@pytest.mark.slow
 def test_what_it_measures(model, serving_executable, tmp_path, monkeypatch):
     monkeypatch.setattr(serving, "NEW_TOKENS", 6)
     monkeypatch.setattr(serving, "GENERATING", (2,))

@@ -39,6 +39,7 @@ def test_variants_of_both_modes():
     assert engine.variant("bound", "fixed", 7, 9)["forward_steps"] == 7
 
 
+@pytest.mark.slow
 def test_a_small_run_of_tfdeq_alone(parsed_flags, tmp_path):
     """The real chain in subprocesses, without the peers: rows, counts and times of every variant."""
     engine.run_cases(str(tmp_path), str(tmp_path / "results"))

@@ -139,20 +139,20 @@ def test_approaches_the_implicit_gradient():
 
 def test_nothing_is_kept_for_the_backward_pass():
     a, x = _case()
-    probe = _Probe()
-    with tf.GradientTape() as tape:
-        tape.watch(a)
-        z = tfdeq.fixed_point(
-            lambda z, a, x: tanh_cell(probe(z), a, x),
-            tf.zeros_like(x),
-            (a, x),
-            tfdeq.Reversible(20, 1e-30),
-            "reversible_backprop",
-        ).z
-    assert probe.alive() == 0
-    probe.most = 0
-    tape.gradient(z, a)
-    assert probe.most <= 1
+    with _Probe() as probe:
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            z = tfdeq.fixed_point(
+                lambda z, a, x: tanh_cell(probe(z), a, x),
+                tf.zeros_like(x),
+                (a, x),
+                tfdeq.Reversible(20, 1e-30),
+                "reversible_backprop",
+            ).z
+        assert probe.alive() == 0
+        probe.most = 0
+        tape.gradient(z, a)
+        assert probe.most <= 1
 
 
 def test_no_buffer_grows_with_the_steps():

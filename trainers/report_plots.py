@@ -57,6 +57,11 @@ _CURVES = {
         "Mean steps of the backward solve of an example in training.",
         False,
     ),
+    "spectral_radius": (
+        "Spectral radius",
+        "Of the cell's Jacobian, the largest of a few examples; below 1 plain iteration converges.",
+        False,
+    ),
     "learning_rate": ("Learning rate", "Learning rate of the optimiser.", False),
     "gradient_norm": ("Gradient norm", "Global norm of the gradient, before it is clipped.", True),
 }
