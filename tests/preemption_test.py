@@ -4,7 +4,10 @@ import os
 import signal
 import threading
 
-from trainers.preemption import EXIT_CODE, Preempted, Preemption
+import pytest
+import tensorflow as tf
+
+from trainers.preemption import EXIT_CODE, Preempted, Preemption, other_worker_lost
 
 
 def test_sigterm_is_noted_and_the_handler_from_before_comes_back():
@@ -36,3 +39,25 @@ def test_other_threads_may_open_it():
 
 def test_preempted_is_an_exit_with_the_code_of_a_temporary_failure():
     assert Preempted(7).code == EXIT_CODE == os.EX_TEMPFAIL
+
+
+def _lose(several_workers, error):
+    with other_worker_lost(several_workers, 7):
+        raise error
+
+
+def test_a_lost_worker_ends_the_others_with_the_status_that_asks_for_a_restart(capsys):
+    message = "Graph execution error:\n\nDetected at node x\n Collective ops is aborted by: reset\n"
+    with pytest.raises(Preempted) as caught:
+        _lose(True, tf.errors.UnavailableError(None, None, message))
+    assert (caught.value.code, caught.value.step) == (EXIT_CODE, 7)
+    printed = capsys.readouterr().out
+    assert "every worker has to be started again" in printed
+    assert "UnavailableError: Collective ops is aborted by: reset" in printed
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(tf.errors.UnavailableError):
+        _lose(False, tf.errors.UnavailableError(None, None, "no worker here"))
+    with pytest.raises(ValueError, match="mine"):
+        _lose(True, ValueError("mine"))

@@ -62,7 +62,17 @@ def other_worker_lost(several_workers: bool, step: int) -> Iterator[None]:
             raise
         print(
             "Another worker does not answer any more; every worker has to be started again, and goes "
-            f"on from the last checkpoint. TensorFlow says: {str(error).strip().splitlines()[0]}",
+            f"on from the last checkpoint. TensorFlow says: {_reason(error)}",
             flush=True,
         )
         raise Preempted(step) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(_SAYS_NOTHING)]
+    return f"{type(error).__name__}: {said[0] if said else 'no reason'}"
+
+
+_SAYS_NOTHING = ("Graph execution error", "Detected at node")

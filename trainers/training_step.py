@@ -291,6 +291,10 @@ class TrainingStep:
             penalties = [penalty_share * tf.cast(penalty, tf.float32) for penalty in model.losses]
             total = tf.add_n([loss, *penalties])
             scaled = self._loss_scale.scaled(total)
-        gradients = tape.gradient(scaled, model.trainable_variables)
+        gradients = tape.gradient(
+            scaled,
+            model.trainable_variables,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
         # An embedding's gradient comes as slices, which neither a loop nor XLA's caller can add up.
         return [loss, total, *(tf.convert_to_tensor(gradient) for gradient in gradients)]
