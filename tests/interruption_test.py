@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import pytest
 
+import tfdeq.models  # noqa: F401, registers the model that Keras loads
+
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 KILLS = 20
 FLAGS = (

@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import pytest
 
+import tfdeq.models  # noqa: F401, registers the model that Keras loads
+
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 FLAGS = ("--train_steps=6", "--log_every=1", "--evaluate_every=6", "--checkpoint_every=1",
          "--inspect_every=4", "--batch_size=4", "--sequence_length=16", "--width=16", "--heads=2",
