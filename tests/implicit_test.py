@@ -165,3 +165,34 @@ def test_a_gradient_of_any_size_is_solved_alike(scale):
         )
     # The solves' tolerance, over 1 − 0.9.
     np.testing.assert_allclose(tape.gradient(loss, x) / scale, 10.0, rtol=3e-5)
+
+
+def _mixing_cell(z, a, x):
+    """Samples meet in their mean, as BatchNormalization has them do in training."""
+    return 0.5 * tf.tanh(z @ a + tf.reduce_mean(z, axis=0, keepdims=True)) + x
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cell_that_mixes_samples(mode):
+    """Against the dense linear system over the whole batch, for cotangents of very unequal sizes."""
+    random = np.random.default_rng(4)
+    a = tf.constant(random.normal(size=(3, 3)) * 0.3)
+    x = tf.constant(random.normal(size=(4, 3)))
+    d_z = random.normal(size=(4, 3)) * np.array([[1e-6], [1.0], [1e4], [0.0]])
+    solver = tfdeq.FixedPointIteration(400, 1e-13)
+
+    def gradients(a, x):
+        with tf.GradientTape() as tape:
+            tape.watch([a, x])
+            z = tfdeq.fixed_point(_mixing_cell, tf.zeros_like(x), (a, x), solver).z
+            loss = tf.reduce_sum(z * d_z)
+        return (z, *tape.gradient(loss, [a, x]))
+
+    z, _, d_x = in_mode(gradients, mode)(a, x)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(z)
+        output = _mixing_cell(z, a, x)
+    jacobian = tape.jacobian(output, z, experimental_use_pfor=False).numpy().reshape(12, 12)
+    expected = np.linalg.solve(np.eye(12) - jacobian.T, d_z.reshape(12)).reshape(4, 3)
+    # u is the gradient towards x, which is added. Each sample's own residual is what the tolerance is for.
+    np.testing.assert_allclose(d_x, expected, rtol=1e-9)

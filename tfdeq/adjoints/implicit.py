@@ -99,14 +99,19 @@ def solve_adjoint(
         tape.watch(fixed_z)
         output = f(fixed_z, *fixed_args)
 
-    # The system is linear: solved for d_z of unit size, so that no square underflows.
-    scale = _largest_entry(fixed_d_z)
+    # The solver works on v = u / scale, for a d_z of about unit size, so that no square underflows.
+    # Where f mixes samples, as BatchNormalization does in training, scale and J do not commute.
+    scale = _scale_of(fixed_d_z)
     fixed_d_z = _scaled(fixed_d_z, 1 / scale)
 
-    def product(u):
-        return tape.gradient(
-            output, fixed_z, output_gradients=u, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    def product(v):
+        u_product = tape.gradient(
+            output,
+            fixed_z,
+            output_gradients=_scaled(v, scale),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        return _scaled(u_product, 1 / scale)
 
     def linear(u):
         return tf.nest.map_structure(tf.add, product(u), fixed_d_z)
@@ -131,13 +136,20 @@ def solve_adjoint(
     return _attach(pure, _scaled(solution.z, scale), (z, args, d_z), solver, None)
 
 
-def _largest_entry(d_z: Any) -> tf.Tensor:
-    """[B] float, the largest absolute entry of each sample; 1 where all are 0."""
+def _scale_of(d_z: Any) -> tf.Tensor:
+    """[B] float, the power of two below each sample's largest absolute entry; 1 where all are 0.
+
+    Products with powers of two are exact: where f does not mix samples, nothing changes by them.
+    """
     leaves = tf.nest.flatten(d_z)
     dtype = tf.float64 if any(leaf.dtype == tf.float64 for leaf in leaves) else tf.float32
     rows = [tf.cast(tf.reshape(leaf, [tf.shape(leaf)[0], -1]), dtype) for leaf in leaves]
     largest = tf.reduce_max(tf.concat([tf.abs(row) for row in rows], axis=1), axis=1)
-    return tf.where(largest > 0, largest, tf.ones_like(largest))
+    # The exponent's bits alone are the power of two.
+    integer, bits = (tf.int64, 0x7FF << 52) if dtype == tf.float64 else (tf.int32, 0xFF << 23)
+    power = tf.bitcast(tf.bitcast(largest, integer) & tf.constant(bits, integer), dtype)
+    usable = (power > 0) & tf.math.is_finite(power)
+    return tf.where(usable, power, tf.ones_like(power))
 
 
 def _scaled(nest: Any, scale: tf.Tensor) -> Any:
