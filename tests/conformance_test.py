@@ -28,7 +28,7 @@ from tests.cases import (
     tanh_cell,
 )
 from tfdeq import adjoints, solvers
-from tfdeq.cells import TransformerCell
+from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import LanguageModel
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -60,6 +60,32 @@ CELLS = {
     "transformer, spectral norm": (
         lambda: TransformerCell(8, 2, 5, recurrent_scale=0.2, normalization="spectral"),
         _floats(3, 5, 8),
+    ),
+    "trellis": (
+        lambda: TrellisCell(6, dropout=0.1, weight_dropout=0.1, recurrent_scale=0.2),
+        _floats(3, 5, 4),
+    ),
+    "trellis, weight norm": (
+        lambda: TrellisCell(6, 3, recurrent_scale=0.2, normalization="weight"),
+        _floats(3, 5, 4),
+    ),
+    "weight-tied stack": (
+        lambda: tfdeq.cells.weight_tied(
+            [
+                keras.layers.Conv1D(4, 3, padding="same", activation="relu"),
+                keras.layers.LayerNormalization(),
+                keras.layers.Dropout(0.2),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ]
+        ),
+        _floats(3, 5, 2),
+    ),
+    "stacked": (
+        lambda: tfdeq.cells.stacked(
+            tfdeq.cells.DenseCell(4, contraction=0.8), tfdeq.cells.DenseCell(3, contraction=0.8)
+        ),
+        _floats(3, 2),
     ),
 }
 # One line for a new model: how to make it, and an input for it. Small recurrent weights, so that it

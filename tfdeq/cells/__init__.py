@@ -2,6 +2,19 @@
 
 from tfdeq.cells.dense import DenseCell
 from tfdeq.cells.normalized_dense import WeightNormalizedDense, normalized_dense
+from tfdeq.cells.stacked import StackedCell, stacked
 from tfdeq.cells.transformer import TransformerCell
+from tfdeq.cells.trellis import TrellisCell
+from tfdeq.cells.weight_tied import WeightTiedCell, weight_tied
 
-__all__ = ["DenseCell", "TransformerCell", "WeightNormalizedDense", "normalized_dense"]
+__all__ = [
+    "DenseCell",
+    "StackedCell",
+    "TransformerCell",
+    "TrellisCell",
+    "WeightNormalizedDense",
+    "WeightTiedCell",
+    "normalized_dense",
+    "stacked",
+    "weight_tied",
+]

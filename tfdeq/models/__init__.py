@@ -1,6 +1,8 @@
 """Whole models around an equilibrium."""
 
+from tfdeq.models.adaptive_embedding import AdaptiveEmbedding
+from tfdeq.models.adaptive_softmax import AdaptiveSoftmax
 from tfdeq.models.generation import Generation, generate
 from tfdeq.models.language_model import LanguageModel
 
-__all__ = ["Generation", "LanguageModel", "generate"]
+__all__ = ["AdaptiveEmbedding", "AdaptiveSoftmax", "Generation", "LanguageModel", "generate"]

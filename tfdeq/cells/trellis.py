@@ -1,0 +1,274 @@
+"""A weight-tied TrellisNet layer: a causal convolution with the gates of an LSTM."""
+
+import keras
+from keras import ops
+
+from tfdeq.cells.normalized_dense import normalized_dense
+from tfdeq.solvers.solver import require_positive_integer
+
+_HISTORY = ("c", "h", "input")  # what a segment needs of the one before it
+_LEVELS_OF_AN_UNKNOWN_LENGTH = 20  # doublings: enough for 2^20 positions
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+class TrellisCell(keras.layers.Layer):
+    """f(h, x)_t = σ(o_t) tanh(c_t) with c_t = σ(f_t) c_{t−1} + σ(i_t) tanh(g_t).
+
+    The gates come from a causal convolution, here of kernel size k = 2, over the state and the input:
+    (i, o, g, f)_t = h_{t−1} W_1 + h_t W_2 + x_{t−1} U_1 + x_t U_2 + b. Of the positions before the
+    first, h, c and x are zero, or a history: see `inject`.
+
+    The state is h alone. TrellisNet's layers pass on (h, c), and c_{t−1} is the layer's below; at the
+    equilibrium the layers agree, so that there c obeys the recurrence above, which is linear in c
+    once the gates are known. It is solved here exactly, in log2 T doublings, in every application.
+    The equilibria are the same; but c no longer travels one position an application, the solver's
+    memory is half, and the answer is the layer's output as it is.
+
+    W starts as N(0, 1 / fan_in) times recurrent_scale. With W = 0, the default, the first equilibrium
+    is f(0, x) itself: training starts from a cell that has nothing to solve. `jacobian_penalty` keeps
+    what grows from there easy. U starts as N(0, 1 / fan_in), b as zero. x U + b does not depend on
+    h, so `inject` computes it once a solve.
+
+    Args:
+        width: d, size of h and c per position.
+        kernel_size: k >= 1, the positions that a gate sees, its own the last. Default 2.
+        dropout: rate on the h that enters the convolution, in [0, 1): one mask a sample, the same at
+            all positions and in all applications (variational dropout). Default 0.
+        weight_dropout: rate on the entries of W, in [0, 1): one mask for the batch, the same in all
+            applications (DropConnect). Default 0.
+        recurrent_scale: scale of W at the start, >= 0. Default 0.
+        normalization: of W and U: None, "weight" (lengths and directions of their columns learned
+            apart, as in the source) or "spectral" (spectral norms of at most 1); see
+            `tfdeq.cells.normalized_dense`. Neither makes the cell a contraction. Default None.
+
+    Call arguments: z [B, T, d], that is h; x as it comes from `inject`; mask [B, T] bool or None:
+    positions where it is False, which must follow the text, are held at zero. Returns [B, T, d].
+    In half precision the gates are applied, and c is summed, in float32. T may be unknown while a
+    graph is made; 20 doublings are made then, which suffice for 2^20 positions.
+
+    Raises:
+        ValueError: for settings out of range; for an input that is not [B, T, n], or a history that
+            is not what `remember` returns.
+
+    Source: Bai, Kolter, Koltun, Trellis Networks for Sequence Modeling, arXiv:1810.06682; as an
+        equilibrium: Bai, Kolter, Koltun, arXiv:1909.01377, section 4; the doublings: Hillis, Steele,
+        Data Parallel Algorithms, 1986; variational dropout: Gal, Ghahramani, arXiv:1512.05287;
+        weight dropout: Merity, Keskar, Socher, arXiv:1708.02182, section 2.
+
+    Example:
+        >>> from tfdeq import DEQLayer
+        >>> layer = DEQLayer(TrellisCell(width=8))
+        >>> x = keras.ops.ones([2, 5, 3])
+        >>> h = layer(x)
+        >>> h.shape
+        TensorShape([2, 5, 8])
+        >>> past = layer.cell.remember(h, layer.cell.inject(x))
+        >>> layer({"input": x, "past": past}).shape
+        TensorShape([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        kernel_size: int = 2,
+        dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        recurrent_scale: float = 0.0,
+        normalization: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.width = width
+        self.kernel_size = kernel_size
+        for name in ("width", "kernel_size"):
+            require_positive_integer(name, getattr(self, name))
+        self.dropout = _rate("dropout", dropout)
+        self.weight_dropout = _rate("weight_dropout", weight_dropout)
+        self.recurrent_scale = float(recurrent_scale)
+        if not 0.0 <= self.recurrent_scale < float("inf"):
+            raise ValueError(
+                f"recurrent_scale must be a finite number >= 0; received {recurrent_scale!r}."
+            )
+        self.normalization = normalization
+        self.recurrent = self._linear("recurrent", self.recurrent_scale, use_bias=False)
+        self.injection = self._linear("injection", 1.0, use_bias=True)
+        self.hidden_dropout = keras.layers.SpatialDropout1D(
+            self.dropout, dtype=self.dtype_policy, name="hidden_dropout"
+        )
+        self.kernel_dropout = keras.layers.Dropout(
+            self.weight_dropout, dtype=self.dtype_policy, name="kernel_dropout"
+        )
+
+    def build(self, z_shape):
+        # Weight dropout reads the kernel without calling the layer that has it.
+        if not self.recurrent.built:
+            self.recurrent.build((None, None, self.kernel_size * self.width))
+
+    def inject(self, x):
+        """Returns what of the input stays the same in every application.
+
+        Args:
+            x: [B, T, n]; or, to go on after an earlier segment, a dict: input [B, T, n]; past: what
+                `remember` returned of that segment. Gradients reach the past too: for truncated
+                backpropagation pass it through `keras.ops.stop_gradient`.
+
+        Returns:
+            A dict. gates: x U + b [B, T, 4d]. Of the positions before the first: h [B, k − 1, d] and
+            c [B, d]; and input [B, k − 1, n], the segment's last ones, for `remember`.
+        """
+        past = None
+        if isinstance(x, dict):
+            x, past = self._checked_segment(x)
+        if len(x.shape) != 3:
+            raise ValueError(
+                f"x must be [batch, positions, features]; received shape {tuple(x.shape)}."
+            )
+        x = ops.cast(x, self.compute_dtype)
+        if past is None:
+            past = self._no_past(x)
+        past = {name: ops.cast(past[name], self.compute_dtype) for name in _HISTORY}
+        joined = ops.concatenate([past["input"], x], axis=1)
+        return {
+            "gates": self.injection(self._windows(joined)),
+            "h": past["h"],
+            "c": past["c"],
+            "input": joined[:, ops.shape(x)[1] :],
+        }
+
+    def initial_state(self, x):
+        """Returns zeros [B, T, d] for an input as `inject` takes it."""
+        x = x["input"] if isinstance(x, dict) else x
+        return _zeros(x, (1, 1, self.width))
+
+    def remember(self, z, x):
+        """Returns what the next segment needs of a solved one, without dropout.
+
+        Args:
+            z: [B, T, d], solved, without padding. x: what `inject` returned for its input.
+
+        Returns:
+            A dict, of the last positions: h [B, k − 1, d]; c [B, d]; input [B, k − 1, n].
+        """
+        z = ops.cast(z, self.compute_dtype)
+        _, c = self._gated(z, x, training=False)
+        joined = ops.concatenate([x["h"], z], axis=1)
+        return {
+            "c": ops.cast(c[:, -1], self.compute_dtype),
+            "h": joined[:, ops.shape(z)[1] :],
+            "input": x["input"],
+        }
+
+    def call(self, z, x, training=None, mask=None):
+        if isinstance(mask, dict):  # Keras hands on the masks of a segment as they were found
+            mask = mask["input"]
+        output, _ = self._gated(z, x, training)
+        output = ops.cast(output, self.compute_dtype)
+        return output if mask is None else ops.where(mask[:, :, None], output, 0)
+
+    def _gated(self, z, x, training):
+        """f(h, x) and c, [B, T, d] each."""
+        h = self.hidden_dropout(ops.concatenate([x["h"], z], axis=1), training=training)
+        gates = self._recur(self._windows(h), training) + x["gates"]
+        # c is a sum over all positions so far: half precision would lose its last terms.
+        exact = "float64" if self.compute_dtype == "float64" else "float32"
+        i, o, g, f = ops.split(ops.cast(gates, exact), 4, axis=-1)
+        fresh = ops.sigmoid(i) * ops.tanh(g)
+        c = _recurrence(ops.sigmoid(f), fresh, ops.cast(x["c"], exact))
+        return ops.sigmoid(o) * ops.tanh(c), c
+
+    def _recur(self, windows, training):
+        if not (training and self.weight_dropout):
+            return self.recurrent(windows)
+        kernel = ops.convert_to_tensor(self.recurrent.kernel)
+        return ops.matmul(windows, self.kernel_dropout(kernel, training=training))
+
+    def _windows(self, joined):
+        """[B, k − 1 + T, n] -> [B, T, k n]: each position with those before it, the oldest first."""
+        last = self.kernel_size - 1
+        taps = [joined[:, tap : tap - last or None] for tap in range(self.kernel_size)]
+        return ops.concatenate(taps, axis=-1)
+
+    def _no_past(self, x):
+        before = self.kernel_size - 1
+        return {
+            "c": _zeros(x[:, 0], (1, self.width)),
+            "h": _zeros(x[:, :1], (1, before, self.width)),
+            "input": _zeros(x[:, :1], (1, before, x.shape[2])),
+        }
+
+    def _checked_segment(self, x):
+        """The input and the past of a dict that has both."""
+        if sorted(x) != ["input", "past"] or sorted(x["past"]) != sorted(_HISTORY):
+            names = {key: sorted(w) if isinstance(w, dict) else "tensor" for key, w in x.items()}
+            raise ValueError(
+                "x must be a tensor, or a dict of input and past, where past is what remember(z, x) "
+                f"returned: a dict of c, h and input; received {names}."
+            )
+        return x["input"], x["past"]
+
+    def _linear(self, name: str, scale: float, use_bias: bool) -> keras.layers.Layer:
+        initializer = "zeros"
+        if scale:
+            initializer = keras.initializers.VarianceScaling(
+                scale**2, "fan_in", "untruncated_normal"
+            )
+        return normalized_dense(
+            4 * self.width,
+            self.normalization,
+            use_bias=use_bias,
+            kernel_initializer=initializer,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "kernel_size": self.kernel_size,
+            "dropout": self.dropout,
+            "weight_dropout": self.weight_dropout,
+            "recurrent_scale": self.recurrent_scale,
+            "normalization": self.normalization,
+        }
+
+
+def _recurrence(forget, fresh, first):
+    """c_t = forget_t c_{t−1} + fresh_t for t = 1 … T, where c_0 = first.
+
+    Every position combines with the one 1, 2, 4, … before it: after level l, c_t is the sum, and
+    product_t the factor, over the last 2^l positions.
+
+    Args:
+        forget, fresh: [B, T, d]. first: [B, d].
+
+    Returns:
+        c [B, T, d].
+    """
+    length = forget.shape[1]
+    levels = _LEVELS_OF_AN_UNKNOWN_LENGTH if length is None else (length - 1).bit_length()
+    c, product = fresh, forget
+    for level in range(levels):
+        c = c + product * _later(c, 2**level, fill=0.0)
+        product = product * _later(product, 2**level, fill=1.0)
+    return c + product * first[:, None]
+
+
+def _later(values, steps, fill):
+    """values [B, T, d], moved to later positions; also by more steps than there are."""
+    return ops.concatenate(
+        [ops.full_like(values[:, :steps], fill), values[:, :-steps]],
+        axis=1,
+    )
+
+
+def _zeros(like, tiles):
+    """Zeros of a tensor's leading sizes, which need not be known, times those of tiles."""
+    return ops.tile(ops.zeros_like(like[..., :1]), tiles)
+
+
+def _rate(name: str, rate: float) -> float:
+    if not 0.0 <= float(rate) < 1.0:
+        raise ValueError(f"{name} must be in [0, 1); received {rate!r}.")
+    return float(rate)
