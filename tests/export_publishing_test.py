@@ -100,6 +100,7 @@ def start(processes, *arguments, **keywords):
     return process
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(processes, tmp_path):
     moments = random.Random(0)
     with Poller(tmp_path) as poller:
