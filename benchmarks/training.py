@@ -188,7 +188,8 @@ def document(results: Mapping[str, Any]) -> str:
         "The loop with everything on (tf.data, skipping, clipping, reports, TensorBoard), and a compiled "
         "step of the same model, bare, on one batch; in turns, medians over the rows. The ratio is steps "
         "per second of the loop to the bare step's. Of the parts, the wait for data is the median of all "
-        "steps, solve and update are those of the fastest of twelve steps.",
+        "steps, solve and update are those of the fastest of twelve steps. Single rows scatter with the "
+        "machine's slow moments, which the bare step's rows have too.",
         "",
         "| steps a call | bare step, ms | loop, ms | ratio | smallest row | waiting for data, ms | solve, ms "
         "| update, ms |",
