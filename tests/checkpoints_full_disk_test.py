@@ -16,21 +16,8 @@ import pytest
 import tensorflow as tf
 
 import trainers.checkpoints
+from tests.checkpoint_cases import contents, restored_step, saved_numbers
 from trainers.checkpoints import Checkpoints
-
-
-def restored_step(folder):
-    step = tf.Variable(0)
-    found = Checkpoints(folder, step=step).restore()
-    return int(step) if found else None
-
-
-def saved_numbers(folder):
-    return sorted(int(path.stem.removeprefix("ckpt-")) for path in folder.glob("ckpt-*.index"))
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def check_failed_save(checkpoints, folder, reason, lack=None):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.checkpoint_cases import contents, restored_step, saved_numbers
 from trainers.checkpoints import Checkpoints
 
 
@@ -14,20 +15,6 @@ def save_steps(folder, steps, keep=3):
     for value in steps:
         step.assign(value)
         checkpoints.save(value)
-
-
-def restored_step(folder):
-    step = tf.Variable(0)
-    found = Checkpoints(folder, step=step).restore()
-    return int(step) if found else None
-
-
-def saved_numbers(folder):
-    return sorted(int(path.stem.removeprefix("ckpt-")) for path in folder.glob("ckpt-*.index"))
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_nothing_to_restore(tmp_path):

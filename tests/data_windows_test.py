@@ -119,3 +119,14 @@ def test_the_longest_window_is_the_whole_stream():
     inputs, targets = _batches(dataset, 1)[0]
     np.testing.assert_array_equal(inputs, [TOKENS[:-1]] * 2)
     np.testing.assert_array_equal(targets, [TOKENS[1:]] * 2)
+
+
+def test_shards_are_the_rows_of_the_whole_batch():
+    options = {"sequence_length": 5, "batch_size": 6, "seed": 2, "start_step": 3}
+    whole = _batches(training_windows(TOKENS, **options), 1)[0]
+    parts = [
+        _batches(training_windows(TOKENS, **options, shard=shard, shards=3), 1)[0]
+        for shard in range(3)
+    ]
+    for index in (0, 1):
+        np.testing.assert_array_equal(np.concatenate([part[index] for part in parts]), whole[index])

@@ -2,24 +2,15 @@ import numpy as np
 import tensorflow as tf
 
 from tests.cases import contracting_language_model
-from tfdeq import spectral_radius
-from trainers.evaluation import next_token_loss
 from trainers.inspection import Inspection, write_histograms
 from trainers.task import Task
+from trainers.transformer import radius_of, token_loss
 
 
 def make_task(model):
-    def loss(model, batch, explicit_steps, max_steps, training):
-        logits = model(batch, training=training, explicit_steps=explicit_steps, max_steps=max_steps)
-        return tf.reduce_mean(next_token_loss(logits, batch))
-
-    def radius(batch):
-        x = model.embed(batch)
-        z = model.equilibrium(x)
-        injected = model.cell.inject(x)
-        return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
-
-    return Task(model, loss, None, None, None, 1, [model.equilibrium], radius)
+    return Task(
+        model, token_loss, None, None, None, 1, [model.equilibrium], radius_of(model, examples=5)
+    )
 
 
 def test_each_samples_solve_and_nothing_changes():
@@ -27,7 +18,7 @@ def test_each_samples_solve_and_nothing_changes():
     before = [variable.numpy() for variable in model.variables]
     tokens = tf.constant(np.random.default_rng(0).integers(0, 9, (5, 6)), tf.int32)
     inspect = Inspection(make_task(model))
-    found = inspect(tokens, 3)
+    found = inspect((tokens, tokens), 3)
     assert set(found) == {
         "steps",
         "residual",
@@ -42,7 +33,7 @@ def test_each_samples_solve_and_nothing_changes():
     np.testing.assert_allclose(found["residual"], solution.residual, rtol=1e-4)
     assert 0 < float(tf.reduce_max(found["spectral_radius"])) < 1
     # A larger budget, the same graph: smaller residuals.
-    assert float(tf.reduce_max(inspect(tokens, 30)["residual"])) < float(
+    assert float(tf.reduce_max(inspect((tokens, tokens), 30)["residual"])) < float(
         tf.reduce_min(found["residual"])
     )
     for one, other in zip(model.variables, before, strict=True):

@@ -6,6 +6,18 @@ import pytest
 from tests.trainer_cases import CONFIG, make_trainer, weights_of
 
 
+def poison_once(at):
+    """Before a step, the first time that it is made, a weight becomes NaN."""
+    poisoned = []
+
+    def poison(step, model):
+        if step == at and not poisoned:
+            poisoned.append(step)
+            model.weights[0].assign(np.full([2, 1], np.nan))
+
+    return poison
+
+
 def test_a_step_that_is_not_finite_leaves_finite_weights_and_is_counted(tmp_path):
     trainer, model = make_trainer(tmp_path, nan_from=10)
     columns = trainer.train()
@@ -40,14 +52,9 @@ def test_steps_that_go_wrong_in_a_row_return_the_run_to_its_last_checkpoint(tmp_
 
 
 def test_poisoned_weights_are_replaced_by_the_last_good_ones(tmp_path):
-    poisoned = []
-
-    def poison(step, model):
-        if step == 9 and not poisoned:
-            poisoned.append(step)
-            model.weights[0].assign(np.full([2, 1], np.nan))
-
-    trainer, model = make_trainer(tmp_path, config={**CONFIG, "max_rollbacks": 1}, at_step=poison)
+    trainer, model = make_trainer(
+        tmp_path, config={**CONFIG, "max_rollbacks": 1}, at_step=poison_once(9)
+    )
     columns = trainer.train()
     assert columns["rollbacks"] == 1
     assert columns["all_skipped_steps"] == 3
@@ -60,14 +67,9 @@ def test_poisoned_weights_are_replaced_by_the_last_good_ones(tmp_path):
 
 
 def test_poisoned_weights_at_the_very_end_do_not_become_the_result(tmp_path):
-    poisoned = []
-
-    def poison(step, model):
-        if step == 11 and not poisoned:
-            poisoned.append(step)
-            model.weights[0].assign(np.full([2, 1], np.nan))
-
-    trainer, model = make_trainer(tmp_path, config={**CONFIG, "max_rollbacks": 1}, at_step=poison)
+    trainer, model = make_trainer(
+        tmp_path, config={**CONFIG, "max_rollbacks": 1}, at_step=poison_once(11)
+    )
     assert trainer.train()["rollbacks"] == 1
     assert all(np.isfinite(weight).all() for weight in weights_of(model))
 

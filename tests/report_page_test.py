@@ -157,4 +157,6 @@ def test_missing_and_odd_values_break_nothing():
         ),
     ]
     for chosen in (runs, runs[:1], runs[1:2]):
-        rows_of(page(chosen, "today"))
+        text = page(chosen, "today")
+        rows_of(text)
+        assert all(run.name in text for run in chosen)

@@ -36,9 +36,7 @@ CONFIG = {
 }
 
 
-def make_trainer(
-    folder, nan_from=None, nan_once=False, seen=None, config=CONFIG, at_step=None, optimizer=None
-):
+def make_trainer(folder, nan_from=None, nan_once=False, seen=None, config=CONFIG, at_step=None):
     """A trainer of a small regression; at_step: (step, model) -> None, called before each batch."""
     keras.utils.set_random_seed(3)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -73,7 +71,7 @@ def make_trainer(
         spectral_radius=lambda batch: tf.constant([0.7]),
     )
     schedule = ScalableSchedule(0.1)
-    optimizer = optimizer or keras.optimizers.Adam(schedule)
+    optimizer = keras.optimizers.Adam(schedule)
     trainer = loop.Trainer(task, config, str(folder), optimizer, schedule.scale)
     return trainer, model
 

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from trainers.data.shards import shard_rows
+
 SYMBOLS = 8  # 1 … 8
 COPIED = 10
 VOCABULARY_SIZE = SYMBOLS + 2  # 0 is the blank, 9 asks for the symbols
@@ -39,12 +41,7 @@ def copy_memory_batches(
     """
     if memory_length < 1:
         raise ValueError(f"memory_length must be 1 or more; received {memory_length}.")
-    if not 0 <= shard < shards or batch_size % shards:
-        raise ValueError(
-            f"shards must divide the batch of {batch_size}, with shard in [0, shards); received shard "
-            f"{shard} of {shards}."
-        )
-    rows = batch_size // shards
+    rows = shard_rows(batch_size, shard, shards)
     seed = tf.constant(seed, tf.int64)
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -55,10 +52,11 @@ def copy_memory_batches(
             maxval=SYMBOLS + 1,
             dtype=tf.int32,
             alg="philox",  # named, so that every machine draws the same
-        )[shard * rows : (shard + 1) * rows]
-        blanks = tf.zeros([rows, memory_length - 1], tf.int32)
-        asking = tf.fill([rows, COPIED + 1], SYMBOLS + 1)
-        nothing = tf.zeros([rows, memory_length + COPIED], tf.int32)
+        )[rows]
+        count = symbols.shape[0]
+        blanks = tf.zeros([count, memory_length - 1], tf.int32)
+        asking = tf.fill([count, COPIED + 1], SYMBOLS + 1)
+        nothing = tf.zeros([count, memory_length + COPIED], tf.int32)
         tokens = tf.concat([symbols, blanks, asking], axis=1)
         return tokens, tf.concat([nothing, symbols], axis=1)
 

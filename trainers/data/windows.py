@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from trainers.data.shards import shard_rows
+
 
 def training_windows(
     tokens: np.ndarray,
@@ -38,12 +40,7 @@ def training_windows(
     _check(tokens, sequence_length=sequence_length, batch_size=batch_size)
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more; received {start_step}.")
-    if not 0 <= shard < shards or batch_size % shards:
-        raise ValueError(
-            f"shards must divide the batch of {batch_size}, with shard in [0, shards); received shard "
-            f"{shard} of {shards}."
-        )
-    rows = batch_size // shards
+    rows = shard_rows(batch_size, shard, shards)
     places = len(tokens) - sequence_length
     gather = _gather(tokens, sequence_length)
     seed = tf.constant(seed, tf.int64)
@@ -56,7 +53,7 @@ def training_windows(
             dtype=tf.int64,
             alg="philox",  # named, so that every machine draws the same places
         )
-        return gather(starts[shard * rows : (shard + 1) * rows])
+        return gather(starts[rows])
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     return steps.map(batch).prefetch(tf.data.AUTOTUNE).with_options(_options())
