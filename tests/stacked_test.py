@@ -145,10 +145,10 @@ def test_training_fits_and_advances_states_once():
     assert layer(_floats(16, 4), training=True, return_solution=True).converged.numpy().all()
     for seed, old in zip(seeds, before, strict=True):
         assert (seed.numpy() - old).tolist() == [0, 1]
-    model.compile("adam", "mse")
+    model.compile(keras.optimizers.Adam(0.03), "mse")
     x = _floats(32, 4)
-    loss = model.fit(x, x[:, :1], 16, epochs=5, verbose=0).history["loss"]
-    assert loss[-1] < loss[0]
+    loss = model.fit(x, x[:, :1], 16, epochs=10, verbose=0).history["loss"]
+    assert loss[-1] < 0.7 * loss[0]
 
 
 def test_mask_reaches_both():

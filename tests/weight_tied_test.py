@@ -254,7 +254,12 @@ def test_fit_is_that_of_the_stack_and_is_saved(tmp_path):
         losses.append(one.fit(x, y, 8, epochs=4, shuffle=False, verbose=0).history["loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     assert losses[1][-1] < 0.9 * losses[1][0]
-    np.testing.assert_allclose(model.predict(x, verbose=0), stack(x), atol=2e-5)
+    # The weights part by rounding, which training may enlarge: the outputs are of the same weights.
+    trained = model.get_weights()[: len(stack.weights)]
+    for one, other in zip(trained, stack.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    stack.set_weights(trained)
+    np.testing.assert_allclose(model.predict(x, verbose=0), stack(x), atol=2e-6)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
