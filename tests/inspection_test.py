@@ -3,8 +3,8 @@ import tensorflow as tf
 
 from tests.cases import contracting_language_model
 from trainers.inspection import Inspection, write_histograms
+from trainers.models import radius_of, token_loss
 from trainers.task import Task
-from trainers.transformer import radius_of, token_loss
 
 
 def make_task(model):
@@ -17,7 +17,7 @@ def test_each_samples_solve_and_nothing_changes():
     model = contracting_language_model(vocabulary_size=9, length=6)
     before = [variable.numpy() for variable in model.variables]
     tokens = tf.constant(np.random.default_rng(0).integers(0, 9, (5, 6)), tf.int32)
-    inspect = Inspection(make_task(model))
+    inspect = Inspection(make_task(model), jit_compile=False)
     found = inspect((tokens, tokens), 3)
     assert set(found) == {
         "steps",

@@ -40,7 +40,7 @@ def _reference(cell, z, x):
     query, key, value = (qkv[:, :, part].transpose(0, 2, 1, 3) for part in range(3))
     scores = query @ key.transpose(0, 1, 3, 2) / np.sqrt(WIDTH // HEADS)
     distance = np.subtract.outer(np.arange(z.shape[1]), np.arange(z.shape[1]))
-    bias = cell.distance_bias.embeddings.numpy()[np.maximum(distance, 0)].transpose(2, 0, 1)
+    bias = cell.distance_bias.table.embeddings.numpy()[np.maximum(distance, 0)].transpose(2, 0, 1)
     scores = np.where(distance >= 0, scores + bias, -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     attended = (shares / shares.sum(-1, keepdims=True)) @ value
@@ -122,7 +122,7 @@ def test_starts_as_a_cell_with_nothing_to_solve():
     layer = _layer(recurrent_scale=0.0)
     x = _inputs()
     np.testing.assert_allclose(layer(x), layer(x, explicit_steps=1), rtol=1e-5, atol=1e-6)
-    start = layer.cell.distance_bias.embeddings.numpy()
+    start = layer.cell.distance_bias.table.embeddings.numpy()
     np.testing.assert_allclose(start[3], [-3 * 2**-1, -3 * 2**-5])
 
 

@@ -177,6 +177,9 @@ class DEQLayer(keras.layers.Layer):
         iterates=None,
         mask=None,
     ):
+        # Keras hands on the masks of a nest, also where none of its tensors has one.
+        if all(leaf is None for leaf in keras.tree.flatten(mask)):
+            mask = None
         start = x
         x = self._pure_cell.inject(x)
         f, theta, update_state = self._pure_cell.functions(bool(training), mask)

@@ -14,8 +14,8 @@ from trainers.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batch
 from trainers.evaluation import Evaluator
 from trainers.experiment import Experiment
 from trainers.flags import bound, configuration, define_shared_flags, strategy_from_flags
+from trainers.models import define_model_flags, make_model, radius_of, token_loss
 from trainers.task import Task
-from trainers.transformer import define_model_flags, make_model, radius_of, token_loss
 
 FLAGS = flags.FLAGS
 
@@ -72,7 +72,7 @@ def make_experiment(config: Mapping[str, Any]) -> Experiment:
         evaluate=validation.evaluate,
         display=lambda row: {"loss": row["loss"]},
         tokens_per_step=config["batch_size"] * length,
-        equilibria=[model.equilibrium],
+        equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
     )
     return Experiment(task, test.results, output_layers=["readout"])

@@ -42,7 +42,8 @@ def schedule_lines(config: Mapping[str, Any], schedule: Any) -> list[str]:
     last = config["train_steps"]
     for step in sorted({min(round(share * last), last - 1) for share in _SHARES}):
         explicit, budget, share = settings_at(step, config)
-        what = f"{explicit} applications" if explicit else f"equilibrium, {budget} steps"
+        made = "applications" if config.get("model", "deq") == "deq" else "layers"
+        what = f"{explicit} {made}" if explicit else f"equilibrium, {budget} steps"
         penalty = config["jacobian_penalty"] * share
         lines.append(f"  {step:<9}  {float(schedule(step)):<13.3g}  {what:<25}  {penalty:.3g}")
     return lines

@@ -8,38 +8,40 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeq.models import LanguageModel
-from trainers.data import evaluation_windows
+from tfdeq.models.token_model import TokenModel
+from trainers.data import evaluation_segments, evaluation_windows
 
 BUDGETS = (0.5, 1.0, 2.0, 4.0)  # multiples of the solver's max_steps
 TRACE_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
-
-
-def next_token_loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """[B, T, V], [B, T] -> [B, T], −ln p(target), in nats."""
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
 
 
 class Evaluator:
     """Evaluates a model on held-out batches.
 
     Args:
-        model: the language model; its explicit_steps decide whether it is solved or applied.
-        batches: (tokens, targets), both [B, T], all of one shape.
+        model: the language model. Of a `LanguageModel`, its explicit_steps decide whether it is solved
+            or applied; other models have no residual, no steps and one budget.
+        batches: (tokens, targets), both [B, T], all of one shape; or (tokens, targets, weights), with
+            weights [B, T] of the targets in the mean.
         figures: mean nats per target -> name -> number, what the results are called.
         jit_compile: whether XLA compiles the evaluation.
+        remembers: whether the rows of a batch go on with those of the batch before: the model's memory
+            is handed on.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
-        batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+        model: TokenModel,
+        batches: Iterable[tuple[tf.Tensor, ...]],
         figures: Callable[[float], dict[str, float]],
         jit_compile: bool = True,
+        remembers: bool = False,
     ):
         self._model = model
         self._batches = list(batches)
         self._figures = figures
         self._jit_compile = jit_compile
+        self._remembers = remembers
         self._compiled: dict[int, Callable[..., Any]] = {}
 
     def evaluate(self, budget: float = 1.0) -> dict[str, float]:
@@ -49,16 +51,23 @@ class Evaluator:
             budget: multiple of the solver's max_steps (of the applications, for an explicit model);
                 rounded, at least one step.
         """
-        explicit = self._model.explicit_steps
-        steps = explicit or self._model.equilibrium.solver.max_steps
-        steps = max(1, round(budget * steps))
-        sums = [self._run(inputs, targets, steps) for inputs, targets in self._batches]
-        nats, residual, used = (float(np.mean([row[i] for row in sums])) for i in range(3))
-        return {**self._figures(nats), "residual": residual, "steps": used}
+        steps = max(1, round(budget * self._usual_steps()))
+        memory = self._model.initial_memory(len(self._batches[0][0])) if self._remembers else None
+        rows = []
+        for tokens, targets, *weights in self._batches:
+            weights = weights[0] if weights else tf.ones(targets.shape)
+            row, memory = self._run(tokens, targets, weights, memory, steps)
+            rows.append([float(value) for value in row])
+        nats, weight, residual, used = (np.array(column) for column in zip(*rows, strict=True))
+        results = self._figures(float(nats.sum() / weight.sum()))
+        if not isinstance(self._model, LanguageModel):
+            return results
+        return {**results, "residual": float(residual.mean()), "steps": float(used.mean())}
 
     def by_budget(self) -> dict[str, dict[str, float]]:
         """Returns `evaluate` at ½, 1, 2 and 4 times the budget: {"0.5": {…}, …}."""
-        return {str(budget): self.evaluate(budget) for budget in BUDGETS}
+        budgets = BUDGETS if isinstance(self._model, LanguageModel) else (1.0,)
+        return {str(budget): self.evaluate(budget) for budget in budgets}
 
     def results(self) -> dict[str, Any]:
         """Returns what metrics.json holds as `test`: `evaluate`, with `by_budget` beside it."""
@@ -66,9 +75,10 @@ class Evaluator:
         return {**by_budget["1.0"], "by_budget": by_budget}
 
     def residual_trace(self, examples: int = 16) -> dict[str, list[Any]]:
-        """Returns the residuals of some windows after 1, 2, … evaluations of the cell.
+        """Returns the residuals of some rows after 1, 2, … evaluations of the cell.
 
-        All budgets are solved in one batch: each row has a max_steps of its own.
+        All budgets are solved in one batch: each row has a max_steps of its own. Texts are read as if
+        they began there.
 
         Returns:
             {"steps": [K], "residual": [K][examples]}.
@@ -83,35 +93,45 @@ class Evaluator:
         residual = solution.residual.numpy().reshape(len(TRACE_STEPS), examples)
         return {"steps": list(TRACE_STEPS), "residual": residual.tolist()}
 
-    def _run(self, inputs: tf.Tensor, targets: tf.Tensor, steps: int) -> list[float]:
+    def _usual_steps(self) -> int:
+        if not isinstance(self._model, LanguageModel):
+            return 1
+        return self._model.explicit_steps or self._model.equilibrium.solver.max_steps
+
+    def _run(self, tokens, targets, weights, memory, steps: int) -> tuple[list[tf.Tensor], Any]:
         # A solve takes its budget as a tensor: one graph for all. Applications are written out.
-        explicit_steps = steps if self._model.explicit_steps else 0
+        explicit_steps = steps if getattr(self._model, "explicit_steps", 0) else 0
         if explicit_steps not in self._compiled:
             self._compiled[explicit_steps] = tf.function(
-                lambda inputs, targets, max_steps: self._evaluate_batch(
-                    inputs, targets, max_steps, explicit_steps
-                ),
+                lambda *arguments: self._evaluate_batch(*arguments, explicit_steps),
                 jit_compile=self._jit_compile,
                 autograph=False,
             )
-        results = self._compiled[explicit_steps](inputs, targets, tf.constant(steps))
-        return [float(value) for value in results]
+        compiled = self._compiled[explicit_steps]
+        return compiled(tokens, targets, weights, memory, tf.constant(steps))
 
-    def _evaluate_batch(self, inputs, targets, max_steps, explicit_steps):
-        logits, solution = self._model(
-            inputs,
-            max_steps=max_steps,
-            explicit_steps=explicit_steps,
-            return_solution=True,
-            training=False,
-        )
-        nats = tf.reduce_mean(next_token_loss(logits, targets))
-        steps = tf.reduce_mean(tf.cast(solution.steps, tf.float32))
-        return nats, tf.reduce_mean(solution.residual), steps
+    def _evaluate_batch(self, tokens, targets, weights, memory, max_steps, explicit_steps):
+        """[summed nats, summed weights, mean residual, mean steps], and the memory."""
+        settings = {"targets": targets, "training": False}
+        if memory is not None:
+            settings["memory"] = memory
+        if isinstance(self._model, LanguageModel):
+            settings.update(
+                max_steps=max_steps, explicit_steps=explicit_steps, return_solution=True
+            )
+        found = self._model(tokens, **settings)
+        found = list(found) if isinstance(found, tuple) else [found]
+        memory = found.pop() if memory is not None else None
+        nats = tf.reduce_sum(weights * found[0])
+        residual = steps = tf.zeros(())
+        if len(found) > 1:
+            residual = tf.reduce_mean(found[1].residual)
+            steps = tf.reduce_mean(tf.cast(found[1].steps, tf.float32))
+        return [nats, tf.reduce_sum(weights), residual, steps], memory
 
 
 def token_evaluator(
-    model: LanguageModel,
+    model: TokenModel,
     tokens: np.ndarray,
     unit: str,
     batch_size: int = 32,
@@ -135,9 +155,40 @@ def token_evaluator(
     batches = evaluation_windows(
         tokens, sequence_length=length, batch_size=batch_size, max_windows=windows
     )
+    return Evaluator(model, batches, _figures_of(unit), jit_compile)
+
+
+def segment_evaluator(
+    model: TokenModel,
+    tokens: np.ndarray,
+    unit: str,
+    sequence_length: int,
+    batch_size: int = 8,
+    jit_compile: bool = True,
+) -> Evaluator:
+    """Returns the evaluator of a whole stream, with the model's memory handed on.
+
+    The stream is read in batch_size rows, each from its left to its right; every token but the first
+    of the stream is predicted once.
+
+    Args:
+        tokens: [N] the held-out stream.
+        unit: as in `token_evaluator`.
+        sequence_length: tokens of a segment. batch_size: rows.
+    """
+    batches = evaluation_segments(
+        tokens,
+        sequence_length=sequence_length,
+        batch_size=max(1, min(batch_size, (len(tokens) - 1) // sequence_length)),
+    )
+    return Evaluator(model, batches, _figures_of(unit), jit_compile, remembers=True)
+
+
+def _figures_of(unit: str) -> Callable[[float], dict[str, float]]:
+    """Mean nats per target -> the figures that are usual for bytes or words."""
 
     def figures(nats: float) -> dict[str, float]:
         results = {f"bits_per_{unit}": nats / math.log(2)}
         return {**results, "perplexity": math.exp(nats)} if unit == "word" else results
 
-    return Evaluator(model, batches, figures, jit_compile)
+    return figures

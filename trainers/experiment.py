@@ -41,7 +41,9 @@ class Experiment(NamedTuple):
 
 def describe(config: Mapping[str, Any]) -> str:
     """Returns a short name of what a configuration trains."""
-    depth = config["depth"]
+    depth, model = config["depth"], config.get("model", "deq")
+    if model != "deq":
+        return f"an explicit {model} of {depth} layer{'s' * (depth > 1)}"
     what = "the equilibrium" if not depth else f"{depth} explicit application{'s' * (depth > 1)}"
     return f"{what} {'with' if config['jacobian_penalty'] else 'without'} Jacobian penalty"
 

@@ -14,11 +14,14 @@ class Inspection:
 
     Args:
         task: its model, loss and spectral radius.
+        jit_compile: whether XLA compiles it. Outside XLA, TensorFlow may turn the sums in the loops of
+            a solve into temporary variables when much memory is live, and then fail in the second call
+            with "AlreadyExistsError: … tmp_var".
     """
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, jit_compile: bool):
         self._task = task
-        self._compiled = tf.function(self._solve, autograph=False)
+        self._compiled = tf.function(self._solve, autograph=False, jit_compile=jit_compile)
 
     def __call__(self, batch: Any, max_steps: int) -> dict[str, tf.Tensor]:
         """Returns steps, residual, backward_steps, backward_residual [B] and spectral_radius [b].
@@ -31,7 +34,7 @@ class Inspection:
     def _solve(self, batch: Any, max_steps: tf.Tensor) -> dict[str, tf.Tensor]:
         model = self._task.model
         with SolveScope(compaction=False) as scope, tf.GradientTape() as tape:
-            loss = self._task.loss(model, batch, 0, max_steps, False)
+            loss = self._loss(model, batch, max_steps)
         tape.gradient(loss, model.trainable_variables)
         found = {}
         for prefix, solutions in (("", scope.solutions), ("backward_", scope.backward_solutions)):
@@ -42,6 +45,13 @@ class Inspection:
         if self._task.spectral_radius is not None:
             found["spectral_radius"] = self._task.spectral_radius(batch)
         return found
+
+    def _loss(self, model: Any, batch: Any, max_steps: tf.Tensor) -> tf.Tensor:
+        if self._task.memory is None:
+            return self._task.loss(model, batch, 0, max_steps, False)
+        # The texts as if they began here: what the training step remembers is of other rows.
+        memory = self._task.memory(tf.nest.flatten(batch)[0].shape[0])
+        return self._task.loss(model, batch, 0, max_steps, False, memory)[0]
 
 
 def write_histograms(found: dict[str, tf.Tensor], write: Callable[..., Any]) -> None:

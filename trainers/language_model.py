@@ -4,13 +4,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from tfdeq.models import LanguageModel
+from tfdeq.models.token_model import TokenModel
 from trainers import experiment, pictures, program
-from trainers.data import TokenData, load, training_windows
-from trainers.evaluation import token_evaluator
+from trainers.data import TokenData, load, training_segments, training_windows
+from trainers.evaluation import Evaluator, segment_evaluator, token_evaluator
 from trainers.experiment import Experiment
 from trainers.flags import (
     bound,
@@ -20,10 +21,10 @@ from trainers.flags import (
     may_differ,
     strategy_from_flags,
 )
+from trainers.models import define_model_flags, make_model, radius_of, token_loss
 from trainers.processes import Runs
 from trainers.strategies import several_workers
 from trainers.task import Task
-from trainers.transformer import define_model_flags, make_model, radius_of, token_loss
 from trainers.workdir import check_configuration, read_json, write_atomically, write_json
 
 FLAGS = flags.FLAGS
@@ -36,26 +37,37 @@ def _define_flags() -> list[str]:
     )
     bound("evaluation_windows", lambda value: value >= 1, "must be at least 1")
     flags.DEFINE_bool(
+        "carry_memory",
+        False,
+        "Read the text in its order, --batch_size rows side by side, and hand the model's memory on "
+        "from segment to segment, in training and evaluation; then all held-out text is evaluated. A "
+        "transformer needs --attention_span. Default: false.",
+    )
+    flags.DEFINE_integer(
+        "evaluation_rows", 8, "Rows that held-out text is read in with --carry_memory. Default: 8."
+    )
+    bound("evaluation_rows", lambda value: value >= 1, "must be at least 1")
+    flags.DEFINE_bool(
         "baseline",
         False,
         "Also train one explicit application of the same cell for as many steps, with and without "
         "the penalty, under WORKDIR/baselines. Default: false.",
     )
-    return [*names, "evaluation_windows"]
+    return [*names, "evaluation_windows", "carry_memory", "evaluation_rows"]
 
 
 def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
     """Returns the experiment of a configuration, with its untrained model."""
     model = make_model(config, data.vocabulary_size)
-    evaluator, test = (
-        token_evaluator(
-            model, tokens, data.unit, windows=windows, jit_compile=config["jit_compile"]
+    if config["carry_memory"] and not model.remembers:
+        raise ValueError(
+            "--carry_memory wants a model that remembers; received --model="
+            f"{config['model']} --attention_span={config['attention_span']}. Give a transformer the "
+            "positions that it sees, for example --attention_span=128."
         )
-        for tokens, windows in (
-            (data.validation, max(config["evaluation_windows"] // 4, 1)),
-            (data.test, config["evaluation_windows"]),
-        )
-    )
+    quarter = max(config["evaluation_windows"] // 4, 1)
+    evaluator = _evaluator(config, model, data.validation, data.unit, quarter)
+    test = _evaluator(config, model, data.test, data.unit, config["evaluation_windows"])
 
     def before(workdir):
         if not config["depth"] and read_json(_residuals_path(workdir)) is None:
@@ -158,9 +170,20 @@ def _residuals_path(workdir: str) -> str:
     return os.path.join(workdir, "residuals.json")
 
 
-def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
+def _evaluator(config, model: TokenModel, tokens: np.ndarray, unit: str, windows: int) -> Evaluator:
+    """All of a held-out stream where memory is carried, some windows of it where not."""
+    compiled = config["jit_compile"]
+    if config["carry_memory"]:
+        length, rows = config["sequence_length"], config["evaluation_rows"]
+        return segment_evaluator(model, tokens, unit, length, rows, compiled)
+    return token_evaluator(model, tokens, unit, windows=windows, jit_compile=compiled)
+
+
+def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
+    make_batches = training_segments if config["carry_memory"] else training_windows
+
     def batches(start_step, shard, shards):
-        return training_windows(
+        return make_batches(
             data.train,
             sequence_length=config["sequence_length"],
             batch_size=config["batch_size"],
@@ -187,8 +210,9 @@ def _task(config, model: LanguageModel, data: TokenData, evaluate) -> Task:
         evaluate=evaluate,
         display=display,
         tokens_per_step=config["batch_size"] * config["sequence_length"],
-        equilibria=[model.equilibrium],
+        equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
+        memory=model.initial_memory if config["carry_memory"] else None,
     )
 
 

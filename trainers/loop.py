@@ -55,7 +55,7 @@ class Trainer:
         check_batch_size(self._strategy, config["batch_size"], config["accumulation_steps"])
         self._step = TrainingStep(task, config, optimizer, self._strategy)
         self._watch = EquilibriumWatch(config)
-        self._inspection = Inspection(task)
+        self._inspection = Inspection(task, config["jit_compile"])
         self._progress = Progress(workdir, task.display, config["train_steps"])
         self._clock = Clock()
         self._split: dict[str, float] = {}

@@ -14,8 +14,9 @@ class Task(NamedTuple):
 
     model: keras.Model
     # (model, batch, explicit_steps, max_steps, training) -> [] float32 loss of a batch, in nats per
-    # prediction; max_steps is a [] int32 tensor, the solver's budget in this step
-    loss: Callable[[keras.Model, Any, int, tf.Tensor, bool], tf.Tensor]
+    # prediction; max_steps is a [] int32 tensor, the solver's budget in this step. With a memory:
+    # (model, batch, explicit_steps, max_steps, training, memory) -> (loss, memory)
+    loss: Callable[..., Any]
     # (start_step, shard, shards) -> batches from that step on, of each the shard's rows; a
     # tf.data.Dataset, or for one device and one step a call any iterable
     batches: Callable[[int, int, int], Any]
@@ -28,6 +29,9 @@ class Task(NamedTuple):
     equilibria: Sequence[DEQLayer]
     # (batch) -> [b] spectral radius at the equilibrium of a few of its rows; None: not defined
     spectral_radius: Callable[[Any], tf.Tensor] | None = None
+    # (rows) -> a nest of tensors [rows, …]: what a batch hands on to the next one, of nothing before
+    # the first; None: batches have nothing to do with each other
+    memory: Callable[[int], Any] | None = None
 
 
 class StepSettings(NamedTuple):

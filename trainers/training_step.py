@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from trainers.loss_scale import LossScale
+from trainers.segment_memory import SegmentMemory
 from trainers.strategies import several_workers
 from trainers.task import StepSettings, Task
 
@@ -51,6 +52,7 @@ class TrainingStep:
             self.skipped = tf.Variable(0, trainable=False, name="all_skipped")
             self.asked = tf.Variable(False, trainable=False, name="asked")
             self._loss_scale = LossScale(config["precision"])
+            self._memory = SegmentMemory(task.memory, config["batch_size"], strategy)
         self._functions: dict[int, Callable[..., Any]] = {}
         self._loops: dict[int, Callable[..., Any]] = {}
         self._called: set[int] = set()  # explicit_steps whose step was compiled by itself
@@ -65,6 +67,7 @@ class TrainingStep:
             # A row of the curves may span an interruption.
             "metrics": [variable for metric in self._metrics for variable in metric.variables],
             "loss_scale": self._loss_scale.variables,
+            "memory": self._memory.variables,
         }
 
     def run(
@@ -214,14 +217,15 @@ class TrainingStep:
 
     def _reduced(self, on_replica, batch, max_steps, penalty_share, asked):
         """On a replica: (finite, asked, gradients), the same on all of them."""
-        found = on_replica(batch, max_steps, penalty_share)
         replicas = self._strategy.num_replicas_in_sync
+        found, memory = on_replica(batch, self._memory.rows(), max_steps, penalty_share)
         if replicas > 1:
             # Divided first, by an operation on the replica's device: a reduction goes by the device
             # of what it receives, and a function's argument or result has none.
             shares = [part / replicas for part in (asked, *found)]
             context = tf.distribute.get_replica_context()
             asked, *found = context.all_reduce(tf.distribute.ReduceOp.SUM, shares)
+            memory = self._memory.gathered(memory)
         loss, total, *gradients = found
         gradients = self._loss_scale.unscaled(gradients)
         norm = tf.linalg.global_norm(gradients)
@@ -232,9 +236,11 @@ class TrainingStep:
         self._skipped.update_state(1.0 - weight)
         # As a factor: tf.clip_by_global_norm would make NaN of all when one is.
         clip = tf.minimum(1.0, self._config["gradient_clip"] / tf.maximum(norm, 1e-30))
-        return finite, asked, [clip * gradient for gradient in gradients]
+        return finite, asked, [clip * gradient for gradient in gradients], memory
 
-    def _update(self, finite: Any, asked: Any, gradients: list[Any], apply: tf.Tensor) -> None:
+    def _update(
+        self, finite: Any, asked: Any, gradients: list[Any], memory: Any, apply: tf.Tensor
+    ) -> None:
         """Over all replicas: applies the gradients, unless the step was not finite or is no step."""
         variables = self._task.model.trainable_variables
 
@@ -248,6 +254,7 @@ class TrainingStep:
         finite = self._local(finite)
         # A step that is not finite changes nothing: neither weights nor the optimiser's state.
         tf.cond(finite & apply, update, lambda: tf.constant(False))
+        self._memory.keep(memory, finite & apply, self._local)
         wrong = tf.where(finite, 0, self.consecutive + 1)
         self.consecutive.assign(tf.where(apply, wrong, self.consecutive))
         self.skipped.assign_add(tf.where(finite | ~apply, 0, 1))
@@ -257,37 +264,67 @@ class TrainingStep:
             self.asked.assign(asked_before | (self._local(asked) > 0.0))
 
     def _mean_over_parts(
-        self, explicit_steps: int, batch: Any, max_steps: tf.Tensor, penalty_share: tf.Tensor
-    ) -> list[tf.Tensor]:
-        """[loss, loss with penalties, *gradients]: means over the parts of a batch, one at a time."""
+        self,
+        explicit_steps: int,
+        batch: Any,
+        memory: Any,
+        max_steps: tf.Tensor,
+        penalty_share: tf.Tensor,
+    ) -> tuple[list[tf.Tensor], Any]:
+        """[loss, loss with penalties, *gradients]: means over the parts of a batch, one at a time.
 
-        def of_part(part):
-            return self._of_part(explicit_steps, part, max_steps, penalty_share)
+        And the memory after the batch.
+        """
+
+        def of_part(batch, memory):
+            return self._of_part(explicit_steps, batch, memory, max_steps, penalty_share)
 
         count = self._config["accumulation_steps"]
         if count == 1:
-            return of_part(batch)
-        parts = tf.nest.map_structure(
-            lambda leaf: tf.reshape(leaf, [count, leaf.shape[0] // count, *leaf.shape[1:]]), batch
+            return of_part(batch, memory)
+        batch, memory = tf.nest.map_structure(
+            lambda leaf: tf.reshape(leaf, [count, leaf.shape[0] // count, *leaf.shape[1:]]),
+            (batch, memory),
         )
 
-        def body(index, sums):
-            found = of_part(tf.nest.map_structure(lambda leaf: leaf[index], parts))
-            return index + 1, [sum_ + part / count for sum_, part in zip(sums, found, strict=True)]
+        def body(index, sums, memory):
+            part = tf.nest.map_structure(lambda leaf: leaf[index], (batch, memory))
+            found, new = of_part(*part)
+            sums = [sum_ + part / count for sum_, part in zip(sums, found, strict=True)]
+            memory = tf.nest.map_structure(
+                lambda all_, own: tf.tensor_scatter_nd_update(all_, [[index]], own[None]),
+                memory,
+                new,
+            )
+            return index + 1, sums, memory
 
         zeros = [tf.zeros(()), tf.zeros(())]
         zeros += [tf.zeros(v.shape, v.dtype) for v in self._task.model.trainable_variables]
-        _, sums = tf.while_loop(
-            lambda index, _: index < count, body, [tf.constant(0), zeros], parallel_iterations=1
+        _, sums, memory = tf.while_loop(
+            lambda index, *_: index < count,
+            body,
+            [tf.constant(0), zeros, memory],
+            parallel_iterations=1,
         )
-        return sums
+        return sums, tf.nest.map_structure(
+            lambda leaf: tf.reshape(leaf, [-1, *leaf.shape[2:]]), memory
+        )
 
     def _of_part(
-        self, explicit_steps: int, batch: Any, max_steps: tf.Tensor, penalty_share: tf.Tensor
-    ) -> list[tf.Tensor]:
+        self,
+        explicit_steps: int,
+        batch: Any,
+        memory: Any,
+        max_steps: tf.Tensor,
+        penalty_share: tf.Tensor,
+    ) -> tuple[list[tf.Tensor], Any]:
         model = self._task.model
         with tf.GradientTape() as tape:
-            loss = self._task.loss(model, batch, explicit_steps, max_steps, True)
+            arguments = (model, batch, explicit_steps, max_steps, True)
+            if self._task.memory is None:
+                loss = self._task.loss(*arguments)
+            else:
+                loss, memory = self._task.loss(*arguments, memory)
             penalties = [penalty_share * tf.cast(penalty, tf.float32) for penalty in model.losses]
             total = tf.add_n([loss, *penalties])
             scaled = self._loss_scale.scaled(total)
@@ -297,4 +334,4 @@ class TrainingStep:
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         # An embedding's gradient comes as slices, which neither a loop nor XLA's caller can add up.
-        return [loss, total, *(tf.convert_to_tensor(gradient) for gradient in gradients)]
+        return [loss, total, *(tf.convert_to_tensor(gradient) for gradient in gradients)], memory

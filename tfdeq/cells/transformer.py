@@ -3,53 +3,61 @@
 import keras
 from keras import ops
 
+from tfdeq.cells.distance_bias import DistanceBias, hidden_where
 from tfdeq.cells.normalized_dense import normalized_dense
 from tfdeq.solvers.solver import require_positive_integer
 
 _EPSILON = 1e-5  # of the norms; also keeps the norm of a zero state at zero
-_MASKED = -1e9  # attention logit of a position that must not be seen
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class TransformerCell(keras.layers.Layer):
     """f(z, x) = a + MLP(norm(a)) with a = x + Attention(norm(z) W + x U).
 
-    Pre-norm, and without a direct path from z to f(z): the input x stands where a residual block
-    has z, and enters the queries, keys and values too (x U). That, with `jacobian_penalty`, is what
-    makes long training steady. Attention is causal, and sees distances by a learned bias per head
-    and distance, which starts as −slope · distance with the heads' slopes a geometric sequence. The
-    norms are root-mean-square norms without gains, the linear maps have no biases; weights start as
-    N(0, 1 / fan_in), and W as recurrent_scale times that. With W = 0, the default, the first
-    equilibrium is f(0, x) itself: training starts from a cell that has nothing to solve, and the
-    dependence on z grows as far as it helps.
+    Without a direct path from z to f(z): the input x stands where a residual block has z, and enters
+    the queries, keys and values too (x U). That, with `jacobian_penalty`, is what makes long training
+    steady. Attention is causal, and sees distances by a learned bias per head and distance; see
+    `DistanceBias`. The norms are root-mean-square norms without gains, the linear maps have no
+    biases; weights start as N(0, 1 / fan_in), and W as recurrent_scale times that. With W = 0, the
+    default, the first equilibrium is f(0, x) itself: training starts from a cell that has nothing to
+    solve, and the dependence on z grows as far as it helps. The above is pre-norm; post-norm is
+    f(z, x) = norm(a + MLP(a)) with a = norm(x + Attention(z W + x U)).
 
     x U and the bias do not depend on z, so `inject` computes them once a solve.
 
     Attention is causal, so the equilibrium of a position does not change when others follow it. What
-    `remember` keeps of solved positions lets further ones be solved alone; see `inject`.
+    `remember` keeps of solved positions lets further ones be solved alone, one by one or a segment at
+    a time; see `inject`. With a span, a long text in segments is what it is in one piece.
 
     Args:
         width: d, size of the state per position, divisible by heads.
         heads: attention heads.
-        sequence_length: the longest T.
+        sequence_length: the longest T, where there is no span.
         feedforward: hidden size of the MLP (GELU). Default: 4 · width.
-        dropout: rate on the attention's and the MLP's output, in [0, 1). Default 0.
+        dropout: rate on the attention's and the MLP's output, in [0, 1); one mask for the whole solve.
+            Default 0.
         recurrent_scale: scale of W at the start, >= 0. Default 0.
         normalization: of all linear maps: None, "weight" (lengths and directions of their columns
             learned apart) or "spectral" (spectral norms of at most 1, kept by a Keras constraint); see
             `tfdeq.cells.normalized_dense`. Neither makes the cell a contraction: attention has no
             Lipschitz constant. Default None.
+        span: how many positions attention sees, the own one the last: T may then be anything, and
+            segments remember the span − 1 positions before them. Default: all of the T.
+        norm: "pre" or "post". Default "pre".
+        distance_slope: see `DistanceBias`; 0 where what is far matters as much. Default 1.
+        locked_dropout: whether the dropout masks are the same at all positions (variational dropout).
+            Default False.
 
     Call arguments: z [B, T, d]; x as it comes from `inject`; mask [B, T] bool or None: positions
     where it is False are held at zero, and so take no part in residuals. Returns [B, T, d].
 
     Raises:
-        ValueError: for sizes below 1, a width that heads do not divide, or a T beyond
+        ValueError: for sizes below 1, a width that heads do not divide, another norm, or a T beyond
             sequence_length.
 
     Source: Vaswani et al., arXiv:1706.03762, section 3; injection into queries, keys and values: Bai,
-        Kolter, Koltun, arXiv:1909.01377, section 3.2; linear biases: Press, Smith, Lewis,
-        arXiv:2108.12409.
+        Kolter, Koltun, arXiv:1909.01377, section 3.2; segment memory: Dai et al., Transformer-XL,
+        arXiv:1901.02860, section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287.
 
     Example:
         >>> from tfdeq import DEQLayer
@@ -67,6 +75,10 @@ class TransformerCell(keras.layers.Layer):
         dropout: float = 0.0,
         recurrent_scale: float = 0.0,
         normalization: str | None = None,
+        span: int | None = None,
+        norm: str = "pre",
+        distance_slope: float = 1.0,
+        locked_dropout: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -82,6 +94,13 @@ class TransformerCell(keras.layers.Layer):
         self.dropout = float(dropout)
         self.recurrent_scale = float(recurrent_scale)
         self.normalization = normalization
+        self.span = span
+        if span is not None:
+            require_positive_integer("span", span)
+        if norm not in ("pre", "post"):
+            raise ValueError(f'norm must be "pre" or "post"; received {norm!r}.')
+        self.norm = norm
+        self.locked_dropout = bool(locked_dropout)
         self.query_key_value = self._linear(3 * width, "query_key_value", self.recurrent_scale)
         self.injection = self._linear(3 * width, "injection")
         self.attention_output = self._linear(width, "attention_output")
@@ -89,10 +108,10 @@ class TransformerCell(keras.layers.Layer):
         self.contract = self._linear(width, "contract")
         self.attention_dropout = self._dropout("attention_dropout")
         self.feedforward_dropout = self._dropout("feedforward_dropout")
-        self.distance_bias = keras.layers.Embedding(
-            sequence_length,
+        self.distance_bias = DistanceBias(
+            span or sequence_length,
             heads,
-            embeddings_initializer=_slopes,
+            distance_slope,
             dtype=self.dtype_policy,
             name="distance_bias",
         )
@@ -101,39 +120,54 @@ class TransformerCell(keras.layers.Layer):
         """Returns what of the input stays the same in every application.
 
         Args:
-            x: [B, T, d]; or, to solve one further position of each example after others, with a
-                state [B, d], a dict: input [B, d]; position [B] int32, where it stands; past: a dict
-                of key and value [B, heads, P, d / heads], where place p of an example holds what
-                `remember` returned of its position p. Places from an example's position on are not
-                looked at.
+            x: [B, T, d]; or, to solve what follows earlier positions, a dict of input and past. For a
+                segment: input [B, T, d], and past as `initial_past` or `remember` returned it. For
+                one further position of each example, with a state [B, d]: input [B, d]; position
+                [B] int32, where it stands; past: a dict of key and value [B, heads, P, d / heads],
+                where place p of an example holds what `remember` returned of its position p. Places
+                from an example's position on are not looked at.
 
         Returns:
             skip: the input. query_key_value: x U [B, T, 3d]. bias: [1, heads, T, T], added to the
-            attention's logits: the learned bias of the distance, and the causal mask. Of one further
-            position, all without T: query_key_value [B, 3d], past, and bias [1, heads, 1] of the
-            position itself and past_bias [B, heads, P].
+            attention's logits: the learned bias of the distance, and what is not seen. Of a segment:
+            past too, and bias [B, heads, T, P + T]. Of one further position, all without T:
+            query_key_value [B, 3d], past, and bias [1, heads, 1] of the position itself and past_bias
+            [B, heads, P].
         """
         if isinstance(x, dict):
-            return self._inject_next(**x)
+            return self._inject_next(**x) if "position" in x else self._inject_segment(**x)
         length = x.shape[1]
-        if length is not None and length > self.sequence_length:
+        if self.span is None and length is not None and length > self.sequence_length:
             raise ValueError(
                 f"x must be at most {self.sequence_length} long, the cell's sequence_length; "
-                f"received shape {tuple(x.shape)}. Cut the sequences into windows."
+                f"received shape {tuple(x.shape)}. Cut the sequences into windows, or give the cell a "
+                "span."
             )
-        position = ops.arange(ops.shape(x)[1])
-        bias = self._bias(position[:, None] - position[None, :], lowest=0)  # [T, T, heads]
         return {
             "skip": x,
             "query_key_value": self.injection(x),
-            "bias": ops.transpose(bias, (2, 0, 1))[None],
+            "bias": self.distance_bias.causal(ops.shape(x)[1]),
+        }
+
+    def _inject_segment(self, input, past):
+        """What `inject` returns for a segment [B, T, d] that has a past."""
+        places = past["key"].shape[2]
+        bias = self.distance_bias.causal(ops.shape(input)[1], before=places)
+        # The newest stand last: an example with fewer positions before it has none in the first places.
+        empty = ops.arange(places)[None, :] < places - past["length"][:, None]
+        empty = ops.pad(empty, [[0, 0], [0, ops.shape(input)[1]]], constant_values=False)
+        return {
+            "skip": input,
+            "query_key_value": self.injection(input),
+            "bias": hidden_where(empty, bias),
+            "past": past,
         }
 
     def _inject_next(self, input, position, past):
         """What `inject` returns for one position a sample, [B, d], that has a past."""
         distance = position[:, None] - ops.arange(past["key"].shape[2])[None, :]
-        past_bias = self._bias(distance, lowest=1)  # [B, P, heads]
-        own = ops.reshape(self.distance_bias(ops.zeros([1], "int32")), (1, self.heads, 1))
+        past_bias = self.distance_bias(distance, lowest=1)  # [B, P, heads]
+        own = ops.reshape(self.distance_bias([0]), (1, self.heads, 1))
         return {
             "skip": input,
             "query_key_value": self.injection(input),
@@ -142,10 +176,28 @@ class TransformerCell(keras.layers.Layer):
             "past_bias": ops.transpose(past_bias, (0, 2, 1)),
         }
 
-    def _bias(self, distance, lowest):
-        """The learned bias of distances [...], as [..., heads]; below `lowest` nothing is seen."""
-        bias = self.distance_bias(ops.clip(distance, 0, self.sequence_length - 1))
-        return ops.where(distance[..., None] >= lowest, bias, ops.cast(_MASKED, bias.dtype))
+    def initial_past(self, x):
+        """Returns the past of segments that nothing stands before: zeros.
+
+        Args:
+            x: [B, T, d], an input.
+
+        Returns:
+            A dict. key, value: [B, heads, span − 1, d / heads]. length: [B] int32, how many of the
+            places are taken, the last ones.
+
+        Raises:
+            ValueError: for a cell without a span.
+        """
+        if self.span is None:
+            raise ValueError(
+                "Only a cell with a span remembers a fixed number of positions; this one sees all of "
+                f"a text of at most sequence_length={self.sequence_length}. Give it a span."
+            )
+        zeros = ops.zeros_like(ops.cast(x[:, 0, 0], self.compute_dtype))
+        shape = (1, self.heads, self.span - 1, self.width // self.heads)
+        places = ops.tile(zeros[:, None, None, None], shape)
+        return {"key": places, "value": places, "length": ops.cast(zeros, "int32")}
 
     def initial_state(self, x):
         """Returns zeros like the input, [B, T, d] or [B, d]."""
@@ -158,31 +210,52 @@ class TransformerCell(keras.layers.Layer):
             z: [B, T, d] or [B, d], solved. x: what `inject` returned for their input.
 
         Returns:
-            A dict of key and value: [B, heads, T, d / heads], or without T.
+            A dict of key and value: [B, heads, T, d / heads], or without T. Of a segment with a past:
+            the next segment's past.
         """
         _, key, value = self._project(z, x)
+        if "past_bias" in x:
+            return {"key": key, "value": value}
+        own = {
+            "key": ops.transpose(key, (0, 2, 1, 3)),
+            "value": ops.transpose(value, (0, 2, 1, 3)),
+        }
         if "past" not in x:
-            key, value = (ops.transpose(w, (0, 2, 1, 3)) for w in (key, value))
-        return {"key": key, "value": value}
+            return own
+        past, kept = x["past"], self.span - 1
+        taken = ops.minimum(past["length"] + ops.shape(z)[1], kept)
+        joined = {name: ops.concatenate([past[name], own[name]], axis=2) for name in own}
+        first = ops.shape(joined["key"])[2] - kept
+        return {**{name: joined[name][:, :, first:] for name in own}, "length": taken}
 
     def call(self, z, x, mask=None):
         query, key, value = self._project(z, x)
-        if "past" in x:
+        if "past_bias" in x:
             attended = _attend_with_past(query, key, value, x)
         else:
+            if "past" in x:
+                key, value = (
+                    ops.concatenate([ops.transpose(x["past"][name], (0, 2, 1, 3)), own], axis=1)
+                    for name, own in (("key", key), ("value", value))
+                )
             attended = ops.dot_product_attention(query, key, value, bias=x["bias"])
         attended = self.attention_output(_merge_heads(attended, self.width))
         a = x["skip"] + self.attention_dropout(attended)
-        hidden = ops.gelu(self.expand(_norm(a)), approximate=True)
+        if self.norm == "post":
+            a = _norm(a)
+        hidden = ops.gelu(self.expand(a if self.norm == "post" else _norm(a)), approximate=True)
         output = a + self.feedforward_dropout(self.contract(hidden))
+        if self.norm == "post":
+            output = _norm(output)
         return output if mask is None else ops.where(mask[:, :, None], output, 0)
 
     def _project(self, z, x):
         """Queries, keys and values, [B, T, heads, d / heads] each, or without T."""
-        projected = self.query_key_value(_norm(z)) + x["query_key_value"]
+        z = z if self.norm == "post" else _norm(z)
+        projected = self.query_key_value(z) + x["query_key_value"]
         split = (3, self.heads, self.width // self.heads)
         # Of one position only the batch is unknown: nothing is computed about the shape.
-        batch = (-1,) if "past" in x else ops.shape(z)[:2]
+        batch = (-1,) if "past_bias" in x else ops.shape(z)[:2]
         return ops.unstack(ops.reshape(projected, (*batch, *split)), axis=-3)
 
     def _linear(self, units: int, name: str, scale: float = 1.0) -> keras.layers.Layer:
@@ -201,7 +274,10 @@ class TransformerCell(keras.layers.Layer):
         )
 
     def _dropout(self, name: str) -> keras.layers.Dropout:
-        return keras.layers.Dropout(self.dropout, dtype=self.dtype_policy, name=name)
+        noise_shape = (None, 1, None) if self.locked_dropout else None
+        return keras.layers.Dropout(
+            self.dropout, noise_shape=noise_shape, dtype=self.dtype_policy, name=name
+        )
 
     def get_config(self):
         return {
@@ -213,6 +289,10 @@ class TransformerCell(keras.layers.Layer):
             "dropout": self.dropout,
             "recurrent_scale": self.recurrent_scale,
             "normalization": self.normalization,
+            "span": self.span,
+            "norm": self.norm,
+            "distance_slope": self.distance_bias.slope,
+            "locked_dropout": self.locked_dropout,
         }
 
 
@@ -237,12 +317,3 @@ def _merge_heads(attended, width):
 
 def _norm(x):
     return ops.rms_normalization(x, epsilon=_EPSILON)
-
-
-@keras.saving.register_keras_serializable(package="tfdeq")
-def _slopes(shape, dtype=None):
-    """[distances, heads]: −2^−(1 + 8 h / heads) · distance for head h = 0, 1, …."""
-    distances, heads = shape
-    slopes = 2.0 ** -(1.0 + 8.0 * ops.arange(heads, dtype="float32") / heads)
-    values = -ops.arange(distances, dtype="float32")[:, None] * slopes[None, :]
-    return ops.cast(values, dtype or "float32")

@@ -126,7 +126,7 @@ class TrellisCell(keras.layers.Layer):
             )
         x = ops.cast(x, self.compute_dtype)
         if past is None:
-            past = self._no_past(x)
+            past = self.initial_past(x)
         past = {name: ops.cast(past[name], self.compute_dtype) for name in _HISTORY}
         joined = ops.concatenate([past["input"], x], axis=1)
         return {
@@ -189,7 +189,9 @@ class TrellisCell(keras.layers.Layer):
         taps = [joined[:, tap : tap - last or None] for tap in range(self.kernel_size)]
         return ops.concatenate(taps, axis=-1)
 
-    def _no_past(self, x):
+    def initial_past(self, x):
+        """Returns the past of segments that nothing stands before: zeros, for an input [B, T, n]."""
+        x = ops.cast(x, self.compute_dtype)
         before = self.kernel_size - 1
         return {
             "c": _zeros(x[:, 0], (1, self.width)),

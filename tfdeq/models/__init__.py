@@ -2,7 +2,15 @@
 
 from tfdeq.models.adaptive_embedding import AdaptiveEmbedding
 from tfdeq.models.adaptive_softmax import AdaptiveSoftmax
+from tfdeq.models.explicit_language_model import ExplicitLanguageModel
 from tfdeq.models.generation import Generation, generate
 from tfdeq.models.language_model import LanguageModel
 
-__all__ = ["AdaptiveEmbedding", "AdaptiveSoftmax", "Generation", "LanguageModel", "generate"]
+__all__ = [
+    "AdaptiveEmbedding",
+    "AdaptiveSoftmax",
+    "ExplicitLanguageModel",
+    "Generation",
+    "LanguageModel",
+    "generate",
+]

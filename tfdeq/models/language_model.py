@@ -8,43 +8,55 @@ from keras import ops
 from tfdeq import adjoints, solvers
 from tfdeq.cells.transformer import TransformerCell
 from tfdeq.layer import DEQLayer
+from tfdeq.models.token_model import TokenModel
 from tfdeq.solution import Solution
-from tfdeq.solvers.solver import require_positive_integer
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
-class LanguageModel(keras.Model):
-    """Embedding + positions -> `DEQLayer` of a `TransformerCell` -> norm -> next-token logits.
+class LanguageModel(TokenModel):
+    """Embedding -> `DEQLayer` of a cell -> norm -> next-token logits.
+
+    A long text may be given in segments, each with the memory that the one before returned: the
+    equilibria of a segment see those before it. The memory carries no gradient.
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
-        sequence_length: the longest T.
-        width, heads, feedforward, dropout, recurrent_scale: see `TransformerCell`, which also
-            gives the positions.
+        sequence_length: the longest T of a model without a memory; the longest text of `generate`.
+        width, heads, feedforward, dropout, recurrent_scale, span: see `TransformerCell`, which also
+            gives the positions. With a span the model has a memory.
+        cell: any causal cell on [B, T, d], such as a `TrellisCell`, instead of that one: heads to
+            span are not looked at, and width is the embedding's. The model has a memory if the cell
+            has `initial_past`.
         solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps:
             see `DEQLayer`.
-        tied_output: logits from the transposed embedding instead of a matrix of their own. Default
-            False.
         explicit_steps: 0 for the equilibrium; L > 0 for L explicit applications of the same cell
             with ordinary backpropagation. Default 0.
+        **kwargs: tied_output, cutoffs, cutoff_factor, input_dropout, output_dropout of `TokenModel`,
+            and Keras's own.
 
     Call arguments:
-        tokens: [B, T] integers, T <= sequence_length. mask: [B, T] bool or None, False at padding,
-        which must follow the text; padding changes neither answers nor residuals. tolerance,
-        max_steps: scalars or [B].
-        explicit_steps: overrides the constructor's for this call. return_solution: return (logits,
-        `Solution`).
+        tokens: [B, T] integers. targets: [B, T] integers; return −log p of each instead of logits, in
+        nats, [B, T] float32: with cutoffs, much cheaper than the logits. memory: what
+        `initial_memory` or the call on the text before returned. mask: [B, T] bool or None, False at
+        padding, which must follow the text; padding changes neither answers nor residuals.
+        tolerance, max_steps: scalars or [B].
+        explicit_steps: overrides the constructor's for this call. return_solution: return the
+        `Solution` too.
 
     Returns:
-        logits [B, T, V] float32: position t predicts token t + 1.
+        logits [B, T, V] float32: position t predicts token t + 1; with cutoffs they are log p. With
+        return_solution or a memory a tuple: (logits, solution), (logits, memory) or (logits,
+        solution, memory), where memory is for the text that follows.
 
     Raises:
         ValueError: for settings out of range, or a T beyond sequence_length.
 
     Example:
-        >>> model = LanguageModel(vocabulary_size=11, sequence_length=8, width=8, heads=2)
+        >>> model = LanguageModel(vocabulary_size=11, sequence_length=8, width=8, heads=2, span=4)
         >>> model(keras.ops.zeros([2, 5], "int32")).shape
         TensorShape([2, 5, 11])
+        >>> memory = model.initial_memory(batch_size=2)
+        >>> logits, memory = model(keras.ops.zeros([2, 5], "int32"), memory=memory)
     """
 
     def __init__(
@@ -56,42 +68,35 @@ class LanguageModel(keras.Model):
         feedforward: int | None = None,
         dropout: float = 0.0,
         recurrent_scale: float = 0.0,
+        span: int | None = None,
+        cell: keras.layers.Layer | None = None,
         solver: str | solvers.Solver = "anderson",
         adjoint: str | adjoints.Adjoint = "implicit",
         jacobian_penalty: float = 0.0,
         jacobian_penalty_fraction: float = 0.25,
         jacobian_penalty_power_steps: int = 0,
-        tied_output: bool = False,
         explicit_steps: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-        require_positive_integer("vocabulary_size", vocabulary_size)
-        require_positive_integer("sequence_length", sequence_length)
+        dtype = kwargs.get("dtype")
+        if cell is None:
+            cell = TransformerCell(
+                width,
+                heads,
+                sequence_length,
+                feedforward,
+                dropout,
+                recurrent_scale,
+                span=span,
+                dtype=dtype,
+                name="cell",
+            )
+        super().__init__(
+            vocabulary_size, sequence_length, width, getattr(cell, "width", width), **kwargs
+        )
         if explicit_steps < 0:
             raise ValueError(f"explicit_steps must be >= 0; received {explicit_steps}.")
-        self.vocabulary_size = vocabulary_size
-        self.sequence_length = sequence_length
-        self.tied_output = tied_output
         self.explicit_steps = explicit_steps
-        cell = TransformerCell(
-            width,
-            heads,
-            sequence_length,
-            feedforward,
-            dropout,
-            recurrent_scale,
-            dtype=self.dtype_policy,
-            name="cell",
-        )
-        self.embedding = keras.layers.Embedding(
-            vocabulary_size,
-            width,
-            keras.initializers.RandomNormal(stddev=1.0),
-            dtype=self.dtype_policy,
-            name="embedding",
-        )
         self.equilibrium = DEQLayer(
             cell,
             solver,
@@ -102,30 +107,31 @@ class LanguageModel(keras.Model):
             dtype=self.dtype_policy,
             name="equilibrium",
         )
-        if not tied_output:
-            initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
-            self.readout = keras.layers.Dense(
-                vocabulary_size,
-                use_bias=False,
-                kernel_initializer=initializer,
-                dtype=self.dtype_policy,
-                name="readout",
-            )
 
     @property
-    def cell(self) -> TransformerCell:
+    def cell(self) -> keras.layers.Layer:
         return self.equilibrium.cell
 
-    def build(self, tokens_shape):
-        self.embedding.build(tokens_shape)
-        state = (tokens_shape[0], tokens_shape[1], self.cell.width)
-        self.equilibrium.build(state)
-        if not self.tied_output:
-            self.readout.build(state)
+    @property
+    def remembers(self) -> bool:
+        """Whether `call` takes and returns a memory of the text before."""
+        return hasattr(self.cell, "initial_past") and getattr(self.cell, "span", 0) is not None
+
+    def build_states(self, shape):
+        """Builds the equilibrium for embeddings of a shape."""
+        self.equilibrium.build(shape)
+
+    def initial_memory(self, batch_size: int) -> Any:
+        """Returns the memory of texts that nothing stands before: a nest of zeros [B, …]."""
+        if not self.remembers:
+            return super().initial_memory(batch_size)
+        return self.cell.initial_past(ops.zeros((batch_size, 1, self.width), self.compute_dtype))
 
     def call(
         self,
         tokens,
+        targets=None,
+        memory=None,
         tolerance=None,
         max_steps=None,
         explicit_steps=None,
@@ -134,8 +140,11 @@ class LanguageModel(keras.Model):
         training=None,
     ):
         explicit_steps = self.explicit_steps if explicit_steps is None else explicit_steps
+        x = self.embed(tokens, training)
+        if memory is not None:
+            x = {"input": x, "past": keras.tree.map_structure(ops.stop_gradient, memory)}
         solution = self.equilibrium(
-            self.embed(tokens),
+            x,
             mask=mask,
             training=training,
             tolerance=tolerance,
@@ -143,64 +152,52 @@ class LanguageModel(keras.Model):
             return_solution=True,
             explicit_steps=explicit_steps or None,
         )
-        logits = self.logits(solution.z)
-        return (logits, solution) if return_solution else logits
+        results = [self._answer(solution.z, targets, training)]
+        if return_solution:
+            results.append(solution)
+        if memory is not None:
+            z = ops.stop_gradient(solution.z)
+            past = self.cell.remember(z, self.cell.inject(x))
+            results.append(keras.tree.map_structure(ops.stop_gradient, past))
+        return results[0] if len(results) == 1 else tuple(results)
 
-    def embed(self, tokens):
-        """Tokens [B, T] -> the cell's input [B, T, d]."""
-        length = tokens.shape[1]
-        if length is not None and length > self.sequence_length:
-            raise ValueError(
-                f"tokens must be at most {self.sequence_length} long, the model's sequence_length; "
-                f"received shape {tuple(tokens.shape)}. Cut the text into windows."
+    def compute_output_spec(
+        self, tokens, targets=None, memory=None, return_solution=False, **kwargs
+    ):
+        results = [self._answer_spec(tokens, targets)]
+        if return_solution:
+            state = keras.KerasTensor((*tokens.shape, self.state_width), dtype=self.compute_dtype)
+            counts = [
+                keras.KerasTensor(tokens.shape[:1], dtype=d) for d in ("float32", "int32", "int32")
+            ]
+            results.append(Solution(state, *counts))
+        if memory is not None:
+            like = keras.tree.map_structure(lambda leaf: (leaf.shape, leaf.dtype), memory)
+            results.append(
+                keras.tree.map_structure_up_to(
+                    memory, lambda spec: keras.KerasTensor(spec[0], dtype=spec[1]), like
+                )
             )
-        return self.embedding(tokens)
-
-    def logits(self, z):
-        """State [B, T, d] -> next-token logits [B, T, V] float32."""
-        h = ops.rms_normalization(z, epsilon=1e-5)
-        if self.tied_output:
-            # Unit-scale embeddings, so that the first logits are of unit scale too.
-            scale = self.cell.width**-0.5
-            logits = scale * ops.matmul(h, ops.transpose(self.embedding.embeddings))
-        else:
-            logits = self.readout(h)
-        return ops.cast(logits, "float32")
-
-    def compute_output_spec(self, tokens, return_solution=False, **kwargs):
-        logits = keras.KerasTensor((*tokens.shape, self.vocabulary_size), dtype="float32")
-        if not return_solution:
-            return logits
-        state = keras.KerasTensor((*tokens.shape, self.cell.width), dtype=self.compute_dtype)
-        counts = [
-            keras.KerasTensor(tokens.shape[:1], dtype=d) for d in ("float32", "int32", "int32")
-        ]
-        return logits, Solution(state, *counts)
+        return results[0] if len(results) == 1 else tuple(results)
 
     def get_config(self):
         layer = self.equilibrium
         return {
             **super().get_config(),
-            "vocabulary_size": self.vocabulary_size,
-            "sequence_length": self.sequence_length,
-            "width": self.cell.width,
-            "heads": self.cell.heads,
-            "feedforward": self.cell.feedforward,
-            "dropout": self.cell.dropout,
-            "recurrent_scale": self.cell.recurrent_scale,
+            # As the layer's: without a build_config, since build() builds the cell.
+            "cell": layer.get_config()["cell"],
             "solver": keras.saving.serialize_keras_object(layer.solver),
             "adjoint": keras.saving.serialize_keras_object(layer.adjoint),
             "jacobian_penalty": layer.jacobian_penalty,
             "jacobian_penalty_fraction": layer.jacobian_penalty_fraction,
             "jacobian_penalty_power_steps": layer.jacobian_penalty_power_steps,
-            "tied_output": self.tied_output,
             "explicit_steps": self.explicit_steps,
         }
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        for name in ("solver", "adjoint"):
+        for name in ("cell", "solver", "adjoint"):
             if isinstance(config[name], dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)

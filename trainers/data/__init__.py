@@ -1,4 +1,4 @@
-"""Data sets of the trainers: token streams by name, and windows of them.
+"""Data sets of the trainers: token streams by name, and windows or segments of them.
 
     data = load("python_stdlib")
     batches = training_windows(data.train, sequence_length=256, batch_size=32, seed=0)
@@ -12,10 +12,20 @@ import os
 from collections.abc import Sequence
 
 from trainers.data import ptb, python_stdlib, text, tiny_shakespeare, wikitext2
+from trainers.data.segments import evaluation_segments, training_segments
 from trainers.data.token_data import SPLITS, TokenData
 from trainers.data.windows import evaluation_windows, training_windows
 
-__all__ = ["DATASETS", "SPLITS", "TokenData", "evaluation_windows", "load", "training_windows"]
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "TokenData",
+    "evaluation_segments",
+    "evaluation_windows",
+    "load",
+    "training_segments",
+    "training_windows",
+]
 
 DATASETS = {
     "ptb": ptb.load,

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.cases import contracting_language_model
-from trainers.transformer import radius_of, token_loss
+from trainers.models import radius_of, token_loss
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,15 @@
+"""Explicit networks that an equilibrium is compared with: causal layers of a fixed depth."""
+
+from tfdeq.baselines.recurrent import Recurrent
+from tfdeq.baselines.segment_layer import SegmentLayer
+from tfdeq.baselines.temporal_convolution import TemporalConvolution
+from tfdeq.baselines.transformer_stack import TransformerStack
+from tfdeq.baselines.trellis_network import TrellisNetwork
+
+__all__ = [
+    "Recurrent",
+    "SegmentLayer",
+    "TemporalConvolution",
+    "TransformerStack",
+    "TrellisNetwork",
+]

@@ -1,0 +1,178 @@
+"""What the baselines share: texts that come in segments, and padding behind them."""
+
+import keras
+from keras import ops
+
+from tfdeq.cells.normalized_dense import normalized_dense
+from tfdeq.solvers.solver import require_positive_integer
+
+
+class SegmentLayer(keras.layers.Layer):
+    """(y, m') = layer(x, m): causal, and m, the memory, is all that y needs of what came before x.
+
+    A text in segments, each with the memory that the one before it returned, gives what it gives in
+    one piece. The base of the baselines, which say what they remember (`_memory_spec`) and what they
+    do with a segment (`_advance`).
+
+    Args:
+        width: d, features of the output.
+        layers: depth, counted as the subclass says.
+        dropout: rate, in [0, 1]; one mask a sample, the same at all positions of a call.
+
+    Call arguments:
+        x: [B, T, n]. memory: None, or what `initial_memory` or an earlier call returned; the same n.
+        mask: [B, T] bool or None, False at padding, which must follow the text; a segment that another
+        one continues must have none. Keras hands a mask on from layer to layer only where there is no
+        memory: with one, give the mask.
+
+    Returns:
+        [B, T, d], zero where the mask is False; with a memory, also that of the next segment, which
+        passes no gradient on.
+
+    Raises:
+        ValueError: for sizes below 1; at build for an input that is not [B, T, n]; in the call for
+            another layer's memory.
+
+    Source: segments without gradients between them: Dai et al., Transformer-XL, arXiv:1901.02860,
+        section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287.
+
+    Example:
+        >>> from tfdeq.baselines import Recurrent
+        >>> layer = Recurrent(width=8)
+        >>> memory = layer.initial_memory(2)
+        >>> for segment in keras.ops.split(keras.ops.ones([2, 6, 3]), 2, axis=1):
+        ...     y, memory = layer(segment, memory)
+        >>> y.shape
+        TensorShape([2, 3, 8])
+    """
+
+    def __init__(self, width: int, layers: int, dropout: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.width = width
+        # Not self.layers: Keras takes that for a list of layers.
+        self.depth = layers
+        require_positive_integer("width", width)
+        require_positive_integer("layers", layers)
+        self.dropout = float(dropout)
+        self.features = None  # n, once built
+
+    def initial_memory(self, batch_size):
+        """Returns the memory of a text that nothing stands before: zeros.
+
+        Args:
+            batch_size: B, an integer or a scalar tensor.
+
+        Returns:
+            A nest of tensors [B, …].
+
+        Raises:
+            ValueError: if inputs are remembered and the layer is not built, so that n is not known.
+        """
+        return keras.tree.map_structure(
+            lambda place: ops.zeros((batch_size, *place.shape[1:]), place.dtype),
+            self._memory_spec(),
+        )
+
+    def build(self, x_shape):
+        if len(x_shape) != 3 or x_shape[-1] is None:
+            raise ValueError(
+                "x must be [batch, positions, features], with a known number of features; received "
+                f"shape {tuple(x_shape)}."
+            )
+        self.features = x_shape[-1]
+
+    def call(self, x, memory=None, training=None, mask=None):
+        if mask is not None:
+            # Padding may be anything, and zero times not-a-number would reach the gradients.
+            x = ops.where(mask[:, :, None], x, 0)
+        before = None if memory is None else self._checked(memory)
+        output, after = self._advance(x, before, training)
+        if mask is not None:
+            output = ops.where(mask[:, :, None], output, 0)
+        if memory is None:
+            return output
+        return output, keras.tree.map_structure(ops.stop_gradient, after)
+
+    def _memory_spec(self):
+        """The memory as a nest of KerasTensors, whose batch is None."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it remembers.")
+
+    def _advance(self, x, memory, training):
+        """The output [B, T, d] and the next memory, which may be anything if memory is None."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it does with a segment.")
+
+    def _known_features(self) -> int:
+        if self.features is None:
+            raise ValueError(
+                f"The memory of {self.name} holds inputs, whose size is not known yet: build it first, "
+                "by a call or by build((None, None, n))."
+            )
+        return self.features
+
+    def _place(self, *shape, dtype=None):
+        """One tensor of a memory."""
+        return keras.KerasTensor((None, *shape), dtype=dtype or self.compute_dtype)
+
+    def _checked(self, memory):
+        """The memory, in the structure and dtypes of its spec."""
+        spec = self._memory_spec()
+        leaves, places = keras.tree.flatten(memory), keras.tree.flatten(spec)
+        received = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
+        expected = [tuple(place.shape) for place in places]
+        if [shape[1:] for shape in received] != [shape[1:] for shape in expected]:
+            raise ValueError(
+                f"memory must be what initial_memory or an earlier call of {self.name} returned, "
+                f"tensors of shapes {expected}; received {received}."
+            )
+        cast = [ops.cast(leaf, place.dtype) for leaf, place in zip(leaves, places, strict=True)]
+        return keras.tree.pack_sequence_as(spec, cast)
+
+    def _linear(self, units: int, name: str, **settings) -> keras.layers.Layer:
+        return linear(units, dtype=self.dtype_policy, name=name, **settings)
+
+    def _locked_dropout(self, name: str) -> keras.layers.Layer:
+        return keras.layers.SpatialDropout1D(self.dropout, dtype=self.dtype_policy, name=name)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "layers": self.depth,
+            "dropout": self.dropout,
+        }
+
+
+def linear(units: int, normalization: str | None = None, use_bias: bool = False, **settings):
+    """Returns a linear map whose weights start as N(0, 1 / fan_in), a bias as zero.
+
+    Args:
+        units, normalization, use_bias, settings: see `tfdeq.cells.normalized_dense`.
+
+    Example:
+        >>> linear(4)(keras.ops.ones([2, 3])).shape
+        TensorShape([2, 4])
+    """
+    initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
+    return normalized_dense(
+        units, normalization, use_bias=use_bias, kernel_initializer=initializer, **settings
+    )
+
+
+def causal_windows(joined, kernel_size: int, dilation: int = 1):
+    """Returns what a causal convolution sees at each position, so that a matrix product does the rest.
+
+    Args:
+        joined: [B, (k − 1) D + T, n]: the T positions, after those that the first of them sees.
+        kernel_size: k, the positions that are seen. dilation: D, the distance between them. Default 1.
+
+    Returns:
+        [B, T, k n], the oldest first, the own one last.
+
+    Example:
+        >>> causal_windows(keras.ops.ones([2, 4 + 5, 3]), kernel_size=3, dilation=2).shape
+        TensorShape([2, 5, 9])
+    """
+    last = (kernel_size - 1) * dilation
+    starts = range(0, last + 1, dilation)
+    return ops.concatenate([joined[:, start : start - last or None] for start in starts], axis=-1)

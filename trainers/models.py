@@ -1,0 +1,233 @@
+"""The models that several trainers train: their flags, losses and spectral radius."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import flags
+
+from tfdeq import Implicit, adjoints, solvers, spectral_radius
+from tfdeq.baselines import Recurrent, TemporalConvolution, TransformerStack, TrellisNetwork
+from tfdeq.cells import TransformerCell, TrellisCell
+from tfdeq.models import ExplicitLanguageModel, LanguageModel
+from tfdeq.models.token_model import TokenModel
+from trainers.flags import bound
+
+CELLS = ("transformer", "trellis")
+# Explicit networks of --depth layers, none of which shares its weights but trellisnet's.
+BASELINES = ("transformer", "lstm", "gru", "tcn", "trellisnet")
+MODELS = ("deq", *BASELINES)
+
+
+def define_model_flags(**defaults: Any) -> list[str]:
+    """Defines the model's flags and returns their names; defaults override those below."""
+    definitions = [
+        (flags.DEFINE_enum, "model", "deq", "deq: an equilibrium, or --depth applications, of --cell. Or an explicit network of --depth layers: an untied transformer, lstm, gru, tcn (weight-normalised dilated convolutions), or trellisnet (weight-tied).", MODELS),
+        (flags.DEFINE_enum, "cell", "transformer", "Cell of --model=deq.", CELLS),
+        (flags.DEFINE_integer, "width", 128, "Size of the state per token."),
+        (flags.DEFINE_integer, "embedding_width", 0, "Size of the embedding; 0: --width, which a transformer needs."),
+        (flags.DEFINE_integer, "heads", 4, "Attention heads; they divide --width."),
+        (flags.DEFINE_integer, "feedforward", 512, "Hidden size of the MLP."),
+        (flags.DEFINE_integer, "attention_span", 0, "Positions that attention sees, the own one the last; 0: all of a window, without a memory of windows before."),
+        (flags.DEFINE_float, "distance_slope", 1.0, "How much attention prefers what is near, at the start; 0: not at all."),
+        (flags.DEFINE_enum, "norm", "pre", "Where a transformer cell has its norms.", ["pre", "post"]),
+        (flags.DEFINE_integer, "kernel_size", 2, "Positions that a convolution sees: trellis, trellisnet, tcn."),
+        (flags.DEFINE_float, "dropout", 0.0, "Dropout rate in the cell, in [0, 1)."),
+        (flags.DEFINE_bool, "locked_dropout", False, "Whether a transformer cell's dropout masks are the same at all positions; those of all other layers always are."),
+        (flags.DEFINE_float, "weight_dropout", 0.0, "Dropout rate on the weights that the state enters by, in [0, 1): trellis, trellisnet."),
+        (flags.DEFINE_float, "input_dropout", 0.0, "Dropout rate on the embeddings, in [0, 1)."),
+        (flags.DEFINE_float, "output_dropout", 0.0, "Dropout rate on what the readout reads, in [0, 1)."),
+        (flags.DEFINE_enum, "normalization", "none", "Reparameterisation of the cell's weights.", ["none", "weight", "spectral"]),
+        (flags.DEFINE_float, "recurrent_scale", 0.0, "Scale, at the start, of the weights that the state enters by; 0 starts from an equilibrium that is one application."),
+        (flags.DEFINE_bool, "tied_output", False, "Whether the output matrix is the embedding's."),
+        (flags.DEFINE_list, "cutoffs", [], "For words: where a new, narrower cluster of the vocabulary begins, the most frequent first, for example 2000,10000; none: one matrix."),
+        (flags.DEFINE_integer, "cutoff_factor", 4, "How much narrower each cluster is than the one before."),
+        (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that --adjoint=unrolled or phantom_gradient differentiates."),
+        (flags.DEFINE_float, "adjoint_damping", 1.0, "Damping of --adjoint=phantom_gradient's, in (0, 1]."),
+    ]  # fmt: skip
+    for define, name, default, text, *choices in definitions:
+        value = defaults.get(name, default)
+        shown = "" if value == [] else f" Default: {value}."
+        define(name, value, *choices, f"{text}{shown}")
+    for name in ("width", "heads", "feedforward", "kernel_size", "cutoff_factor", "adjoint_steps"):
+        bound(name, lambda value: value >= 1, "must be at least 1")
+    for name in ("dropout", "weight_dropout", "input_dropout", "output_dropout"):
+        bound(name, lambda value: 0 <= value < 1, "must be in [0, 1)")
+    for name in ("recurrent_scale", "embedding_width", "attention_span"):
+        bound(name, lambda value: value >= 0, "must be at least 0")
+    bound("adjoint_damping", lambda value: 0 < value <= 1, "must be in (0, 1]")
+    bound("cutoffs", lambda value: all(one.isdigit() for one in value), "must be whole numbers")
+    flags.register_multi_flags_validator(
+        ["model", "depth"],
+        lambda values: values["model"] == "deq" or values["depth"] >= 1,
+        "Explicit networks want --depth, how many layers they have.",
+    )
+    return [definition[1] for definition in definitions]
+
+
+def make_model(
+    config: Mapping[str, Any], vocabulary_size: int, sequence_length: int | None = None
+) -> TokenModel:
+    """Returns the untrained model of a configuration.
+
+    Args:
+        sequence_length: the longest text. Default: the configuration's.
+    """
+    length = sequence_length or config["sequence_length"]
+    make = _equilibrium if config["model"] == "deq" else _explicit
+    model = make(
+        config,
+        length,
+        vocabulary_size=vocabulary_size,
+        sequence_length=length,
+        width=config["embedding_width"] or config["width"],
+        tied_output=config["tied_output"],
+        cutoffs=[int(cutoff) for cutoff in config["cutoffs"]],
+        cutoff_factor=config["cutoff_factor"],
+        input_dropout=config["input_dropout"],
+        output_dropout=config["output_dropout"],
+        dtype=config["precision"],
+    )
+    model.build((None, length))
+    return model
+
+
+def _equilibrium(config: Mapping[str, Any], length: int, **settings: Any) -> LanguageModel:
+    """`LanguageModel` around the cell of a configuration."""
+    common = {
+        "dropout": config["dropout"],
+        "recurrent_scale": config["recurrent_scale"],
+        "normalization": None if config["normalization"] == "none" else config["normalization"],
+        "dtype": config["precision"],
+        "name": "cell",
+    }
+    if config["cell"] == "trellis":
+        cell = TrellisCell(
+            config["width"],
+            config["kernel_size"],
+            weight_dropout=config["weight_dropout"],
+            **common,
+        )
+    else:
+        cell = TransformerCell(
+            config["width"],
+            config["heads"],
+            length,
+            config["feedforward"],
+            span=config["attention_span"] or None,
+            norm=config["norm"],
+            distance_slope=config["distance_slope"],
+            locked_dropout=config["locked_dropout"],
+            **common,
+        )
+    return LanguageModel(
+        cell=cell,
+        solver=solvers.get(
+            config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
+        ),
+        adjoint=_adjoint(config),
+        jacobian_penalty=config["jacobian_penalty"],
+        jacobian_penalty_fraction=config["jacobian_penalty_fraction"],
+        jacobian_penalty_power_steps=config["jacobian_penalty_power_steps"],
+        explicit_steps=config["depth"],
+        **settings,
+    )
+
+
+def _adjoint(config: Mapping[str, Any]) -> str | adjoints.Adjoint:
+    rule = config["adjoint"]
+    if rule == "implicit":
+        backward = solvers.get(
+            config["backward_solver"],
+            max_steps=config["backward_max_steps"],
+            tolerance=config["tolerance"],
+        )
+        return Implicit(backward)
+    if rule == "unrolled":
+        return adjoints.Unrolled(config["adjoint_steps"])
+    if rule == "phantom_gradient":
+        return adjoints.PhantomGradient(config["adjoint_steps"], config["adjoint_damping"])
+    return rule
+
+
+def _explicit(config: Mapping[str, Any], length: int, **settings: Any) -> ExplicitLanguageModel:
+    """`ExplicitLanguageModel` around the network of a configuration."""
+    kind, depth = config["model"], config["depth"]
+    common = {"dropout": config["dropout"], "dtype": config["precision"], "name": "network"}
+    if kind == "transformer":
+        network = TransformerStack(
+            config["width"],
+            config["heads"],
+            length,
+            depth,
+            config["feedforward"],
+            span=config["attention_span"] or None,
+            **common,
+        )
+    elif kind == "tcn":
+        network = TemporalConvolution(config["width"], depth, config["kernel_size"], **common)
+    elif kind == "trellisnet":
+        network = TrellisNetwork(
+            config["width"],
+            depth,
+            config["kernel_size"],
+            weight_dropout=config["weight_dropout"],
+            **common,
+        )
+    else:
+        network = Recurrent(config["width"], depth, kind, **common)
+    return ExplicitLanguageModel(network=network, **settings)
+
+
+def token_loss(
+    model: TokenModel,
+    batch: Any,
+    explicit_steps: int,
+    max_steps: tf.Tensor,
+    training: bool,
+    memory: Any = None,
+) -> Any:
+    """Mean negative log-likelihood of the targets of a batch, in nats.
+
+    Args:
+        batch: (tokens, targets) [B, T]; with a memory (tokens, targets, continues), where continues
+            [B] bool says whose text goes on from the batch before.
+        memory: of the batch before, or None.
+
+    Returns:
+        [] loss; with a memory (loss, memory).
+    """
+    tokens, targets, *continues = batch
+    settings = {}
+    if isinstance(model, LanguageModel):
+        settings = {"max_steps": max_steps, "explicit_steps": explicit_steps}
+    if memory is None:
+        nats = model(tokens, targets=targets, training=training, **settings)
+        return tf.reduce_mean(nats)
+    memory = continued(memory, *continues)
+    nats, memory = model(tokens, targets=targets, memory=memory, training=training, **settings)
+    return tf.reduce_mean(nats), memory
+
+
+def continued(memory: Any, continues: tf.Tensor) -> Any:
+    """Returns a memory [B, …] with nothing, that is zeros, in the rows whose text begins."""
+
+    def kept(leaf):
+        rows = tf.reshape(continues, [-1] + [1] * (len(leaf.shape) - 1))
+        return tf.where(rows, leaf, tf.zeros_like(leaf))
+
+    return keras.tree.map_structure(kept, memory)
+
+
+def radius_of(model: LanguageModel, examples: int = 4) -> Callable[[Any], tf.Tensor]:
+    """Returns (batch) -> [examples] spectral radius of the cell's Jacobian at their equilibria."""
+
+    def radius(batch: Any) -> tf.Tensor:
+        x = model.embed(batch[0][:examples])
+        z = model.equilibrium(x, training=False)
+        injected = model.cell.inject(x)
+        # From the same noise each time: a look draws no random number.
+        return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
+
+    return radius

@@ -1,0 +1,79 @@
+"""What a batch of segments hands on to the next one, over all replicas."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+class SegmentMemory:
+    """Keeps the memory of every row of a batch between training steps.
+
+    Each replica has the memory of all rows and uses that of its own: so a checkpoint holds it once,
+    whatever the devices are.
+
+    Args:
+        initial: (rows) -> a nest of tensors [rows, …], of texts that nothing stands before; None:
+            there is no memory.
+        batch_size: rows of a batch, over all replicas.
+        strategy: whose scope this is called in.
+    """
+
+    def __init__(
+        self,
+        initial: Callable[[int], Any] | None,
+        batch_size: int,
+        strategy: tf.distribute.Strategy,
+    ):
+        self._replicas = strategy.num_replicas_in_sync
+        self._rows = batch_size // self._replicas
+        self._kept = tf.nest.map_structure(
+            lambda leaf: tf.Variable(leaf, trainable=False, name="memory"),
+            () if initial is None else initial(batch_size),
+        )
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """What a checkpoint keeps."""
+        return tf.nest.flatten(self._kept)
+
+    def rows(self) -> Any:
+        """On a replica: the memory of its rows."""
+
+        def own(variable):
+            if self._replicas == 1:
+                return tf.convert_to_tensor(variable)
+            first = _replica().replica_id_in_sync_group * self._rows
+            rows = variable[first : first + self._rows]
+            return tf.ensure_shape(rows, [self._rows, *variable.shape[1:]])
+
+        return tf.nest.map_structure(own, self._kept)
+
+    def gathered(self, memory: Any) -> Any:
+        """On a replica: its rows' memory and that of the other replicas' rows."""
+        leaves = tf.nest.flatten(memory)
+        if self._replicas == 1 or not leaves:
+            return memory
+
+        def placed(own):
+            # Zeros for the others' rows, so that a sum is the whole.
+            place = [[_replica().replica_id_in_sync_group]]
+            every = tf.zeros([self._replicas, *own.shape], own.dtype)
+            every = tf.tensor_scatter_nd_update(every, place, own[None])
+            return tf.reshape(every, [-1, *own.shape[1:]])
+
+        whole = _replica().all_reduce(tf.distribute.ReduceOp.SUM, [placed(leaf) for leaf in leaves])
+        return tf.nest.pack_sequence_as(memory, whole)
+
+    def keep(self, memory: Any, where: tf.Tensor, local: Callable[[Any], tf.Tensor]) -> None:
+        """Over all replicas: keeps a gathered memory if `where` [] holds.
+
+        Args:
+            local: one replica's part of a value that is the same on all.
+        """
+        for variable, new in zip(self.variables, tf.nest.flatten(memory), strict=True):
+            variable.assign(tf.where(where, local(new), variable))
+
+
+def _replica() -> tf.distribute.ReplicaContext:
+    return tf.distribute.get_replica_context()
