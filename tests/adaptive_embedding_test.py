@@ -96,8 +96,8 @@ def test_trains_saves_and_loads(tmp_path):
     assert model.output_shape == (None, 3, 16)
     model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=True)
     tokens = np.arange(36).reshape(12, 3)
-    losses = model.fit(tokens, np.ones([12, 3, 16]), epochs=20, verbose=0).history["loss"]
-    assert losses[-1] < 0.3 * losses[0]
+    losses = model.fit(tokens, np.ones([12, 3, 16]), epochs=60, verbose=0).history["loss"]
+    assert losses[-1] < 0.1 * losses[0]
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded(tokens), model(tokens), rtol=1e-6)

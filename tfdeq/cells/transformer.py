@@ -121,16 +121,18 @@ class TransformerCell(keras.layers.Layer):
 
         Args:
             x: [B, T, d]; or, to solve what follows earlier positions, a dict of input and past. For a
-                segment: input [B, T, d], and past as `initial_past` or `remember` returned it. For
-                one further position of each example, with a state [B, d]: input [B, d]; position
-                [B] int32, where it stands; past: a dict of key and value [B, heads, P, d / heads],
-                where place p of an example holds what `remember` returned of its position p. Places
-                from an example's position on are not looked at.
+                segment: input [B, T, d], and past as `initial_past` or `remember` returned it; where
+                padding follows the examples, also lengths [B] int32, 0 … T, how many positions each
+                has, for `remember` (the mask is given apart). For one further position of each
+                example, with a state [B, d]: input [B, d]; position [B] int32, where it stands; past:
+                a dict of key and value [B, heads, P, d / heads], where place p of an example holds
+                what `remember` returned of its position p. Places from an example's position on are
+                not looked at.
 
         Returns:
             skip: the input. query_key_value: x U [B, T, 3d]. bias: [1, heads, T, T], added to the
             attention's logits: the learned bias of the distance, and what is not seen. Of a segment:
-            past too, and bias [B, heads, T, P + T]. Of one further position, all without T:
+            past and lengths too, and bias [B, heads, T, P + T]. Of one further position, all without T:
             query_key_value [B, 3d], past, and bias [1, heads, 1] of the position itself and past_bias
             [B, heads, P].
         """
@@ -149,7 +151,7 @@ class TransformerCell(keras.layers.Layer):
             "bias": self.distance_bias.causal(ops.shape(x)[1]),
         }
 
-    def _inject_segment(self, input, past):
+    def _inject_segment(self, input, past, lengths=None):
         """What `inject` returns for a segment [B, T, d] that has a past."""
         places = past["key"].shape[2]
         bias = self.distance_bias.causal(ops.shape(input)[1], before=places)
@@ -161,17 +163,18 @@ class TransformerCell(keras.layers.Layer):
             "query_key_value": self.injection(input),
             "bias": hidden_where(empty, bias),
             "past": past,
+            **({} if lengths is None else {"lengths": lengths}),
         }
 
     def _inject_next(self, input, position, past):
         """What `inject` returns for one position a sample, [B, d], that has a past."""
         distance = position[:, None] - ops.arange(past["key"].shape[2])[None, :]
         past_bias = self.distance_bias(distance, lowest=1)  # [B, P, heads]
-        own = ops.reshape(self.distance_bias([0]), (1, self.heads, 1))
+        own = self.distance_bias(ops.zeros((1,), "int32"))
         return {
             "skip": input,
             "query_key_value": self.injection(input),
-            "bias": own,
+            "bias": ops.reshape(own, (1, self.heads, 1)),
             "past": past,
             "past_bias": ops.transpose(past_bias, (0, 2, 1)),
         }
@@ -211,7 +214,8 @@ class TransformerCell(keras.layers.Layer):
 
         Returns:
             A dict of key and value: [B, heads, T, d / heads], or without T. Of a segment with a past:
-            the next segment's past.
+            the next segment's past, for each example that after its own last position where the
+            segment has lengths.
         """
         _, key, value = self._project(z, x)
         if "past_bias" in x:
@@ -222,11 +226,17 @@ class TransformerCell(keras.layers.Layer):
         }
         if "past" not in x:
             return own
-        past, kept = x["past"], self.span - 1
-        taken = ops.minimum(past["length"] + ops.shape(z)[1], kept)
+        past, kept, lengths = x["past"], self.span - 1, x.get("lengths")
+        new = ops.shape(z)[1] if lengths is None else ops.cast(lengths, "int32")
         joined = {name: ops.concatenate([past[name], own[name]], axis=2) for name in own}
-        first = ops.shape(joined["key"])[2] - kept
-        return {**{name: joined[name][:, :, first:] for name in own}, "length": taken}
+        if lengths is None:
+            first = ops.shape(joined["key"])[2] - kept
+            last = {name: joined[name][:, :, first:] for name in own}
+        else:
+            places = (new + past["key"].shape[2] - kept)[:, None] + ops.arange(kept)
+            places = places[:, None, :, None]
+            last = {name: ops.take_along_axis(joined[name], places, axis=2) for name in own}
+        return {**last, "length": ops.minimum(past["length"] + new, kept)}
 
     def call(self, z, x, mask=None):
         query, key, value = self._project(z, x)

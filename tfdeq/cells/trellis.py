@@ -110,16 +110,19 @@ class TrellisCell(keras.layers.Layer):
 
         Args:
             x: [B, T, n]; or, to go on after an earlier segment, a dict: input [B, T, n]; past: what
-                `remember` returned of that segment. Gradients reach the past too: for truncated
-                backpropagation pass it through `keras.ops.stop_gradient`.
+                `remember` returned of that segment; where padding follows the examples, also lengths
+                [B] int32, 0 … T, how many positions each has, for `remember` (the mask is given
+                apart). Gradients reach the past too: for truncated backpropagation pass it through
+                `keras.ops.stop_gradient`.
 
         Returns:
             A dict. gates: x U + b [B, T, 4d]. Of the positions before the first: h [B, k − 1, d] and
-            c [B, d]; and input [B, k − 1, n], the segment's last ones, for `remember`.
+            c [B, d]; and for `remember` input [B, k − 1, n], the segment's last ones, and lengths, if
+            given.
         """
-        past = None
+        past = lengths = None
         if isinstance(x, dict):
-            x, past = self._checked_segment(x)
+            x, past, lengths = self._checked_segment(x)
         if len(x.shape) != 3:
             raise ValueError(
                 f"x must be [batch, positions, features]; received shape {tuple(x.shape)}."
@@ -133,7 +136,8 @@ class TrellisCell(keras.layers.Layer):
             "gates": self.injection(self._windows(joined)),
             "h": past["h"],
             "c": past["c"],
-            "input": joined[:, ops.shape(x)[1] :],
+            "input": _last(joined, self.kernel_size - 1, lengths),
+            **({} if lengths is None else {"lengths": lengths}),
         }
 
     def initial_state(self, x):
@@ -145,17 +149,19 @@ class TrellisCell(keras.layers.Layer):
         """Returns what the next segment needs of a solved one, without dropout.
 
         Args:
-            z: [B, T, d], solved, without padding. x: what `inject` returned for its input.
+            z: [B, T, d], solved, without padding, unless its segment has lengths. x: what `inject`
+                returned for its input.
 
         Returns:
-            A dict, of the last positions: h [B, k − 1, d]; c [B, d]; input [B, k − 1, n].
+            A dict, of each example's last positions: h [B, k − 1, d]; c [B, d]; input [B, k − 1, n].
         """
-        z = ops.cast(z, self.compute_dtype)
+        z, lengths = ops.cast(z, self.compute_dtype), x.get("lengths")
         _, c = self._gated(z, x, training=False)
-        joined = ops.concatenate([x["h"], z], axis=1)
+        c = ops.concatenate([x["c"][:, None], ops.cast(c, self.compute_dtype)], axis=1)
+        h = ops.concatenate([x["h"], z], axis=1)
         return {
-            "c": ops.cast(c[:, -1], self.compute_dtype),
-            "h": joined[:, ops.shape(z)[1] :],
+            "c": _last(c, 1, lengths)[:, 0],
+            "h": _last(h, self.kernel_size - 1, lengths),
             "input": x["input"],
         }
 
@@ -200,14 +206,14 @@ class TrellisCell(keras.layers.Layer):
         }
 
     def _checked_segment(self, x):
-        """The input and the past of a dict that has both."""
-        if sorted(x) != ["input", "past"] or sorted(x["past"]) != sorted(_HISTORY):
+        """The input, the past and the lengths, or None, of a dict that has them."""
+        if {*x} - {"lengths"} != {"input", "past"} or sorted(x["past"]) != sorted(_HISTORY):
             names = {key: sorted(w) if isinstance(w, dict) else "tensor" for key, w in x.items()}
             raise ValueError(
-                "x must be a tensor, or a dict of input and past, where past is what remember(z, x) "
-                f"returned: a dict of c, h and input; received {names}."
+                "x must be a tensor, or a dict of input and past (and lengths, or not), where past is "
+                f"what remember(z, x) returned: a dict of c, h and input; received {names}."
             )
-        return x["input"], x["past"]
+        return x["input"], x["past"], x.get("lengths")
 
     def _linear(self, name: str, scale: float, use_bias: bool) -> keras.layers.Layer:
         initializer = "zeros"
@@ -263,6 +269,18 @@ def _later(values, steps, fill):
         [ops.full_like(values[:, :steps], fill), values[:, :-steps]],
         axis=1,
     )
+
+
+def _last(joined, count, lengths=None):
+    """The last positions [B, count, n] of segments [B, T, n], each of its own length, or of T.
+
+    Args:
+        joined: [B, count + T, n]: the segment after the `count` positions before it.
+    """
+    if lengths is None:
+        return joined[:, ops.shape(joined)[1] - count :]
+    places = ops.cast(lengths, "int32")[:, None] + ops.arange(count)
+    return ops.take_along_axis(joined, places[:, :, None], axis=1)
 
 
 def _zeros(like, tiles):

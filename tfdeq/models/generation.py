@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfdeq.cells.transformer import TransformerCell
 from tfdeq.models.language_model import LanguageModel
 from tfdeq.models.sampling import sample
 from tfdeq.solve_scope import SolveScope, own_unless_positive
@@ -39,7 +40,7 @@ class _Settings(NamedTuple):
 
 class _State(NamedTuple):
     n: tf.Tensor  # [] int32, tokens drawn so far, by those who go on
-    past: Any  # key, value: [B, heads, sequence_length, d / heads]
+    past: Any  # key, value: [B, heads, sequence_length, d / heads]; or what the cell remembers
     z: tf.Tensor  # [B, d] equilibrium of the last solved position
     token: tf.Tensor  # [B] int32, drawn last, not solved yet
     position: tf.Tensor  # [B] int32, where it stands
@@ -68,13 +69,13 @@ def generate(
 ) -> Generation:
     """Continues prompts.
 
-    The prompt is solved once. Attention is causal, so solved positions stay what they are: what later
-    ones see of them (`TransformerCell.remember`) is kept, and each new token costs the solve of its
-    own position alone. Works in eager mode, in tf.function and under XLA. Nothing here carries a
-    gradient that training could use.
+    The prompt is solved once. The cell is causal, so solved positions stay what they are: what later
+    ones see of them is kept (`TransformerCell.remember`; of another cell what it hands on between
+    segments), and each new token costs the solve of its own position alone. Works in eager mode, in
+    tf.function and under XLA. Nothing here carries a gradient that training could use.
 
     Args:
-        model: built, with an equilibrium (explicit_steps 0).
+        model: built, one that `can_generate`.
         tokens: [B, T] integers, T >= 1: the prompts, each at least one token. What is longer than
             the model's sequence_length is cut.
         lengths: [B] integers, 1 … T: tokens of each prompt; what stands behind is ignored. None: T.
@@ -93,7 +94,7 @@ def generate(
 
     Raises:
         ValueError: for a model of explicit applications: its positions depend on others' states
-            before the last application, which are not kept.
+            before the last application, which are not kept. For a cell that has no past to go on from.
 
     Example:
         >>> model = LanguageModel(vocabulary_size=11, sequence_length=8, width=8, heads=2)
@@ -101,11 +102,8 @@ def generate(
         >>> generate(model, [[1, 2, 3]], max_new_tokens=2).lengths.numpy().tolist()
         [2]
     """
-    if model.explicit_steps:
-        raise ValueError(
-            "generate keeps the equilibria of past positions; this model makes "
-            f"explicit_steps={model.explicit_steps} applications instead of solving for one."
-        )
+    if not can_generate(model):
+        raise ValueError(_refusal(model))
     tokens = tf.cast(tokens, tf.int32)[:, : model.sequence_length]
     batch = tf.shape(tokens)[:1]
 
@@ -146,6 +144,33 @@ def generate(
     )
 
 
+def can_generate(model: Any) -> bool:
+    """Whether `generate` works for a model: an equilibrium of a cell that goes on from a past."""
+    if not isinstance(model, LanguageModel) or model.explicit_steps:
+        return False
+    return _has_places(model) or model.remembers
+
+
+def _refusal(model: Any) -> str:
+    """Why `generate` does not work for a model."""
+    if not isinstance(model, LanguageModel):
+        return f"model must be a tfdeq.models.LanguageModel; received {type(model).__name__}."
+    if model.explicit_steps:
+        return (
+            "generate keeps the equilibria of past positions; this model makes "
+            f"explicit_steps={model.explicit_steps} applications instead of solving for one."
+        )
+    return (
+        f"generate goes on from what the cell remembers; {type(model.cell).__name__} has no "
+        "initial_past and remember. Use a TransformerCell or a TrellisCell."
+    )
+
+
+def _has_places(model: LanguageModel) -> bool:
+    """Whether the past has a place for each position, and not what the last segment handed on."""
+    return isinstance(model.cell, TransformerCell)
+
+
 def _draws(seed: tf.Tensor, count: int) -> tf.Tensor:
     """Uniform numbers in [0, 1) for each sample by its own seed, [B, count]."""
     return tf.map_fn(
@@ -165,16 +190,19 @@ def _after_prompt(
 ) -> _State:
     """Solves the prompts and draws the first tokens."""
     valid = tf.sequence_mask(lengths, tf.shape(tokens)[1])
-    x = model.embed(tf.where(valid, tokens, 0))
+    x = model.embed(tf.where(valid, tokens, 0), training=False)
+    if not _has_places(model):
+        x = {"input": x, "past": model.cell.initial_past(x), "lengths": lengths}
     # By a scope: a layer's call would round the tolerance to the dtype that it computes in.
     with SolveScope(settings.tolerance, settings.max_steps, compaction=compaction):
         solution = model.equilibrium(x, mask=valid, return_solution=True, training=False)
-    kept = model.cell.remember(solution.z, model.cell.inject(x))
+    past = model.cell.remember(solution.z, model.cell.inject(x))
     longest = model.sequence_length
-    free = longest - tf.shape(tokens)[1]
-    past = {name: tf.pad(w, [[0, 0], [0, 0], [0, free], [0, 0]]) for name, w in kept.items()}
-    for w in past.values():
-        w.set_shape([tokens.shape[0], model.cell.heads, longest, w.shape[3]])
+    if _has_places(model):
+        free = longest - tf.shape(tokens)[1]
+        past = {name: tf.pad(w, [[0, 0], [0, 0], [0, free], [0, 0]]) for name, w in past.items()}
+        for w in past.values():
+            w.set_shape([tokens.shape[0], model.cell.heads, longest, w.shape[3]])
     last = tf.clip_by_value(lengths, 1, tf.shape(tokens)[1]) - 1
     last = tf.gather(solution.z, last, batch_dims=1)
     has_room = (lengths >= 1) & (lengths < longest)
@@ -200,11 +228,11 @@ def _after_prompt(
 def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _State:
     """Solves the position of the token drawn last, for those who go on, and draws the next."""
     going = state.finish < 0
-    x = {
-        "input": model.embedding(state.token),
-        "position": state.position,
-        "past": state.past,
-    }
+    x, z0 = model.embedding(state.token), state.z
+    if _has_places(model):
+        x = {"input": x, "position": state.position, "past": state.past}
+    else:  # a segment of one position
+        x, z0 = {"input": x[:, None], "past": state.past}, z0[:, None]
     # Without compaction: a position is less work than moving its past.
     with SolveScope(
         tf.where(going, settings.tolerance, tf.float32.max),
@@ -213,17 +241,15 @@ def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _S
     ):
         solution = model.equilibrium(
             x,
-            z0=state.z,  # the neighbour's equilibrium: nearer than zero, most of the time
+            z0=z0,  # the neighbour's equilibrium: nearer than zero, most of the time
             return_solution=True,
             training=False,
         )
-    kept = model.cell.remember(solution.z, model.cell.inject(x))
-    place = tf.minimum(state.position, model.sequence_length - 1)
     return _drawn(
         model,
         state._replace(
-            past={name: _with_row(state.past[name], place, kept[name]) for name in kept},
-            z=solution.z,
+            past=_grown(model, state, model.cell.remember(solution.z, model.cell.inject(x))),
+            z=solution.z if _has_places(model) else solution.z[:, 0],
             position=state.position + tf.cast(going, tf.int32),
             residual=tf.where(going, tf.maximum(state.residual, solution.residual), state.residual),
             steps=state.steps + tf.where(going, solution.steps, 0),
@@ -231,6 +257,16 @@ def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _S
         ),
         settings,
     )
+
+
+def _grown(model: LanguageModel, state: _State, kept: Any) -> Any:
+    """The past with what is kept of the position that was solved last."""
+    if not _has_places(model):
+        return tf.nest.map_structure(
+            lambda new, old: tf.ensure_shape(new, old.shape), kept, state.past
+        )
+    place = tf.minimum(state.position, model.sequence_length - 1)
+    return {name: _with_row(state.past[name], place, kept[name]) for name in kept}
 
 
 def _with_row(past: tf.Tensor, place: tf.Tensor, row: tf.Tensor) -> tf.Tensor:

@@ -22,8 +22,8 @@ class TokenModel(keras.Model):
         sequence_length: the longest T, for models that do not remember.
         width: d, of the embedding.
         state_width: of what the readout reads. Default: width.
-        tied_output: logits from the transposed embedding instead of a matrix of their own. Default
-            False.
+        tied_output: logits from the transposed embedding instead of a matrix of their own; states of
+            another width than the embedding's are mapped to it first. Default False.
         cutoffs: for large vocabularies, whose tokens are sorted by frequency: where a new cluster of
             the `AdaptiveEmbedding` and the `AdaptiveSoftmax` begins. Default (): an embedding and a
             matrix.
@@ -61,17 +61,16 @@ class TokenModel(keras.Model):
         self.width = width
         self.state_width = width if state_width is None else state_width
         self.tied_output = tied_output
-        if tied_output and not cutoffs and self.state_width != width:
-            raise ValueError(
-                "tied_output needs states of the embedding's width; received width "
-                f"{width} and states of {self.state_width}."
-            )
         self.cutoffs = tuple(int(cutoff) for cutoff in cutoffs)
         self.cutoff_factor = cutoff_factor
         self.input_dropout = self._locked_dropout("input_dropout", input_dropout)
         self.output_dropout = self._locked_dropout("output_dropout", output_dropout)
         self.embedding = self._make_embedding()
         self.readout = self._make_readout()
+        self.projection = None
+        # With cutoffs the readout maps to the clusters' widths itself.
+        if tied_output and not cutoffs and self.state_width != width:
+            self.projection = self._linear(width, "projection")
 
     @property
     def remembers(self) -> bool:
@@ -81,8 +80,10 @@ class TokenModel(keras.Model):
     def build(self, tokens_shape):
         self.embedding.build(tokens_shape)
         self.build_states((tokens_shape[0], tokens_shape[1], self.width))
-        if self.readout is not None:
-            self.readout.build((tokens_shape[0], tokens_shape[1], self.state_width))
+        states = (tokens_shape[0], tokens_shape[1], self.state_width)
+        for layer in (self.projection, self.readout):
+            if layer is not None:
+                layer.build(states)
 
     def build_states(self, shape):
         """Builds what stands between embedding and readout, for embeddings of a shape."""
@@ -105,6 +106,8 @@ class TokenModel(keras.Model):
     def logits(self, z, training=None):
         """States [B, T, d] -> next-token logits [B, T, V] float32; log p with cutoffs."""
         h = self._read(z, training)
+        if self.projection is not None:
+            h = self.projection(h)
         if self.readout is None:
             # Unit-scale embeddings, so that the first logits are of unit scale too.
             logits = self.width**-0.5 * ops.matmul(h, ops.transpose(self.embedding.embeddings))
@@ -158,9 +161,16 @@ class TokenModel(keras.Model):
             )
         if self.tied_output:
             return None
+        return self._linear(self.vocabulary_size, "readout")
+
+    def _linear(self, units, name):
         initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
         return keras.layers.Dense(
-            self.vocabulary_size, use_bias=False, kernel_initializer=initializer, **settings
+            units,
+            use_bias=False,
+            kernel_initializer=initializer,
+            dtype=self.dtype_policy,
+            name=name,
         )
 
     def get_config(self):

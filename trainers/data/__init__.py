@@ -11,7 +11,15 @@ import inspect
 import os
 from collections.abc import Sequence
 
-from trainers.data import ptb, python_stdlib, text, tiny_shakespeare, wikitext2
+from trainers.data import (
+    ptb,
+    ptb_characters,
+    python_stdlib,
+    text,
+    tiny_shakespeare,
+    wikitext2,
+    wikitext103,
+)
 from trainers.data.segments import evaluation_segments, training_segments
 from trainers.data.token_data import SPLITS, TokenData
 from trainers.data.windows import evaluation_windows, training_windows
@@ -29,10 +37,12 @@ __all__ = [
 
 DATASETS = {
     "ptb": ptb.load,
+    "ptb_characters": ptb_characters.load,
     "python_stdlib": python_stdlib.load,
     "text": text.load,
     "tiny_shakespeare": tiny_shakespeare.load,
     "wikitext2": wikitext2.load,
+    "wikitext103": wikitext103.load,
 }
 
 

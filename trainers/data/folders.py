@@ -15,6 +15,15 @@ def checked_folder(data_dir: str, instructions: str) -> pathlib.Path:
     return folder
 
 
+def required_folder(data_dir: str | None, instructions: str) -> pathlib.Path:
+    """Returns `checked_folder` of a folder that must be named; raises ValueError if it is not."""
+    if data_dir is None:
+        raise ValueError(
+            f"The data set needs its original files, and no --data_dir was given. {instructions}"
+        )
+    return checked_folder(data_dir, instructions)
+
+
 def listing(folder: pathlib.Path) -> str:
     """Returns the first names in a folder, for error texts."""
     names = sorted(path.name for path in folder.iterdir())

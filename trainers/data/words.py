@@ -61,11 +61,7 @@ def load(
             the published.
     """
     instructions = builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS
-    if data_dir is None:
-        raise ValueError(
-            f"The data set needs its original files, and no --data_dir was given. {instructions}"
-        )
-    folder = folders.checked_folder(data_dir, instructions)
+    folder = folders.required_folder(data_dir, instructions)
     sources = read_documents(folder, builder_class.FILES, instructions)
     config_name = prepared.content_name("words", (sources[split][0] for split in SPLITS))
 
@@ -91,7 +87,7 @@ def word_data(texts: Mapping[str, bytes], published: Counts) -> TokenData:
     words = {split: words_of(texts[split]) for split in SPLITS}
     frequencies = collections.Counter(words["train"])
     vocabulary = sorted(frequencies, key=lambda word: (-frequencies[word], word))
-    _check_counts({split: len(words[split]) for split in SPLITS}, len(vocabulary), published)
+    check_counts({split: len(words[split]) for split in SPLITS}, len(vocabulary), published)
     ids = {word: index for index, word in enumerate(vocabulary)}
     unknown = ids.get(UNKNOWN)
     if unknown is None and any(word not in ids for split in SPLITS for word in words[split]):
@@ -145,7 +141,7 @@ def _read(path: pathlib.Path) -> bytes:
     return text
 
 
-def _check_counts(tokens: Mapping[str, int], types: int, published: Counts) -> None:
+def check_counts(tokens: Mapping[str, int], types: int, published: Counts) -> None:
     rows = [(f"{split} tokens", tokens[split], published.tokens[split]) for split in SPLITS]
     rows.append(("types", types, published.types))
     if any(received != expected for _, received, expected in rows):
