@@ -1,10 +1,11 @@
-"""Compares the equilibrium with explicit depth at equal time.
+"""Compares the equilibrium with explicit depth, or with other ways to train one.
 
 python -m benchmarks.compare --workdir=runs/compare [flags of trainers.language_model]
+python -m benchmarks.compare --workdir=runs/recipes --rivals=recipes [flags of trainers.language_model]
 
 First the seconds per step of every variant are measured, in turns, in one process. They give each
-variant the number of steps that fits the equilibrium's training time, so that the runs that follow
-need no quiet machine: only their number of steps matters.
+variant the number of steps that fits the equilibrium's training time (with --equal=steps, all have
+--train_steps), so that the runs that follow need no quiet machine: only their number of steps matters.
 """
 
 import os
@@ -19,8 +20,9 @@ import matplotlib
 import tensorflow as tf
 from absl import flags
 
+from benchmarks.recipes import recipe_variants
 from trainers import experiment, language_model, program
-from trainers.data import load, training_windows
+from trainers.data import load
 from trainers.flags import REPORTING, configuration
 from trainers.loop import Trainer
 from trainers.processes import Runs, cores_per_process
@@ -31,6 +33,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 FLAGS = flags.FLAGS
+flags.DEFINE_enum(
+    "rivals", "depths", ["depths", "recipes"], "What to compare with: see --depths, or recipes.py."
+)
+flags.DEFINE_enum("equal", "time", ["time", "steps"], "What all variants are given as much of.")
+flags.DEFINE_list("only", [], "Names of the variants to train, of several; none: all.")
 flags.DEFINE_list("depths", ["1", "4", "8"], "Explicit applications to compare with.")
 flags.DEFINE_integer("seeds", 3, "Runs of each variant, seeds 0, 1, …. Default: 3.")
 flags.DEFINE_integer("parallel", 2, "Training processes at a time, one core each. Default: 2.")
@@ -43,6 +50,8 @@ flags.DEFINE_string("document", None, "Markdown file to write the table to, plot
 
 def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns name -> configuration: the equilibrium, and each depth with and without penalty."""
+    if FLAGS.rivals == "recipes":
+        return recipe_variants(config)
     result = {"equilibrium": dict(config)}
     for depth in map(int, FLAGS.depths):
         for baseline in language_model.baseline_configurations(config, depth):
@@ -62,15 +71,12 @@ def measure_seconds_per_step(configs: Mapping[str, Mapping[str, Any]], data) -> 
         for name, config in configs.items():
             # From zero weights the state would enter hardly, and a solve would end before its budget.
             config = {**config, "recurrent_scale": 1.0, "tolerance": 1e-12}
-            trainers[name] = experiment.make_trainer(
-                config,
-                os.path.join(folder, name),
-                language_model.make_experiment(config, data),
-            )
+            made = language_model.make_experiment(config, data)
+            trainers[name] = experiment.make_trainer(config, os.path.join(folder, name), made)
             for explicit_steps, max_steps, share in _phases(config):
                 key = name, explicit_steps, max_steps
                 steps[key] = steps.get(key, 0.0) + share
-        batches = iter(_batches(configs["equilibrium"], data))
+        batches = iter(made.task.batches(0, 0, 1))
         times: dict[tuple[str, int, int], list[float]] = {key: [] for key in steps}
         for round_ in range(FLAGS.timing_rounds + 1):
             for (name, explicit_steps, max_steps), taken in times.items():
@@ -103,17 +109,13 @@ def _time_steps(trainer: Trainer, batches, count: int, max_steps: int, repeats: 
     return (time.perf_counter() - started) / repeats
 
 
-def _batches(config, data):
-    return training_windows(
-        data.train,
-        sequence_length=config["sequence_length"],
-        batch_size=config["batch_size"],
-        seed=0,
-    )
-
-
 def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Returns name -> configuration with the steps that fit the equilibrium's training time."""
+    """Returns name -> configuration with the steps that fit the equilibrium's training time.
+
+    With --equal=steps, with those of the flags.
+    """
+    if FLAGS.equal == "steps":
+        return {name: dict(config) for name, config in configs.items()}
     total = configs["equilibrium"]["train_steps"] * seconds["equilibrium"]
     return {
         name: {**config, "train_steps": round(total / seconds[name])}
@@ -200,7 +202,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
     axes.set_yticks(range(len(names)), names)
     unit = next(iter(results.values()))["unit"].replace("_", " ")
     axes.set(xlabel=f"held-out {unit} (lower is better; bars: mean, ticks: seeds)")
-    axes.set_title("The equilibrium against explicit depth")
+    axes.set_title(f"The equilibrium against other {FLAGS.rivals}, at equal {FLAGS.equal}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
     pyplot.close(figure)
@@ -215,6 +217,8 @@ def main() -> None:
     configs = variants(config)
     seconds = _timings(configs)
     runs = plan(configs, seconds)
+    if FLAGS.only:
+        runs = {name: config for name, config in runs.items() if name in FLAGS.only}
     print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
     if not FLAGS.report_only:
         train_all(runs, FLAGS.workdir)

@@ -33,6 +33,7 @@ class Request(NamedTuple):
     name: str  # for reports
     signature: str
     inputs: dict[str, np.ndarray]
+    carried: tuple[str, ...] = ()  # further inputs: the last request's outputs of the same names
 
 
 class Answers(NamedTuple):
@@ -69,6 +70,7 @@ def answer(
         job = {
             "path": os.path.abspath(path),
             "signatures": [request.signature for request in requests],
+            "carried": [request.carried for request in requests],
             "runtime": runtime,
             "blocked": RUNTIMES[runtime],
         }
@@ -120,7 +122,9 @@ def _serve(folder: pathlib.Path) -> None:
     facts["load_seconds"] = round(time.perf_counter() - started, 3)
     inputs = _unpack(folder / "inputs.npz", len(job["signatures"]))
     started = time.perf_counter()
-    outputs = [run(name, fed) for name, fed in zip(job["signatures"], inputs, strict=True)]
+    outputs: list[dict[str, np.ndarray]] = []
+    for signature, fed, carried in zip(job["signatures"], inputs, job["carried"], strict=True):
+        outputs.append(run(signature, {**fed, **{name: outputs[-1][name] for name in carried}}))
     facts["run_seconds"] = round(time.perf_counter() - started, 3)
     top = {name.partition(".")[0] for name in sys.modules}
     present = sorted(top.intersection(job["blocked"]))

@@ -14,36 +14,35 @@ from export.checks import (
     Outputs,
 )
 from export.isolated import Request
+from export.language_model_signatures import signature_names
+from export.memory_signature import NAME as CONTINUE_TEXT
+from export.memory_signature import model_memory, named_memory
 from export.signatures import CONVERGENCE, INVALID
-from tfdeq import SolveScope
+from tfdeq import SolveScope, Status
 from tfdeq.models import LanguageModel, generate
+from tfdeq.models.generation import can_generate
+from tfdeq.models.token_model import TokenModel
 
 _NEW_TOKENS = 6
 
 
-def signatures(model: LanguageModel) -> list[str]:
-    """The signatures that a model is served by."""
-    every = ["serving_default", "score", "encode", "step", "generate"]
-    return every[:-1] if model.explicit_steps else every
-
-
-def batch_requests(model: LanguageModel, windows: np.ndarray) -> list[Request]:
+def batch_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
     """Batches of 1, 3 and 8 windows of different lengths, padded with text, on every signature."""
     requests = []
     for batch in BATCHES:
         lengths = np.linspace(windows.shape[1], 1, batch).round()
-        for signature in signatures(model):
+        for signature in signature_names(model):
             requests.append(
                 _request(model, f"batch of {batch}", signature, windows[:batch], lengths)
             )
     # A single example that is padded: the case that the lines above leave out.
     short = [max(1, windows.shape[1] // 3)]
-    for signature in signatures(model):
+    for signature in signature_names(model):
         requests.append(_request(model, "padded single", signature, windows[-1:], short))
     return requests
 
 
-def dial_request(model: LanguageModel, windows: np.ndarray) -> Request:
+def dial_request(model: TokenModel, windows: np.ndarray) -> Request:
     """Every tolerance for each of a few windows, all in one batch."""
     count = len(TOLERANCES)
     return _request(
@@ -57,7 +56,7 @@ def dial_request(model: LanguageModel, windows: np.ndarray) -> Request:
     )
 
 
-def neighbour_cases(model: LanguageModel, windows: np.ndarray) -> list[Case]:
+def neighbour_cases(model: TokenModel, windows: np.ndarray) -> list[Case]:
     """One example alone, padded in several ways, and in a crowd with one that has no token."""
     length = max(1, 2 * windows.shape[1] // 3)
     alone = windows[:1, :length]
@@ -69,7 +68,7 @@ def neighbour_cases(model: LanguageModel, windows: np.ndarray) -> list[Case]:
     tolerances = np.full(len(windows), 1e-2)
     tolerances[5] = 0.0
     cases = []
-    for signature in signatures(model):
+    for signature in signature_names(model):
         padded = {
             "alone": alone,
             "padded with 0": np.pad(alone, [(0, 0), (0, windows.shape[1] - length)]),
@@ -84,7 +83,7 @@ def neighbour_cases(model: LanguageModel, windows: np.ndarray) -> list[Case]:
     return cases
 
 
-def references(model: LanguageModel, requests: Sequence[Request]) -> list[list[Outputs]]:
+def references(model: TokenModel, requests: Sequence[Request]) -> list[list[Outputs]]:
     """The Keras model's answers to requests at its own settings: each example alone, unpadded."""
     keras_model = _KerasModel(model)
     return [
@@ -101,50 +100,82 @@ def references(model: LanguageModel, requests: Sequence[Request]) -> list[list[O
 class _KerasModel:
     """Asks a model in Keras, as a graph that is traced once: eagerly, each op would be a call."""
 
-    def __init__(self, model: LanguageModel):
-        self._width = model.cell.width
+    def __init__(self, model: TokenModel):
+        self._model, self._width = model, model.state_width
         tokens = tf.TensorSpec([1, None], tf.int32)
         start = tf.TensorSpec([1, None, self._width], tf.float32)
+        solves = isinstance(model, LanguageModel)
 
-        def solve(tokens, start=None):
-            with SolveScope(starts={} if start is None else {model.equilibrium.name: start}):
-                logits, solution = model(tokens, return_solution=True, training=False)
-            return tf.nn.log_softmax(logits), solution
+        def call(tokens, **memory):
+            settings = {"return_solution": True} if solves else {}
+            found = model(tokens, training=False, **settings, **memory)
+            found = list(found) if isinstance(found, tuple) else [found]
+            return tf.nn.log_softmax(found[0]), found[1:]
 
-        def continue_text(tokens):
+        def call_from(tokens, start):
+            with SolveScope(starts={model.equilibrium.name: start}):
+                return call(tokens)
+
+        def add_text(tokens):
             return generate(model, tokens, max_new_tokens=_NEW_TOKENS, stop_token=-1)
 
         def graph(function, *specs):
             return tf.function(function, input_signature=specs, autograph=False)
 
-        self._solve = graph(solve, tokens)
-        self._solve_from = graph(solve, tokens, start)
-        self._continue = graph(continue_text, tokens)
+        self._call = graph(call, tokens)
+        if solves:
+            self._call_from = graph(call_from, tokens, start)
+        if can_generate(model):
+            self._generate = graph(add_text, tokens)
+        if model.remembers:
+            memory = tf.nest.map_structure(
+                lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), model.initial_memory(1)
+            )
+            self._continue = graph(
+                lambda tokens, memory: call(tokens, memory=memory), tokens, memory
+            )
 
     def answer(self, signature: str, given: Outputs) -> dict[str, np.ndarray]:
         """Returns one example's outputs; given: its inputs."""
         length = int(given["lengths"])
         tokens = given["tokens"][None, :length]
         if signature == "generate":
-            found = self._continue(tokens)
+            found = self._generate(tokens)
             return {name: value[0].numpy() for name, value in found._asdict().items()}
-        if signature == "step":
-            size = min(int(given["equilibrium_lengths"]), length)
-            start = np.zeros([1, length, self._width], np.float32)
-            start[0, :size] = given["equilibrium"][:size]
-            log_probabilities, solution = self._solve_from(tokens, start)
-        else:
-            log_probabilities, solution = self._solve(tokens)
+        log_probabilities, found = self._log_probabilities(signature, given, tokens)
         log_probabilities = log_probabilities[0].numpy()
-        row = {name: getattr(solution, name)[0].numpy() for name in CONVERGENCE}
-        if signature in ("serving_default", "step"):
+        row = {}
+        if signature == CONTINUE_TEXT:
+            after = named_memory(self._model, found.pop())
+            row = {name: value[0] for name, value in after.items()}
+        row.update(self._convergence(*found))
+        if signature in ("serving_default", "step", CONTINUE_TEXT):
             row["log_probabilities"] = log_probabilities[-1]
         if signature in ("encode", "step"):
-            row["equilibrium"] = solution.z[0].numpy()
-        if signature == "score":
+            row["equilibrium"] = found[0].z[0].numpy()
+        if signature in ("score", CONTINUE_TEXT):
             row["log_likelihood"] = np.zeros(length, np.float32)
             row["log_likelihood"][1:] = log_probabilities[np.arange(length - 1), tokens[0, 1:]]
         return row
+
+    def _log_probabilities(self, signature, given, tokens):
+        """Log probabilities [1, T, V], and what else the model returned."""
+        if signature == CONTINUE_TEXT:
+            one = {name: value[None] for name, value in given.items()}
+            return self._continue(tokens, model_memory(self._model, one))
+        if signature != "step":
+            return self._call(tokens)
+        length = tokens.shape[1]
+        size = min(int(given["equilibrium_lengths"]), length)
+        start = np.zeros([1, length, self._width], np.float32)
+        start[0, :size] = given["equilibrium"][:size]
+        return self._call_from(tokens, start)
+
+    def _convergence(self, solution=None) -> dict[str, np.ndarray]:
+        if solution is not None:
+            return {name: getattr(solution, name)[0].numpy() for name in CONVERGENCE}
+        steps = np.int32(self._model.network.depth)  # of a network, which solves nothing
+        return {"residual": np.float32(0), "steps": steps, "status": np.int32(Status.CONVERGED)}
 
 
 def _request(model, name, signature, tokens, lengths, tolerances=None, max_steps=None) -> Request:
@@ -157,9 +188,15 @@ def _request(model, name, signature, tokens, lengths, tolerances=None, max_steps
     }
     if signature == "step":
         # Shorter than the text, as a stream's last equilibrium is; the same for every example.
-        start = np.random.default_rng(0).normal(size=[1, 3, model.cell.width])
+        start = np.random.default_rng(0).normal(size=[1, 3, model.state_width])
         inputs["equilibrium"] = np.repeat(start.astype(np.float32), batch, axis=0)
         inputs["equilibrium_lengths"] = np.full([batch], 2, np.int32)
+    if signature == CONTINUE_TEXT:
+        # After a text that is shorter than what the model remembers; the same for every example.
+        earlier = np.arange(3)[None] % model.vocabulary_size
+        *_, memory = model(earlier, memory=model.initial_memory(1), training=False)
+        for leaf, value in named_memory(model, memory).items():
+            inputs[leaf] = np.repeat(value, batch, axis=0)
     if signature == "generate":
         inputs["max_new_tokens"] = np.full([batch], _NEW_TOKENS, np.int32)
         inputs["stop_token"] = np.full([batch], -1, np.int32)

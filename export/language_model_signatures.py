@@ -129,7 +129,7 @@ def language_model_signatures(
     Raises:
         TypeError: for another kind of model.
     """
-    if not isinstance(model, (LanguageModel, ExplicitLanguageModel)):
+    if not isinstance(model, LanguageModel | ExplicitLanguageModel):
         raise TypeError(
             "model must be a tfdeq.models.LanguageModel or ExplicitLanguageModel; received "
             f"{type(model).__name__}. export.signatures.keras_signatures traces any Keras model with "

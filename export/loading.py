@@ -7,6 +7,10 @@ import pathlib
 import keras
 import tensorflow as tf
 
+# Keras finds classes by name among those that were imported.
+import tfdeq.baselines
+import tfdeq.models  # noqa: F401
+
 # Under assets.extra: how to build the model again. The weights are those of the SavedModel.
 NAME = "keras_model.json"
 

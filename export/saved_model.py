@@ -15,10 +15,12 @@ from absl import flags
 
 from export import graph_checks, loading, model_card, versions, warm_up
 from export import language_model_signatures as language_model
-from export.quality import quality_by_tolerance
+from export.quality import TOLERANCES, quality_by_tolerance
 from export.signatures import STATUS_TEXTS, Signature, keras_signatures
+from export.text_requests import LANGUAGE_STATUS_TEXTS, is_equilibrium
 from export.trained_run import VOCABULARY, held_out_text, load_run, windows_of
-from tfdeq.models import LanguageModel
+from tfdeq.models import ExplicitLanguageModel, LanguageModel
+from tfdeq.models.token_model import TokenModel
 from trainers import program
 from trainers.workdir import read_json
 
@@ -47,7 +49,7 @@ def export(
 
     Every signature takes `tolerance` and `max_steps` and returns `residual`, `steps` and `status`, for
     each example: `serving_default`, `encode` and `step` (see `export.signatures.keras_signatures`);
-    of a `tfdeq.models.LanguageModel` also `score` and `generate` (see
+    the language models of `tfdeq.models` have signatures of their own (see
     `export.language_model_signatures`).
 
     Args:
@@ -138,13 +140,13 @@ def signatures_of(
     model: keras.Model, inputs: Any = None, jit_compile: bool = False
 ) -> dict[str, Signature]:
     """Returns the signatures that `export` gives a model."""
-    if isinstance(model, LanguageModel):
+    if isinstance(model, LanguageModel | ExplicitLanguageModel):
         return language_model.language_model_signatures(model, jit_compile=jit_compile)
     return keras_signatures(model, inputs, jit_compile=jit_compile)
 
 
 def export_language_model(
-    model: LanguageModel,
+    model: TokenModel,
     output: str | os.PathLike,
     *,
     version: int | None = None,
@@ -157,7 +159,7 @@ def export_language_model(
     """Writes a language model with what only its text can give: quality table and warm-up records.
 
     Args:
-        model: a built `tfdeq.models.LanguageModel`.
+        model: a built `tfdeq.models.LanguageModel` or `ExplicitLanguageModel`.
         output, version, jit_compile, batch_sizes, card: see `export`.
         windows: [N, T] int32 held-out token ids, for the card's table of bits per token by tolerance
             and for the warm-up records. None: neither.
@@ -180,19 +182,22 @@ def export_language_model(
         )
     signatures = signatures_of(model, jit_compile=jit_compile)
     described = {
-        "status": language_model.LANGUAGE_STATUS_TEXTS,
+        "status": LANGUAGE_STATUS_TEXTS,
         "sequence_length": model.sequence_length,
         "vocabulary": {
             "size": model.vocabulary_size,
             "file": None if vocabulary is None else VOCABULARY,
         },
-        "own_tolerance": model.equilibrium.solver.tolerance,
-        "own_max_steps": model.equilibrium.solver.max_steps,
+        **_own_settings(model),
         **(card or {}),
     }
     examples = None
     if windows is not None:
-        described["quality_by_tolerance"] = quality_by_tolerance(signatures["score"], windows)
+        # Where nothing is solved, every tolerance is the model's own.
+        tolerances = TOLERANCES if is_equilibrium(model) else (0.0,)
+        described["quality_by_tolerance"] = quality_by_tolerance(
+            signatures["score"], windows, tolerances
+        )
         examples = language_model.examples(windows, model)
     return export(
         model,
@@ -205,6 +210,14 @@ def export_language_model(
         card=described,
         files={} if vocabulary is None else {VOCABULARY: vocabulary},
     )
+
+
+def _own_settings(model: TokenModel) -> dict[str, Any]:
+    """The tolerance and the budget of requests that name none."""
+    if not is_equilibrium(model):
+        return {}
+    solver = model.equilibrium.solver
+    return {"own_tolerance": solver.tolerance, "own_max_steps": solver.max_steps}
 
 
 def _described(model, jit_compile, examples, batch_sizes) -> dict[str, Any]:
@@ -256,8 +269,9 @@ def main() -> None:
     print(f"Exported {path}.")
     written = read_json(path / model_card.FOLDER / model_card.NAME) or {}
     for row in written.get("quality_by_tolerance", []):
+        of = f"tolerance {row['tolerance']:g}: " if row["tolerance"] else ""
         print(
-            f"  tolerance {row['tolerance']:g}: {row['bits_per_token']:.4f} bits per "
+            f"  {of}{row['bits_per_token']:.4f} bits per "
             f"{card['unit']} in {row['steps']:.1f} steps, largest residual "
             f"{row['largest_residual']:.1e}, {row['converged']:.0%} converged"
         )

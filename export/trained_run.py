@@ -7,8 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
+# Keras finds a model's classes by name among those that were imported.
+import tfdeq.baselines  # noqa: F401
 from export import model_card
-from tfdeq.models import LanguageModel
+from tfdeq.models import ExplicitLanguageModel, LanguageModel
+from tfdeq.models.token_model import TokenModel
 from trainers import data, program
 from trainers.workdir import read_json
 
@@ -17,7 +20,7 @@ VOCABULARY = "vocabulary.txt"
 _LEFT_OUT = ("train", "config")
 
 
-def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any], str | None]:
+def load_run(workdir: str | os.PathLike) -> tuple[TokenModel, dict[str, Any], str | None]:
     """Reads what `trainers.language_model` left in a folder.
 
     Returns:
@@ -41,10 +44,10 @@ def load_run(workdir: str | os.PathLike) -> tuple[LanguageModel, dict[str, Any],
             f"{str(path)!r} cannot be read as a Keras model: {error}. Delete it and train again: "
             f"{program.command('trainers', 'language_model')} --workdir={workdir}"
         ) from error
-    if not isinstance(model, LanguageModel):
+    if not isinstance(model, LanguageModel | ExplicitLanguageModel):
         raise ValueError(
             f"{str(path)!r} holds a {type(model).__name__}; this program exports "
-            "tfdeq.models.LanguageModel. Use export.saved_model.export for a model of your own."
+            "language models of tfdeq.models. Use export.saved_model.export for a model of your own."
         )
     config = read_json(workdir / "config.json") or {}
     metrics = read_json(workdir / "metrics.json") or {}

@@ -18,12 +18,21 @@ import keras
 import numpy as np
 from absl import flags
 
-from export import checks, isolated, keras_checks, language_model_checks, model_card, warm_up
+from export import (
+    checks,
+    conversation_checks,
+    isolated,
+    keras_checks,
+    language_model_checks,
+    model_card,
+    warm_up,
+)
 from export.checks import Check
 from export.isolated import Request
+from export.text_requests import is_equilibrium
 from export.trained_run import held_out_text, load_run, windows_of
 from tfdeq import DEQLayer
-from tfdeq.models import LanguageModel
+from tfdeq.models.token_model import TokenModel
 from trainers import program
 from trainers.workdir import read_json, write_json
 
@@ -65,9 +74,12 @@ def verify(
 
 
 def verify_language_model(
-    model: LanguageModel, path: str | os.PathLike, stream: np.ndarray
+    model: TokenModel, path: str | os.PathLike, stream: np.ndarray
 ) -> tuple[list[Check], dict[str, Any]]:
     """Asks a language model's version in both runtimes, on text; see `verify`.
+
+    Of a model that remembers, also texts in segments, whose memory is handed on from call to call:
+    they must be what they are to the Keras model in one piece.
 
     Args:
         model: the model that the version was made from.
@@ -76,14 +88,16 @@ def verify_language_model(
     """
     windows = windows_of(stream, model.sequence_length, max(checks.BATCHES))
     batches = language_model_checks.batch_requests(model, windows)
+    solves = is_equilibrium(model)
     return _verify_version(
         path,
         batches,
         language_model_checks.references(model, batches),
         language_model_checks.neighbour_cases(model, windows),
         language_model_checks.dial_request(model, windows),
-        model.equilibrium.solver.tolerance,
-        bool(model.explicit_steps),
+        model.equilibrium.solver.tolerance if solves else 0.0,
+        not solves,
+        conversation_checks.Conversation(model, stream) if model.remembers else None,
     )
 
 
@@ -95,10 +109,12 @@ def _verify_version(
     dial: Request,
     tolerance: float,
     explicit: bool,
+    conversation: conversation_checks.Conversation | None = None,
 ) -> tuple[list[Check], dict[str, Any]]:
     path = pathlib.Path(path)
     records = [Request("warm-up", *record) for record in warm_up.read(path)]
-    requests = [*batches, *(case.request for case in cases), dial, *records]
+    calls = [] if conversation is None else conversation.requests
+    requests = [*batches, *(case.request for case in cases), dial, *records, *calls]
     card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
     # XLA compiles each signature for each shape: some ten seconds for every request, at worst.
     seconds = isolated.TIMEOUT_SECONDS + (10 * len(requests) if card.get("jit_compile") else 0)
@@ -124,6 +140,8 @@ def _verify_version(
         ]
         if records:
             found.append(checks.check_warm_up(records, take(len(records)), runtime))
+        if conversation is not None:
+            found.append(conversation.check(take(len(calls)), runtime))
     return found, {runtime: answer.facts for runtime, answer in answers.items()}
 
 

@@ -57,8 +57,15 @@ def write(
             request.model_spec.name = model_name
             request.model_spec.signature_name = signature
             for name, value in inputs.items():
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+                request.inputs[name].CopyFrom(_proto(value))
             writer.write(log.SerializeToString())
+
+
+def _proto(value: np.ndarray) -> Any:
+    """A tensor's proto; of one number all over, such as an empty memory, the number alone."""
+    if value.size and (value == value.flat[0]).all():
+        return tf.make_tensor_proto(value.flat[0], value.dtype, value.shape)
+    return tf.make_tensor_proto(value)
 
 
 def read(folder: pathlib.Path) -> list[Request]:

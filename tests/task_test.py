@@ -17,6 +17,16 @@ def test_the_budget_grows_from_the_takeover_to_the_end():
     assert task.max_steps_at(11, {**CONFIG, "training_max_steps": 9}) == 9
 
 
+def test_a_sampled_budget_lies_around_it_and_follows_from_seed_and_step():
+    config = {**CONFIG, "sampled_depth": 2, "seed": 3, "train_steps": 400, "shallow_share": 0.0}
+    budgets = [task.max_steps_at(step, config) for step in range(100)]
+    assert set(budgets) == {2, 3, 4, 5, 6}
+    assert budgets == [task.max_steps_at(step, config) for step in range(100)]
+    assert budgets != [task.max_steps_at(step, {**config, "seed": 4}) for step in range(100)]
+    # A budget is never below one step.
+    assert min(task.max_steps_at(s, {**config, "sampled_depth": 50}) for s in range(100)) == 1
+
+
 def test_the_penalty_falls_evenly():
     shares = [task.penalty_share_at(step, CONFIG) for step in (0, 4, 8)]
     assert shares == pytest.approx([1.0, 0.75, 0.5])

@@ -14,6 +14,7 @@ CONFIG = {
     "shallow_steps": 2,
     "jacobian_penalty_end": 0.25,
     "training_max_steps": 4,
+    "sampled_depth": 0,
     "max_steps": 6,
     "train_steps": 12,
     "log_every": 3,

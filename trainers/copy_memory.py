@@ -14,7 +14,7 @@ from trainers.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batch
 from trainers.evaluation import Evaluator
 from trainers.experiment import Experiment
 from trainers.flags import bound, configuration, define_shared_flags, strategy_from_flags
-from trainers.models import define_model_flags, make_model, radius_of, token_loss
+from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.task import Task
 
 FLAGS = flags.FLAGS
@@ -67,7 +67,7 @@ def make_experiment(config: Mapping[str, Any]) -> Experiment:
     )
     task = Task(
         model=model,
-        loss=token_loss,
+        loss=make_loss(config),
         batches=batches,
         evaluate=validation.evaluate,
         display=lambda row: {"loss": row["loss"]},

@@ -49,6 +49,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
         (flags.DEFINE_integer, "max_steps", 8, "Evaluations of the cell at most, per example, in the forward solve of the finished model."),
         (flags.DEFINE_integer, "training_max_steps", 5, "The same in training, when the equilibrium takes over; from there it grows evenly to --max_steps."),
+        (flags.DEFINE_integer, "sampled_depth", 0, "How far above or below that the budget of each training step is drawn, at random; 0: not at all."),
         (flags.DEFINE_float, "tolerance", 1e-3, "Relative residual at which an example is done, forward and backward."),
         (flags.DEFINE_enum, "adjoint", "implicit", "Backward rule.", sorted(adjoints.REGISTRY)),
         (flags.DEFINE_enum, "backward_solver", "fixed_point_iteration", "Solver of the backward system.", sorted(solvers.REGISTRY)),
@@ -146,6 +147,7 @@ def _define_bounds() -> None:
         bound(name, lambda value: value > 0, "must be greater than 0")
     for name in (
         "depth",
+        "sampled_depth",
         "warmup_steps",
         "jacobian_penalty",
         "jacobian_penalty_power_steps",

@@ -10,7 +10,7 @@ from absl import flags
 
 from tfdeq.models.token_model import TokenModel
 from trainers import experiment, pictures, program
-from trainers.data import TokenData, load, training_segments, training_windows
+from trainers.data import TokenData, load, stand_in, training_segments, training_windows
 from trainers.evaluation import Evaluator, segment_evaluator, token_evaluator
 from trainers.experiment import Experiment
 from trainers.flags import (
@@ -21,7 +21,7 @@ from trainers.flags import (
     may_differ,
     strategy_from_flags,
 )
-from trainers.models import define_model_flags, make_model, radius_of, token_loss
+from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.processes import Runs
 from trainers.strategies import several_workers
 from trainers.task import Task
@@ -205,7 +205,7 @@ def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
 
     return Task(
         model=model,
-        loss=token_loss,
+        loss=make_loss(config),
         batches=batches,
         evaluate=evaluate,
         display=display,
@@ -239,6 +239,22 @@ def _write_vocabulary(path: str, vocabulary: tuple[str, ...]) -> None:
     write_atomically(path, write)
 
 
+def _data() -> TokenData:
+    """The data set that the flags name."""
+    return load(
+        FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
+    )
+
+
+def _data_of_a_dry_run() -> TokenData:
+    """The same; without --data_dir, where a data set needs one, tokens of its sizes."""
+    data = stand_in(FLAGS.dataset) if FLAGS.data_dir is None else None
+    if data is None:
+        return _data()
+    print(f"No --data_dir: {data.vocabulary_size:,} types of made-up tokens stand in for the data.")
+    return data
+
+
 CONFIGURATION_FLAGS = _define_flags()
 
 
@@ -246,13 +262,12 @@ def main() -> None:
     # First of all: a strategy sets up the devices.
     strategy = strategy_from_flags()
     config = configuration(CONFIGURATION_FLAGS)
-    data = load(
-        FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
-    )
     if FLAGS.dry_run:
+        data = _data_of_a_dry_run()
         lines = experiment.dry_run(lambda: make_experiment(config, data), config, strategy)
         print("\n".join(lines))
         return
+    data = _data()
     if FLAGS.baseline:
         if several_workers(strategy):
             raise ValueError("--baseline trains on one machine; leave it out with several workers.")

@@ -1,6 +1,7 @@
 """The models that several trainers train: their flags, losses and spectral radius."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -43,6 +44,8 @@ def define_model_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_bool, "tied_output", False, "Whether the output matrix is the embedding's."),
         (flags.DEFINE_list, "cutoffs", [], "For words: where a new, narrower cluster of the vocabulary begins, the most frequent first, for example 2000,10000; none: one matrix."),
         (flags.DEFINE_integer, "cutoff_factor", 4, "How much narrower each cluster is than the one before."),
+        (flags.DEFINE_list, "correction_steps", [], "Fixed-point correction: evaluations of the solve, for example 2,4, after which the loss is taken too; none: at its end alone."),
+        (flags.DEFINE_float, "correction_weight", 0.3, "Weight of each of those losses."),
         (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that --adjoint=unrolled or phantom_gradient differentiates."),
         (flags.DEFINE_float, "adjoint_damping", 1.0, "Damping of --adjoint=phantom_gradient's, in (0, 1]."),
     ]  # fmt: skip
@@ -54,10 +57,11 @@ def define_model_flags(**defaults: Any) -> list[str]:
         bound(name, lambda value: value >= 1, "must be at least 1")
     for name in ("dropout", "weight_dropout", "input_dropout", "output_dropout"):
         bound(name, lambda value: 0 <= value < 1, "must be in [0, 1)")
-    for name in ("recurrent_scale", "embedding_width", "attention_span"):
+    for name in ("recurrent_scale", "embedding_width", "attention_span", "correction_weight"):
         bound(name, lambda value: value >= 0, "must be at least 0")
     bound("adjoint_damping", lambda value: 0 < value <= 1, "must be in (0, 1]")
-    bound("cutoffs", lambda value: all(one.isdigit() for one in value), "must be whole numbers")
+    for name in ("cutoffs", "correction_steps"):
+        bound(name, lambda value: all(one.isdigit() for one in value), "must be whole numbers")
     flags.register_multi_flags_validator(
         ["model", "depth"],
         lambda values: values["model"] == "deq" or values["depth"] >= 1,
@@ -180,6 +184,12 @@ def _explicit(config: Mapping[str, Any], length: int, **settings: Any) -> Explic
     return ExplicitLanguageModel(network=network, **settings)
 
 
+def make_loss(config: Mapping[str, Any]) -> Callable[..., Any]:
+    """Returns `token_loss` with a configuration's fixed-point correction."""
+    iterates = tuple(int(steps) for steps in config["correction_steps"])
+    return functools.partial(token_loss, iterates=iterates, weight=config["correction_weight"])
+
+
 def token_loss(
     model: TokenModel,
     batch: Any,
@@ -187,6 +197,8 @@ def token_loss(
     max_steps: tf.Tensor,
     training: bool,
     memory: Any = None,
+    iterates: Sequence[int] = (),
+    weight: float = 0.0,
 ) -> Any:
     """Mean negative log-likelihood of the targets of a batch, in nats.
 
@@ -194,20 +206,28 @@ def token_loss(
         batch: (tokens, targets) [B, T]; with a memory (tokens, targets, continues), where continues
             [B] bool says whose text goes on from the batch before.
         memory: of the batch before, or None.
+        iterates, weight: in training, numbers of evaluations of a solve after which the loss is taken
+            too, and the weight of each of these.
 
     Returns:
         [] loss; with a memory (loss, memory).
+
+    Source: fixed-point correction: Bai, Geng, Savani, Kolter, arXiv:2204.08442, section 3.3.
     """
     tokens, targets, *continues = batch
-    settings = {}
+    settings = {"targets": targets, "training": training}
+    if memory is not None:
+        settings["memory"] = continued(memory, *continues)
     if isinstance(model, LanguageModel):
-        settings = {"max_steps": max_steps, "explicit_steps": explicit_steps}
-    if memory is None:
-        nats = model(tokens, targets=targets, training=training, **settings)
-        return tf.reduce_mean(nats)
-    memory = continued(memory, *continues)
-    nats, memory = model(tokens, targets=targets, memory=memory, training=training, **settings)
-    return tf.reduce_mean(nats), memory
+        settings.update(max_steps=max_steps, explicit_steps=explicit_steps)
+        if training and iterates and not explicit_steps:
+            settings["iterates"] = iterates
+    found = model(tokens, **settings)
+    nats, *rest = found if isinstance(found, tuple) else (found,)
+    loss = tf.reduce_mean(nats)
+    if "iterates" in settings:
+        loss += weight * tf.add_n([tf.reduce_mean(each) for each in rest[0]])
+    return loss if memory is None else (loss, rest[-1])
 
 
 def continued(memory: Any, continues: tf.Tensor) -> Any:

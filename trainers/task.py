@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfdeq import DEQLayer
@@ -59,12 +60,18 @@ def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
 
     It grows evenly, from training_max_steps when the equilibrium takes over to max_steps at the end:
     a rough equilibrium teaches as much and costs less, but a model that only ever sees rough ones
-    comes to rely on them.
+    comes to rely on them. With sampled_depth it is drawn anew each step, around that.
     """
     first = takeover_step(config)
     share = max(step - first, 0) / max(config["train_steps"] - first, 1)
     low, high = config["training_max_steps"], config["max_steps"]
-    return low if high <= low else low + int(share * (high - low + 1))
+    budget = low if high <= low else low + int(share * (high - low + 1))
+    spread = min(config["sampled_depth"], budget - 1)
+    if not spread:
+        return budget
+    # From (seed, step) alone, so that a run goes on as it would have.
+    random = np.random.default_rng((config["seed"], step))
+    return int(random.integers(budget - spread, budget + spread, endpoint=True))
 
 
 def penalty_share_at(step: int, config: Mapping[str, Any]) -> float:

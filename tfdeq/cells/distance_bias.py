@@ -24,7 +24,7 @@ class DistanceBias(keras.layers.Layer):
     Source: Press, Smith, Lewis, arXiv:2108.12409, for the start.
 
     Example:
-        >>> DistanceBias(reach=4, heads=2)([0, 1, 4]).shape
+        >>> DistanceBias(reach=4, heads=2)(keras.ops.array([0, 1, 4])).shape
         TensorShape([3, 2])
     """
 

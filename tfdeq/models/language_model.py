@@ -40,13 +40,14 @@ class LanguageModel(TokenModel):
         `initial_memory` or the call on the text before returned. mask: [B, T] bool or None, False at
         padding, which must follow the text; padding changes neither answers nor residuals.
         tolerance, max_steps: scalars or [B].
-        explicit_steps: overrides the constructor's for this call. return_solution: return the
-        `Solution` too.
+        explicit_steps: overrides the constructor's for this call. iterates: numbers of evaluations;
+        answer, and give losses their gradients, after each of these too (fixed-point correction).
+        return_solution: return the `Solution` too.
 
     Returns:
         logits [B, T, V] float32: position t predicts token t + 1; with cutoffs they are log p. With
-        return_solution or a memory a tuple: (logits, solution), (logits, memory) or (logits,
-        solution, memory), where memory is for the text that follows.
+        iterates, return_solution or a memory a tuple: logits and those of (a list of logits after the
+        iterates, solution, memory) that were asked for, where memory is for the text that follows.
 
     Raises:
         ValueError: for settings out of range, or a T beyond sequence_length.
@@ -135,6 +136,7 @@ class LanguageModel(TokenModel):
         tolerance=None,
         max_steps=None,
         explicit_steps=None,
+        iterates=None,
         return_solution=False,
         mask=None,
         training=None,
@@ -151,8 +153,12 @@ class LanguageModel(TokenModel):
             max_steps=max_steps,
             return_solution=True,
             explicit_steps=explicit_steps or None,
+            iterates=iterates,
         )
+        solution, states = (solution, None) if iterates is None else solution
         results = [self._answer(solution.z, targets, training)]
+        if states is not None:
+            results.append([self._answer(state, targets, training) for state in states])
         if return_solution:
             results.append(solution)
         if memory is not None:
@@ -162,9 +168,11 @@ class LanguageModel(TokenModel):
         return results[0] if len(results) == 1 else tuple(results)
 
     def compute_output_spec(
-        self, tokens, targets=None, memory=None, return_solution=False, **kwargs
+        self, tokens, targets=None, memory=None, iterates=None, return_solution=False, **kwargs
     ):
         results = [self._answer_spec(tokens, targets)]
+        if iterates is not None:
+            results.append([self._answer_spec(tokens, targets) for _ in iterates])
         if return_solution:
             state = keras.KerasTensor((*tokens.shape, self.state_width), dtype=self.compute_dtype)
             counts = [

@@ -21,6 +21,7 @@ from trainers.data import (
     wikitext103,
 )
 from trainers.data.segments import evaluation_segments, training_segments
+from trainers.data.stand_in import stand_in as make_stand_in
 from trainers.data.token_data import SPLITS, TokenData
 from trainers.data.windows import evaluation_windows, training_windows
 
@@ -31,6 +32,7 @@ __all__ = [
     "evaluation_segments",
     "evaluation_windows",
     "load",
+    "stand_in",
     "training_segments",
     "training_windows",
 ]
@@ -44,6 +46,19 @@ DATASETS = {
     "wikitext2": wikitext2.load,
     "wikitext103": wikitext103.load,
 }
+
+# What `stand_in` knows the sizes of: (published counts, unit).
+_PUBLISHED = {
+    "ptb": (ptb.PUBLISHED, "word"),
+    "ptb_characters": (ptb_characters.PUBLISHED, "byte"),
+    "wikitext2": (wikitext2.PUBLISHED, "word"),
+    "wikitext103": (wikitext103.PUBLISHED, "word"),
+}
+
+
+def stand_in(name: str) -> TokenData | None:
+    """Returns made-up tokens of a data set's published sizes, or None if it has none."""
+    return make_stand_in(*_PUBLISHED[name]) if name in _PUBLISHED else None
 
 
 def load(
