@@ -100,9 +100,7 @@ def test_places_that_are_not_taken_are_not_looked_at():
     past = _past(layer)
     before = layer({"input": x, "past": past})
     taken = np.arange(SPAN - 1) >= SPAN - 1 - past["length"].numpy()[:, None]
-    other = {
-        name: tf.where(taken[:, None, :, None], past[name], 1e3) for name in ("key", "value")
-    }
+    other = {name: tf.where(taken[:, None, :, None], past[name], 1e3) for name in ("key", "value")}
     after = layer({"input": x, "past": {**past, **other}})
     np.testing.assert_array_equal(after, before)
     # The taken ones are: the first positions move, and those that see no past by those that do.

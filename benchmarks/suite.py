@@ -1,0 +1,105 @@
+"""Trains the runs of a suite, and keeps what a report needs of them.
+
+python -m benchmarks.suite --suite=copy_memory --workdir=runs/copy_memory
+
+Each run and seed is a process of its own; what is finished already is not trained again. The figures
+go to --results; `python -m benchmarks.results` makes docs/results.md of them.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from benchmarks.suites import SUITES, Suite
+from trainers import program
+from trainers.processes import Runs
+from trainers.workdir import read_json, write_json
+
+FLAGS = flags.FLAGS
+
+POINTS = 60  # of a curve that is kept
+
+
+def define_flags() -> None:
+    """Defines the program's flags; modules that import it may have flags of the same names."""
+    flags.DEFINE_enum("suite", None, sorted(SUITES), "Runs to train; see suites.py.")
+    flags.DEFINE_string("workdir", None, "Folder of the runs.")
+    flags.DEFINE_integer("seeds", 3, "Runs of each, seeds 0, 1, …. Default: 3.")
+    flags.DEFINE_integer("parallel", 2, "Processes at a time. Default: 2.")
+    flags.DEFINE_list("only", [], "Names of the runs to train, of several; none: all.")
+    flags.DEFINE_list("overrides", [], "Further flags of all runs, as name=value.")
+    flags.DEFINE_string("results", None, "JSON file of the figures. Default: results.json there.")
+    flags.mark_flags_as_required(["suite", "workdir"])
+
+
+def train_all(suite: Suite, workdir: str, overrides: Mapping[str, str]) -> None:
+    """Trains every run and seed that is not finished."""
+    with Runs(suite.module, FLAGS.parallel) as processes:
+        for seed in range(FLAGS.seeds):
+            for name, settings in suite.runs.items():
+                folder = run_folder(workdir, name, seed)
+                wanted = not FLAGS.only or name in FLAGS.only
+                if wanted and not os.path.exists(os.path.join(folder, "metrics.json")):
+                    # A flagfile comes first: what stands behind it holds.
+                    processes.start(folder, {**settings, "seed": seed, **overrides})
+        processes.wait()
+
+
+def run_folder(workdir: str, name: str, seed: int) -> str:
+    return os.path.join(workdir, f"{name.replace(' ', '_')}_seed_{seed}")
+
+
+def collect(suite: Suite, workdir: str, seeds: int) -> dict[str, list[dict[str, Any]]]:
+    """Returns name -> what is kept of each finished seed; runs without one are left out."""
+    found = {}
+    for name in suite.runs:
+        folders = [run_folder(workdir, name, seed) for seed in range(seeds)]
+        metrics = [read_json(os.path.join(folder, "metrics.json")) for folder in folders]
+        rows = [_kept(seed, value) for seed, value in enumerate(metrics) if value is not None]
+        if rows:
+            found[name] = rows
+    return found
+
+
+def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report needs of metrics.json."""
+    train = metrics["train"]
+    columns = {k: v for k, v in train.items() if isinstance(v, list)}
+    numbers = {k: v for k, v in train.items() if not isinstance(v, list)}
+    return {
+        "seed": seed,
+        "parameters": metrics["parameters"],
+        "config": metrics["config"],
+        "test": metrics["test"],
+        "figures": numbers,
+        "curves": {name: thinned(values) for name, values in columns.items()},
+    }
+
+
+def thinned(values: list[Any]) -> list[Any]:
+    """Returns at most so many of a column's values as a report shows, the last among them."""
+    stride = -(-len(values) // POINTS)
+    return values[::-1][::stride][::-1] if values else values
+
+
+def main() -> None:
+    suite = SUITES[FLAGS.suite]
+    unknown = sorted(set(FLAGS.only) - set(suite.runs))
+    if unknown:
+        raise ValueError(f"No such runs: {', '.join(unknown)}. Known: {', '.join(suite.runs)}.")
+    overrides = dict(item.split("=", 1) for item in FLAGS.overrides)
+    train_all(suite, FLAGS.workdir, overrides)
+    results = collect(suite, FLAGS.workdir, FLAGS.seeds)
+    path = FLAGS.results or os.path.join(FLAGS.workdir, "results.json")
+    write_json(path, {"suite": FLAGS.suite, "runs": results})
+    for name, rows in results.items():
+        tests = [{k: v for k, v in row["test"].items() if isinstance(v, float)} for row in rows]
+        print(f"{name}, {rows[0]['parameters']:,} parameters: {tests}")
+    print(f"Kept in {path}.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    program.run(main)

@@ -1,0 +1,52 @@
+"""The training runs that docs/results.md reports: what is trained beside what."""
+
+import os
+from typing import Any, NamedTuple
+
+PRESETS = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "trainers", "presets"
+)
+
+
+class Suite(NamedTuple):
+    """Runs that are compared with each other."""
+
+    module: str  # the trainer
+    runs: dict[str, dict[str, Any]]  # name -> the trainer's flags
+
+
+def preset(name: str) -> str:
+    """Returns the path of a preset."""
+    return os.path.join(PRESETS, f"{name}.flags")
+
+
+_COPY_MEMORY = {"sequence_length": 400}
+
+SUITES = {
+    "copy_memory": Suite(
+        "trainers.copy_memory",
+        {
+            "DEQ-Transformer": {"flagfile": preset("copy_memory")},
+            # Its figures in the literature are those of about 16 thousand parameters.
+            "TCN": {
+                **_COPY_MEMORY,
+                "model": "tcn",
+                "depth": 8,
+                "kernel_size": 8,
+                "width": 11,
+                "learning_rate": 2e-3,
+                "train_steps": 4000,
+            },
+            "LSTM": {**_COPY_MEMORY, "model": "lstm", "depth": 1, "width": 44, "train_steps": 2000},
+            "GRU": {**_COPY_MEMORY, "model": "gru", "depth": 1, "width": 50, "train_steps": 2000},
+        },
+    ),
+    "ptb_words": Suite(
+        "trainers.language_model",
+        {
+            "DEQ-Transformer": {"flagfile": preset("ptb_words")},
+            "12 applications of its cell": {"flagfile": preset("ptb_words"), "depth": 12},
+            "LSTM": {"flagfile": preset("ptb_words"), "model": "lstm", "depth": 2, "width": 350},
+        },
+    ),
+}
