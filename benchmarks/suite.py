@@ -66,7 +66,7 @@ def collect(suite: Suite, workdir: str, seeds: int) -> dict[str, list[dict[str, 
 def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a report needs of metrics.json."""
     train = metrics["train"]
-    columns = {k: v for k, v in train.items() if isinstance(v, list)}
+    columns = {k: v for k, v in train.items() if isinstance(v, list) and k != "step"}
     numbers = {k: v for k, v in train.items() if not isinstance(v, list)}
     return {
         "seed": seed,
@@ -74,14 +74,15 @@ def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "config": metrics["config"],
         "test": metrics["test"],
         "figures": numbers,
-        "curves": {name: thinned(values) for name, values in columns.items()},
+        "curves": {name: thinned(train["step"], values) for name, values in columns.items()},
     }
 
 
-def thinned(values: list[Any]) -> list[Any]:
-    """Returns at most so many of a column's values as a report shows, the last among them."""
-    stride = -(-len(values) // POINTS)
-    return values[::-1][::stride][::-1] if values else values
+def thinned(steps: list[int], values: list[Any]) -> list[list[Any]]:
+    """Returns [step, value] of at most so many of a column's values as a plot shows, the last one too."""
+    known = [[step, value] for step, value in zip(steps, values, strict=True) if value is not None]
+    stride = max(1, -(-len(known) // POINTS))
+    return known[::-1][::stride][::-1]
 
 
 def main() -> None:

@@ -34,7 +34,18 @@ def _define_flags() -> list[str]:
         "evaluation_batches", 8, "Batches of fresh examples per evaluation. Default: 8."
     )
     bound("evaluation_batches", lambda value: value >= 1, "must be at least 1")
-    return [*names, "evaluation_batches"]
+    flags.DEFINE_list(
+        "test_lengths",
+        ["100", "200", "300"],
+        "Other T that the trained model is tested on; longer ones than --sequence_length only where "
+        "the model reads any length. Default: 100,200,300.",
+    )
+    bound(
+        "test_lengths",
+        lambda value: all(one.isdigit() and int(one) for one in value),
+        "must be whole numbers of at least 1",
+    )
+    return [*names, "evaluation_batches", "test_lengths"]
 
 
 def make_experiment(config: Mapping[str, Any]) -> Experiment:
@@ -42,9 +53,15 @@ def make_experiment(config: Mapping[str, Any]) -> Experiment:
     length = config["sequence_length"] + 2 * COPIED
     model = make_model(config, VOCABULARY_SIZE, sequence_length=length)
 
-    def batches(start_step: int = 0, shard: int = 0, shards: int = 1, seed: int | None = None):
+    def batches(
+        start_step: int = 0,
+        shard: int = 0,
+        shards: int = 1,
+        seed: int | None = None,
+        memory_length: int | None = None,
+    ):
         return copy_memory_batches(
-            memory_length=config["sequence_length"],
+            memory_length=memory_length or config["sequence_length"],
             batch_size=config["batch_size"],
             seed=config["seed"] if seed is None else seed,
             start_step=start_step,
@@ -52,30 +69,35 @@ def make_experiment(config: Mapping[str, Any]) -> Experiment:
             shards=shards,
         )
 
-    validation, test = (
-        Evaluator(
+    def evaluator(seed: int, count: int, memory_length: int | None = None) -> Evaluator:
+        return Evaluator(
             model,
-            batches(seed=seed).take(count),
+            batches(seed=seed, memory_length=memory_length).take(count),
             # The mean over all positions, the blanks too, as the task's papers report it.
             lambda nats: {"loss": nats},
             jit_compile=config["jit_compile"],
         )
-        for seed, count in (
-            (_VALIDATION, max(config["evaluation_batches"] // 4, 1)),
-            (_TEST, config["evaluation_batches"]),
-        )
-    )
+
+    count = config["evaluation_batches"]
+    quarter = max(count // 4, 1)
+
+    def test() -> dict[str, Any]:
+        lengths = [int(other) for other in config["test_lengths"]]
+        readable = [other for other in lengths if model.remembers or other + 2 * COPIED <= length]
+        by_length = {str(T): evaluator(_TEST, quarter, T).evaluate() for T in readable}
+        return {**evaluator(_TEST, count).results(), "by_length": by_length}
+
     task = Task(
         model=model,
         loss=make_loss(config),
         batches=batches,
-        evaluate=validation.evaluate,
+        evaluate=evaluator(_VALIDATION, quarter).evaluate,
         display=lambda row: {"loss": row["loss"]},
         tokens_per_step=config["batch_size"] * length,
         equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
     )
-    return Experiment(task, test.results, output_layers=["readout"])
+    return Experiment(task, test, output_layers=["readout"])
 
 
 CONFIGURATION_FLAGS = _define_flags()
