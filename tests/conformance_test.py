@@ -348,7 +348,7 @@ LAYERS = (
         "tfdeq.pure_cell",
     ),
     ("tfdeq.layer",),
-    ("tfdeq.cells", "tfdeq.models", "tfdeq.gradient_report"),
+    ("tfdeq.cells", "tfdeq.baselines", "tfdeq.models", "tfdeq.gradient_report"),
     ("tfdeq",),
     ("trainers", "export", "tfdeq.programs"),
     ("benchmarks",),

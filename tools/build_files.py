@@ -39,7 +39,7 @@ LARGE = ("tests/conformance_test.py", "tests/trainers_language_model_test.py")
 RULES = "@rules_python//python:defs.bzl"
 HEADER = '"""Written by `python -m tools.build_files` from the imports."""\n'
 PACKAGE = 'package(default_visibility = ["//visibility:public"])\n'
-SOURCES = 'filegroup(\n    name = "sources",\n    srcs = glob(["*.py"]) + ["BUILD"],\n)\n'
+SOURCES = 'filegroup(\n    name = "sources",\n    srcs = glob(["*.py", "presets/*.flags"]) + ["BUILD"],\n)\n'
 EXTRAS = {"tools": 'exports_files(["pytest_runner.py"])\n'}
 
 

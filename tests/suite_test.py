@@ -1,0 +1,82 @@
+"""Tests of benchmarks.suite and benchmarks.results: from finished runs to a document."""
+
+import pytest
+
+from benchmarks import results, suite
+from benchmarks.suites import SUITES, Suite
+from trainers.workdir import write_json
+
+CONFIG = {"depth": 0, "train_steps": 100, "sequence_length": 400}
+
+
+def _finished(folder, loss, depth=0):
+    test = {"loss": loss}
+    if not depth:
+        solved = {"loss": loss, "residual": 2e-3, "steps": 4.0}
+        test = {**solved, "by_budget": {"1.0": solved, "2.0": {**solved, "residual": 1e-3}}}
+    test["by_length"] = {"100": {"loss": 10 * loss}}
+    steps = list(range(10, 1010, 10))
+    train = {
+        "step": steps,
+        "loss": [loss + 1 / step for step in steps],
+        "held_out_loss": [loss if step % 500 == 0 else None for step in steps],
+        "held_out_residual": [1e-3 if step % 500 == 0 and not depth else None for step in steps],
+        "seconds_per_step": 0.6,
+        "peak_memory_mib": 900.0,
+    }
+    config = {**CONFIG, "depth": depth}
+    write_json(
+        f"{folder}/metrics.json",
+        {"config": config, "parameters": 13584, "train": train, "test": test},
+    )
+
+
+@pytest.fixture
+def runs(tmp_path):
+    made = Suite("trainers.copy_memory", {"DEQ": {}, "LSTM of ours": {}, "not finished": {}})
+    for seed in range(2):
+        _finished(suite.run_folder(str(tmp_path), "DEQ", seed), 1e-6 * (seed + 1))
+    _finished(suite.run_folder(str(tmp_path), "LSTM of ours", 0), 0.05, depth=1)
+    return suite.collect(made, str(tmp_path), seeds=2)
+
+
+def test_what_is_kept_of_finished_runs(runs):
+    assert {name: [row["seed"] for row in rows] for name, rows in runs.items()} == {
+        "DEQ": [0, 1],
+        "LSTM of ours": [0],
+    }
+    curves = runs["DEQ"][0]["curves"]
+    assert curves["held_out_loss"] == [[500, 1e-6], [1000, 1e-6]]
+    assert len(curves["loss"]) <= suite.POINTS
+    assert curves["loss"][-1][0] == 1000
+    assert runs["DEQ"][0]["figures"]["seconds_per_step"] == 0.6
+
+
+def test_tables(runs):
+    table = results.suite_table(runs, [("TCN (2018)", "16K", "2.7e-5")])
+    assert "| DEQ | 13,584 | **1.5e-06** (1e-06, 2e-06) | 2.0e-03, 4.0 | 100 | 1 | 900 |" in table
+    assert "| LSTM of ours | 13,584 | **0.05** (0.05) |  | 100 | 1 | 900 |" in table
+    assert "| *published:* TCN (2018) | 16K | 2.7e-5 |" in table
+    assert "| DEQ | 2.0 × | 1.5e-06 | 1.0e-03 | 4.0 |" in results.budget_table(runs)
+    assert "LSTM" not in results.budget_table(runs)
+    assert "| LSTM of ours | 400 | 100 | 0.5 |" in results.length_table(runs)
+
+
+def test_the_document_names_what_was_not_run(runs, tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    write_json(f"{folder}/copy_memory.json", {"suite": "copy_memory", "runs": runs})
+    text = results.document(str(folder), str(tmp_path / "results.md"))
+    assert "13,584" in text
+    assert text.count("Not run yet.") == len(results.SUITE_COMMANDS) - 1
+    assert (tmp_path / "results_copy_memory.png").read_bytes().startswith(b"\x89PNG")
+    for _, preset in results.NOT_RUN:
+        assert f"--flagfile=trainers/presets/{preset}.flags" in text
+
+
+def test_suites_name_presets_that_are_there():
+    for each in SUITES.values():
+        for settings in each.runs.values():
+            if "flagfile" in settings:
+                with open(settings["flagfile"], encoding="utf-8") as file:
+                    assert file.readline().startswith("#")
