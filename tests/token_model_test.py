@@ -76,8 +76,9 @@ def test_losses_and_their_gradients_in_every_mode(mode):
     def run(losses_of):
         with tf.GradientTape() as tape:
             losses = losses_of()
+            total = tf.reduce_sum(losses)
         weights = [variable.value for variable in model.trainable_variables]
-        gradients = tape.gradient(tf.reduce_sum(losses), weights)
+        gradients = tape.gradient(total, weights)
         return losses, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     found = in_mode(lambda: run(lambda: model(tokens, targets=targets)), mode)()
