@@ -246,7 +246,7 @@ def _data() -> TokenData:
     )
 
 
-def _data_of_a_dry_run() -> TokenData:
+def data_of_a_dry_run() -> TokenData:
     """The same; without --data_dir, where a data set needs one, tokens of its sizes."""
     data = stand_in(FLAGS.dataset) if FLAGS.data_dir is None else None
     if data is None:
@@ -263,7 +263,7 @@ def main() -> None:
     strategy = strategy_from_flags()
     config = configuration(CONFIGURATION_FLAGS)
     if FLAGS.dry_run:
-        data = _data_of_a_dry_run()
+        data = data_of_a_dry_run()
         lines = experiment.dry_run(lambda: make_experiment(config, data), config, strategy)
         print("\n".join(lines))
         return

@@ -44,6 +44,7 @@ def define_model_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_bool, "tied_output", False, "Whether the output matrix is the embedding's."),
         (flags.DEFINE_list, "cutoffs", [], "For words: where a new, narrower cluster of the vocabulary begins, the most frequent first, for example 2000,10000; none: one matrix."),
         (flags.DEFINE_integer, "cutoff_factor", 4, "How much narrower each cluster is than the one before."),
+        (flags.DEFINE_integer, "loss_chunk", 0, "Positions whose logits are held at a time, which costs a quarter more time at the readout; 0: all."),
         (flags.DEFINE_list, "correction_steps", [], "Fixed-point correction: evaluations of the solve, for example 2,4, after which the loss is taken too; none: at its end alone."),
         (flags.DEFINE_float, "correction_weight", 0.3, "Weight of each of those losses."),
         (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that --adjoint=unrolled or phantom_gradient differentiates."),
@@ -57,7 +58,13 @@ def define_model_flags(**defaults: Any) -> list[str]:
         bound(name, lambda value: value >= 1, "must be at least 1")
     for name in ("dropout", "weight_dropout", "input_dropout", "output_dropout"):
         bound(name, lambda value: 0 <= value < 1, "must be in [0, 1)")
-    for name in ("recurrent_scale", "embedding_width", "attention_span", "correction_weight"):
+    for name in (
+        "recurrent_scale",
+        "embedding_width",
+        "attention_span",
+        "correction_weight",
+        "loss_chunk",
+    ):
         bound(name, lambda value: value >= 0, "must be at least 0")
     bound("adjoint_damping", lambda value: 0 < value <= 1, "must be in (0, 1]")
     for name in ("cutoffs", "correction_steps"):
@@ -91,6 +98,7 @@ def make_model(
         cutoff_factor=config["cutoff_factor"],
         input_dropout=config["input_dropout"],
         output_dropout=config["output_dropout"],
+        loss_chunk=config["loss_chunk"],
         dtype=config["precision"],
     )
     model.build((None, length))

@@ -62,8 +62,14 @@ class SegmentMemory:
             every = tf.tensor_scatter_nd_update(every, place, own[None])
             return tf.reshape(every, [-1, *own.shape[1:]])
 
-        whole = _replica().all_reduce(tf.distribute.ReduceOp.SUM, [placed(leaf) for leaf in leaves])
-        return tf.nest.pack_sequence_as(memory, whole)
+        whole = {}
+        # By dtype: integers are reduced on the host, and not together with what the devices reduce.
+        for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+            places = [index for index, leaf in enumerate(leaves) if leaf.dtype == dtype]
+            parts = [placed(leaves[index]) for index in places]
+            sums = _replica().all_reduce(tf.distribute.ReduceOp.SUM, parts)
+            whole.update(zip(places, sums, strict=True))
+        return tf.nest.pack_sequence_as(memory, [whole[index] for index in range(len(leaves))])
 
     def keep(self, memory: Any, where: tf.Tensor, local: Callable[[Any], tf.Tensor]) -> None:
         """Over all replicas: keeps a gathered memory if `where` [] holds.

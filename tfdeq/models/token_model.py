@@ -9,7 +9,8 @@ from keras import ops
 
 from tfdeq.models.adaptive_embedding import AdaptiveEmbedding
 from tfdeq.models.adaptive_softmax import AdaptiveSoftmax
-from tfdeq.solvers.solver import require_positive_integer
+from tfdeq.models.row_chunks import chunked
+from tfdeq.solvers.solver import require_integer, require_positive_integer
 
 
 class TokenModel(keras.Model):
@@ -30,6 +31,10 @@ class TokenModel(keras.Model):
         cutoff_factor: how much narrower each cluster is than the one before. Default 4.
         input_dropout, output_dropout: rates on the embeddings and on what the readout reads, in
             [0, 1); one mask for all positions of an example. Default 0.
+        loss_chunk: > 0: losses (`targets`) come from the logits of so many positions at a time, which
+            the gradient computes once more: the memory of a training step is then that of the states,
+            for a quarter more time at the readout. Default 0: of all positions at once. With cutoffs
+            it is not looked at.
 
     Raises:
         ValueError: for settings out of range.
@@ -46,10 +51,13 @@ class TokenModel(keras.Model):
         cutoff_factor: int = 4,
         input_dropout: float = 0.0,
         output_dropout: float = 0.0,
+        loss_chunk: int = 0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
+        require_integer("loss_chunk", loss_chunk, lowest=0)
+        self.loss_chunk = loss_chunk
         for name, value in (
             ("vocabulary_size", vocabulary_size),
             ("sequence_length", sequence_length),
@@ -106,24 +114,43 @@ class TokenModel(keras.Model):
     def logits(self, z, training=None):
         """States [B, T, d] -> next-token logits [B, T, V] float32; log p with cutoffs."""
         h = self._read(z, training)
-        if self.projection is not None:
-            h = self.projection(h)
+        logits = self.readout(h) if self.cutoffs else ops.matmul(h, self._output_matrix())
+        return ops.cast(logits, "float32")
+
+    def _output_matrix(self):
+        """[d, V], what the readout multiplies by where there are no cutoffs."""
         if self.readout is None:
             # Unit-scale embeddings, so that the first logits are of unit scale too.
-            logits = self.width**-0.5 * ops.matmul(h, ops.transpose(self.embedding.embeddings))
+            matrix = self.width**-0.5 * ops.transpose(self.embedding.embeddings)
         else:
-            logits = self.readout(h)
-        return ops.cast(logits, "float32")
+            matrix = ops.convert_to_tensor(self.readout.kernel)
+        return ops.cast(matrix, self.compute_dtype)
 
     def negative_log_likelihood(self, z, targets, training=None):
         """States [B, T, d], targets [B, T] -> −log p of each target, in nats, [B, T] float32."""
         if self.cutoffs:
             return ops.cast(self.readout.loss(self._read(z, training), targets), "float32")
-        logits = self.logits(z, training)
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+        if not self.loss_chunk:
+            return _nats(self.logits(z, training), targets)
+        # Sums over chunks are made in float32, products in what the policy computes in.
+        wide = "float64" if self.compute_dtype == "float64" else "float32"
+
+        def nats(rows, labels, matrix):
+            short = (tf.cast(value, self.compute_dtype) for value in (rows, matrix))
+            return _nats(tf.cast(tf.matmul(*short), wide), labels)
+
+        h = self._read(z, training)
+        labels = tf.reshape(targets, [-1])
+        rows, matrix = (tf.cast(value, wide) for value in (h, self._output_matrix()))
+        rows = tf.reshape(rows, [-1, h.shape[-1]])
+        every = tf.ones_like(labels, tf.bool)
+        losses = chunked(nats, every, rows, labels, [matrix], self.loss_chunk)
+        return tf.cast(tf.reshape(losses, tf.shape(targets)), tf.float32)
 
     def _read(self, z, training):
-        return self.output_dropout(ops.rms_normalization(z, epsilon=1e-5), training=training)
+        """What the readout multiplies."""
+        h = self.output_dropout(ops.rms_normalization(z, epsilon=1e-5), training=training)
+        return h if self.projection is None else self.projection(h)
 
     def _answer(self, z, targets, training):
         """Logits, or with targets their losses."""
@@ -184,4 +211,9 @@ class TokenModel(keras.Model):
             "cutoff_factor": self.cutoff_factor,
             "input_dropout": self.input_dropout.rate,
             "output_dropout": self.output_dropout.rate,
+            "loss_chunk": self.loss_chunk,
         }
+
+
+def _nats(logits, targets):
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
