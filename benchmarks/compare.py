@@ -21,6 +21,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks.recipes import recipe_variants
+from benchmarks.tables import comparison_table
 from trainers import experiment, language_model, program
 from trainers.data import load
 from trainers.flags import REPORTING, configuration
@@ -45,6 +46,7 @@ flags.DEFINE_integer("timing_rounds", 8, "Rounds of timed steps, each variant on
 flags.DEFINE_bool(
     "report_only", False, "Train nothing: table and picture of the runs that are finished."
 )
+flags.DEFINE_string("results", None, "JSON file for the figures. Default: in --workdir.")
 flags.DEFINE_string("document", None, "Markdown file to write the table to, plot beside it.")
 
 
@@ -170,22 +172,6 @@ def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str)
     return results
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the results as a Markdown table."""
-    lines = [
-        "| trained | steps | s/step | seconds | held-out bits, mean (each seed) | residual | peak MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in results.items():
-        seeds = ", ".join(f"{bits:.3f}" for bits in row["bits"])
-        lines.append(
-            f"| {name} | {row['steps']:,} | {row['seconds_per_step']:.3f} | {row['seconds']:.0f} | "
-            f"**{row['mean_bits']:.3f}** ({seeds}) | {row['residual']:.1e} | "
-            f"{row['peak_memory_mib']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def draw(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
     """Draws the held-out bits per byte of every run and seed."""
     figure = pyplot.figure(figsize=(8, 4.5), dpi=120, layout="constrained")
@@ -223,13 +209,13 @@ def main() -> None:
     if not FLAGS.report_only:
         train_all(runs, FLAGS.workdir)
     results = collect(runs, seconds, FLAGS.workdir)
-    write_json(os.path.join(FLAGS.workdir, "compare.json"), results)
+    write_json(FLAGS.results or os.path.join(FLAGS.workdir, "compare.json"), results)
     document = FLAGS.document or os.path.join(FLAGS.workdir, "compare.md")
     os.makedirs(os.path.dirname(document) or ".", exist_ok=True)
     draw(results, os.path.splitext(document)[0] + ".png")
     with open(document, "w", encoding="utf-8") as file:
-        file.write(table(results))
-    print(table(results))
+        file.write(comparison_table(results))
+    print(comparison_table(results))
     print(f"The same, with a picture beside it: {document}")
 
 

@@ -2,8 +2,9 @@
 
 python -m benchmarks.results --document=docs/results.md
 
-It reads benchmarks/results/{copy_memory,ptb_words,recipes}.json, which `benchmarks.suite` and
-`benchmarks.compare` wrote. What is missing there is named as not run, with the command that would.
+It reads benchmarks/results/{copy_memory,ptb_words,training_memory,recipes}.json, which `benchmarks.suite`,
+`benchmarks.training_memory` and `benchmarks.compare` wrote. What is missing there is named as not run,
+with the command that would.
 """
 
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import matplotlib
 from absl import flags
 
+from benchmarks.tables import comparison_table, memory_table
 from trainers import program
 from trainers.workdir import read_json
 
@@ -43,6 +45,14 @@ SUITE_COMMANDS = {
     "ptb_words": "python -m benchmarks.suite --suite=ptb_words --parallel=1 --overrides=data_dir=DIR "
     "--workdir=runs/ptb_words --results=benchmarks/results/ptb_words.json",
 }
+MEMORY_COMMAND = (
+    "python -m benchmarks.training_memory --flagfile=trainers/presets/ptb_words.flags --loss_chunk=256 "
+    "--workdir=runs/training_memory --results=benchmarks/results/training_memory.json"
+)
+RECIPES_COMMAND = (
+    "python -m benchmarks.compare --rivals=recipes --workdir=runs/recipes "
+    "--results=benchmarks/results/recipes.json"
+)
 NOT_RUN = [
     ("Penn Treebank words at the paper's size, 24M", "ptb_words_paper"),
     ("Penn Treebank characters", "ptb_characters"),
@@ -172,6 +182,12 @@ def document(folder: str, path: str) -> str:
         lengths = length_table(runs)
         if lengths:
             parts += ["On other lengths than the trained one:\n", lengths]
+    memory = read_json(os.path.join(folder, "training_memory.json"))
+    text = memory_table(memory["rows"]) if memory else "Not run yet.\n"
+    parts += [_MEMORY, f"Made by `{MEMORY_COMMAND}`.\n", text]
+    recipes = read_json(os.path.join(folder, "recipes.json"))
+    text = comparison_table(recipes) if recipes else "Not run yet.\n"
+    parts += [_RECIPES, f"Made by `{RECIPES_COMMAND}`.\n", text]
     parts.append(_NOT_RUN)
     parts.append(
         "\n".join(
@@ -202,6 +218,16 @@ Guessing the ten gives 0.0495.
 _PTB_WORDS = """## Penn Treebank words
 
 All held-out text, in eight rows with the memory carried on; every word counts once.
+"""
+_MEMORY = """## Training memory against depth
+
+A training step of the preset `ptb_words`, its losses in chunks of positions: the peak of resident
+memory beyond what is resident before it, where weights and the optimiser's state already are. The
+explicit networks are applications of the same cell.
+"""
+_RECIPES = """## Ways to train an equilibrium
+
+The same model and data, on the bytes of Python's library.
 """
 _NOT_RUN = """## Not run here
 

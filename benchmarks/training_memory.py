@@ -21,6 +21,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks.peers.protocol import memory_environment, peak_beyond_rest
+from benchmarks.tables import memory_table
 from trainers import experiment, language_model, program
 from trainers.flags import configuration
 from trainers.task import StepSettings
@@ -88,20 +89,6 @@ def measure(depth: int, arguments: list[str]) -> dict[str, Any]:
     return {"depth": depth, **json.loads(answers[0].removeprefix(ANSWER))}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the figures as a Markdown table, each row beside the equilibrium's."""
-    own = next(row for row in rows if not row["depth"])
-    lines = ["| trains | MiB a step | × the equilibrium's | s/step | × |", "|---|---|---|---|---|"]
-    for row in rows:
-        depth = row["depth"]
-        name = f"{depth} application{'s' * (depth > 1)}" if depth else "the equilibrium"
-        lines.append(
-            f"| {name} | {row['bytes'] / 2**20:.0f} | {row['bytes'] / own['bytes']:.1f} | "
-            f"{row['seconds']:.2f} | {row['seconds'] / own['seconds']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     if FLAGS.point:
         print(ANSWER + json.dumps(measure_here()))
@@ -112,7 +99,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     path = FLAGS.results or os.path.join(FLAGS.workdir, "training_memory.json")
     write_json(path, {"rows": rows})
-    print(table(rows))
+    print(memory_table(rows))
 
 
 if __name__ == "__main__":

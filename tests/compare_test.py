@@ -2,6 +2,7 @@ import pytest
 from absl import flags
 
 from benchmarks import compare
+from benchmarks.tables import comparison_table
 from trainers.workdir import write_json
 
 CONFIG = {
@@ -55,7 +56,7 @@ def test_finished_runs_become_a_table_and_a_picture(tmp_path):
     results = compare.collect(runs, {"equilibrium": 0.4, "1 explicit": 0.2}, str(tmp_path))
     assert results["equilibrium"]["mean_bits"] == pytest.approx(1.6)
     assert results["equilibrium"]["seconds"] == pytest.approx(40.0)
-    text = compare.table(results)
+    text = comparison_table(results)
     assert "| equilibrium | 100 | 0.400 | 40 | **1.600** (1.500, 1.700) |" in text
     compare.draw(results, str(tmp_path / "compare.png"))
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")

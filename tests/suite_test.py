@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import results, suite
 from benchmarks.suites import SUITES, Suite
+from benchmarks.tables import memory_table
 from trainers.workdir import write_json
 
 CONFIG = {"depth": 0, "train_steps": 100, "sequence_length": 400}
@@ -68,10 +69,20 @@ def test_the_document_names_what_was_not_run(runs, tmp_path):
     write_json(f"{folder}/copy_memory.json", {"suite": "copy_memory", "runs": runs})
     text = results.document(str(folder), str(tmp_path / "results.md"))
     assert "13,584" in text
-    assert text.count("Not run yet.") == len(results.SUITE_COMMANDS) - 1
+    assert text.count("Not run yet.") == len(results.SUITE_COMMANDS) - 1 + 2
     assert (tmp_path / "results_copy_memory.png").read_bytes().startswith(b"\x89PNG")
     for _, preset in results.NOT_RUN:
         assert f"--flagfile=trainers/presets/{preset}.flags" in text
+
+
+def test_memory_table():
+    rows = [
+        {"depth": 0, "bytes": 2**20, "seconds": 1.0},
+        {"depth": 12, "bytes": 5 * 2**20, "seconds": 2.5},
+    ]
+    table = memory_table(rows)
+    assert "| the equilibrium | 1 | 1.0 | 1.00 | 1.00 |" in table
+    assert "| 12 applications | 5 | 5.0 | 2.50 | 2.50 |" in table
 
 
 def test_suites_name_presets_that_are_there():
