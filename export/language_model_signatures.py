@@ -166,6 +166,14 @@ def examples(windows: np.ndarray, model: TokenModel) -> dict[str, np.ndarray]:
     return found
 
 
+def own_settings(model: TokenModel) -> dict[str, Any]:
+    """Returns what the card says of requests that name no tolerance and no budget."""
+    if not is_equilibrium(model):
+        return {}
+    solver = model.equilibrium.solver
+    return {"own_tolerance": solver.tolerance, "own_max_steps": solver.max_steps}
+
+
 def _serving_default(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dict]:
     def serving_default(**given):
         text = checked(model, given)

@@ -188,7 +188,7 @@ def export_language_model(
             "size": model.vocabulary_size,
             "file": None if vocabulary is None else VOCABULARY,
         },
-        **_own_settings(model),
+        **language_model.own_settings(model),
         **(card or {}),
     }
     examples = None
@@ -210,14 +210,6 @@ def export_language_model(
         card=described,
         files={} if vocabulary is None else {VOCABULARY: vocabulary},
     )
-
-
-def _own_settings(model: TokenModel) -> dict[str, Any]:
-    """The tolerance and the budget of requests that name none."""
-    if not is_equilibrium(model):
-        return {}
-    solver = model.equilibrium.solver
-    return {"own_tolerance": solver.tolerance, "own_max_steps": solver.max_steps}
 
 
 def _described(model, jit_compile, examples, batch_sizes) -> dict[str, Any]:

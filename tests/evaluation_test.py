@@ -3,10 +3,13 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfdeq import FixedPointIteration
-from tfdeq.models import LanguageModel
-from trainers.evaluation import TRACE_STEPS, token_evaluator
+from tfdeq.baselines import Recurrent
+from tfdeq.cells import TrellisCell
+from tfdeq.models import ExplicitLanguageModel, LanguageModel
+from trainers.evaluation import TRACE_STEPS, Evaluator, segment_evaluator, token_evaluator
 
 
 def make_model(explicit_steps=0):
@@ -73,3 +76,90 @@ def test_the_trace_holds_each_budget_of_each_example(tokens):
 def test_too_short_a_text_is_an_error():
     with pytest.raises(ValueError, match="Lower the sequence length or give more text"):
         token_evaluator(make_model(), np.zeros(5, "uint8"), "byte")
+
+
+# --- models with a memory ---------------------------------------------------------------------------
+
+
+def remembering(kind):
+    """A built model whose memory matters; solved to 1e-6 where it is an equilibrium."""
+    keras.utils.set_random_seed(5)
+    solver = FixedPointIteration(max_steps=80, tolerance=1e-6)
+    if kind == "lstm":
+        model = ExplicitLanguageModel(11, 8, width=6, network=Recurrent(8))
+    elif kind == "trellis":
+        cell = TrellisCell(8, recurrent_scale=0.5)
+        model = LanguageModel(11, 8, width=6, cell=cell, solver=solver)
+    else:
+        model = LanguageModel(11, 8, 8, heads=2, recurrent_scale=0.3, span=5, solver=solver)
+    model.build((None, 8))
+    return model
+
+
+def mean_nats(model, *texts):
+    """Over all predictions of texts that are each read in one piece."""
+    losses = [model(text[None, :-1], targets=text[None, 1:].astype("int32")) for text in texts]
+    return float(tf.reduce_mean(tf.concat(losses, axis=1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "jit_compile"), [("transformer", False), ("trellis", True), ("lstm", True)]
+)
+def test_segments_are_evaluated_as_the_long_text_they_are(kind, jit_compile, tokens):
+    model, text = remembering(kind), tokens[:61].astype("int32")
+    # 60 predictions: eight segments of 7 and one of 4.
+    evaluator = segment_evaluator(model, text, "word", 7, batch_size=1, jit_compile=jit_compile)
+    results = evaluator.evaluate()
+    # Each segment's solve stops at 1e-6 of its own state's norm.
+    assert results["bits_per_word"] * math.log(2) == pytest.approx(mean_nats(model, text), rel=1e-4)
+    assert results["perplexity"] == pytest.approx(math.exp(mean_nats(model, text)), rel=1e-4)
+    assert evaluator.evaluate() == results  # begins with no memory each time
+    cut = token_evaluator(model, text, "word", batch_size=1, windows=7, jit_compile=False)
+    assert abs(cut.evaluate()["bits_per_word"] - results["bits_per_word"]) > 1e-3
+
+
+def test_rows_of_segments_are_texts_of_their_own(tokens):
+    """Also the last row, which is shorter, and what fills it up does not count."""
+    model, text = remembering("lstm"), tokens[:60].astype("int32")
+    evaluator = segment_evaluator(model, text, "byte", 7, batch_size=4, jit_compile=False)
+    rows = [text[start : min(start + 15, 59) + 1] for start in (0, 15, 30, 45)]
+    assert [len(row) - 1 for row in rows] == [15, 15, 15, 14]
+    expected = mean_nats(model, *rows) / math.log(2)
+    assert evaluator.evaluate()["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    # No more rows than there are segments.
+    evaluator = segment_evaluator(model, text, "byte", 40, batch_size=4, jit_compile=False)
+    expected = mean_nats(model, text) / math.log(2)
+    assert evaluator.evaluate()["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_mean_is_weighted(tokens):
+    model = make_model()
+    inputs, targets = tokens[:32].reshape(2, 2, 8), tokens[1:33].reshape(2, 2, 8).astype("int32")
+    weights = np.random.default_rng(1).uniform(size=inputs.shape).astype("float32")
+    batches = list(zip(inputs, targets, weights, strict=True))
+    evaluator = Evaluator(model, batches, lambda nats: {"nats": nats}, jit_compile=False)
+    losses = np.stack([model(i, targets=t) for i, t in zip(inputs, targets, strict=True)])
+    expected = (weights * losses).sum() / weights.sum()
+    assert evaluator.evaluate()["nats"] == pytest.approx(expected, rel=1e-5)
+    alone = Evaluator(
+        model, zip(inputs, targets, strict=True), lambda nats: {"nats": nats}, jit_compile=False
+    )
+    assert alone.evaluate()["nats"] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_explicit_networks_have_one_budget_and_no_residual(tokens):
+    model = remembering("lstm")
+    by_window = token_evaluator(model, tokens, "byte", batch_size=4, windows=8, jit_compile=False)
+    for each in (by_window, segment_evaluator(model, tokens, "byte", 8, jit_compile=False)):
+        results = each.results()
+        assert set(results) == {"bits_per_byte", "by_budget"}
+        assert results["by_budget"] == {"1.0": {"bits_per_byte": results["bits_per_byte"]}}
+
+
+def test_budgets_of_an_equilibrium_with_a_memory(tokens):
+    model = remembering("transformer")
+    model.equilibrium.solver = FixedPointIteration(max_steps=4, tolerance=1e-6)
+    rows = segment_evaluator(model, tokens, "byte", 8, jit_compile=False).by_budget()
+    assert [row["steps"] for row in rows.values()][:3] == [2.0, 4.0, 8.0]
+    residuals = [row["residual"] for row in rows.values()]
+    assert residuals == sorted(residuals, reverse=True)

@@ -9,6 +9,7 @@ import tfdeq
 from export import isolated, language_model_checks, saved_model, serving_program
 from export.checks import compare
 from export.isolated import Request
+from export.language_model_signatures import signature_names
 from export.signatures import INVALID
 from tests.cases import contracting_language_model
 from tfdeq import Status
@@ -36,7 +37,7 @@ def requests_of(model, batches, lengths_from):
             np.linspace(LENGTH, lengths_from, batch).round(),
         )
         for batch in batches
-        for signature in language_model_checks.signatures(model)
+        for signature in signature_names(model)
     ]
 
 

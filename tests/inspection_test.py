@@ -1,7 +1,10 @@
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tests.cases import contracting_language_model
+from tfdeq import FixedPointIteration
+from tfdeq.models import LanguageModel
 from trainers.inspection import Inspection, write_histograms
 from trainers.models import radius_of, token_loss
 from trainers.task import Task
@@ -39,6 +42,22 @@ def test_each_samples_solve_and_nothing_changes():
     for one, other in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(one.numpy(), other)
     assert model.equilibrium.convergence_report() == {}
+
+
+def test_segments_are_inspected_as_texts_that_begin():
+    """The batch of a training step with a memory, of which the look takes some rows."""
+    keras.utils.set_random_seed(3)
+    solver = FixedPointIteration(max_steps=30, tolerance=1e-5)
+    model = LanguageModel(9, 6, width=8, heads=2, recurrent_scale=0.3, span=4, solver=solver)
+    model.build((None, 6))
+    task = make_task(model)._replace(memory=model.initial_memory)
+    tokens = tf.constant(np.random.default_rng(0).integers(0, 9, (3, 6)), tf.int32)
+    found = Inspection(task, jit_compile=True)((tokens, tokens, tf.fill([3], True)), 3)
+    assert len(found) == 5
+    assert all(value.shape == (3,) for value in found.values())
+    _, solution = model(tokens, max_steps=3, return_solution=True)
+    # A float32 difference of states that agree in three digits.
+    np.testing.assert_allclose(found["residual"], solution.residual, rtol=1e-3)
 
 
 def test_histograms_of_residuals_are_of_their_logarithms():

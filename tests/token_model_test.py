@@ -90,6 +90,33 @@ def test_losses_and_their_gradients_in_every_mode(mode):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("tied", "state_width"), [(False, WIDTH), (True, WIDTH), (True, 2 * WIDTH)]
+)
+@pytest.mark.parametrize(
+    ("chunk", "mode"), [(7, "eager"), (5, "eager"), (100, "eager"), (5, "xla")]
+)
+def test_losses_in_chunks_are_the_losses(chunk, tied, state_width, mode):
+    """And their gradients: 42 positions in chunks that divide them, do not, and hold them all."""
+    settings = {"tied_output": tied, "state_width": state_width, "dtype": "float64"}
+    model, other = _model(loss_chunk=chunk, **settings), _model(**settings)
+    tokens, targets = _tokens(), _tokens(seed=1)
+    weights = tf.constant(np.random.default_rng(2).normal(size=tokens.shape), tf.float32)
+
+    def run(model):
+        with tf.GradientTape() as tape:
+            losses = model(tokens, targets=targets)
+            total = tf.reduce_sum(weights * losses)
+        gradients = tape.gradient(total, [v.value for v in model.trainable_variables])
+        return losses, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    found, expected = in_mode(lambda: run(model), mode)(), run(other)
+    # The losses are float32 whatever the weights are, and so is what comes back from them.
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6, atol=1e-6)
+    for one, two in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("cutoffs", [(), CUTOFFS])
 def test_what_is_made_for_the_output(cutoffs, tied):
@@ -192,6 +219,7 @@ def test_a_model_that_does_not_remember():
         ({"width": 1.5}, "width must be an integer of at least 1; received 1.5"),
         ({"input_dropout": 1.0}, r"input_dropout must be in \[0, 1\); received 1.0"),
         ({"output_dropout": -0.5}, r"output_dropout must be in \[0, 1\); received -0.5"),
+        ({"loss_chunk": -1}, "loss_chunk must be an integer of at least 0; received -1"),
         ({"cutoffs": (15, 5)}, r"cutoffs must increase; received \(15, 5\)"),
         ({"cutoffs": (5, 40)}, r"cutoffs must be below vocabulary_size, 40; received \(5, 40\)"),
         ({"cutoffs": (5, 15, 20)}, "width must be divisible by .* 4\\^3 = 64; received width 16"),

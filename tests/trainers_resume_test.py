@@ -25,10 +25,12 @@ TRAINERS = {
                        "--evaluation_windows=8"),
     "copy_memory": ("--evaluation_batches=2",),
 }  # fmt: skip
+# Segments whose keys and values go on from step to step, and from checkpoint to continuation.
+MEMORY = ("--carry_memory", "--attention_span=8", "--evaluation_rows=2")
 
 
-def start(name, folder, workdir):
-    command = [sys.executable, "-m", f"trainers.{name}", *FLAGS, *TRAINERS[name]]
+def start(name, folder, workdir, *flags):
+    command = [sys.executable, "-m", f"trainers.{name}", *FLAGS, *TRAINERS[name], *flags]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}"],
         cwd=folder,
@@ -51,12 +53,18 @@ def results(workdir):
     return rows, metrics["test"], keras.models.load_model(workdir / "model.keras").get_weights()
 
 
-@pytest.mark.parametrize("name", list(TRAINERS))
-def test_killed_after_three_steps(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        *(pytest.param(name, (), id=name) for name in TRAINERS),
+        pytest.param("language_model", MEMORY, id="memory", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_after_three_steps(name, flags, tmp_path):
     words = random.Random(0).choices(["equilibrium", "solver", "residual", "step"], k=3000)
     (tmp_path / "words.txt").write_text(" ".join(words))
-    finish(start(name, tmp_path, tmp_path / "whole"))
-    process = start(name, tmp_path, tmp_path / "killed")
+    finish(start(name, tmp_path, tmp_path / "whole", *flags))
+    process = start(name, tmp_path, tmp_path / "killed", *flags)
     checkpoint = tmp_path / "killed" / "checkpoints" / "ckpt-3.index"
     deadline = time.monotonic() + 60
     while not checkpoint.exists():
@@ -66,7 +74,7 @@ def test_killed_after_three_steps(name, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "killed" / "metrics.json").exists()
-    assert "Resuming from" in finish(start(name, tmp_path, tmp_path / "killed"))
+    assert "Resuming from" in finish(start(name, tmp_path, tmp_path / "killed", *flags))
     whole, killed = results(tmp_path / "whole"), results(tmp_path / "killed")
     assert killed[:2] == whole[:2]
     for one, other in zip(killed[2], whole[2], strict=True):

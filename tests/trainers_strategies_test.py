@@ -83,3 +83,14 @@ def test_several_steps_a_call_on_two_devices_and_workers(folder):
     check_same(cases.read_metrics(folder / "calls_two"), expected, 5)
     cases.finish(*cases.start_workers(2, folder, folder / "calls_workers", *flags))
     check_same(cases.read_metrics(folder / "calls_workers"), expected, 5)
+
+
+@pytest.mark.slow
+def test_memory_on_two_devices_and_workers(folder):
+    flags = (*SHORT, "--carry_memory", "--attention_span=8", "--evaluation_rows=4")
+    cases.finish(cases.start(folder, folder / "memory", *flags))
+    expected = cases.read_metrics(folder / "memory")
+    cases.finish(cases.start(folder, folder / "memory_two", *flags, *TWO_DEVICES))
+    check_same(cases.read_metrics(folder / "memory_two"), expected, 10)
+    cases.finish(*cases.start_workers(2, folder, folder / "memory_workers", *flags))
+    check_same(cases.read_metrics(folder / "memory_workers"), expected, 10)
