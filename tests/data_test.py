@@ -10,7 +10,17 @@ import pytest
 import tensorflow_datasets as tfds
 
 from trainers import data
-from trainers.data import byte_documents, prepared, ptb, python_stdlib, text, wikitext2, words
+from trainers.data import (
+    byte_documents,
+    prepared,
+    ptb,
+    ptb_characters,
+    python_stdlib,
+    text,
+    wikitext2,
+    wikitext103,
+    words,
+)
 
 LINES = "the cat sat on the mat\n the <unk> dog ran \n\na cat and a dog ran and ran\n"
 
@@ -38,6 +48,19 @@ def _words_options(module, builder_class):
         monkeypatch.setattr(module, "PUBLISHED", _write_words(folder, builder_class))
         return {"data_dir": str(folder), "prepared_dir": str(tmp_path / "prepared")}
 
+    return options
+
+
+def _character_options(tmp_path, monkeypatch, stdlib_prepared_dir):
+    options = _words_options(ptb_characters, ptb.Ptb)(tmp_path, monkeypatch, stdlib_prepared_dir)
+    folder = pathlib.Path(options["data_dir"])
+    joined = {}
+    for split, name in ptb.Ptb.FILES.items():
+        lines = (folder / name).read_text().splitlines()
+        joined[split] = "".join(" ".join(line.split()) + "\n" for line in lines)
+    tokens = {split: len(characters) for split, characters in joined.items()}
+    published = words.Counts(tokens=tokens, types=len(set(joined["train"])))
+    monkeypatch.setattr(ptb_characters, "PUBLISHED", published)
     return options
 
 
@@ -83,10 +106,12 @@ def _pretend_original(file: pathlib.Path, monkeypatch) -> None:
 # How to give each data set a small source; a new data set needs a line here.
 OPTIONS = {
     "ptb": _words_options(ptb, ptb.Ptb),
+    "ptb_characters": _character_options,
     "python_stdlib": _stdlib_options,
     "text": _text_options,
     "tiny_shakespeare": _shakespeare_options,
     "wikitext2": _words_options(wikitext2, wikitext2.Wikitext2),
+    "wikitext103": _words_options(wikitext103, wikitext103.Wikitext103),
 }
 
 
@@ -245,7 +270,7 @@ def test_tiny_shakespeare_without_network_says_what_to_do(tmp_path, monkeypatch,
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="'penn'.*ptb, python_stdlib, text"):
+    with pytest.raises(ValueError, match="'penn'.*ptb, ptb_characters, python_stdlib, text"):
         data.load("penn")
 
 

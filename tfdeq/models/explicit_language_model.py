@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+import tfdeq.baselines  # noqa: F401  a saved model names its network, which must be registered
 from tfdeq.models.token_model import TokenModel
 
 
