@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-# The last: what no recipe but the first one has of ours.
+# Without what our own recipe adds; what is not named here stays as the flags say.
 _BARE = {"jacobian_penalty": 0.0, "shallow_share": 0.0, "sampled_depth": 0, "correction_steps": []}
 
 RECIPES: dict[str, dict[str, Any]] = {

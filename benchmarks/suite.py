@@ -20,6 +20,7 @@ from trainers.workdir import read_json, write_json
 FLAGS = flags.FLAGS
 
 POINTS = 60  # of a curve that is kept
+CURVES = ("loss", "residual", "steps")  # and what is held out
 
 
 def define_flags() -> None:
@@ -66,7 +67,7 @@ def collect(suite: Suite, workdir: str, seeds: int) -> dict[str, list[dict[str, 
 def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a report needs of metrics.json."""
     train = metrics["train"]
-    columns = {k: v for k, v in train.items() if isinstance(v, list) and k != "step"}
+    kept = [name for name in train if name in CURVES or name.startswith("held_out_")]
     numbers = {k: v for k, v in train.items() if not isinstance(v, list)}
     return {
         "seed": seed,
@@ -74,7 +75,7 @@ def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "config": metrics["config"],
         "test": metrics["test"],
         "figures": numbers,
-        "curves": {name: thinned(train["step"], values) for name, values in columns.items()},
+        "curves": {name: thinned(train["step"], train[name]) for name in kept},
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.cases import in_mode
+from tests.memory_cases import training_step
 from tfdeq import baselines
 from tfdeq.models import ExplicitLanguageModel
 
@@ -92,14 +93,7 @@ def test_losses_are_those_of_the_logits(name, cutoffs):
 def test_xla_does_as_eager_mode_does(name):
     model, tokens = _model(name), _tokens(length=LENGTH)
     _, memory = model(_tokens(seed=2), memory=model.initial_memory(3))
-
-    def step(tokens, memory):
-        with tf.GradientTape() as tape:
-            losses, after = model(tokens, targets=tokens, memory=memory, training=True)
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
-        return loss, after, [tf.convert_to_tensor(gradient) for gradient in gradients]
-
+    step = training_step(model)
     expected, actual = (in_mode(step, mode)(tokens, memory) for mode in ("eager", "xla"))
     _assert_close(actual, expected, rtol=1e-4, atol=1e-6)
     assert all(np.abs(gradient).max() > 0 for gradient in actual[2])

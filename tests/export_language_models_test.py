@@ -1,5 +1,7 @@
 """Which signatures language models have, and what those without a memory answer."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -27,14 +29,7 @@ CONVERGENCE = {"residual", "steps", "status"}
 
 @pytest.fixture(scope="module")
 def served():
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = Served(MODELS[name]())
-        return made[name]
-
-    return get
+    return functools.cache(lambda name: Served(MODELS[name]()))
 
 
 @pytest.mark.parametrize("name", ["span", "trellis", "lstm"])

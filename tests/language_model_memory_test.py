@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfdeq
 from tests.cases import in_mode
+from tests.memory_cases import training_step
 from tfdeq.cells import TrellisCell
 from tfdeq.models import LanguageModel
 
@@ -181,14 +182,7 @@ def test_xla_does_as_a_graph_does():
     """A training step's forward and backward pass, with a memory that is not empty."""
     model = _model("transformer", solver=tfdeq.FixedPointIteration(100, 1e-7))
     tokens, memory = _tokens(), _memory("transformer")
-
-    def step(tokens, memory):
-        with tf.GradientTape() as tape:
-            losses, after = model(tokens, targets=tokens, memory=memory, training=True)
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
-        return loss, after, [tf.convert_to_tensor(gradient) for gradient in gradients]
-
+    step = training_step(model)
     expected, actual = (in_mode(step, mode)(tokens, memory) for mode in ("graph", "xla"))
     # float32, and solves that stop at 1e-7: near the last bit of sums over all positions.
     _assert_close(actual, expected, rtol=1e-3, atol=1e-5)

@@ -16,6 +16,19 @@ from tfdeq.models import ExplicitLanguageModel, LanguageModel
 VOCABULARY, LENGTH, WIDTH = 17, 10, 16
 
 
+def training_step(model):
+    """(tokens, memory) -> (loss, memory, gradients) of a language model that predicts its own tokens."""
+
+    def step(tokens, memory):
+        with tf.GradientTape() as tape:
+            losses, after = model(tokens, targets=tokens, memory=memory, training=True)
+            loss = tf.reduce_mean(losses)
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        return loss, after, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    return step
+
+
 def equilibrium(**settings):
     keras.utils.set_random_seed(3)
     solver = tfdeq.Anderson(max_steps=80, tolerance=1e-6)

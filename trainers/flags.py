@@ -137,30 +137,24 @@ def configuration(names: list[str]) -> dict[str, Any]:
 
 
 def _define_bounds() -> None:
-    at_least_one = ("training_max_steps", "train_steps", "batch_size", "sequence_length", "max_steps",
-                    "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
-                    "checkpoint_every", "divergence_patience", "accumulation_steps", "steps_per_call")  # fmt: skip
-    for name in at_least_one:
-        bound(name, lambda value: value >= 1, "must be at least 1")
+    at_least(1, "training_max_steps", "train_steps", "batch_size", "sequence_length", "max_steps",
+             "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
+             "checkpoint_every", "divergence_patience", "accumulation_steps", "steps_per_call")  # fmt: skip
     bound("ema", lambda value: 0 <= value < 1, "must be in [0, 1)")
     for name in ("learning_rate", "tolerance", "gradient_clip", "watch_residual"):
         bound(name, lambda value: value > 0, "must be greater than 0")
-    for name in (
-        "depth",
-        "sampled_depth",
-        "warmup_steps",
-        "jacobian_penalty",
-        "jacobian_penalty_power_steps",
-        "checkpoint_minutes",
-        "max_rollbacks",
-        "logical_devices",
-        "profile_step",
-        "inspect_every",
-    ):
-        bound(name, lambda value: value >= 0, "must be at least 0")
+    at_least(0, "depth", "sampled_depth", "warmup_steps", "jacobian_penalty",
+             "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",
+             "logical_devices", "profile_step", "inspect_every")  # fmt: skip
     bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
     bound("jacobian_penalty_end", lambda value: 0 <= value <= 1, "must be in [0, 1]")
     bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def at_least(lowest: int, *names: str) -> None:
+    """Refuses values of flags below a number."""
+    for name in names:
+        bound(name, lambda value: value >= lowest, f"must be at least {lowest}")
 
 
 def bound(name: str, valid: Callable[[Any], bool], text: str) -> None:

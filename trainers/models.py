@@ -13,7 +13,7 @@ from tfdeq.baselines import Recurrent, TemporalConvolution, TransformerStack, Tr
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
-from trainers.flags import bound
+from trainers.flags import at_least, bound
 
 CELLS = ("transformer", "trellis")
 # Explicit networks of --depth layers, none of which shares its weights but trellisnet's.
@@ -44,7 +44,7 @@ def define_model_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_bool, "tied_output", False, "Whether the output matrix is the embedding's."),
         (flags.DEFINE_list, "cutoffs", [], "For words: where a new, narrower cluster of the vocabulary begins, the most frequent first, for example 2000,10000; none: one matrix."),
         (flags.DEFINE_integer, "cutoff_factor", 4, "How much narrower each cluster is than the one before."),
-        (flags.DEFINE_integer, "loss_chunk", 0, "Positions whose logits are held at a time, which costs a quarter more time at the readout; 0: all."),
+        (flags.DEFINE_integer, "loss_chunk", 0, "Positions whose logits are held at a time, which costs four products with the output matrix instead of three; 0: all."),
         (flags.DEFINE_list, "correction_steps", [], "Fixed-point correction: evaluations of the solve, for example 2,4, after which the loss is taken too; none: at its end alone."),
         (flags.DEFINE_float, "correction_weight", 0.3, "Weight of each of those losses."),
         (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that --adjoint=unrolled or phantom_gradient differentiates."),
@@ -54,18 +54,13 @@ def define_model_flags(**defaults: Any) -> list[str]:
         value = defaults.get(name, default)
         shown = "" if value == [] else f" Default: {value}."
         define(name, value, *choices, f"{text}{shown}")
-    for name in ("width", "heads", "feedforward", "kernel_size", "cutoff_factor", "adjoint_steps"):
-        bound(name, lambda value: value >= 1, "must be at least 1")
+    sizes = ("width", "heads", "feedforward", "kernel_size", "cutoff_factor", "adjoint_steps")
+    at_least(1, *sizes)
     for name in ("dropout", "weight_dropout", "input_dropout", "output_dropout"):
         bound(name, lambda value: 0 <= value < 1, "must be in [0, 1)")
-    for name in (
-        "recurrent_scale",
-        "embedding_width",
-        "attention_span",
-        "correction_weight",
-        "loss_chunk",
-    ):
-        bound(name, lambda value: value >= 0, "must be at least 0")
+    at_least(
+        0, "recurrent_scale", "embedding_width", "attention_span", "correction_weight", "loss_chunk"
+    )
     bound("adjoint_damping", lambda value: 0 < value <= 1, "must be in (0, 1]")
     for name in ("cutoffs", "correction_steps"):
         bound(name, lambda value: all(one.isdigit() for one in value), "must be whole numbers")

@@ -33,8 +33,8 @@ class TokenModel(keras.Model):
             [0, 1); one mask for all positions of an example. Default 0.
         loss_chunk: > 0: losses (`targets`) come from the logits of so many positions at a time, which
             the gradient computes once more: the memory of a training step is then that of the states,
-            for a quarter more time at the readout. Default 0: of all positions at once. With cutoffs
-            it is not looked at.
+            for four products with the readout's matrix instead of three. Default 0: of all positions
+            at once. With cutoffs it is not looked at.
 
     Raises:
         ValueError: for settings out of range.
@@ -95,7 +95,7 @@ class TokenModel(keras.Model):
 
     def build_states(self, shape):
         """Builds what stands between embedding and readout, for embeddings of a shape."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must build what makes its states.")
 
     def embed(self, tokens, training=None):
         """Tokens [B, T] -> what the cell, or network, reads [B, T, d]."""

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.data.shards import shard_rows
+from trainers.data.streams import check_stream, prefetched, reader
 
 
 def training_segments(
@@ -47,7 +48,7 @@ def training_segments(
         )
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more; received {start_step}.")
-    gather = _gather(tokens, sequence_length)
+    read = reader(tokens, sequence_length)
     rows = tf.range(batch_size, dtype=tf.int64)[shard_rows(batch_size, shard, shards)] * row
     seed = tf.constant(seed, tf.int64)
 
@@ -60,11 +61,11 @@ def training_segments(
             alg="philox",  # named, so that every machine draws the same
         )
         place = step % steps
-        inputs, targets, _ = gather(first + rows + place * sequence_length)
+        inputs, targets = read(first + rows + place * sequence_length)
         return inputs, targets, tf.fill(tf.shape(rows), place > 0)
 
     counter = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    return counter.map(batch).prefetch(tf.data.AUTOTUNE).with_options(_options())
+    return prefetched(counter.map(batch))
 
 
 def evaluation_segments(
@@ -89,46 +90,23 @@ def evaluation_segments(
     _check(tokens, sequence_length, batch_size)
     predictions = len(tokens) - 1
     row = -(-predictions // batch_size)
-    gather = _gather(tokens, sequence_length)
+    read = reader(tokens, sequence_length)
     starts = tf.range(batch_size, dtype=tf.int64) * row
     offsets = tf.range(sequence_length, dtype=tf.int64)
 
     def batch(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        inputs, targets, inside = gather(starts + place)
-        weights = tf.cast(inside & (place + offsets < row)[None, :], tf.float32)
+        inputs, targets = read(starts + place)
+        column = (place + offsets)[None, :]
+        weights = tf.cast((column < row) & (starts[:, None] + column < predictions), tf.float32)
         return inputs, targets, weights
 
     places = tf.data.Dataset.range(0, row, sequence_length)
-    return places.map(batch).prefetch(tf.data.AUTOTUNE).with_options(_options())
-
-
-def _gather(tokens: np.ndarray, sequence_length: int):
-    """[B] int64 starts -> (inputs, targets) [B, T] int32 and whether the target is in the stream."""
-    with tf.device("/CPU:0"):  # where input pipelines run; a stream on the GPU would be copied back
-        stream = tf.constant(tokens)
-    offsets = tf.range(sequence_length + 1, dtype=tf.int64)
-
-    def gather(starts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        places = starts[:, None] + offsets
-        found = tf.cast(tf.gather(stream, tf.minimum(places, len(tokens) - 1)), tf.int32)
-        return found[:, :-1], found[:, 1:], places[:, 1:] < len(tokens)
-
-    return gather
-
-
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    # Workers share the batches; there are no files to share, which AUTO would warn about at length.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return options
+    return prefetched(places.map(batch))
 
 
 def _check(tokens: np.ndarray, sequence_length: int, batch_size: int) -> None:
-    for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more; received {value}.")
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer) or len(tokens) < 2:
+    check_stream(tokens, sequence_length=sequence_length, batch_size=batch_size)
+    if len(tokens) < 2:
         raise ValueError(
-            f"tokens must be a 1-D array of integer ids, at least two; received shape {tokens.shape}, "
-            f"dtype {tokens.dtype}."
+            f"tokens must be at least two; received shape {tokens.shape}. Give more text."
         )

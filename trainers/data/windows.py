@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.data.shards import shard_rows
+from trainers.data.streams import check_stream, prefetched, reader
 
 
 def training_windows(
@@ -42,7 +43,7 @@ def training_windows(
         raise ValueError(f"start_step must be 0 or more; received {start_step}.")
     rows = shard_rows(batch_size, shard, shards)
     places = len(tokens) - sequence_length
-    gather = _gather(tokens, sequence_length)
+    read = reader(tokens, sequence_length)
     seed = tf.constant(seed, tf.int64)
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -53,10 +54,10 @@ def training_windows(
             dtype=tf.int64,
             alg="philox",  # named, so that every machine draws the same places
         )
-        return gather(starts[rows])
+        return read(starts[rows])
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    return steps.map(batch).prefetch(tf.data.AUTOTUNE).with_options(_options())
+    return prefetched(steps.map(batch))
 
 
 def evaluation_windows(
@@ -101,39 +102,12 @@ def evaluation_windows(
         kept = max_windows - max_windows % batch_size
         index = np.arange(kept) * available // kept
     starts = tf.data.Dataset.from_tensor_slices(index.astype(np.int64) * sequence_length)
-    batches = starts.batch(batch_size, drop_remainder=True).map(_gather(tokens, sequence_length))
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(_options())
-
-
-def _gather(tokens: np.ndarray, sequence_length: int):
-    """Returns a function from [B] int64 starts to (inputs, targets), both [B, T] int32."""
-    with tf.device("/CPU:0"):  # where input pipelines run; a stream on the GPU would be copied back
-        stream = tf.constant(tokens)
-    offsets = tf.range(sequence_length + 1, dtype=tf.int64)
-
-    def gather(starts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        windows = tf.cast(tf.gather(stream, starts[:, None] + offsets), tf.int32)
-        return windows[:, :-1], windows[:, 1:]
-
-    return gather
-
-
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    # Workers share the batches; there are no files to share, which AUTO would warn about at length.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return options
+    batches = starts.batch(batch_size, drop_remainder=True).map(reader(tokens, sequence_length))
+    return prefetched(batches)
 
 
 def _check(tokens: np.ndarray, *, sequence_length: int, batch_size: int) -> None:
-    for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more; received {value}.")
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(
-            f"tokens must be a 1-D array of integer ids; received shape {tokens.shape}, dtype "
-            f"{tokens.dtype}."
-        )
+    check_stream(tokens, sequence_length=sequence_length, batch_size=batch_size)
     if len(tokens) <= sequence_length:
         raise ValueError(
             f"The stream has {len(tokens):,} tokens; a window of {sequence_length} and its "
