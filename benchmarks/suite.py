@@ -21,6 +21,7 @@ FLAGS = flags.FLAGS
 
 POINTS = 60  # of a curve that is kept
 CURVES = ("loss", "residual", "steps")  # and what is held out
+PLACES = ("data_dir", "files", "prepared_dir")  # of a machine; nothing of a result
 
 
 def define_flags() -> None:
@@ -72,7 +73,7 @@ def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "seed": seed,
         "parameters": metrics["parameters"],
-        "config": metrics["config"],
+        "config": {k: v for k, v in metrics["config"].items() if k not in PLACES},
         "test": metrics["test"],
         "figures": numbers,
         "curves": {name: thinned(train["step"], train[name]) for name in kept},

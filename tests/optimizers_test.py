@@ -29,7 +29,7 @@ def test_inverse_square_root_and_constant():
 )
 def test_the_named_optimizer_follows_the_schedule(name, kind):
     schedule = optimizers.learning_rate_schedule(2.0, train_steps=1000, warmup_steps=100)
-    config = {"optimizer": name, "ema": 0.9}
+    config = {"optimizer": name, "ema": 0.9, "adam_rate_ratio": 1.0}
     optimizer = optimizers.make_optimizer(config, schedule, adam_layers=["readout"])
     assert isinstance(optimizer, kind)
     assert optimizer.use_ema
@@ -43,3 +43,14 @@ def test_the_named_optimizer_follows_the_schedule(name, kind):
     assert math.isclose(float(optimizer.learning_rate), 2.0, rel_tol=1e-6)
     schedule.scale.assign(0.25)
     assert math.isclose(float(optimizer.learning_rate), 0.5, rel_tol=1e-6)
+
+
+def test_what_muon_leaves_to_adam_has_a_rate_of_its_own():
+    # Adam's first step is the learning rate for each entry, whatever the gradient.
+    config = {"optimizer": "muon", "ema": 0.0, "adam_rate_ratio": 4.0}
+    optimizer = optimizers.make_optimizer(config, optimizers.ScalableSchedule(0.5))
+    vector, matrix = keras.Variable([1.0, 1.0]), keras.Variable([[1.0, 0.0], [0.0, 1.0]])
+    optimizer.build([vector, matrix])
+    optimizer.apply([keras.ops.array([3.0, -2.0]), keras.ops.array([[3.0, 0.0], [0.0, 3.0]])])
+    assert keras.ops.convert_to_numpy(vector).tolist() == pytest.approx([-1.0, 3.0], abs=1e-5)
+    assert abs(float(matrix[0, 0]) - 1.0) < 0.5

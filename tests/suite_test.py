@@ -25,7 +25,7 @@ def _finished(folder, loss, depth=0):
         "seconds_per_step": 0.6,
         "peak_memory_mib": 900.0,
     }
-    config = {**CONFIG, "depth": depth}
+    config = {**CONFIG, "depth": depth, "data_dir": str(folder)}
     write_json(
         f"{folder}/metrics.json",
         {"config": config, "parameters": 13584, "train": train, "test": test},
@@ -51,6 +51,7 @@ def test_what_is_kept_of_finished_runs(runs):
     assert len(curves["loss"]) <= suite.POINTS
     assert curves["loss"][-1][0] == 1000
     assert runs["DEQ"][0]["figures"]["seconds_per_step"] == 0.6
+    assert runs["DEQ"][0]["config"] == {**CONFIG, "depth": 0}
 
 
 def test_tables(runs):

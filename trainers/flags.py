@@ -44,6 +44,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt with the square root of the steps, constant not at all.", sorted(SCHEDULES)),
         (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
         (flags.DEFINE_enum, "optimizer", "muon", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
+        (flags.DEFINE_float, "adam_rate_ratio", 1.0, "Of --optimizer=muon: the learning rate of what Muon leaves to Adam, embeddings above all, over --learning_rate."),
         (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
         (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
         (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
@@ -141,7 +142,7 @@ def _define_bounds() -> None:
              "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
              "checkpoint_every", "divergence_patience", "accumulation_steps", "steps_per_call")  # fmt: skip
     bound("ema", lambda value: 0 <= value < 1, "must be in [0, 1)")
-    for name in ("learning_rate", "tolerance", "gradient_clip", "watch_residual"):
+    for name in ("learning_rate", "adam_rate_ratio", "tolerance", "gradient_clip", "watch_residual"):
         bound(name, lambda value: value > 0, "must be greater than 0")
     at_least(0, "depth", "sampled_depth", "warmup_steps", "jacobian_penalty",
              "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",

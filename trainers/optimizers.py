@@ -67,6 +67,7 @@ def make_optimizer(
         adam_beta_2=0.98,
         weight_decay=None,
         adam_weight_decay=None,
+        adam_lr_ratio=config["adam_rate_ratio"],
         exclude_layers=list(adam_layers),
         **average,
     )
