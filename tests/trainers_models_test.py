@@ -112,6 +112,8 @@ def test_flags_that_all_models_have(model, cell):
 
 def test_flags_of_the_transformer_cell():
     made = make("deq", attention_span=3, norm="post", distance_slope=0.5, locked_dropout=True)
+    assert not made.cell.query_key_norm
+    assert make("deq", query_key_norm=True).cell.query_key_norm
     config = made.cell.get_config()
     assert [config[name] for name in ("span", "norm", "distance_slope", "locked_dropout")] == [
         3,

@@ -79,11 +79,13 @@ def _past(layer, batch=2):
     }
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize(
+    ("norm", "query_key_norm"), [("pre", False), ("post", False), ("pre", True)]
+)
 @pytest.mark.parametrize("span", [1, 2, 4, 50])
-def test_segments_are_one_long_text(span, norm):
+def test_segments_are_one_long_text(span, norm, query_key_norm):
     """To rounding, as each is solved to 1e-12 of its own state's norm."""
-    layer, x = _layer(span=span, norm=norm), _inputs()
+    layer, x = _layer(span=span, norm=norm, query_key_norm=query_key_norm), _inputs()
     whole = _whole(layer, x)
     pieces, past = _in_segments(layer, x, SEGMENTS)
     np.testing.assert_allclose(pieces, whole.z, atol=1e-9)

@@ -42,6 +42,8 @@ def _reference(cell, z, x):
     qkv = (z if post else norm(z)) @ cell.query_key_value.kernel.numpy()
     qkv = (qkv + x @ cell.injection.kernel.numpy()).reshape(*z.shape[:2], 3, HEADS, WIDTH // HEADS)
     query, key, value = (qkv[:, :, part].transpose(0, 2, 1, 3) for part in range(3))
+    if cell.query_key_norm:
+        query, key = norm(query), norm(key)
     scores = query @ key.transpose(0, 1, 3, 2) / np.sqrt(WIDTH // HEADS)
     distance = np.subtract.outer(np.arange(z.shape[1]), np.arange(z.shape[1]))
     table = cell.distance_bias.table.embeddings.numpy()
@@ -59,10 +61,13 @@ def _reference(cell, z, x):
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-@pytest.mark.parametrize("span", [None, 1, 2, 4, 9])
-def test_one_application_is_the_documented_equation(span, norm):
+@pytest.mark.parametrize(
+    ("span", "query_key_norm"),
+    [(None, False), (None, True), (1, False), (2, False), (4, False), (4, True), (9, False)],
+)
+def test_one_application_is_the_documented_equation(span, query_key_norm, norm):
     """With a span, of a text that is longer than the sequence_length too."""
-    layer = _layer(span=span, norm=norm)
+    layer = _layer(span=span, norm=norm, query_key_norm=query_key_norm)
     x = _inputs(length=LENGTH if span is None else LENGTH + 3)
     z = x[::-1].copy()
     layer(x)
@@ -185,6 +190,7 @@ def test_dropout_is_in_training_alone(locked):
 
 def test_config_round_trip():
     settings = {"span": 7, "norm": "post", "distance_slope": 0.25, "locked_dropout": True}
+    settings["query_key_norm"] = True
     cell = TransformerCell(
         WIDTH, HEADS, LENGTH, feedforward=12, dropout=0.1, name="block", **settings
     )

@@ -36,6 +36,7 @@ def define_model_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "kernel_size", 2, "Positions that a convolution sees: trellis, trellisnet, tcn."),
         (flags.DEFINE_float, "dropout", 0.0, "Dropout rate in the cell, in [0, 1)."),
         (flags.DEFINE_bool, "locked_dropout", False, "Whether a transformer cell's dropout masks are the same at all positions; those of all other layers always are."),
+        (flags.DEFINE_bool, "query_key_norm", False, "Whether a transformer cell norms queries and keys, which bounds attention's logits."),
         (flags.DEFINE_float, "weight_dropout", 0.0, "Dropout rate on the weights that the state enters by, in [0, 1): trellis, trellisnet."),
         (flags.DEFINE_float, "input_dropout", 0.0, "Dropout rate on the embeddings, in [0, 1)."),
         (flags.DEFINE_float, "output_dropout", 0.0, "Dropout rate on what the readout reads, in [0, 1)."),
@@ -126,6 +127,7 @@ def _equilibrium(config: Mapping[str, Any], length: int, **settings: Any) -> Lan
             norm=config["norm"],
             distance_slope=config["distance_slope"],
             locked_dropout=config["locked_dropout"],
+            query_key_norm=config["query_key_norm"],
             **common,
         )
     return LanguageModel(

@@ -47,6 +47,9 @@ class TransformerCell(keras.layers.Layer):
         distance_slope: see `DistanceBias`; 0 where what is far matters as much. Default 1.
         locked_dropout: whether the dropout masks are the same at all positions (variational dropout).
             Default False.
+        query_key_norm: whether each head's queries and keys are normed: attention's logits are then
+            bounded by sqrt(d / heads), however large W and U grow, which keeps large learning rates
+            steady. Default False.
 
     Call arguments: z [B, T, d]; x as it comes from `inject`; mask [B, T] bool or None: positions
     where it is False are held at zero, and so take no part in residuals. Returns [B, T, d].
@@ -57,7 +60,8 @@ class TransformerCell(keras.layers.Layer):
 
     Source: Vaswani et al., arXiv:1706.03762, section 3; injection into queries, keys and values: Bai,
         Kolter, Koltun, arXiv:1909.01377, section 3.2; segment memory: Dai et al., Transformer-XL,
-        arXiv:1901.02860, section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287.
+        arXiv:1901.02860, section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287; normed queries
+        and keys: Henry et al., arXiv:2010.04245.
 
     Example:
         >>> from tfdeq import DEQLayer
@@ -79,6 +83,7 @@ class TransformerCell(keras.layers.Layer):
         norm: str = "pre",
         distance_slope: float = 1.0,
         locked_dropout: bool = False,
+        query_key_norm: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -101,6 +106,7 @@ class TransformerCell(keras.layers.Layer):
             raise ValueError(f'norm must be "pre" or "post"; received {norm!r}.')
         self.norm = norm
         self.locked_dropout = bool(locked_dropout)
+        self.query_key_norm = bool(query_key_norm)
         self.query_key_value = self._linear(3 * width, "query_key_value", self.recurrent_scale)
         self.injection = self._linear(3 * width, "injection")
         self.attention_output = self._linear(width, "attention_output")
@@ -266,7 +272,10 @@ class TransformerCell(keras.layers.Layer):
         split = (3, self.heads, self.width // self.heads)
         # Of one position only the batch is unknown: nothing is computed about the shape.
         batch = (-1,) if "past_bias" in x else ops.shape(z)[:2]
-        return ops.unstack(ops.reshape(projected, (*batch, *split)), axis=-3)
+        query, key, value = ops.unstack(ops.reshape(projected, (*batch, *split)), axis=-3)
+        if self.query_key_norm:
+            query, key = _norm(query), _norm(key)
+        return query, key, value
 
     def _linear(self, units: int, name: str, scale: float = 1.0) -> keras.layers.Layer:
         initializer = "zeros"
@@ -303,6 +312,7 @@ class TransformerCell(keras.layers.Layer):
             "norm": self.norm,
             "distance_slope": self.distance_bias.slope,
             "locked_dropout": self.locked_dropout,
+            "query_key_norm": self.query_key_norm,
         }
 
 
