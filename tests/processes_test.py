@@ -1,3 +1,4 @@
+import os
 import textwrap
 import time
 
@@ -29,8 +30,9 @@ def program(tmp_path, monkeypatch):
     return "toy_run"
 
 
-def test_runs_every_job_with_its_flags(program, tmp_path):
-    with processes.Runs(program, parallel=2) as runs:
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_runs_every_job_with_its_flags(program, tmp_path, parallel):
+    with processes.Runs(program, parallel=parallel) as runs:
         for seed in range(3):
             runs.start(str(tmp_path / "runs" / str(seed)), {"seed": seed, "files": None})
         runs.wait()
@@ -38,7 +40,7 @@ def test_runs_every_job_with_its_flags(program, tmp_path):
         text = (tmp_path / "runs" / str(seed) / "flags.json").read_text()
         assert f'"seed": "{seed}"' in text
         assert "files" not in text  # None: the program's own default
-        assert '"threads": ' in text
+        assert f'"threads": "{max(1, os.cpu_count() // parallel)}"' in text
         assert "seen" in (tmp_path / "runs" / f"{seed}.log").read_text()
 
 

@@ -142,7 +142,13 @@ def _define_bounds() -> None:
              "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
              "checkpoint_every", "divergence_patience", "accumulation_steps", "steps_per_call")  # fmt: skip
     bound("ema", lambda value: 0 <= value < 1, "must be in [0, 1)")
-    for name in ("learning_rate", "adam_rate_ratio", "tolerance", "gradient_clip", "watch_residual"):
+    for name in (
+        "learning_rate",
+        "adam_rate_ratio",
+        "tolerance",
+        "gradient_clip",
+        "watch_residual",
+    ):
         bound(name, lambda value: value > 0, "must be greater than 0")
     at_least(0, "depth", "sampled_depth", "warmup_steps", "jacobian_penalty",
              "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",

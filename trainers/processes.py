@@ -30,8 +30,7 @@ class Runs:
 
     def __init__(self, module: str, parallel: int = 1):
         self._module = module
-        # Beside one run there is the starting process, which may train too.
-        self._threads = str(cores_per_process(max(parallel, 2)))
+        self._threads = str(cores_per_process(parallel))
         self._pool = ThreadPoolExecutor(max_workers=parallel)
         self._processes: list[subprocess.Popen] = []
         self._futures: list[Future] = []
