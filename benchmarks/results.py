@@ -2,9 +2,8 @@
 
 python -m benchmarks.results --document=docs/results.md
 
-It reads benchmarks/results/{copy_memory,ptb_words,training_memory,recipes}.json, which `benchmarks.suite`,
-`benchmarks.training_memory` and `benchmarks.compare` wrote. What is missing there is named as not run,
-with the command that would.
+It reads what `benchmarks.suite`, `benchmarks.training_memory` and `benchmarks.compare` wrote to
+benchmarks/results. What is missing there is named as not run, with the command that would.
 """
 
 import os
@@ -12,15 +11,12 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import matplotlib
 from absl import flags
 
-from benchmarks.tables import comparison_table, memory_table
+from benchmarks.results_pictures import draw_curves, draw_memory, draw_sizes
+from benchmarks.tables import comparison_table, figure_of, memory_table
 from trainers import program
 from trainers.workdir import read_json
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 FLAGS = flags.FLAGS
 
@@ -37,13 +33,17 @@ PUBLISHED = {
         ("60-layer TrellisNet (2019)", "24M", "57.0"),
         ("small LSTM (Zaremba et al. 2014)", "4.7M", "114.5"),
     ],
+    "ptb_words_steps": [],
 }
 # Where to look for what was trained, and the command that trains it.
 SUITE_COMMANDS = {
-    "copy_memory": "python -m benchmarks.suite --suite=copy_memory --workdir=runs/copy_memory "
-    "--results=benchmarks/results/copy_memory.json",
-    "ptb_words": "python -m benchmarks.suite --suite=ptb_words --parallel=1 --overrides=data_dir=DIR "
-    "--workdir=runs/ptb_words --results=benchmarks/results/ptb_words.json",
+    name: f"python -m benchmarks.suite --suite={name} {flags_}--workdir=runs/{name} "
+    f"--results=benchmarks/results/{name}.json"
+    for name, flags_ in (
+        ("copy_memory", ""),
+        ("ptb_words", "--parallel=1 --overrides=data_dir=DIR "),
+        ("ptb_words_steps", "--parallel=1 --overrides=data_dir=DIR "),
+    )
 }
 MEMORY_COMMAND = (
     "python -m benchmarks.training_memory --flagfile=trainers/presets/ptb_words.flags --loss_chunk=256 "
@@ -62,40 +62,30 @@ NOT_RUN = [
 ]
 
 
-def figure_of(test: Mapping[str, Any]) -> tuple[str, float]:
-    """Returns the name and the value of what a run is judged by."""
-    for name in ("perplexity", "loss", "bits_per_byte"):
-        if name in test:
-            return name.replace("_", " "), test[name]
-    raise ValueError(f"No figure of quality among {', '.join(test)}.")
-
-
 def suite_table(runs: Mapping[str, list[dict[str, Any]]], published: Iterable[tuple]) -> str:
     """Returns a Markdown table of the runs, ours first."""
     name, _ = figure_of(next(iter(runs.values()))[0]["test"])
     lines = [
         f"| model | parameters | test {name}: mean (each seed) | residual, steps | training steps | "
-        "minutes | peak MiB |",
-        "|---|---|---|---|---|---|---|",
+        "s/step | minutes | peak MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for model, rows in runs.items():
         values = [figure_of(row["test"])[1] for row in rows]
-        seeds = ", ".join(f"{value:.3g}" for value in values)
+        seeds = ", ".join(f"{value:.4g}" for value in values)
         solved = ""
         if not rows[0]["config"]["depth"]:
             residual = statistics.mean(row["test"]["residual"] for row in rows)
             solved = f"{residual:.1e}, {statistics.mean(r['test']['steps'] for r in rows):.1f}"
-        minutes = [
-            row["figures"]["seconds_per_step"] * row["config"]["train_steps"] / 60 for row in rows
-        ]
+        seconds = statistics.mean(row["figures"]["seconds_per_step"] for row in rows)
+        steps = rows[0]["config"]["train_steps"]
         peak = statistics.median(row["figures"]["peak_memory_mib"] for row in rows)
         lines.append(
-            f"| {model} | {rows[0]['parameters']:,} | **{statistics.mean(values):.3g}** ({seeds}) | "
-            f"{solved} | {rows[0]['config']['train_steps']:,} | {statistics.mean(minutes):.0f} | "
-            f"{peak:.0f} |"
+            f"| {model} | {rows[0]['parameters']:,} | **{statistics.mean(values):.4g}** ({seeds}) | "
+            f"{solved} | {steps:,} | {seconds:.2f} | {steps * seconds / 60:.0f} | {peak:.0f} |"
         )
     for model, parameters, value in published:
-        lines.append(f"| *published:* {model} | {parameters} | {value} | | | | |")
+        lines.append(f"| *published:* {model} | {parameters} | {value} | | | | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -127,82 +117,60 @@ def length_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
-def draw_curves(runs: Mapping[str, list[dict[str, Any]]], path: str) -> None:
-    """Draws held-out quality, and residual and steps of the equilibria, along training."""
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), dpi=110, layout="constrained")
-    for index, (model, rows) in enumerate(runs.items()):
-        color = f"C{index}"
-        for number, row in enumerate(rows):
-            curves = row["curves"]
-            label = model if not number else None
-            quality = next(
-                f"held_out_{n}" for n in ("perplexity", "loss", "bits_per_byte")
-                 if f"held_out_{n}" in curves
-            )  # fmt: skip
-            axes[0].plot(*zip(*curves[quality], strict=True), color=color, label=label)
-            if row["config"]["depth"]:
-                continue
-            for axis, name in ((axes[1], "residual"), (axes[2], "steps")):
-                held_out = curves.get(f"held_out_{name}", [])
-                if held_out:
-                    axis.plot(*zip(*held_out, strict=True), color=color, label=label)
-    axes[0].set(xlabel="training steps", ylabel=quality.replace("_", " "), yscale="log")
-    axes[1].set(xlabel="training steps", ylabel="held-out residual at the budget", yscale="log")
-    axes[2].set(xlabel="training steps", ylabel="evaluations of the cell")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        if axis.has_data():
-            axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
 def document(folder: str, path: str) -> str:
     """Returns the text of docs/results.md, and writes its pictures beside it.
 
     Args:
         folder: where the results' JSON files are. path: of the document.
     """
+    beside = os.path.dirname(path) or "."
     parts = [_HEAD]
-    titles = {"copy_memory": _COPY_MEMORY, "ptb_words": _PTB_WORDS}
-    for suite, title in titles.items():
-        parts.append(title)
+    for suite, title in TITLES.items():
+        parts += [title, f"Made by `{SUITE_COMMANDS[suite]}`.\n"]
         found = read_json(os.path.join(folder, f"{suite}.json"))
-        parts.append(f"Made by `{SUITE_COMMANDS[suite]}`.\n")
-        if found is None:
-            parts.append("Not run yet.\n")
-            continue
-        runs = found["runs"]
-        parts.append(suite_table(runs, PUBLISHED[suite]))
-        picture = f"results_{suite}.png"
-        draw_curves(runs, os.path.join(os.path.dirname(path) or ".", picture))
-        parts.append(f"![Curves of the runs; one line a seed.]({picture})\n")
-        parts.append("At other budgets of the solver than that of the training's end:\n")
-        parts.append(budget_table(runs))
-        lengths = length_table(runs)
-        if lengths:
-            parts += ["On other lengths than the trained one:\n", lengths]
+        parts += _suite_parts(suite, found["runs"], beside) if found else [_MISSING]
+    parts += [_MEMORY, f"Made by `{MEMORY_COMMAND}`.\n"]
     memory = read_json(os.path.join(folder, "training_memory.json"))
-    text = memory_table(memory["rows"]) if memory else "Not run yet.\n"
-    parts += [_MEMORY, f"Made by `{MEMORY_COMMAND}`.\n", text]
-    recipes = read_json(os.path.join(folder, "recipes.json"))
-    text = comparison_table(recipes) if recipes else "Not run yet.\n"
-    parts += [_RECIPES, f"Made by `{RECIPES_COMMAND}`.\n", text]
-    parts.append(_NOT_RUN)
-    parts.append(
-        "\n".join(
-            ["| what | command |", "|---|---|"]
-            + [
-                f"| {what} | `python -m trainers.language_model "
-                f"--flagfile=trainers/presets/{preset}.flags --data_dir=DIR --workdir=DIR` |"
-                for what, preset in NOT_RUN
-            ]
+    if memory:
+        draw_memory(memory["rows"], os.path.join(beside, "results_memory.png"))
+        parts.append(memory_table(memory["rows"]))
+        parts.append(
+            "![Memory and seconds of a training step against depth.](results_memory.png)\n"
         )
-        + "\n"
-    )
+    else:
+        parts.append(_MISSING)
+    recipes = read_json(os.path.join(folder, "recipes.json"))
+    parts += [_RECIPES, f"Made by `{RECIPES_COMMAND}`.\n"]
+    parts += [comparison_table(recipes) if recipes else _MISSING, _NOT_RUN, _not_run_table()]
     return "\n".join(parts)
 
 
+def _suite_parts(suite: str, runs: Mapping[str, list[dict[str, Any]]], beside: str) -> list[str]:
+    """What the document says of a suite that was trained; its pictures go to the folder `beside`."""
+    curves, sizes = f"results_{suite}.png", f"results_{suite}_sizes.png"
+    draw_curves(runs, os.path.join(beside, curves))
+    parts = [
+        suite_table(runs, PUBLISHED[suite]),
+        f"![Curves of the runs; one line a seed.]({curves})\n",
+    ]
+    if PUBLISHED[suite]:
+        draw_sizes(runs, PUBLISHED[suite], os.path.join(beside, sizes))
+        parts.append(f"![Test figures against numbers of parameters.]({sizes})\n")
+    parts.append("At other budgets of the solver than that of the training's end:\n")
+    parts.append(budget_table(runs))
+    lengths = length_table(runs)
+    return [*parts, "On other lengths than the trained one:\n", lengths] if lengths else parts
+
+
+def _not_run_table() -> str:
+    lines = ["| what | command |", "|---|---|"]
+    for what, preset in NOT_RUN:
+        flags_ = f"--flagfile=trainers/presets/{preset}.flags --data_dir=DIR --workdir=DIR"
+        lines.append(f"| {what} | `python -m trainers.language_model {flags_}` |")
+    return "\n".join(lines) + "\n"
+
+
+_MISSING = "Not run yet.\n"
 _HEAD = """# Results
 
 What the models of the papers do here, beside the published figures. All of it was trained with the
@@ -221,6 +189,16 @@ _PTB_WORDS = """## Penn Treebank words
 
 All held-out text, in eight rows with the memory carried on; every word counts once.
 """
+_PTB_WORDS_STEPS = """## Penn Treebank words, for the same steps
+
+The equilibrium and the explicit weight-tied network of twelve applications: the same parameters, data and
+number of steps.
+"""
+TITLES = {
+    "copy_memory": _COPY_MEMORY,
+    "ptb_words": _PTB_WORDS,
+    "ptb_words_steps": _PTB_WORDS_STEPS,
+}
 _MEMORY = """## Training memory against depth
 
 A training step of the preset `ptb_words`, its losses in chunks of positions: the peak of resident

@@ -2,8 +2,9 @@
 
 python -m benchmarks.suite --suite=copy_memory --workdir=runs/copy_memory
 
-Each run and seed is a process of its own; what is finished already is not trained again. The figures
-go to --results; `python -m benchmarks.results` makes docs/results.md of them.
+Each run and seed is a process of its own. What is finished in --workdir, or stands in --results already,
+is not trained again, so that a suite can be trained in several sittings and on several machines; take a
+run out of --results to have it trained anew. `python -m benchmarks.results` makes docs/results.md of them.
 """
 
 import os
@@ -36,13 +37,19 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["suite", "workdir"])
 
 
-def train_all(suite: Suite, workdir: str, overrides: Mapping[str, str]) -> None:
-    """Trains every run and seed that is not finished."""
+def train_all(
+    suite: Suite,
+    workdir: str,
+    overrides: Mapping[str, str],
+    known: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    """Trains every run and seed that is neither finished nor known."""
     with Runs(suite.module, FLAGS.parallel) as processes:
         for seed in range(FLAGS.seeds):
             for name, settings in suite.runs.items():
                 folder = run_folder(workdir, name, seed)
                 wanted = not FLAGS.only or name in FLAGS.only
+                wanted &= all(row["seed"] != seed for row in known.get(name, ()))
                 if wanted and not os.path.exists(os.path.join(folder, "metrics.json")):
                     # A flagfile comes first: what stands behind it holds.
                     processes.start(folder, {**settings, "seed": seed, **overrides})
@@ -53,15 +60,26 @@ def run_folder(workdir: str, name: str, seed: int) -> str:
     return os.path.join(workdir, f"{name.replace(' ', '_')}_seed_{seed}")
 
 
-def collect(suite: Suite, workdir: str, seeds: int) -> dict[str, list[dict[str, Any]]]:
-    """Returns name -> what is kept of each finished seed; runs without one are left out."""
+def collect(
+    suite: Suite,
+    workdir: str,
+    seeds: int,
+    known: Mapping[str, list[dict[str, Any]]] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns name -> what is kept of each finished seed; runs without one are left out.
+
+    Args:
+        known: what was kept earlier; a run of the same name and seed in workdir takes its place.
+    """
     found = {}
     for name in suite.runs:
-        folders = [run_folder(workdir, name, seed) for seed in range(seeds)]
-        metrics = [read_json(os.path.join(folder, "metrics.json")) for folder in folders]
-        rows = [_kept(seed, value) for seed, value in enumerate(metrics) if value is not None]
+        rows = {row["seed"]: row for row in (known or {}).get(name, ())}
+        for seed in range(seeds):
+            metrics = read_json(os.path.join(run_folder(workdir, name, seed), "metrics.json"))
+            if metrics is not None:
+                rows[seed] = _kept(seed, metrics)
         if rows:
-            found[name] = rows
+            found[name] = [rows[seed] for seed in sorted(rows)]
     return found
 
 
@@ -93,9 +111,10 @@ def main() -> None:
     if unknown:
         raise ValueError(f"No such runs: {', '.join(unknown)}. Known: {', '.join(suite.runs)}.")
     overrides = dict(item.split("=", 1) for item in FLAGS.overrides)
-    train_all(suite, FLAGS.workdir, overrides)
-    results = collect(suite, FLAGS.workdir, FLAGS.seeds)
     path = FLAGS.results or os.path.join(FLAGS.workdir, "results.json")
+    known = (read_json(path) or {"runs": {}})["runs"]
+    train_all(suite, FLAGS.workdir, overrides, known)
+    results = collect(suite, FLAGS.workdir, FLAGS.seeds, known)
     write_json(path, {"suite": FLAGS.suite, "runs": results})
     for name, rows in results.items():
         tests = [{k: v for k, v in row["test"].items() if isinstance(v, float)} for row in rows]

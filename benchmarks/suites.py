@@ -21,6 +21,9 @@ def preset(name: str) -> str:
 
 
 _COPY_MEMORY = {"sequence_length": 400}
+_PTB_WORDS = {"flagfile": preset("ptb_words")}
+_EXPLICIT = {"depth": 12, "jacobian_penalty": 0}
+_FEW_STEPS = {"train_steps": 1500}
 
 SUITES = {
     "copy_memory": Suite(
@@ -41,12 +44,20 @@ SUITES = {
             "GRU": {**_COPY_MEMORY, "model": "gru", "depth": 1, "width": 50, "train_steps": 2000},
         },
     ),
+    # The explicit ones have as many steps as take the time of the equilibrium's.
     "ptb_words": Suite(
         "trainers.language_model",
         {
-            "DEQ-Transformer": {"flagfile": preset("ptb_words")},
-            "12 applications of its cell": {"flagfile": preset("ptb_words"), "depth": 12},
-            "LSTM": {"flagfile": preset("ptb_words"), "model": "lstm", "depth": 2, "width": 350},
+            "DEQ-Transformer": _PTB_WORDS,
+            "12 applications of its cell": {**_PTB_WORDS, **_EXPLICIT},
+            "LSTM": {**_PTB_WORDS, "model": "lstm", "depth": 2},
+        },
+    ),
+    "ptb_words_steps": Suite(
+        "trainers.language_model",
+        {
+            "DEQ-Transformer": {**_PTB_WORDS, **_FEW_STEPS},
+            "12 applications of its cell": {**_PTB_WORDS, **_EXPLICIT, **_FEW_STEPS},
         },
     ),
 }

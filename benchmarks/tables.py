@@ -32,3 +32,11 @@ def memory_table(rows: list[dict[str, Any]]) -> str:
             f"{row['seconds']:.2f} | {row['seconds'] / own['seconds']:.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def figure_of(test: Mapping[str, Any]) -> tuple[str, float]:
+    """Returns the name and the value of what a run is judged by."""
+    for name in ("perplexity", "loss", "bits_per_byte"):
+        if name in test:
+            return name.replace("_", " "), test[name]
+    raise ValueError(f"No figure of quality among {', '.join(test)}.")

@@ -1,5 +1,8 @@
 """Tests of benchmarks.suite and benchmarks.results: from finished runs to a document."""
 
+import os
+import types
+
 import pytest
 
 from benchmarks import results, suite
@@ -54,10 +57,44 @@ def test_what_is_kept_of_finished_runs(runs):
     assert runs["DEQ"][0]["config"] == {**CONFIG, "depth": 0}
 
 
+def test_what_is_known_stays_and_is_not_trained_again(runs, tmp_path, monkeypatch):
+    made = Suite("trainers.copy_memory", {"DEQ": {}, "LSTM of ours": {}})
+    folder = tmp_path / "another machine"
+    _finished(suite.run_folder(str(folder), "LSTM of ours", 1), 0.04, depth=1)
+    known = {name: [row for row in rows if row["seed"] == 0] for name, rows in runs.items()}
+    found = suite.collect(made, str(folder), seeds=2, known=known)
+    assert found["DEQ"] == known["DEQ"]
+    assert [row["test"]["loss"] for row in found["LSTM of ours"]] == [0.05, 0.04]
+    started = []
+
+    class Runs:
+        def __init__(self, *arguments):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def start(self, folder, flags):
+            started.append(os.path.basename(folder))
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(suite, "Runs", Runs)
+    wanted = types.SimpleNamespace(parallel=1, seeds=2, only=[])
+    monkeypatch.setattr(suite, "FLAGS", wanted)
+    suite.train_all(made, str(folder), {}, known)
+    assert started == ["DEQ_seed_1"]
+
+
 def test_tables(runs):
     table = results.suite_table(runs, [("TCN (2018)", "16K", "2.7e-5")])
-    assert "| DEQ | 13,584 | **1.5e-06** (1e-06, 2e-06) | 2.0e-03, 4.0 | 100 | 1 | 900 |" in table
-    assert "| LSTM of ours | 13,584 | **0.05** (0.05) |  | 100 | 1 | 900 |" in table
+    deq = "| DEQ | 13,584 | **1.5e-06** (1e-06, 2e-06) | 2.0e-03, 4.0 | 100 | 0.60 | 1 | 900 |"
+    assert deq in table
+    assert "| LSTM of ours | 13,584 | **0.05** (0.05) |  | 100 | 0.60 | 1 | 900 |" in table
     assert "| *published:* TCN (2018) | 16K | 2.7e-5 |" in table
     assert "| DEQ | 2.0 × | 1.5e-06 | 1.0e-03 | 4.0 |" in results.budget_table(runs)
     assert "LSTM" not in results.budget_table(runs)
@@ -71,7 +108,13 @@ def test_the_document_names_what_was_not_run(runs, tmp_path):
     text = results.document(str(folder), str(tmp_path / "results.md"))
     assert "13,584" in text
     assert text.count("Not run yet.") == len(results.SUITE_COMMANDS) - 1 + 2
-    assert (tmp_path / "results_copy_memory.png").read_bytes().startswith(b"\x89PNG")
+    memory = [{"depth": 0, "bytes": 1, "seconds": 1.0}, {"depth": 1, "bytes": 2, "seconds": 2.0}]
+    write_json(f"{folder}/training_memory.json", {"rows": memory})
+    text = results.document(str(folder), str(tmp_path / "results.md"))
+    assert text.count("Not run yet.") == len(results.SUITE_COMMANDS) - 1 + 1
+    for picture in ("copy_memory", "copy_memory_sizes", "memory"):
+        assert f"(results_{picture}.png)" in text
+        assert (tmp_path / f"results_{picture}.png").read_bytes().startswith(b"\x89PNG")
     for _, preset in results.NOT_RUN:
         assert f"--flagfile=trainers/presets/{preset}.flags" in text
 
