@@ -23,7 +23,7 @@ def preset(name: str) -> str:
 _COPY_MEMORY = {"sequence_length": 400}
 _PTB_WORDS = {"flagfile": preset("ptb_words")}
 _EXPLICIT = {"depth": 12, "jacobian_penalty": 0}
-_FEW_STEPS = {"train_steps": 1500}
+_FEW_STEPS = {"train_steps": 1000, "evaluate_every": 250}
 
 SUITES = {
     "copy_memory": Suite(

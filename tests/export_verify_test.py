@@ -128,6 +128,7 @@ def own_model(scale=0.6):
     return keras.Model(x, tfdeq.DEQLayer(cell, "anderson")(x))
 
 
+@pytest.mark.slow
 def test_a_model_of_a_users_own(tmp_path):
     examples = {"x": np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)}
     path = saved_model.export(own_model(), tmp_path, examples=examples, batch_sizes=[1, 8])

@@ -45,6 +45,7 @@ def test_two_logical_devices(folder, one_device):
     assert metrics["train"]["replicas"] == 2
 
 
+@pytest.mark.slow
 def test_two_workers_and_what_they_leave(folder, one_device):
     cases.finish(*cases.start_workers(2, folder, folder / "workers", *SHORT))
     check_same(cases.read_metrics(folder / "workers"), one_device, 10)
