@@ -46,7 +46,7 @@ SUITE_COMMANDS = {
     )
 }
 MEMORY_COMMAND = (
-    "python -m benchmarks.training_memory --flagfile=trainers/presets/ptb_words.flags --loss_chunk=256 "
+    "python -m benchmarks.training_memory --flagfile=trainers/presets/ptb_words.flags "
     "--workdir=runs/training_memory --results=benchmarks/results/training_memory.json"
 )
 RECIPES_COMMAND = (
@@ -201,9 +201,9 @@ TITLES = {
 }
 _MEMORY = """## Training memory against depth
 
-A training step of the preset `ptb_words`, its losses in chunks of positions: the peak of resident
-memory beyond what is resident before it, where weights and the optimiser's state already are. The
-explicit networks are applications of the same cell.
+A training step of the preset `ptb_words`: the peak of resident memory beyond what is resident before
+it, where weights and the optimiser's state already are. The explicit networks are applications of the
+same cell.
 """
 _RECIPES = """## Ways to train an equilibrium
 
