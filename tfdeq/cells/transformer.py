@@ -47,9 +47,9 @@ class TransformerCell(keras.layers.Layer):
         distance_slope: see `DistanceBias`; 0 where what is far matters as much. Default 1.
         locked_dropout: whether the dropout masks are the same at all positions (variational dropout).
             Default False.
-        query_key_norm: whether each head's queries and keys are normed: attention's logits are then
-            bounded by sqrt(d / heads), however large W and U grow, which keeps large learning rates
-            steady. Default False.
+        query_key_norm: whether each head's queries and keys are normed: attention's logits, without
+            the bias of the distance, are then within ± sqrt(d / heads), however large W and U grow,
+            which keeps large learning rates steady. Default False.
 
     Call arguments: z [B, T, d]; x as it comes from `inject`; mask [B, T] bool or None: positions
     where it is False are held at zero, and so take no part in residuals. Returns [B, T, d].
