@@ -33,7 +33,6 @@ PUBLISHED = {
         ("60-layer TrellisNet (2019)", "24M", "57.0"),
         ("small LSTM (Zaremba et al. 2014)", "4.7M", "114.5"),
     ],
-    "ptb_words_steps": [],
 }
 # Where to look for what was trained, and the command that trains it.
 SUITE_COMMANDS = {
@@ -42,7 +41,6 @@ SUITE_COMMANDS = {
     for name, flags_ in (
         ("copy_memory", ""),
         ("ptb_words", "--parallel=1 --overrides=data_dir=DIR "),
-        ("ptb_words_steps", "--parallel=1 --overrides=data_dir=DIR "),
     )
 }
 MEMORY_COMMAND = (
@@ -153,9 +151,8 @@ def _suite_parts(suite: str, runs: Mapping[str, list[dict[str, Any]]], beside: s
         suite_table(runs, PUBLISHED[suite]),
         f"![Curves of the runs; one line a seed.]({curves})\n",
     ]
-    if PUBLISHED[suite]:
-        draw_sizes(runs, PUBLISHED[suite], os.path.join(beside, sizes))
-        parts.append(f"![Test figures against numbers of parameters.]({sizes})\n")
+    draw_sizes(runs, PUBLISHED[suite], os.path.join(beside, sizes))
+    parts.append(f"![Test figures against numbers of parameters.]({sizes})\n")
     parts.append("At other budgets of the solver than that of the training's end:\n")
     parts.append(budget_table(runs))
     lengths = length_table(runs)
@@ -189,16 +186,7 @@ _PTB_WORDS = """## Penn Treebank words
 
 All held-out text, in eight rows with the memory carried on; every word counts once.
 """
-_PTB_WORDS_STEPS = """## Penn Treebank words, for the same steps
-
-The equilibrium and the explicit weight-tied network of twelve applications: the same parameters, data and
-number of steps.
-"""
-TITLES = {
-    "copy_memory": _COPY_MEMORY,
-    "ptb_words": _PTB_WORDS,
-    "ptb_words_steps": _PTB_WORDS_STEPS,
-}
+TITLES = {"copy_memory": _COPY_MEMORY, "ptb_words": _PTB_WORDS}
 _MEMORY = """## Training memory against depth
 
 A training step of the preset `ptb_words`: the peak of resident memory beyond what is resident before
