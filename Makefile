@@ -61,7 +61,7 @@ serving_bench: $(RUNTIME)
 	$(RUN) -m benchmarks.serving --workdir=$(SERVING) --results=benchmarks/results/serving.json --document=docs/serving_benchmarks.md
 
 test: $(DEVELOPMENT)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=60
 
 test-all: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

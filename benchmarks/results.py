@@ -47,10 +47,12 @@ MEMORY_COMMAND = (
     "python -m benchmarks.training_memory --flagfile=trainers/presets/ptb_words.flags "
     "--workdir=runs/training_memory --results=benchmarks/results/training_memory.json"
 )
-RECIPES_COMMAND = (
-    "python -m benchmarks.compare --rivals=recipes --workdir=runs/recipes "
-    "--results=benchmarks/results/recipes.json"
-)
+RECIPES_COMMANDS = {
+    equal: "python -m benchmarks.compare --rivals=recipes --seeds=1 --sequence_length=64 "
+    f"--train_steps=500 --equal={equal} --workdir=runs/recipes_{equal} "
+    f"--results=benchmarks/results/recipes_{equal}.json"
+    for equal in ("steps", "time")
+}
 NOT_RUN = [
     ("Penn Treebank words at the paper's size, 24M", "ptb_words_paper"),
     ("Penn Treebank characters", "ptb_characters"),
@@ -137,9 +139,12 @@ def document(folder: str, path: str) -> str:
         )
     else:
         parts.append(_MISSING)
-    recipes = read_json(os.path.join(folder, "recipes.json"))
-    parts += [_RECIPES, f"Made by `{RECIPES_COMMAND}`.\n"]
-    parts += [comparison_table(recipes) if recipes else _MISSING, _NOT_RUN, _not_run_table()]
+    parts.append(_RECIPES)
+    for equal, command in RECIPES_COMMANDS.items():
+        parts.append(f"At equal {equal}, made by `{command}`:\n")
+        recipes = read_json(os.path.join(folder, f"recipes_{equal}.json"))
+        parts.append(comparison_table(recipes) if recipes else _MISSING)
+    parts += [_NOT_RUN, _not_run_table()]
     return "\n".join(parts)
 
 

@@ -13,7 +13,7 @@ from trainers import experiment, program
 from trainers.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
 from trainers.evaluation import Evaluator
 from trainers.experiment import Experiment
-from trainers.flags import bound, configuration, define_shared_flags, strategy_from_flags
+from trainers.flags import bound, configuration, define_shared_flags, set_up_process
 from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.task import Task
 
@@ -111,8 +111,8 @@ def train(
 
 
 def main() -> None:
-    # First of all: a strategy sets up the devices.
-    strategy = strategy_from_flags()
+    # First of all: it sets up the devices.
+    strategy = set_up_process()
     config = configuration(CONFIGURATION_FLAGS)
     if FLAGS.dry_run:
         print("\n".join(experiment.dry_run(lambda: make_experiment(config), config, strategy)))

@@ -19,7 +19,7 @@ from trainers.flags import (
     define_data_flags,
     define_shared_flags,
     may_differ,
-    strategy_from_flags,
+    set_up_process,
 )
 from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.processes import Runs
@@ -259,8 +259,8 @@ CONFIGURATION_FLAGS = _define_flags()
 
 
 def main() -> None:
-    # First of all: a strategy sets up the devices.
-    strategy = strategy_from_flags()
+    # First of all: it sets up the devices.
+    strategy = set_up_process()
     config = configuration(CONFIGURATION_FLAGS)
     if FLAGS.dry_run:
         data = data_of_a_dry_run()
@@ -271,7 +271,8 @@ def main() -> None:
     if FLAGS.baseline:
         if several_workers(strategy):
             raise ValueError("--baseline trains on one machine; leave it out with several workers.")
-        program_flags = {"prepared_dir": FLAGS.prepared_dir, "tpu": FLAGS.tpu}
+        names = ("prepared_dir", "tpu", "keep_freed_memory")
+        program_flags = {name: FLAGS[name].value for name in names}
         metrics = train_with_baselines(config, FLAGS.workdir, data, program_flags, strategy)
     else:
         metrics = train(config, FLAGS.workdir, data, strategy)
