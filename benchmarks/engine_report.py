@@ -6,6 +6,8 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks.tables import markdown_table
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
@@ -95,16 +97,17 @@ def table(result: Mapping[str, Any], mode: str) -> str:
     rows = [row for row in result["rows"] if row["mode"] == mode]
     bounds = [row for row in rows if family(row) == "lower bound" and "error" not in row]
     bound = min((row["median_seconds"] for row in bounds), default=None)
-    lines = [
-        "| | s/step (fastest round) | / lower bound | evaluations + products | residuals | gradient error |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = (
+        *("", "s/step (fastest round)", "/ lower bound", "evaluations + products"),
+        *("residuals", "gradient error"),
+    )
+    cells = []
     for row in sorted(rows, key=lambda row: row.get("median_seconds", float("inf"))):
         name = f"**{label(row)}**" if family(row) == "tfdeq" else label(row)
         if "error" in row:
             text = row["error"].replace("|", "/")
             text = text if text.startswith("not run") else f"failed: {text}"
-            lines.append(f"| {name} | {text} | – | – | – | – |")
+            cells.append((name, text, *"––––"))
             continue
         mark = (
             " †"
@@ -112,23 +115,20 @@ def table(result: Mapping[str, Any], mode: str) -> str:
             else ""
         )
         ratio = f"{row['median_seconds'] / bound:.2f}" if bound else "–"
-        lines.append(
-            f"| {name}{mark} | {row['median_seconds']:.4g} ({min(row['seconds']):.4g}) | {ratio} | "
-            f"{row['evaluations']} + {row['products']} | {row['forward_residual']:.1e}, "
-            f"{row['backward_residual']:.1e} | {row['gradient_error']:.1e} |"
-        )
+        time = f"{row['median_seconds']:.4g} ({min(row['seconds']):.4g})"
+        work = f"{row['evaluations']} + {row['products']}"
+        residuals = f"{row['forward_residual']:.1e}, {row['backward_residual']:.1e}"
+        cells.append((name + mark, time, ratio, work, residuals, f"{row['gradient_error']:.1e}"))
     for name, reason in result["missing"].items():
-        lines.append(f"| {name} | {reason.replace('|', '/')} | – | – | – | – |")
-    return "\n".join(lines) + "\n"
+        cells.append((name, reason.replace("|", "/"), *"––––"))
+    return markdown_table(columns, cells)
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns tfdeq's fastest run of each case and mode beside each peer's, as ratios of their times."""
     peers = ("lower bound", "TorchDEQ", "JAXopt", "Optimistix")
-    lines = [
-        "| case | mode | tfdeq's fastest | s/step | " + " | ".join(f"/ {p}" for p in peers) + " |",
-        "|---|---|---|---|" + "---|" * len(peers),
-    ]
+    columns = ["case", "mode", "tfdeq's fastest", "s/step", *(f"/ {peer}" for peer in peers)]
+    cells = []
     for name, result in results.items():
         for mode, text in MODES.items():
             best = {kind: _fastest(result["rows"], mode, kind) for kind in ("tfdeq", *peers)}
@@ -139,11 +139,9 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{own['median_seconds'] / best[peer]['median_seconds']:.2f}" if best[peer] else "–"
                 for peer in peers
             ]
-            lines.append(
-                f"| {name.replace('_', ' ')} | {text} | {own['solver'].replace('_', ' ')} | "
-                f"{own['median_seconds']:.4g} | {' | '.join(ratios)} |"
-            )
-    return "\n".join(lines) + "\n"
+            fastest = own["solver"].replace("_", " "), f"{own['median_seconds']:.4g}"
+            cells.append((name.replace("_", " "), text, *fastest, *ratios))
+    return markdown_table(columns, cells)
 
 
 def _fastest(rows, mode, kind):
@@ -195,11 +193,11 @@ def draw_times(results: Mapping[str, Mapping[str, Any]], mode: str, path: str) -
 
 def memory_table(memory: Mapping[str, Any]) -> str:
     """Returns the peak memory of each variant as a Markdown table."""
-    lines = ["| | layers or steps | peak MiB |", "|---|---|---|"]
+    cells = []
     for row in memory["rows"]:
         value = f"{row['bytes'] / 2**20:.1f}" if "bytes" in row else f"failed: {row['error']}"
-        lines.append(f"| {row['name'].replace('_', ' ')} | {row['steps']} | {value} |")
-    return "\n".join(lines) + "\n"
+        cells.append((row["name"].replace("_", " "), row["steps"], value))
+    return markdown_table(("", "layers or steps", "peak MiB"), cells)
 
 
 def draw_memory(memory: Mapping[str, Any], path: str) -> None:

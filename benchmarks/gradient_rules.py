@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 
 import tfdeq
+from benchmarks.tables import markdown_table
 from tfdeq.adjoints.adjoint import Adjoint
 from tfdeq.cells import DenseCell
 from tfdeq.gradient_report import GradientReport
@@ -81,13 +82,15 @@ def measure(units: int, batch: int) -> GradientReport:
 
 def table(report: GradientReport) -> str:
     """Returns the report as a Markdown table."""
-    lines = ["| rule | weights: cosine, norm | input: cosine, norm |", "|---|---|---|"]
-    for name, row in report.items():
-        lines.append(
-            f"| {name} | {row.weights_cosine:.6f}, {row.weights_norm_ratio:.4f} | "
-            f"{row.x_cosine:.6f}, {row.x_norm_ratio:.4f} |"
+    rows = [
+        (
+            name,
+            f"{row.weights_cosine:.6f}, {row.weights_norm_ratio:.4f}",
+            f"{row.x_cosine:.6f}, {row.x_norm_ratio:.4f}",
         )
-    return "\n".join(lines) + "\n"
+        for name, row in report.items()
+    ]
+    return markdown_table(("rule", "weights: cosine, norm", "input: cosine, norm"), rows)
 
 
 def main() -> None:

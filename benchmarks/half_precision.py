@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfdeq
+from benchmarks.tables import markdown_table
 from tfdeq import solvers
 from tfdeq.cells import DenseCell, TransformerCell
 from trainers import program
@@ -57,17 +58,19 @@ def measure(policy: str, solver: str, width: int = 64, length: int = 32) -> dict
 
 
 def main() -> None:
-    print("| cell | policy | solver | residual | evaluations | status |")
-    print("|---|---|---|---|---|---|")
-    for policy in POLICIES:
-        for solver in SOLVERS:
-            for cell, row in measure(policy, solver).items():
-                status = ", ".join(row["status"])
-                print(
-                    f"| {cell} | {policy} | {solver.replace('_', ' ')} | {row['residual']:.1e} | "
-                    f"{row['steps']} | {status} |",
-                    flush=True,
-                )
+    rows = [
+        (
+            *(cell, policy, solver.replace("_", " "), f"{row['residual']:.1e}"),
+            *(row["steps"], ", ".join(row["status"])),
+        )
+        for policy in POLICIES
+        for solver in SOLVERS
+        for cell, row in measure(policy, solver).items()
+    ]
+    print(
+        markdown_table(("cell", "policy", "solver", "residual", "evaluations", "status"), rows),
+        end="",
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks.results_pictures import draw_curves, draw_memory, draw_sizes
-from benchmarks.tables import comparison_table, figure_of, memory_table
+from benchmarks.tables import comparison_table, figure_of, markdown_table, memory_table
 from trainers import program
 from trainers.workdir import read_json
 
@@ -65,11 +65,11 @@ NOT_RUN = [
 def suite_table(runs: Mapping[str, list[dict[str, Any]]], published: Iterable[tuple]) -> str:
     """Returns a Markdown table of the runs, ours first."""
     name, _ = figure_of(next(iter(runs.values()))[0]["test"])
-    lines = [
-        f"| model | parameters | test {name}: mean (each seed) | residual, steps | training steps | "
-        "s/step | minutes | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        *("model", "parameters", f"test {name}: mean (each seed)", "residual, steps"),
+        *("training steps", "s/step", "minutes", "peak MiB"),
+    )
+    cells: list[tuple] = []
     for model, rows in runs.items():
         values = [figure_of(row["test"])[1] for row in rows]
         seeds = ", ".join(f"{value:.4g}" for value in values)
@@ -80,18 +80,17 @@ def suite_table(runs: Mapping[str, list[dict[str, Any]]], published: Iterable[tu
         seconds = statistics.mean(row["figures"]["seconds_per_step"] for row in rows)
         steps = rows[0]["config"]["train_steps"]
         peak = statistics.median(row["figures"]["peak_memory_mib"] for row in rows)
-        lines.append(
-            f"| {model} | {rows[0]['parameters']:,} | **{statistics.mean(values):.4g}** ({seeds}) | "
-            f"{solved} | {steps:,} | {seconds:.2f} | {steps * seconds / 60:.0f} | {peak:.0f} |"
-        )
+        quality = f"**{statistics.mean(values):.4g}** ({seeds})"
+        time = f"{steps:,}", f"{seconds:.2f}", f"{steps * seconds / 60:.0f}"
+        cells.append((model, f"{rows[0]['parameters']:,}", quality, solved, *time, f"{peak:.0f}"))
     for model, parameters, value in published:
-        lines.append(f"| *published:* {model} | {parameters} | {value} | | | | | |")
-    return "\n".join(lines) + "\n"
+        cells.append((f"*published:* {model}", parameters, value, *[""] * 5))
+    return markdown_table(columns, cells)
 
 
 def budget_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
     """Returns what quality and residual are at other budgets of the solver than the trained one."""
-    lines = ["| model | budget | test | residual | steps |", "|---|---|---|---|---|"]
+    cells = []
     for model, rows in runs.items():
         if rows[0]["config"]["depth"]:
             continue
@@ -100,21 +99,22 @@ def budget_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
             quality = statistics.mean(figure_of(each)[1] for each in found)
             residual = statistics.mean(each["residual"] for each in found)
             steps = statistics.mean(each["steps"] for each in found)
-            lines.append(f"| {model} | {budget} × | {quality:.4g} | {residual:.1e} | {steps:.1f} |")
-    return "\n".join(lines) + "\n"
+            numbers = f"{quality:.4g}", f"{residual:.1e}", f"{steps:.1f}"
+            cells.append((model, f"{budget} ×", *numbers))
+    return markdown_table(("model", "budget", "test", "residual", "steps"), cells)
 
 
 def length_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
     """Returns the losses on other lengths than the trained one, or nothing if none was tested."""
-    lines = ["| model | trained on T | tested on T | test loss |", "|---|---|---|---|"]
+    cells = []
     for model, rows in runs.items():
         known = [row for row in rows if row["test"].get("by_length")]
         for length in known[0]["test"]["by_length"] if known else ():
             loss = statistics.mean(row["test"]["by_length"][length]["loss"] for row in known)
-            lines.append(
-                f"| {model} | {known[0]['config']['sequence_length']} | {length} | {loss:.3g} |"
-            )
-    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+            trained_on = known[0]["config"]["sequence_length"]
+            cells.append((model, trained_on, length, f"{loss:.3g}"))
+    columns = ("model", "trained on T", "tested on T", "test loss")
+    return markdown_table(columns, cells) if cells else ""
 
 
 def document(folder: str, path: str) -> str:
@@ -165,11 +165,12 @@ def _suite_parts(suite: str, runs: Mapping[str, list[dict[str, Any]]], beside: s
 
 
 def _not_run_table() -> str:
-    lines = ["| what | command |", "|---|---|"]
-    for what, preset in NOT_RUN:
-        flags_ = f"--flagfile=trainers/presets/{preset}.flags --data_dir=DIR --workdir=DIR"
-        lines.append(f"| {what} | `python -m trainers.language_model {flags_}` |")
-    return "\n".join(lines) + "\n"
+    program_ = "python -m trainers.language_model --flagfile=trainers/presets"
+    commands = [
+        (what, f"`{program_}/{preset}.flags --data_dir=DIR --workdir=DIR`")
+        for what, preset in NOT_RUN
+    ]
+    return markdown_table(("what", "command"), commands)
 
 
 _MISSING = "Not run yet.\n"

@@ -19,6 +19,7 @@ from absl import flags
 
 from benchmarks.peers import client
 from benchmarks.problems import PROBLEMS, Problem
+from benchmarks.tables import markdown_table
 from tfdeq import solvers
 from tfdeq.iteration import iterate
 from trainers import program
@@ -151,11 +152,11 @@ def measure(
 def table(results: dict[str, dict[str, int | None]]) -> str:
     """Returns the evaluations as a Markdown table; – where a method did not converge."""
     columns = list(next(iter(results.values())))
-    lines = [f"| problem | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in results.items():
-        cells = ["–" if row[column] is None else str(row[column]) for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        (name, *("–" if row[column] is None else row[column] for column in columns))
+        for name, row in results.items()
+    ]
+    return markdown_table(["problem", *columns], rows)
 
 
 def main() -> None:

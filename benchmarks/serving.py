@@ -9,13 +9,14 @@ after the warm-up; and what each tolerance costs and gives.
 
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from benchmarks.engine import processor
+from benchmarks.tables import markdown_table
 from export import language_model_signatures, saved_model, serving_program, warm_up
 from export.isolated import Request
 from export.quality import quality_by_tolerance
@@ -203,76 +204,93 @@ def measure_warm_up(versions: Versions, windows: np.ndarray, model: LanguageMode
 
 def document(results: Mapping[str, Any]) -> str:
     """The tables, as docs/serving_benchmarks.md shows them."""
-    lines = [
-        "# What serving an equilibrium costs",
-        "",
+    parts = [
+        "# What serving an equilibrium costs\n",
         "`make serving_bench`: a language model of "
         f"{results['parameters']:,} parameters (width {results['width']}, texts of up to "
         f"{results['sequence_length']} bytes), trained on the Python standard library, in "
         f"TensorFlow's C++ runtime on {results['machine']}. Medians of runs in turns; times in "
-        "milliseconds.",
-        "",
-        "## generate, against solving the prefix again for every token",
-        "",
+        "milliseconds.\n",
+        "## generate, against solving the prefix again for every token\n",
         f"{NEW_TOKENS} tokens, greedy, tolerance {results['tolerance']:g}. Evaluations of the cell: "
-        "on one position for `generate`, on the whole prefix for the full solve.",
-        "",
-        "| batch | prompt | generate, ms | prefix again, ms | faster | evaluations a token | "
-        "evaluations of a full solve | same tokens |",
-        "|---|---|---|---|---|---|---|---|",
+        "on one position for `generate`, on the whole prefix for the full solve.\n",
+        _generation_table(results["generation"]),
+        "## One hard example in a batch of 32\n",
+        _compaction_text(results["compaction"]),
+        "## Graph and XLA\n",
+        _compiled_table(results["compiled"]),
+        "## The first request after the warm-up\n",
+        _warm_up_table(results["warm_up"]),
+        "## What each tolerance costs and gives\n",
+        _quality_table(results["quality"]),
     ]
-    for row in results["generation"]:
-        lines.append(
-            f"| {row['batch']} | {row['prompt']} | {1e3 * row['generate_seconds']:,.0f} | "
-            f"{1e3 * row['again_seconds']:,.0f} | {row['ratio']:.1f} x | "
-            f"{row['evaluations_per_token']:.1f} | {row['full_solve_evaluations']:.1f} | "
-            f"{row['same_tokens']:.2%} |"
+    return "\n".join(parts)
+
+
+def _generation_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    columns = (
+        *("batch", "prompt", "generate, ms", "prefix again, ms", "faster"),
+        *("evaluations a token", "evaluations of a full solve", "same tokens"),
+    )
+    cells = [
+        (
+            *(row["batch"], row["prompt"], f"{1e3 * row['generate_seconds']:,.0f}"),
+            *(f"{1e3 * row['again_seconds']:,.0f}", f"{row['ratio']:.1f} x"),
+            *(f"{row[name]:.1f}" for name in ("evaluations_per_token", "full_solve_evaluations")),
+            f"{row['same_tokens']:.2%}",
         )
-    row = results["compaction"]
-    lines += [
-        "",
-        "## One hard example in a batch of 32",
-        "",
+        for row in rows
+    ]
+    return markdown_table(columns, cells)
+
+
+def _compaction_text(row: Mapping[str, Any]) -> str:
+    return (
         f"{EASY} examples at tolerance {EASY_TOLERANCE:g} ({row['easy_steps']:.1f} steps), one at "
         f"{HARD_TOLERANCE:g} ({row['hard_steps']:.0f} steps): {1e3 * row['leave_seconds']:.1f} ms when "
         f"those that are done leave the batch, {1e3 * row['stay_seconds']:.1f} ms when they stay: "
-        f"{row['ratio']:.2f} of the plain loop.",
-        "",
-        "## Graph and XLA",
-        "",
-        "| batch | graph, ms | XLA, ms |",
-        "|---|---|---|",
+        f"{row['ratio']:.2f} of the plain loop.\n"
+    )
+
+
+def _compiled_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    cells = [
+        (row["batch"], *(f"{1e3 * row[f'{name}_seconds']:.1f}" for name in ("graph", "xla")))
+        for row in rows
     ]
-    for row in results["compiled"]:
-        lines.append(
-            f"| {row['batch']} | {1e3 * row['graph_seconds']:.1f} | {1e3 * row['xla_seconds']:.1f} |"
+    return markdown_table(("batch", "graph, ms", "XLA, ms"), cells)
+
+
+def _warm_up_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    columns = (
+        *("signature", "batch", "warm-up record, ms", "first request, ms", "later ones, ms"),
+        "first / later",
+    )
+    cells = [
+        (
+            *(f"`{row['signature']}`", row["batch"]),
+            *(f"{1e3 * row[f'{name}_seconds']:.1f}" for name in ("warm_up", "first", "later")),
+            f"{row['ratio']:.2f}",
         )
-    lines += [
-        "",
-        "## The first request after the warm-up",
-        "",
-        "| signature | batch | warm-up record, ms | first request, ms | later ones, ms | first / later |",
-        "|---|---|---|---|---|---|",
+        for row in rows
     ]
-    for row in results["warm_up"]:
-        lines.append(
-            f"| `{row['signature']}` | {row['batch']} | {1e3 * row['warm_up_seconds']:.1f} | "
-            f"{1e3 * row['first_seconds']:.1f} | {1e3 * row['later_seconds']:.1f} | "
-            f"{row['ratio']:.2f} |"
+    return markdown_table(columns, cells)
+
+
+def _quality_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    columns = (
+        *("tolerance", "bits per byte", "steps", "mean residual", "largest residual"),
+        "converged",
+    )
+    cells = [
+        (
+            *(f"{row['tolerance']:g}", f"{row['bits_per_token']:.4f}", f"{row['steps']:.1f}"),
+            *(f"{row[name]:.1e}" for name in ("residual", "largest_residual")),
+            f"{row['converged']:.0%}",
         )
-    lines += [
-        "",
-        "## What each tolerance costs and gives",
-        "",
-        "| tolerance | bits per byte | steps | mean residual | largest residual | converged |",
-        "|---|---|---|---|---|---|",
+        for row in rows
     ]
-    for row in results["quality"]:
-        lines.append(
-            f"| {row['tolerance']:g} | {row['bits_per_token']:.4f} | {row['steps']:.1f} | "
-            f"{row['residual']:.1e} | {row['largest_residual']:.1e} | {row['converged']:.0%} |"
-        )
-    return "\n".join(lines) + "\n"
+    return markdown_table(columns, cells)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from absl import flags
 import tfdeq
 from benchmarks import engine_cases
 from benchmarks.peers.tfdeq_worker import apply_cell, inject
+from benchmarks.tables import markdown_table
 from tfdeq import solvers
 from trainers import program
 from trainers.workdir import write_json
@@ -110,10 +111,7 @@ def draw(curves: dict[str, dict[str, list[float]]], across: str, label: str, pat
 
 def table(curves: dict[str, dict[str, list[float]]], targets: list[float]) -> str:
     """Returns evaluations and milliseconds to each residual as a Markdown table."""
-    lines = [
-        f"| solver | {' | '.join(f'to {target:g}' for target in targets)} |",
-        "|---" * (len(targets) + 1) + "|",
-    ]
+    rows = []
     for name, curve in curves.items():
         cells = []
         for target in targets:
@@ -124,8 +122,8 @@ def table(curves: dict[str, dict[str, list[float]]], targets: list[float]) -> st
                 cells.append(f"{curve['evaluations'][index]}, {milliseconds:.0f} ms")
             else:
                 cells.append("–")
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append((name.replace("_", " "), *cells))
+    return markdown_table(["solver", *(f"to {target:g}" for target in targets)], rows)
 
 
 def main() -> None:

@@ -1,37 +1,47 @@
-"""Tables of stored figures, in Markdown; without any flags."""
+"""Tables of figures, in Markdown; without any flags."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Returns a Markdown table of the rows' cells, each as str() shows it."""
+    lines = [f"| {' | '.join(map(str, cells))} |\n" for cells in (columns, *rows)]
+    return "".join([lines[0], "|---" * len(columns) + "|\n", *lines[1:]])
 
 
 def comparison_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the results as a Markdown table."""
-    lines = [
-        "| trained | steps | s/step | seconds | held-out bits, mean (each seed) | residual | peak MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in results.items():
-        seeds = ", ".join(f"{bits:.3f}" for bits in row["bits"])
-        lines.append(
-            f"| {name} | {row['steps']:,} | {row['seconds_per_step']:.3f} | {row['seconds']:.0f} | "
-            f"**{row['mean_bits']:.3f}** ({seeds}) | {row['residual']:.1e} | "
-            f"{row['peak_memory_mib']:.0f} |"
+    columns = (
+        *("trained", "steps", "s/step", "seconds", "held-out bits, mean (each seed)"),
+        *("residual", "peak MiB"),
+    )
+    rows = [
+        (
+            name,
+            f"{row['steps']:,}",
+            f"{row['seconds_per_step']:.3f}",
+            f"{row['seconds']:.0f}",
+            f"**{row['mean_bits']:.3f}** ({', '.join(f'{bits:.3f}' for bits in row['bits'])})",
+            f"{row['residual']:.1e}",
+            f"{row['peak_memory_mib']:.0f}",
         )
-    return "\n".join(lines) + "\n"
+        for name, row in results.items()
+    ]
+    return markdown_table(columns, rows)
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
     """Returns the figures as a Markdown table, each row beside the equilibrium's."""
     own = next(row for row in rows if not row["depth"])
-    lines = ["| trains | MiB a step | × the equilibrium's | s/step | × |", "|---|---|---|---|---|"]
+    cells = []
     for row in rows:
         depth = row["depth"]
         name = f"{depth} application{'s' * (depth > 1)}" if depth else "the equilibrium"
-        lines.append(
-            f"| {name} | {row['bytes'] / 2**20:.0f} | {row['bytes'] / own['bytes']:.1f} | "
-            f"{row['seconds']:.2f} | {row['seconds'] / own['seconds']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        memory = f"{row['bytes'] / 2**20:.0f}", f"{row['bytes'] / own['bytes']:.1f}"
+        time = f"{row['seconds']:.2f}", f"{row['seconds'] / own['seconds']:.2f}"
+        cells.append((name, *memory, *time))
+    return markdown_table(("trains", "MiB a step", "× the equilibrium's", "s/step", "×"), cells)
 
 
 def figure_of(test: Mapping[str, Any]) -> tuple[str, float]:

@@ -15,12 +15,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
 from absl import flags
 
+from benchmarks.tables import markdown_table
 from trainers import experiment, language_model, program
 from trainers.data import TokenData, load
 from trainers.flags import configuration
@@ -175,6 +176,37 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+def _overhead_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    columns = (
+        *("steps a call", "bare step, ms", "loop, ms", "ratio", "smallest row"),
+        *("waiting for data, ms", "solve, ms", "update, ms"),
+    )
+    cells = [
+        (
+            row["steps_per_call"],
+            *(f"{1e3 * row[f'{name}_seconds']:.1f}" for name in ("bare", "loop")),
+            *(f"{row[name]:.3f}" for name in ("ratio", "smallest_ratio")),
+            *(f"{1e3 * row[f'{name}_seconds']:.2f}" for name in ("data", "solve", "update")),
+        )
+        for row in rows
+    ]
+    return markdown_table(columns, cells)
+
+
+def _scaling_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = ("devices", "replicas", "tokens per second", "to one device", "loss of the last row")
+    first = next(iter(rows.values()))
+    cells = [
+        (
+            *(name, row["replicas"], f"{row['tokens_per_second']:,.0f}"),
+            f"{row['tokens_per_second'] / first['tokens_per_second']:.2f}",
+            f"{row['last_loss']:.6f}",
+        )
+        for name, row in rows.items()
+    ]
+    return markdown_table(columns, cells)
+
+
 def document(results: Mapping[str, Any]) -> str:
     """Returns the tables as Markdown."""
     lines = [
@@ -191,35 +223,10 @@ def document(results: Mapping[str, Any]) -> str:
         "steps, solve and update are those of the fastest of twelve steps. Single rows scatter with the "
         "machine's slow moments, which the bare step's rows have too.",
         "",
-        "| steps a call | bare step, ms | loop, ms | ratio | smallest row | waiting for data, ms | solve, ms "
-        "| update, ms |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results["overhead"]:
-        numbers = [row["bare_seconds"], row["loop_seconds"]]
-        parts = [row[f"{name}_seconds"] for name in ("data", "solve", "update")]
-        lines.append(
-            f"| {row['steps_per_call']} | {1e3 * numbers[0]:.1f} | {1e3 * numbers[1]:.1f} | "
-            f"{row['ratio']:.3f} | {row['smallest_ratio']:.3f} | "
-            + " | ".join(f"{1e3 * part:.2f}" for part in parts)
-            + " |"
-        )
-    lines += [
-        "",
+        _overhead_table(results["overhead"]),
         "## More devices, the same batch",
         "",
-        "| devices | replicas | tokens per second | to one device | loss of the last row |",
-        "|---|---|---|---|---|",
-    ]
-    first = next(iter(results["scaling"].values()))
-    for name, row in results["scaling"].items():
-        ratio = row["tokens_per_second"] / first["tokens_per_second"]
-        lines.append(
-            f"| {name} | {row['replicas']} | {row['tokens_per_second']:,.0f} | {ratio:.2f} | "
-            f"{row['last_loss']:.6f} |"
-        )
-    lines += [
-        "",
+        _scaling_table(results["scaling"]),
         f"On {os.cpu_count()} processor cores this table cannot show a speed-up: one device already uses all "
         "of them, so more replicas share what there is and add their own overhead. What it shows is that "
         "every strategy trains the same model (the Jacobian penalty draws noise for each replica's own "
