@@ -8,7 +8,7 @@ import matplotlib
 from benchmarks.tables import figure_of
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 _SUFFIXES = {"K": 1e3, "M": 1e6}
 
@@ -87,5 +87,13 @@ def _finish(figure, axes, path: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         if axis.has_data():
             axis.legend(frameon=False, fontsize=8)
+        for line in (axis.xaxis, axis.yaxis):
+            low, high = sorted(line.get_view_interval())
+            # A few plain numbers read better than powers of ten where they span less than two.
+            if line.get_scale() == "log" and high < 100 * low and low > 0.01:
+                line.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+                plain = ticker.StrMethodFormatter("{x:g}")
+                line.set_major_formatter(plain if high < 1e4 else ticker.EngFormatter(sep=""))
+                line.set_minor_locator(ticker.NullLocator())
     figure.savefig(path)
     pyplot.close(figure)
