@@ -56,7 +56,8 @@ def results(workdir):
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        *(pytest.param(name, (), id=name) for name in TRAINERS),
+        pytest.param("language_model", (), id="language_model"),
+        pytest.param("copy_memory", (), id="copy_memory", marks=pytest.mark.slow),
         pytest.param("language_model", MEMORY, id="memory", marks=pytest.mark.slow),
     ],
 )
