@@ -192,9 +192,9 @@ _PTB_WORDS = """## Penn Treebank words
 
 All held-out text, in eight rows with the memory carried on; every word counts once. The twelve
 applications and the LSTM were given the time of the equilibrium's 5,500 steps, by the seconds of a step
-on a quiet machine, two cores (0.74, 1.79 and 0.58); the equilibrium of fewer steps has as many as the twelve
-applications. Those have the same weights and settings as the equilibrium, the LSTM (two layers of 256) the
-same optimiser and dropout, which were chosen for the equilibrium, not for it.
+on a quiet machine with `--nokeep_freed_memory` (1.79 and 0.58 to 0.74); the equilibrium of fewer steps has
+as many as the twelve applications. Those have the same cell and settings as the equilibrium, the LSTM (two
+layers of 256) the same optimiser and dropout, which were chosen for the equilibrium, not for it.
 """
 TITLES = {"copy_memory": _COPY_MEMORY, "ptb_words": _PTB_WORDS}
 _MEMORY = """## Training memory against depth

@@ -41,9 +41,9 @@ method had not got there after {} of them, or stopped. The problems, with their 
 `benchmarks/problems.py`; scipy's are the methods of `scipy.optimize.root`. hybr and Optimistix's
 methods build the whole Jacobian, which counts as many products as there are unknowns. Broyden keeps
 200 updates. What scipy's matrix-free methods solve, Broyden or NewtonKrylov solves in at most 1.2
-times the evaluations of the best of them (`tests/robustness_test.py`), but for Powell's singular function:
-there scipy's krylov spends 48 to 65, as the roundings fall (nine starts that differ by 1e-14),
-NewtonKrylov 66 and Anderson 30. So it is with what Optimistix
+times the evaluations of the best of them (`tests/robustness_test.py`); on Powell's singular function
+scipy's krylov ends sooner or later as the roundings fall, and its count in the table stands for it. So it
+is with what Optimistix
 solves, but for Powell's badly scaled function: with two unknowns a whole Jacobian costs no more than two
 products.
 

@@ -15,7 +15,7 @@ from trainers.strategies import STRATEGIES, make_strategy
 
 FLAGS = flags.FLAGS
 
-# What may differ between a run and its continuation: where it lies and how it reports.
+# What may differ between a run and its continuation: where it lies, and what of the machine it takes.
 _NOT_CONFIGURATION = ("workdir", "prepared_dir", "tpu", "keep_freed_memory")
 # What may differ too, although the run records it: no result depends on it, but for rounding on other
 # devices.
