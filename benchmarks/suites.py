@@ -23,6 +23,7 @@ def preset(name: str) -> str:
 _COPY_MEMORY = {"sequence_length": 400}
 _PTB_WORDS = {"flagfile": preset("ptb_words")}
 _EXPLICIT = {"depth": 12, "jacobian_penalty": 0}
+_LSTM = {"model": "lstm", "depth": 2, "dropout": 0.1}
 
 SUITES = {
     "copy_memory": Suite(
@@ -52,7 +53,7 @@ SUITES = {
             "DEQ-Transformer": _PTB_WORDS,
             "DEQ-Transformer of fewer steps": {**_PTB_WORDS, "train_steps": 2200},
             "12 applications of its cell": {**_PTB_WORDS, **_EXPLICIT, "train_steps": 2200},
-            "LSTM": {**_PTB_WORDS, "model": "lstm", "depth": 2, "train_steps": 7000},
+            "LSTM": {**_PTB_WORDS, **_LSTM, "train_steps": 7000},
         },
     ),
 }
