@@ -17,16 +17,19 @@ class EquilibriumWatch:
 
     Above the threshold the penalty's weight doubles (at most 16 times itself), or the budget grows by
     a quarter (at most 4 times itself); once the residual is below half the threshold, one such
-    change is taken back a row.
+    change is taken back a row. Where the penalty should rise and there is none, it says so once.
 
     Args:
-        config: equilibrium_watch ("penalty", "budget" or "none") and watch_residual, the threshold.
+        config: equilibrium_watch ("penalty", "budget" or "none"), watch_residual, the threshold, and
+            jacobian_penalty.
     """
 
     def __init__(self, config: Mapping[str, Any]):
         self._action = config["equilibrium_watch"]
         self._threshold = config["watch_residual"]
         self._budget = config["max_steps"]
+        self._nothing_to_raise = self._action == "penalty" and not config["jacobian_penalty"]
+        self._said = False
         # How many changes are in force: part of a checkpoint.
         self.level = tf.Variable(0, trainable=False, name="watch_level")
 
@@ -39,6 +42,8 @@ class EquilibriumWatch:
         """Notes a row's mean residual and returns what changed, in words, or None."""
         if not self.active or residual is None:
             return None
+        if self._nothing_to_raise:
+            return self._advice(residual)
         level = int(self.level)
         if residual > self._threshold and not self._is_at_its_end(level):
             self.level.assign(level + 1)
@@ -65,6 +70,16 @@ class EquilibriumWatch:
         """Evaluations beyond the schedule's budget, >= 0."""
         quarter = max(self._budget // 4, 1)
         return int(self.level) * quarter if self._action == "budget" else 0
+
+    def _advice(self, residual: float) -> str | None:
+        """The first time that a residual is high: what the user can do."""
+        if self._said or residual <= self._threshold:
+            return None
+        self._said = True
+        return (
+            f"residual {residual:.3g}, over --watch_residual={self._threshold:g}: there is no Jacobian "
+            "penalty to raise. Give --jacobian_penalty, for example 0.5, or --equilibrium_watch=budget."
+        )
 
     def _is_at_its_end(self, level: int) -> bool:
         if self._action == "penalty":
