@@ -322,6 +322,21 @@ def test_saving_and_exporting(name, tmp_path):
     _assert_close(served.serve(_tensors(x)), expected, 1e-4)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in CELLS if name.startswith(("transformer", "trellis"))]
+)
+def test_lengths_need_not_be_known(name):
+    make, x = CELLS[name]
+    inputs = keras.Input((None, x.shape[-1]))
+    model = keras.Model(inputs, tfdeq.DEQLayer(make(), "anderson")(inputs))
+    assert model.outputs[0].shape == (None, None, model.outputs[0].shape[-1])
+    compiled = tf.function(model, input_signature=[tf.TensorSpec((None, None, x.shape[-1]))])
+    for length in (x.shape[1], 2, 1):
+        part = tf.constant(x[:, :length])
+        # One graph for all lengths against one of this length: both within the tolerance of 1e-3.
+        _assert_close(compiled(part), model(part), 1e-4)
+
+
 @pytest.mark.parametrize("name", [*CELLS, *MODELS])
 def test_compiled_by_xla(name):
     model, x = _model(name)

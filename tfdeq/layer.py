@@ -149,7 +149,7 @@ class DEQLayer(keras.layers.Layer):
         x = keras.tree.pack_sequence_as(dtypes, specs)
         z = self._pure_cell.state_spec(x)
         try:
-            output = self._pure_cell.apply(z, self._pure_cell.inject(x))
+            output = self._pure_cell.output_spec(z, x)
         except Exception as error:
             raise ValueError(
                 f"The cell {self.cell.name!r} of {self.name!r} could not be applied to a state z of "

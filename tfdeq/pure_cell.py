@@ -107,6 +107,24 @@ class PureCell:
             start.structured_outputs,
         )
 
+    def output_spec(self, z: Any, x: Any) -> Any:
+        """The shapes of the cell's output for symbolic z and x; builds the cell.
+
+        By tracing, in which shapes that are not known yet, as a sequence's length, are tensors.
+        """
+        return _Applied(self).compute_output_spec(z, x)
+
+
+class _Applied(keras.Operation):
+    """One application of a cell to an input that is injected first."""
+
+    def __init__(self, cell: PureCell):
+        super().__init__()
+        self._cell = cell
+
+    def call(self, z, x):
+        return self._cell.apply(z, self._cell.inject(x))
+
 
 def _leaves(mask: Any) -> list[tf.Tensor]:
     return [leaf for leaf in keras.tree.flatten(mask) if leaf is not None]

@@ -32,7 +32,8 @@ class TransformerCell(keras.layers.Layer):
     Args:
         width: d, size of the state per position, divisible by heads.
         heads: attention heads.
-        sequence_length: the longest T, where there is no span.
+        sequence_length: the longest T, where there is no span. Of a T that is not known when a graph is
+            made nothing can be refused: there attention sees that many positions.
         feedforward: hidden size of the MLP (GELU). Default: 4 · width.
         dropout: rate on the attention's and the MLP's output, in [0, 1); one mask for the whole solve.
             Default 0.
