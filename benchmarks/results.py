@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks.recipes import recipe_rows
 from benchmarks.results_pictures import draw_curves, draw_memory, draw_sizes
 from benchmarks.tables import comparison_table, figure_of, markdown_table, memory_table
 from trainers import program
@@ -20,18 +21,26 @@ from trainers.workdir import read_json
 
 FLAGS = flags.FLAGS
 
-# Bai, Kolter, Koltun, arXiv:1909.01377, tables 1 to 3, and Zaremba et al., arXiv:1409.2329.
+# (model, parameters, test figure, memory in training, where it was given). Bai, Kolter, Koltun,
+# arXiv:1909.01377, tables 1 to 3; Zaremba et al., arXiv:1409.2329; Geng, Kolter, arXiv:2310.18605.
 PUBLISHED = {
     "copy_memory": [
-        ("DEQ-Transformer (2019)", "14K", "3.5e-6"),
-        ("TCN (2018)", "16K", "2.7e-5"),
-        ("LSTM (2018)", "16K", "0.050"),
-        ("GRU (2018)", "16K", "0.049"),
+        ("DEQ-Transformer (2019)", "14K", "3.5e-6", ""),
+        ("TCN (2018)", "16K", "2.7e-5", ""),
+        ("LSTM (2018)", "16K", "0.050", ""),
+        ("GRU (2018)", "16K", "0.049", ""),
     ],
     "ptb_words": [
-        ("DEQ-TrellisNet (2019)", "24M", "57.1"),
-        ("60-layer TrellisNet (2019)", "24M", "57.0"),
-        ("small LSTM (Zaremba et al. 2014)", "4.7M", "114.5"),
+        ("DEQ-TrellisNet (2019)", "24M", "57.1", "1.2 GB"),
+        ("60-layer TrellisNet (2019)", "24M", "57.0", "8.5 GB"),
+        ("small LSTM (Zaremba et al. 2014)", "4.7M", "114.5", ""),
+    ],
+    "wikitext103": [
+        ("DEQ-Transformer (2019)", "172M", "24.2", "2.7 GB"),
+        ("Transformer-XL (2019)", "165M", "24.3", "8.5 GB"),
+        ("DEQ-TrellisNet (2019)", "180M", "29.0", "3.3 GB"),
+        ("70-layer TrellisNet (2019)", "180M", "29.2", "24.7 GB"),
+        ("DEQ of TorchDEQ (2023)", "98M", "21.85", ""),
     ],
 }
 # Where to look for what was trained, and the command that trains it.
@@ -53,6 +62,7 @@ RECIPES_COMMANDS = {
     f"--results=benchmarks/results/recipes_{equal}.json"
     for equal in ("steps", "time")
 }
+LOST = 0.1  # residual above which a state is no equilibrium worth the name
 NOT_RUN = [
     ("Penn Treebank words at the paper's size, 24M", "ptb_words_paper"),
     ("Penn Treebank characters", "ptb_characters"),
@@ -67,25 +77,33 @@ def suite_table(runs: Mapping[str, list[dict[str, Any]]], published: Iterable[tu
     name, _ = figure_of(next(iter(runs.values()))[0]["test"])
     columns = (
         *("model", "parameters", f"test {name}: mean (each seed)", "residual, steps"),
-        *("training steps", "s/step", "minutes", "peak MiB"),
+        *("largest in training", "training steps", "s/step", "minutes", "peak memory"),
     )
     cells: list[tuple] = []
     for model, rows in runs.items():
         values = [figure_of(row["test"])[1] for row in rows]
         seeds = ", ".join(f"{value:.4g}" for value in values)
-        solved = ""
+        solved = largest = ""
         if not rows[0]["config"]["depth"]:
             residual = statistics.mean(row["test"]["residual"] for row in rows)
             solved = f"{residual:.1e}, {statistics.mean(r['test']['steps'] for r in rows):.1f}"
+            largest = f"{max(map(_largest_residual, rows)):.1e}"
         seconds = statistics.mean(row["figures"]["seconds_per_step"] for row in rows)
         steps = rows[0]["config"]["train_steps"]
         peak = statistics.median(row["figures"]["peak_memory_mib"] for row in rows)
         quality = f"**{statistics.mean(values):.4g}** ({seeds})"
         time = f"{steps:,}", f"{seconds:.2f}", f"{steps * seconds / 60:.0f}"
-        cells.append((model, f"{rows[0]['parameters']:,}", quality, solved, *time, f"{peak:.0f}"))
-    for model, parameters, value in published:
-        cells.append((f"*published:* {model}", parameters, value, *[""] * 5))
+        size = f"{rows[0]['parameters']:,}"
+        cells.append((model, size, quality, solved, largest, *time, f"{peak:.0f} MiB"))
+    for model, parameters, value, memory in published:
+        cells.append((f"*published:* {model}", parameters, value, *[""] * 5, memory))
     return markdown_table(columns, cells)
+
+
+def _largest_residual(row: Mapping[str, Any]) -> float:
+    """The largest mean residual of a row of the training's curves, of those that are kept."""
+    known = row["figures"].get("largest_residual")
+    return max(value for _, value in row["curves"]["residual"]) if known is None else known
 
 
 def budget_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -139,13 +157,27 @@ def document(folder: str, path: str) -> str:
         )
     else:
         parts.append(_MISSING)
-    parts.append(_RECIPES)
+    parts += [_RECIPES, markdown_table(("name", "source", "flags"), recipe_rows())]
     for equal, command in RECIPES_COMMANDS.items():
         parts.append(f"At equal {equal}, made by `{command}`:\n")
         recipes = read_json(os.path.join(folder, f"recipes_{equal}.json"))
-        parts.append(comparison_table(recipes) if recipes else _MISSING)
-    parts += [_NOT_RUN, _not_run_table()]
+        parts += [comparison_table(recipes), recipes_verdict(recipes)] if recipes else [_MISSING]
+    parts += [_NOT_RUN, _not_run_table(), _PUBLISHED_ALONE]
+    rows = [(model, *rest) for model, *rest in PUBLISHED["wikitext103"]]
+    parts.append(markdown_table(("published", "parameters", "test perplexity", "memory"), rows))
     return "\n".join(parts)
+
+
+def recipes_verdict(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Says which recipes reached the lowest bits, and which have no equilibrium at their end."""
+    kept = [name for name, row in recipes.items() if row["residual"] <= LOST]
+    kept.sort(key=lambda name: recipes[name]["mean_bits"])
+    said = ", ".join(f"{name} ({recipes[name]['mean_bits']:.3f})" for name in kept)
+    text = f"From the lowest bits to the highest: {said}."
+    lost = [name for name in recipes if name not in kept]
+    if lost:
+        text += f" Without an equilibrium at the end, a residual above {LOST:g}: {', '.join(lost)}."
+    return f"{text}\n"
 
 
 def _suite_parts(suite: str, runs: Mapping[str, list[dict[str, Any]]], beside: str) -> list[str]:
@@ -179,7 +211,13 @@ _HEAD = """# Results
 What the models of the papers do here, beside the published figures. All of it was trained with the
 commands that stand there, on two cores of a server CPU without a GPU; seconds of a step, and minutes, are
 those of the training steps alone, on a machine that two runs and other work shared, and compare nothing.
-A model with fewer figures than others has fewer seeds that are finished.
+A model with fewer figures than others has fewer seeds that are finished. "Residual, steps" are those of
+the solves on test data; "largest in training" is the highest mean residual of any row of the curves.
+
+An equilibrium is the slower one wherever a model of its size needs few layers: a step solves forward and
+backward, so that in these tables it takes longer than one of any LSTM, GRU or TCN. It is the faster one
+against many applications of its own cell; see "Training memory against depth".
+
 `python -m benchmarks.results --document=docs/results.md` makes this page of the stored figures.
 """
 _COPY_MEMORY = """## Copy memory, T = 400
@@ -194,7 +232,7 @@ All held-out text, in eight rows with the memory carried on; every word counts o
 applications and the LSTM were given the time of the equilibrium's 5,500 steps, by the seconds of a step
 on a quiet machine with `--nokeep_freed_memory` (1.79 and 0.58 to 0.74); the equilibrium of fewer steps has
 as many as the twelve applications. Those have the same cell and settings as the equilibrium, the LSTM (two
-layers of 256) the same optimiser and dropout, which were chosen for the equilibrium, not for it.
+layers of 256) the same optimiser and more dropout (0.1), which were chosen for the equilibrium, not for it.
 """
 TITLES = {"copy_memory": _COPY_MEMORY, "ptb_words": _PTB_WORDS}
 _MEMORY = """## Training memory against depth
@@ -205,7 +243,7 @@ same cell.
 """
 _RECIPES = """## Ways to train an equilibrium
 
-The same model and data, on the bytes of Python's library.
+The same model and data, on the bytes of Python's library. What the flags do not name is as in the default.
 """
 _NOT_RUN = """## Not run here
 
@@ -213,6 +251,7 @@ Each of these starts, and says how large it is, with `--dry_run`, also without t
 those of the papers; the layers differ in places (see the notes in the presets), so that the widths
 were chosen to give the published number of parameters.
 """
+_PUBLISHED_ALONE = "What is published on WikiText-103:\n"
 
 
 def main() -> None:

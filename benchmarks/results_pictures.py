@@ -14,7 +14,10 @@ _SUFFIXES = {"K": 1e3, "M": 1e6}
 
 
 def draw_curves(runs: Mapping[str, list[dict[str, Any]]], path: str) -> None:
-    """Draws held-out quality, and residual and steps of the equilibria, along training."""
+    """Draws held-out quality, and residual and steps of the equilibria, along training.
+
+    Of residual and steps, those in training too, as thin lines.
+    """
     figure, axes = _axes(3, (12, 3.6))
     for index, (model, rows) in enumerate(runs.items()):
         color = f"C{index}"
@@ -29,12 +32,14 @@ def draw_curves(runs: Mapping[str, list[dict[str, Any]]], path: str) -> None:
             if row["config"]["depth"]:
                 continue
             for axis, name in ((axes[1], "residual"), (axes[2], "steps")):
-                held_out = curves.get(f"held_out_{name}", [])
+                trained, held_out = curves.get(name, []), curves.get(f"held_out_{name}", [])
+                if trained:
+                    axis.plot(*zip(*trained, strict=True), color=color, linewidth=0.6, alpha=0.6)
                 if held_out:
                     axis.plot(*zip(*held_out, strict=True), color=color, label=label)
     axes[0].set(xlabel="training steps", ylabel=quality.replace("_", " "), yscale="log")
-    axes[1].set(xlabel="training steps", ylabel="held-out residual at the budget", yscale="log")
-    axes[2].set(xlabel="training steps", ylabel="evaluations of the cell")
+    axes[1].set(xlabel="training steps", ylabel="residual; thin: in training", yscale="log")
+    axes[2].set(xlabel="training steps", ylabel="evaluations of the cell; thin: in training")
     _finish(figure, axes, path)
 
 
@@ -44,14 +49,14 @@ def draw_sizes(
     """Draws the test figures against numbers of parameters, ours and the published ones.
 
     Args:
-        published: (model, parameters, figure) as they are printed, for example ("TCN", "16K", "2.7e-5").
+        published: (model, parameters, figure, …) as printed, for example ("TCN", "16K", "2.7e-5").
     """
     figure, axes = _axes(1, (6.5, 4))
     for index, (model, rows) in enumerate(runs.items()):
         values = [figure_of(row["test"])[1] for row in rows]
         sizes = [row["parameters"] for row in rows]
         axes[0].plot(sizes, values, "o", color=f"C{index}", label=model)
-    for index, (model, parameters, value) in enumerate(published):
+    for index, (model, parameters, value, *_) in enumerate(published):
         size = float(parameters[:-1]) * _SUFFIXES[parameters[-1]]
         label = f"published: {model}"
         axes[0].plot(size, float(value), "x", color=f"C{len(runs) + index}", label=label)

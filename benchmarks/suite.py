@@ -88,6 +88,10 @@ def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     train = metrics["train"]
     kept = [name for name in train if name in CURVES or name.startswith("held_out_")]
     numbers = {k: v for k, v in train.items() if not isinstance(v, list)}
+    residuals = [value for value in train.get("residual", ()) if value is not None]
+    if residuals:
+        # Of all rows: the curve that is kept has some of them.
+        numbers["largest_residual"] = max(residuals)
     return {
         "seed": seed,
         "parameters": metrics["parameters"],

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from benchmarks import results, suite
+from benchmarks import recipes, results, suite
 from benchmarks.suites import SUITES, Suite
 from benchmarks.tables import memory_table
 from trainers.workdir import write_json
@@ -23,6 +23,8 @@ def _finished(folder, loss, depth=0):
     train = {
         "step": steps,
         "loss": [loss + 1 / step for step in steps],
+        # The highest is one that the thinned curve leaves out.
+        "residual": [0.05 if step == 30 else 2e-3 for step in steps] if not depth else [None] * 100,
         "held_out_loss": [loss if step % 500 == 0 else None for step in steps],
         "held_out_residual": [1e-3 if step % 500 == 0 and not depth else None for step in steps],
         "seconds_per_step": 0.6,
@@ -53,7 +55,10 @@ def test_what_is_kept_of_finished_runs(runs):
     assert curves["held_out_loss"] == [[500, 1e-6], [1000, 1e-6]]
     assert len(curves["loss"]) <= suite.POINTS
     assert curves["loss"][-1][0] == 1000
+    assert 30 not in [step for step, _ in curves["residual"]]
     assert runs["DEQ"][0]["figures"]["seconds_per_step"] == 0.6
+    assert runs["DEQ"][0]["figures"]["largest_residual"] == 0.05
+    assert "largest_residual" not in runs["LSTM of ours"][0]["figures"]
     assert runs["DEQ"][0]["config"] == {**CONFIG, "depth": 0}
 
 
@@ -91,11 +96,13 @@ def test_what_is_known_stays_and_is_not_trained_again(runs, tmp_path, monkeypatc
 
 
 def test_tables(runs):
-    table = results.suite_table(runs, [("TCN (2018)", "16K", "2.7e-5")])
-    deq = "| DEQ | 13,584 | **1.5e-06** (1e-06, 2e-06) | 2.0e-03, 4.0 | 100 | 0.60 | 1 | 900 |"
+    table = results.suite_table(runs, [("TCN (2018)", "16K", "2.7e-5", "3 GB")])
+    deq = "| DEQ | 13,584 | **1.5e-06** (1e-06, 2e-06) | 2.0e-03, 4.0 | 5.0e-02 | 100 | 0.60 | 1 |"
     assert deq in table
-    assert "| LSTM of ours | 13,584 | **0.05** (0.05) |  | 100 | 0.60 | 1 | 900 |" in table
-    assert "| *published:* TCN (2018) | 16K | 2.7e-5 |" in table
+    assert "| LSTM of ours | 13,584 | **0.05** (0.05) |  |  | 100 | 0.60 | 1 | 900 MiB |" in table
+    assert "| *published:* TCN (2018) | 16K | 2.7e-5 |  |  |  |  |  | 3 GB |" in table
+    del runs["DEQ"][0]["figures"]["largest_residual"], runs["DEQ"][1]["figures"]["largest_residual"]
+    assert "| 2.0e-03, 4.0 | 2.0e-03 |" in results.suite_table(runs, [])
     assert "| DEQ | 2.0 × | 1.5e-06 | 1.0e-03 | 4.0 |" in results.budget_table(runs)
     assert "LSTM" not in results.budget_table(runs)
     assert "| LSTM of ours | 400 | 100 | 0.5 |" in results.length_table(runs)
@@ -118,6 +125,27 @@ def test_the_document_names_what_was_not_run(runs, tmp_path):
         assert (tmp_path / f"results_{picture}.png").read_bytes().startswith(b"\x89PNG")
     for _, preset in results.NOT_RUN:
         assert f"--flagfile=trainers/presets/{preset}.flags" in text
+
+
+def test_the_verdict_on_recipes_names_those_without_an_equilibrium():
+    rows = {"a": (2.1, 0.02), "b": (2.0, 0.1), "c": (1.9, 0.5)}
+    found = {name: {"mean_bits": bits, "residual": r} for name, (bits, r) in rows.items()}
+    assert results.recipes_verdict(found) == (
+        "From the lowest bits to the highest: b (2.000), a (2.100). Without an equilibrium at the end, a "
+        "residual above 0.1: c.\n"
+    )
+    del found["c"]
+    assert results.recipes_verdict(found).endswith("b (2.000), a (2.100).\n")
+
+
+def test_the_recipes_flags_are_the_trainers():
+    rows = {name: flags_ for name, _, flags_ in recipes.recipe_rows()}
+    assert rows["equilibrium"] == ""
+    assert rows["fixed-point correction"] == "`--correction_steps=2,4`"
+    config = {"jacobian_penalty": 0.5, "correction_steps": []}
+    variants = recipes.recipe_variants(config)
+    assert variants["equilibrium"] == config
+    assert variants["implicit, no penalty"] == {**config, "jacobian_penalty": 0.0}
 
 
 def test_memory_table():

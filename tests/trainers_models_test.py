@@ -148,6 +148,23 @@ def test_memory_wants_a_span(model):
         language_model.make_experiment(config, data)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adjoint": "shine"}, "--adjoint=shine wants --solver=broyden; received --solver=fixed"),
+        ({"adjoint": "reversible_backprop"}, "wants --solver=reversible; received"),
+        (
+            {"adjoint": "unrolled", "correction_steps": ["2"]},
+            "wants --adjoint=implicit or jacobian_free or phantom_gradient; received --adjoint=unrolled",
+        ),
+        ({"embedding_width": 4}, "--embedding_width must be 0 or --width; received 4 and 8"),
+    ],
+)
+def test_flags_that_do_not_go_together(changes, said):
+    with pytest.raises(ValueError, match=said):
+        make("deq", **changes)
+
+
 # --- losses -----------------------------------------------------------------------------------------
 
 
@@ -211,14 +228,14 @@ def test_continued():
     )
 
 
-def test_correction_adds_the_losses_after_evaluations_of_a_training_solve(model):
+def test_correction_averages_the_losses_after_evaluations_of_a_training_solve(model):
     tokens, targets = batch()
     loss_of = make_loss({"correction_steps": ["1", "3"], "correction_weight": 0.5})
     found = loss_of(model, (tokens, targets), 0, tf.constant(20), True)
     parts = [
         token_loss(model, (tokens, targets), 0, tf.constant(steps), True) for steps in (20, 1, 3)
     ]
-    expected = parts[0] + 0.5 * (parts[1] + parts[2])
+    expected = (parts[0] + 0.5 * (parts[1] + parts[2])) / 2
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
     for explicit_steps, training in ((0, False), (2, True)):
         arguments = (model, (tokens, targets), explicit_steps, tf.constant(20), training)

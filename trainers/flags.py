@@ -57,7 +57,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_enum, "backward_solver", "fixed_point_iteration", "Solver of the backward system.", sorted(solvers.REGISTRY)),
         (flags.DEFINE_integer, "backward_max_steps", 2, "Vector-Jacobian products at most, per example, in the backward solve."),
         (flags.DEFINE_float, "jacobian_penalty", 0.5, "Weight of the mean squared entry of J'e in the loss; 0: none."),
-        (flags.DEFINE_float, "jacobian_penalty_end", 0.2, "Share of that weight that is left at the last step; it falls evenly."),
+        (flags.DEFINE_float, "jacobian_penalty_end", 0.2, "What that weight is multiplied by at the last step; it changes evenly, and grows with more than 1."),
         (flags.DEFINE_float, "jacobian_penalty_fraction", 0.0625, "Share of the batch that the penalty is estimated on, in (0, 1]."),
         (flags.DEFINE_integer, "jacobian_penalty_power_steps", 1, "Power iterations that turn the penalty's noise towards the direction that the Jacobian amplifies most."),
         (flags.DEFINE_float, "shallow_share", 0.05, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
@@ -103,7 +103,7 @@ def define_data_flags() -> list[str]:
     definitions = [
         (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
         (flags.DEFINE_string, "files", None, "For --dataset=text: globs of text files, separated by commas; ** descends."),
-        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files, for ptb, wikitext2 and tiny_shakespeare."),
+        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files, for ptb, ptb_characters, wikitext2, wikitext103 and tiny_shakespeare."),
         (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
     ]  # fmt: skip
     return _define(definitions, {})
@@ -155,10 +155,9 @@ def _define_bounds() -> None:
     ):
         bound(name, lambda value: value > 0, "must be greater than 0")
     at_least(0, "depth", "sampled_depth", "warmup_steps", "jacobian_penalty",
-             "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",
+             "jacobian_penalty_end", "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",
              "logical_devices", "profile_step", "inspect_every")  # fmt: skip
     bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
-    bound("jacobian_penalty_end", lambda value: 0 <= value <= 1, "must be in [0, 1]")
     bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
 
 

@@ -47,7 +47,7 @@ def define_model_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "cutoff_factor", 4, "How much narrower each cluster is than the one before."),
         (flags.DEFINE_integer, "loss_chunk", 0, "Positions whose logits are held at a time, which costs four products with the output matrix instead of three; 0: all."),
         (flags.DEFINE_list, "correction_steps", [], "Fixed-point correction: evaluations of the solve, for example 2,4, after which the loss is taken too; none: at its end alone."),
-        (flags.DEFINE_float, "correction_weight", 0.3, "Weight of each of those losses."),
+        (flags.DEFINE_float, "correction_weight", 0.3, "Weight of each of those losses in the mean, where that at the end has 1."),
         (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that --adjoint=unrolled or phantom_gradient differentiates."),
         (flags.DEFINE_float, "adjoint_damping", 1.0, "Damping of --adjoint=phantom_gradient's, in (0, 1]."),
     ]  # fmt: skip
@@ -64,7 +64,11 @@ def define_model_flags(**defaults: Any) -> list[str]:
     )
     bound("adjoint_damping", lambda value: 0 < value <= 1, "must be in (0, 1]")
     for name in ("cutoffs", "correction_steps"):
-        bound(name, lambda value: all(one.isdigit() for one in value), "must be whole numbers")
+        bound(
+            name,
+            lambda value: all(one.isdigit() and int(one) for one in value),
+            "must be whole numbers, at least 1",
+        )
     flags.register_multi_flags_validator(
         ["model", "depth"],
         lambda values: values["model"] == "deq" or values["depth"] >= 1,
@@ -80,8 +84,17 @@ def make_model(
 
     Args:
         sequence_length: the longest text. Default: the configuration's.
+
+    Raises:
+        ValueError: flags that do not go together.
     """
     length = sequence_length or config["sequence_length"]
+    adds = config["model"] if config["model"] != "deq" else config["cell"]
+    if adds == "transformer" and config["embedding_width"] not in (0, config["width"]):
+        raise ValueError(
+            "A transformer adds to its input: --embedding_width must be 0 or --width; received "
+            f"{config['embedding_width']} and {config['width']}. --cutoffs make embeddings narrower."
+        )
     make = _equilibrium if config["model"] == "deq" else _explicit
     model = make(
         config,
@@ -130,18 +143,40 @@ def _equilibrium(config: Mapping[str, Any], length: int, **settings: Any) -> Lan
             query_key_norm=config["query_key_norm"],
             **common,
         )
+    solver = solvers.get(
+        config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
+    )
+    adjoint = adjoints.get(_adjoint(config))
+    _check_rule(config, solver, adjoint)
     return LanguageModel(
         cell=cell,
-        solver=solvers.get(
-            config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
-        ),
-        adjoint=_adjoint(config),
+        solver=solver,
+        adjoint=adjoint,
         jacobian_penalty=config["jacobian_penalty"],
         jacobian_penalty_fraction=config["jacobian_penalty_fraction"],
         jacobian_penalty_power_steps=config["jacobian_penalty_power_steps"],
         explicit_steps=config["depth"],
         **settings,
     )
+
+
+def _check_rule(
+    config: Mapping[str, Any], solver: solvers.Solver, adjoint: adjoints.Adjoint
+) -> None:
+    """Refuses flags that do not go together, before a run claims its folder."""
+    kind = adjoint.solver_kind
+    if not isinstance(solver, kind):
+        known = [name for name, made in solvers.REGISTRY.items() if issubclass(made, kind)]
+        raise ValueError(
+            f"--adjoint={config['adjoint']} wants --solver={' or '.join(known)}; received "
+            f"--solver={config['solver']}. Give that solver, or --adjoint=implicit, which works with all."
+        )
+    if config["correction_steps"] and not adjoint.takes_iterates:
+        able = [name for name, rule in adjoints.REGISTRY.items() if rule().takes_iterates]
+        raise ValueError(
+            f"--correction_steps wants --adjoint={' or '.join(able)}; received "
+            f"--adjoint={config['adjoint']}, which differentiates a whole solve."
+        )
 
 
 def _adjoint(config: Mapping[str, Any]) -> str | adjoints.Adjoint:
@@ -212,7 +247,7 @@ def token_loss(
             [B] bool says whose text goes on from the batch before.
         memory: of the batch before, or None.
         iterates, weight: in training, numbers of evaluations of a solve after which the loss is taken
-            too, and the weight of each of these.
+            too, and the weight of each of these in the mean, where that of its end is 1.
 
     Returns:
         [] loss; with a memory (loss, memory).
@@ -231,7 +266,9 @@ def token_loss(
     nats, *rest = found if isinstance(found, tuple) else (found,)
     loss = tf.reduce_mean(nats)
     if "iterates" in settings:
-        loss += weight * tf.add_n([tf.reduce_mean(each) for each in rest[0]])
+        # A mean, so that the curves show nats and gradients are clipped at what they usually are.
+        others = tf.add_n([tf.reduce_mean(each) for each in rest[0]])
+        loss = (loss + weight * others) / (1.0 + weight * len(rest[0]))
     return loss if memory is None else (loss, rest[-1])
 
 

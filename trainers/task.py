@@ -77,7 +77,8 @@ def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
 def penalty_share_at(step: int, config: Mapping[str, Any]) -> float:
     """Returns the share of the Jacobian penalty's weight that holds at a step.
 
-    It falls evenly from 1 to jacobian_penalty_end: drift is a danger while the learning rate is high.
+    It goes evenly from 1 to jacobian_penalty_end, below 1 by default: drift is a danger while the
+    learning rate is high.
     """
     return 1.0 - (1.0 - config["jacobian_penalty_end"]) * step / config["train_steps"]
 

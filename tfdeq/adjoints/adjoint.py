@@ -40,13 +40,18 @@ class Adjoint:
         Args and errors: see `tfdeq.fixed_point`. backward_callback, if given, receives the
         `Solution` of each first-order backward solve; rules that solve nothing never call it.
         """
-        if type(self).attach_gradient is Adjoint.attach_gradient:
+        if not self.takes_iterates:
             raise TypeError(
                 f"{type(self).__name__} is no complete adjoint: it lacks attach_gradient() or solve()."
             )
         solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
         z = self.attach_gradient(f, solution.z, args, solver, backward_callback)
         return solution._replace(z=z)
+
+    @property
+    def takes_iterates(self) -> bool:
+        """Whether the rule gives single iterates of a solve a gradient; see `solve_with_iterates`."""
+        return type(self).attach_gradient is not Adjoint.attach_gradient
 
     def solve_with_iterates(
         self,
