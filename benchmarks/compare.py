@@ -23,6 +23,7 @@ from absl import flags
 from benchmarks.recipes import recipe_variants
 from benchmarks.tables import comparison_table
 from trainers import experiment, language_model, program
+from trainers.allocator import keep_freed_memory
 from trainers.data import load
 from trainers.flags import REPORTING, configuration
 from trainers.loop import Trainer
@@ -38,7 +39,7 @@ flags.DEFINE_enum(
     "rivals", "depths", ["depths", "recipes"], "What to compare with: see --depths, or recipes.py."
 )
 flags.DEFINE_enum("equal", "time", ["time", "steps"], "What all variants are given as much of.")
-flags.DEFINE_list("only", [], "Names of the variants to train, of several; none: all.")
+flags.DEFINE_list("only", [], "Names to train, those with commas in double quotes; none: all.")
 flags.DEFINE_list("depths", ["1", "4", "8"], "Explicit applications to compare with.")
 flags.DEFINE_integer("seeds", 3, "Runs of each variant, seeds 0, 1, …. Default: 3.")
 flags.DEFINE_integer("parallel", 2, "Training processes at a time, one core each. Default: 2.")
@@ -138,8 +139,13 @@ def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
                 folder, config = run_folder(workdir, name, seed), {**config, "seed": seed}
                 check_configuration(folder, config, may_differ=("data_fingerprint", *REPORTING))
                 if not os.path.exists(os.path.join(folder, "metrics.json")):
-                    processes.start(folder, {"prepared_dir": FLAGS.prepared_dir, **config})
+                    processes.start(folder, {**_program_flags(), **config})
         processes.wait()
+
+
+def _program_flags() -> dict[str, Any]:
+    """Flags of the runs that are no part of their configuration."""
+    return {name: FLAGS[name].value for name in ("prepared_dir", "keep_freed_memory")}
 
 
 def run_folder(workdir: str, name: str, seed: int) -> str:
@@ -201,14 +207,20 @@ def main() -> None:
     check_configuration(FLAGS.workdir, config, may_differ=REPORTING)
     write_json(os.path.join(FLAGS.workdir, "config.json"), config)
     configs = variants(config)
+    unknown = sorted(set(FLAGS.only) - set(configs))
+    if unknown:
+        raise ValueError(f"No such variants: {', '.join(unknown)}. Known: {'; '.join(configs)}.")
     seconds = _timings(configs)
     runs = plan(configs, seconds)
-    if FLAGS.only:
-        runs = {name: config for name, config in runs.items() if name in FLAGS.only}
+    wanted = {name: run for name, run in runs.items() if not FLAGS.only or name in FLAGS.only}
     print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
     if not FLAGS.report_only:
-        train_all(runs, FLAGS.workdir)
+        train_all(wanted, FLAGS.workdir)
     results = collect(runs, seconds, FLAGS.workdir)
+    if not results:
+        raise ValueError(
+            f"No run in {FLAGS.workdir} is finished; train them without --report_only."
+        )
     write_json(FLAGS.results or os.path.join(FLAGS.workdir, "compare.json"), results)
     document = FLAGS.document or os.path.join(FLAGS.workdir, "compare.md")
     os.makedirs(os.path.dirname(document) or ".", exist_ok=True)
@@ -225,6 +237,8 @@ def _timings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     seconds = read_json(path) or {}
     if set(configs) <= set(seconds):
         return seconds
+    if FLAGS.keep_freed_memory:  # as the runs do
+        keep_freed_memory()
     tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
     # The same share of the cores as each of the runs will have.
     tf.config.threading.set_intra_op_parallelism_threads(cores_per_process(FLAGS.parallel))

@@ -26,6 +26,7 @@ from trainers import experiment, language_model, program
 from trainers.data import TokenData, load
 from trainers.flags import configuration
 from trainers.optimizers import learning_rate_schedule, make_optimizer
+from trainers.processes import flag_text
 from trainers.task import settings_at
 from trainers.workdir import read_json, write_json
 
@@ -252,7 +253,9 @@ def main() -> None:
         varied = {**config, "steps_per_call": steps_per_call}
         results["overhead"].append(measure_overhead(varied, data, folder, FLAGS.rows))
         print(results["overhead"][-1], flush=True)
-    arguments = [f"--{name}={value}" for name, value in config.items() if value is not None]
+    arguments = [
+        f"--{name}={flag_text(value)}" for name, value in config.items() if value is not None
+    ]
     results["scaling"] = measure_scaling(FLAGS.workdir, arguments, FLAGS.scaling_steps)
     text = document(results)
     print(text)

@@ -1,5 +1,6 @@
 """Segments whose examples have lengths of their own: what cells remember after each one's last position."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -76,6 +77,16 @@ def test_full_lengths_are_none(name):
     found = _after(layer, {**segment, "lengths": tf.fill([4], LENGTH)})
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
+
+
+def test_the_mask_of_a_segment_as_keras_hands_it_on():
+    layer = _layer("span 4")
+    x = tf.where(tf.sequence_mask(LENGTHS, LENGTH)[:, :, None], _inputs(LENGTH), 0.0)
+    segment = {"input": keras.layers.Masking()(x), "past": _past(layer)}
+    z = layer(segment)
+    expected = layer({**segment, "input": x}, mask=tf.sequence_mask(LENGTHS, LENGTH))
+    np.testing.assert_allclose(z, expected, atol=1e-5)
+    np.testing.assert_array_equal(z[1, 3:], tf.zeros([3, WIDTH]))
 
 
 def test_lengths_without_a_past_are_refused():

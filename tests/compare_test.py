@@ -1,9 +1,11 @@
+import types
+
 import pytest
 from absl import flags
 
 from benchmarks import compare
 from benchmarks.tables import comparison_table
-from trainers.workdir import write_json
+from trainers.workdir import read_json, write_json
 
 CONFIG = {
     "depth": 0,
@@ -60,6 +62,33 @@ def test_finished_runs_become_a_table_and_a_picture(tmp_path):
     assert "| equilibrium | 100 | 0.400 | 40 | **1.600** (1.500, 1.700) |" in text
     compare.draw(results, str(tmp_path / "compare.png"))
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_variants_are_refused_and_others_keep_their_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "configuration", lambda names: dict(CONFIG))
+    monkeypatch.setattr(
+        compare,
+        "FLAGS",
+        types.SimpleNamespace(
+            rivals="depths", depths=["1"], only=["2 explicit"], workdir=str(tmp_path), seeds=1,
+            equal="steps", report_only=True, results=None, document=None,
+        ),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="No such variants: 2 explicit. Known: equilibrium; 1 exp"):
+        compare.main()
+    compare.FLAGS.only = ["1 explicit"]
+    seconds = {"equilibrium": 0.2, "1 explicit": 0.1, "1 explicit, penalty": 0.1}
+    write_json(f"{tmp_path}/seconds_per_step.json", seconds)
+    with pytest.raises(ValueError, match="is finished; train them without --report_only"):
+        compare.main()
+    for name in ("equilibrium", "1 explicit"):
+        metrics = {
+            "test": {"bits_per_byte": 1.5, "residual": 0.0},
+            "train": {"peak_memory_mib": 9.0},
+        }
+        write_json(f"{compare.run_folder(str(tmp_path), name, 0)}/metrics.json", metrics)
+    compare.main()
+    assert set(read_json(f"{tmp_path}/compare.json")) == {"equilibrium", "1 explicit"}
 
 
 def test_the_timed_phases_make_up_the_whole_schedule():

@@ -29,6 +29,19 @@ def test_means_over_samples_and_calls_then_reset():
     ]
 
 
+def test_without_any_residual_there_is_no_mean_of_them():
+    metrics = ConvergenceMetrics("layer")
+    metrics(
+        Solution(
+            z=tf.zeros([2, 1]),
+            residual=tf.fill([2], tf.float32.max),
+            steps=tf.constant([1, 1]),
+            status=tf.fill([2], int(Status.NON_FINITE)),
+        )
+    )
+    assert metrics.report("") == {"steps": 1.0, "converged": 0.0}
+
+
 def test_evaluation_is_known_by_the_test_step_on_the_stack():
     class Model(keras.Model):
         def test_step(self):

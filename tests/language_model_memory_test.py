@@ -213,11 +213,18 @@ def test_explicit_steps_see_the_memory(kind):
 def test_padding_behind_a_segment_changes_no_answer(kind):
     (model, call, _), tokens, memory = _usual(kind), _tokens(), _memory(kind)
     mask = tf.sequence_mask([14, 9, 1], 14)
-    padded, solution, _ = _call(model, mask=mask)(tokens, memory)
+    padded, solution, after = _call(model, mask=mask)(tokens, memory)
     exact, _, _ = call(tokens, memory)
     for row, length in enumerate((14, 9, 1)):
         np.testing.assert_allclose(padded[row, :length], exact[row, :length], atol=1e-4)
         np.testing.assert_array_equal(solution.z[row, length:], np.zeros([14 - length, WIDTH]))
+        # What is remembered ends with the row's own last token.
+        one = slice(row, row + 1)
+        before = tf.nest.map_structure(lambda leaf, one=one: leaf[one], memory)
+        _, _, expected = call(tokens[one, :length], before)
+        _assert_close(
+            tf.nest.map_structure(lambda leaf, one=one: leaf[one], after), expected, atol=1e-4
+        )
 
 
 def test_trains_with_memory_dropout_and_penalty():

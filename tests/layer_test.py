@@ -140,6 +140,20 @@ def test_mask_reaches_the_cell(penalty):
     assert z._keras_mask.numpy().tolist() == [[True] * 3 + [False] * 2] * 8
 
 
+@pytest.mark.parametrize(
+    "settings", [{"max_steps": tf.constant(50)}, {"tolerance": tf.fill([8], 1e-6)}, {"z0": None}]
+)
+def test_mask_reaches_the_cell_beside_other_tensors(settings):
+    layer = tfdeq.DEQLayer(MaskedCell(UNITS), TIGHT)
+    x = np.random.default_rng(0).normal(size=(8, 5, UNITS)).astype("float32")
+    x[:, 3:] = 0.0
+    masked = keras.layers.Masking()(tf.constant(x))
+    settings = {"z0": tf.ones(x.shape)} if "z0" in settings else settings
+    z = layer(masked, **settings)
+    np.testing.assert_array_equal(z[:, 3:], np.zeros([8, 2, UNITS]))
+    np.testing.assert_allclose(z, layer(masked), atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_dict_state_and_integer_input(mode):
     layer = tfdeq.DEQLayer(PairCell(UNITS), TIGHT)

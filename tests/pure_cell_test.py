@@ -37,6 +37,40 @@ class InjectingCell(DenseCell):
         return super().call(z, x["drive"])
 
 
+class ConstantCell(keras.layers.Layer):
+    """Has a constant and a variable that its build makes; the length of its input may be unknown."""
+
+    def build(self, shape):
+        self.mask = ops.tril(ops.ones((UNITS, UNITS)))
+        self.scale = keras.Variable(np.full(UNITS, 0.5, "float32"))
+        self.dense = keras.layers.Dense(UNITS)
+        self.dense.build(shape)
+
+    def call(self, z, x):
+        return ops.tanh(x + self.scale * (self.dense(z) @ self.mask))
+
+
+def test_what_the_cells_build_makes_lives_on():
+    layer = tfdeq.DEQLayer(ConstantCell(), TIGHT)
+    inputs = keras.Input((UNITS,))
+    model = keras.Model(inputs, layer(inputs))
+    x = tf.constant(_x(3))
+    assert len(model.trainable_variables) == 3
+    np.testing.assert_allclose(layer.cell(model(x), x), model(x), atol=1e-5)
+
+
+def test_what_a_cell_says_is_handed_on_where_it_is_traced():
+    class Refusing(keras.layers.Layer):
+        def call(self, z, x):
+            raise ValueError("wants a length that is even")
+
+    inputs = keras.Input((None, UNITS))
+    with pytest.raises(ValueError, match="The cell 'refusing'.*could not be applied") as caught:
+        tfdeq.DEQLayer(Refusing())(inputs)
+    assert "wants a length that is even" in str(caught.value)
+    assert "_Traced" not in str(caught.value)
+
+
 def test_injection_happens_once_and_gets_its_gradient():
     layer = tfdeq.DEQLayer(
         InjectingCell(UNITS, dtype="float64"), EXACT, dtype="float64", convergence_metrics=False

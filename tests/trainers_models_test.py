@@ -163,6 +163,8 @@ def test_memory_wants_a_span(model):
 def test_flags_that_do_not_go_together(changes, said):
     with pytest.raises(ValueError, match=said):
         make("deq", **changes)
+    if "adjoint" in changes:  # applications are differentiated as they are
+        make("deq", depth=2, **changes)
 
 
 # --- losses -----------------------------------------------------------------------------------------

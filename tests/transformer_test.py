@@ -264,6 +264,7 @@ def test_sizes_out_of_range(arguments, message):
     [
         ({"span": 0}, "span must be an integer of at least 1; received 0"),
         ({"span": 2.0}, "span must be an integer of at least 1; received 2.0"),
+        ({"recurrent_scale": -1}, "recurrent_scale must be >= 0; received -1"),
         ({"norm": "layer"}, 'norm must be "pre" or "post"; received \'layer\''),
     ],
 )

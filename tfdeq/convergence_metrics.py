@@ -38,7 +38,10 @@ class ConvergenceMetrics:
         # By way of numpy: under a tf.distribute strategy each device has a part of the count.
         if float(keras.ops.convert_to_numpy(self.steps.count)) == 0.0:
             return {}
-        names = ("steps", "residual", "converged")
+        names = ["steps", "converged"]
+        # Where no sample had a residual, there is no mean either.
+        if float(keras.ops.convert_to_numpy(self.residual.count)):
+            names.insert(1, "residual")
         values = {f"{prefix}{name}": float(getattr(self, name).result()) for name in names}
         for metric in self.all():
             metric.reset_state()

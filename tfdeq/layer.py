@@ -157,7 +157,7 @@ class DEQLayer(keras.layers.Layer):
                 "these, or an initial_state(x) that returns a state of the right shape. "
                 f"The cell said: {error}"
             ) from error
-        if _shapes(output) != _shapes(z):
+        if not _alike(output, z):
             raise ValueError(
                 f"The cell {self.cell.name!r} of {self.name!r} must return the structure and shape of "
                 f"its state z: {_text(z)}; it returned {_text(output)} for an input x of {_text(x)}. "
@@ -176,7 +176,10 @@ class DEQLayer(keras.layers.Layer):
         explicit_steps=None,
         iterates=None,
         mask=None,
+        x_mask=None,
     ):
+        # Where further arguments are tensors, Keras hands the mask of x on by this name.
+        mask = x_mask if mask is None else mask
         # Keras hands on the masks of a nest, also where none of its tensors has one.
         if all(leaf is None for leaf in keras.tree.flatten(mask)):
             mask = None
@@ -370,8 +373,14 @@ def _dtype_name(leaf: Any) -> str:
     return keras.backend.standardize_dtype(getattr(leaf, "dtype", "float32"))
 
 
-def _shapes(spec: Any) -> Any:
-    return [tuple(leaf.shape) for leaf in keras.tree.flatten(spec)]
+def _alike(one: Any, other: Any) -> bool:
+    """Whether nests of symbolic tensors have as many leaves, of shapes that may be the same."""
+    shapes = [
+        [tf.TensorShape(leaf.shape) for leaf in keras.tree.flatten(spec)] for spec in (one, other)
+    ]
+    if len(shapes[0]) != len(shapes[1]):
+        return False
+    return all(left.is_compatible_with(right) for left, right in zip(*shapes, strict=True))
 
 
 def _text(spec: Any) -> str:

@@ -108,22 +108,35 @@ class PureCell:
         )
 
     def output_spec(self, z: Any, x: Any) -> Any:
-        """The shapes of the cell's output for symbolic z and x; builds the cell.
+        """The shapes of the cell's output for symbolic z and x; builds the cell."""
+        leaves = keras.tree.flatten((z, x))
+        if all(None not in leaf.shape[1:] for leaf in leaves):
+            return self.apply(z, self.inject(x))
+        # By tracing: what is not known yet, as a sequence's length, is a tensor there.
+        traced = _Traced(lambda z, x: self.apply(z, self.inject(x)))
+        try:
+            return traced.compute_output_spec(z, x)
+        except Exception:
+            # Keras's own words are about the operation here: the cell's say more.
+            if traced.error is None:
+                raise
+            raise traced.error from None
 
-        By tracing, in which shapes that are not known yet, as a sequence's length, are tensors.
-        """
-        return _Applied(self).compute_output_spec(z, x)
 
+class _Traced(keras.Operation):
+    """A function whose output's shapes are found by tracing; `error` is what it raised."""
 
-class _Applied(keras.Operation):
-    """One application of a cell to an input that is injected first."""
-
-    def __init__(self, cell: PureCell):
+    def __init__(self, function: Callable[..., Any]):
         super().__init__()
-        self._cell = cell
+        self._function = function
+        self.error: Exception | None = None
 
-    def call(self, z, x):
-        return self._cell.apply(z, self._cell.inject(x))
+    def call(self, *args):
+        try:
+            return self._function(*args)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _leaves(mask: Any) -> list[tf.Tensor]:

@@ -87,8 +87,9 @@ class Evaluator:
         examples = inputs.shape[0]
         budgets = tf.repeat(tf.constant(TRACE_STEPS), examples)
         tokens = tf.tile(inputs, [len(TRACE_STEPS), 1])
-        _, solution = self._model(
-            tokens, tolerance=1e-12, max_steps=budgets, explicit_steps=0, return_solution=True
+        # Not by the model's call: it would compute the logits of all rows too.
+        solution = self._model.equilibrium(
+            self._model.embed(tokens), tolerance=1e-12, max_steps=budgets, return_solution=True
         )
         residual = solution.residual.numpy().reshape(len(TRACE_STEPS), examples)
         return {"steps": list(TRACE_STEPS), "residual": residual.tolist()}

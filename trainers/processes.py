@@ -76,7 +76,7 @@ class Runs:
 
     def _run(self, workdir: str, flags: Mapping[str, Any]) -> None:
         os.makedirs(os.path.dirname(workdir) or ".", exist_ok=True)
-        arguments = [f"--{n}={_text(value)}" for n, value in flags.items() if value is not None]
+        arguments = [f"--{n}={flag_text(value)}" for n, value in flags.items() if value is not None]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")]).rstrip(":"),
@@ -98,7 +98,7 @@ class Runs:
         print(f"Finished the run in {workdir}.", flush=True)
 
 
-def _text(value: Any) -> str:
+def flag_text(value: Any) -> str:
     """A flag's value as it stands on a command line."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 

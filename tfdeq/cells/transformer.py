@@ -99,6 +99,8 @@ class TransformerCell(keras.layers.Layer):
             raise ValueError(f"heads must divide width; received width {width}, heads {heads}.")
         self.dropout = float(dropout)
         self.recurrent_scale = float(recurrent_scale)
+        if not self.recurrent_scale >= 0:
+            raise ValueError(f"recurrent_scale must be >= 0; received {recurrent_scale!r}.")
         self.normalization = normalization
         self.span = span
         if span is not None:
@@ -246,6 +248,8 @@ class TransformerCell(keras.layers.Layer):
         return {**last, "length": ops.minimum(past["length"] + new, kept)}
 
     def call(self, z, x, mask=None):
+        if isinstance(mask, dict):  # Keras hands on the masks of a segment as they were found
+            mask = mask["input"]
         query, key, value = self._project(z, x)
         if "past_bias" in x:
             attended = _attend_with_past(query, key, value, x)

@@ -145,6 +145,9 @@ class LanguageModel(TokenModel):
         x = self.embed(tokens, training)
         if memory is not None:
             x = {"input": x, "past": keras.tree.map_structure(ops.stop_gradient, memory)}
+            if mask is not None:
+                # What is remembered is what stands before an example's padding.
+                x["lengths"] = ops.sum(ops.cast(mask, "int32"), axis=1)
         solution = self.equilibrium(
             x,
             mask=mask,
