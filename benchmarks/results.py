@@ -224,7 +224,8 @@ _COPY_MEMORY = """## Copy memory, T = 400
 
 Ten symbols are to be repeated after 400 steps; the loss is the mean over all 420 positions, in nats.
 Guessing the ten gives 10 ln 8 / (T + 20): 0.0495, and 0.173, 0.095, 0.065 at T = 100, 200, 300. A model
-trained at one T learns that distance: at others those that copy do worse than guessing.
+trained at one T learns that distance: at others those that copy do worse than guessing. Longer ones the
+equilibrium cannot read at all: its attention has a bias for each of 420 distances.
 """
 _PTB_WORDS = """## Penn Treebank words
 

@@ -69,7 +69,8 @@ def held_out_text(
     """Returns the test split's tokens, and "" or a note that the text is not the trainer's."""
     if "dataset" not in config:
         raise ValueError(
-            "config.json is missing or names no dataset; the trainer writes it beside model.keras."
+            "The run's config.json is missing, or names no data set, as that of trainers.copy_memory, "
+            "which makes its own examples. Export such a run with --notext."
         )
     loaded = data.load(
         config["dataset"],

@@ -180,7 +180,9 @@ def test_missing_version_names_the_command(workdir, monkeypatch):
 
 
 def test_config_without_a_data_set():
-    with pytest.raises(ValueError, match=r"config\.json is missing or names no dataset"):
+    with pytest.raises(
+        ValueError, match=r"config\.json is missing, or names no data set.*--notext"
+    ):
         trained_run.held_out_text({}, 256, None)
 
 

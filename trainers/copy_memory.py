@@ -84,6 +84,9 @@ def make_experiment(config: Mapping[str, Any]) -> Experiment:
     def test() -> dict[str, Any]:
         lengths = [int(other) for other in config["test_lengths"]]
         readable = [other for other in lengths if model.remembers or other + 2 * COPIED <= length]
+        if len(readable) < len(lengths):
+            left_out = ", ".join(str(other) for other in lengths if other not in readable)
+            print(f"Not tested on T = {left_out}: this model reads no longer texts than its own.")
         by_length = {str(T): evaluator(_TEST, quarter, T).evaluate() for T in readable}
         return {**evaluator(_TEST, count).results(), "by_length": by_length}
 

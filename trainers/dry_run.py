@@ -40,11 +40,12 @@ def schedule_lines(config: Mapping[str, Any], schedule: Any) -> list[str]:
     """Returns learning rate, applications or budget, and penalty along the run."""
     lines = ["Schedule:", "  step       learning rate  trains                     penalty"]
     last = config["train_steps"]
+    weight = config["jacobian_penalty"] if config.get("model", "deq") == "deq" else 0.0
     for step in sorted({min(round(share * last), last - 1) for share in _SHARES}):
         explicit, budget, share = settings_at(step, config)
         made = "applications" if config.get("model", "deq") == "deq" else "layers"
         what = f"{explicit} {made}" if explicit else f"equilibrium, {budget} steps"
-        penalty = config["jacobian_penalty"] * share
+        penalty = weight * share
         lines.append(f"  {step:<9}  {float(schedule(step)):<13.3g}  {what:<25}  {penalty:.3g}")
     return lines
 

@@ -100,7 +100,7 @@ class Evaluator:
         return self._model.explicit_steps or self._model.equilibrium.solver.max_steps
 
     def _run(self, tokens, targets, weights, memory, steps: int) -> tuple[list[tf.Tensor], Any]:
-        # A solve takes its budget as a tensor: one graph for all. Applications are written out.
+        # A solve takes its budget as a tensor: one graph for all. Applications are counted in it.
         explicit_steps = steps if getattr(self._model, "explicit_steps", 0) else 0
         if explicit_steps not in self._compiled:
             self._compiled[explicit_steps] = tf.function(

@@ -269,6 +269,11 @@ def main() -> None:
         return
     data = _data()
     if FLAGS.baseline:
+        if FLAGS.model != "deq" or FLAGS.depth:
+            raise ValueError(
+                "--baseline trains one application of the equilibrium's cell beside it; leave it out "
+                f"with --model={FLAGS.model} --depth={FLAGS.depth}."
+            )
         if several_workers(strategy):
             raise ValueError("--baseline trains on one machine; leave it out with several workers.")
         names = ("prepared_dir", "tpu", "keep_freed_memory")

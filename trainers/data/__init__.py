@@ -72,7 +72,8 @@ def load(
 
     Args:
         name: a key of `DATASETS`.
-        data_dir: folder of the user's original files, for ptb, wikitext2 and tiny_shakespeare.
+        data_dir: folder of the user's original files, for ptb, ptb_characters, wikitext2, wikitext103
+            and tiny_shakespeare.
         files: globs, comma-separated, for text.
         prepared_dir: where TFDS writes prepared copies; None: the environment variable
             TFDS_DATA_DIR, or ~/tensorflow_datasets.
