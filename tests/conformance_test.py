@@ -53,6 +53,10 @@ CELLS = {
         lambda: TransformerCell(8, 2, 5, dropout=0.1, recurrent_scale=0.2),
         _floats(3, 5, 8),
     ),
+    "transformer, post-norm": (
+        lambda: TransformerCell(8, 2, 5, recurrent_scale=0.2, norm="post", query_key_norm=True),
+        _floats(3, 5, 8),
+    ),
     "transformer, weight norm": (
         lambda: TransformerCell(8, 2, 5, recurrent_scale=0.2, normalization="weight"),
         _floats(3, 5, 8),

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfdeq
 from tests.cases import contracting_language_model
+from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel, generate
 from tfdeq.models.generation import MAX_NEW_TOKENS, SEQUENCE_LENGTH, STOP_TOKEN
 
@@ -47,11 +48,12 @@ def new_tokens(found, row):
     return found.tokens[row, : found.lengths[row]].numpy().tolist()
 
 
-def test_the_cell_after_its_past_is_the_cell_in_the_whole_text(model):
+@pytest.mark.parametrize("settings", [{}, {"norm": "post", "query_key_norm": True}])
+def test_the_cell_after_its_past_is_the_cell_in_the_whole_text(settings):
     """f at the last position from keys and values that are kept: equal, and so its fixed point."""
     x = tf.random.normal([2, 6, 16])
     z = tf.random.normal([2, 6, 16])
-    cell = model.cell
+    cell = TransformerCell(16, 2, LENGTH, recurrent_scale=1.0, **settings)
     whole = cell(z, cell.inject(x))
     kept = cell.remember(z, cell.inject(x))
     past = {name: tf.pad(w, [[0, 0], [0, 0], [0, 3], [0, 0]]) for name, w in kept.items()}

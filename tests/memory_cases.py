@@ -10,7 +10,7 @@ import tfdeq
 from export import memory_signature
 from export.language_model_signatures import language_model_signatures
 from tfdeq.baselines import Recurrent, TemporalConvolution, TransformerStack, TrellisNetwork
-from tfdeq.cells import TrellisCell
+from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 
 VOCABULARY, LENGTH, WIDTH = 17, 10, 16
@@ -51,7 +51,11 @@ def trellis(**settings):
 
 MODELS = {
     "span": lambda: equilibrium(span=4),
-    "long span, cutoffs": lambda: equilibrium(span=15, cutoffs=[5], tied_output=True),
+    "long span, cutoffs": lambda: equilibrium(
+        cell=TransformerCell(WIDTH, 2, LENGTH, span=15, recurrent_scale=0.4, query_key_norm=True),
+        cutoffs=[5],
+        tied_output=True,
+    ),
     "trellis": trellis,
     "lstm": lambda: explicit(Recurrent(WIDTH, layers=2)),
     "tcn": lambda: explicit(TemporalConvolution(WIDTH, layers=2)),
