@@ -56,6 +56,9 @@ MEMORY_COMMAND = (
     "python -m benchmarks.training_memory --flagfile=trainers/presets/ptb_words.flags "
     "--workdir=runs/training_memory --results=benchmarks/results/training_memory.json"
 )
+ADAPTIVE_COMMAND = (
+    "python -m benchmarks.adaptive_softmax --results=benchmarks/results/adaptive_softmax.json"
+)
 RECIPES_COMMANDS = {
     equal: "python -m benchmarks.compare --rivals=recipes --seeds=1 --sequence_length=64 "
     f"--train_steps=500 --equal={equal} --workdir=runs/recipes_{equal} "
@@ -135,6 +138,20 @@ def length_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
     return markdown_table(columns, cells) if cells else ""
 
 
+def adaptive_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Returns what a training step of the softmaxes takes, as a Markdown table."""
+    cells = [
+        (
+            *(f"{row['vocabulary_size']:,}", row["softmax"], row["mode"]),
+            *(f"{1e3 * row['median_seconds']:.0f}", f"{row['ratio']:.2f}"),
+            f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else "",
+        )
+        for row in rows
+    ]
+    columns = ("types", "softmax", "compiled", "ms a step", "× the whole", "peak MiB")
+    return markdown_table(columns, cells)
+
+
 def document(folder: str, path: str) -> str:
     """Returns the text of docs/results.md, and writes its pictures beside it.
 
@@ -157,6 +174,9 @@ def document(folder: str, path: str) -> str:
         )
     else:
         parts.append(_MISSING)
+    parts += [_ADAPTIVE, f"Made by `{ADAPTIVE_COMMAND}`.\n"]
+    adaptive = read_json(os.path.join(folder, "adaptive_softmax.json"))
+    parts.append(adaptive_table(adaptive["table"]) if adaptive else _MISSING)
     parts += [_RECIPES, markdown_table(("name", "source", "flags"), recipe_rows())]
     for equal, command in RECIPES_COMMANDS.items():
         parts.append(f"At equal {equal}, made by `{command}`:\n")
@@ -241,6 +261,11 @@ _MEMORY = """## Training memory against depth
 A training step of the preset `ptb_words`: the peak of resident memory beyond what is resident before
 it, where weights and the optimiser's state already are. The explicit networks are applications of the
 same cell.
+"""
+_ADAPTIVE = """## Adaptive softmax
+
+Loss and gradients of 512 targets that are drawn as words are (p ∝ 1 / rank), 128 features wide: one matrix
+for all types, or clusters from 1/16 and 1/4 of them on, each a quarter as wide as the one before.
 """
 _RECIPES = """## Ways to train an equilibrium
 

@@ -114,7 +114,7 @@ def test_the_document_names_what_was_not_run(runs, tmp_path):
     write_json(f"{folder}/copy_memory.json", {"suite": "copy_memory", "runs": runs})
     text = results.document(str(folder), str(tmp_path / "results.md"))
     assert "13,584" in text
-    missing = len(results.SUITE_COMMANDS) - 1 + len(results.RECIPES_COMMANDS)
+    missing = len(results.SUITE_COMMANDS) - 1 + len(results.RECIPES_COMMANDS) + 1
     assert text.count("Not run yet.") == missing + 1
     memory = [{"depth": 0, "bytes": 1, "seconds": 1.0}, {"depth": 1, "bytes": 2, "seconds": 2.0}]
     write_json(f"{folder}/training_memory.json", {"rows": memory})
@@ -125,6 +125,13 @@ def test_the_document_names_what_was_not_run(runs, tmp_path):
         assert (tmp_path / f"results_{picture}.png").read_bytes().startswith(b"\x89PNG")
     for _, preset in results.NOT_RUN:
         assert f"--flagfile=trainers/presets/{preset}.flags" in text
+
+
+def test_adaptive_table():
+    row = {"vocabulary_size": 33000, "mode": "XLA", "softmax": "adaptive", "median_seconds": 0.0123}
+    row = {**row, "ratio": 0.25}
+    assert "| 33,000 | adaptive | XLA | 12 | 0.25 |  |" in results.adaptive_table([row])
+    assert "| 0.25 | 3 |" in results.adaptive_table([{**row, "peak_bytes": 3 * 2**20}])
 
 
 def test_the_verdict_on_recipes_names_those_without_an_equilibrium():
