@@ -59,6 +59,40 @@ def test_what_the_cells_build_makes_lives_on():
     np.testing.assert_allclose(layer.cell(model(x), x), model(x), atol=1e-5)
 
 
+class FineScale(keras.layers.Layer):
+    """Multiplies by what half precision keeps of a weight just above one, less one, in units of 2^-12."""
+
+    def build(self, _):
+        initial = keras.initializers.Constant(1 + 2**-12)
+        self.weight = self.add_weight(shape=(), initializer=initial)
+
+    def call(self, x):
+        return x * 2**12 * (self.weight - 1)
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("float32", 1.0), ("mixed_bfloat16", 0.0)])
+def test_a_layer_in_a_cell_reads_its_weights_in_its_own_precision(dtype, kept):
+    """As Keras has it: under a mixed policy a layer that computes in float32 sees exact weights."""
+
+    class Cell(keras.layers.Layer):
+        def build(self, _):
+            self.fine = FineScale(dtype=dtype)
+            self.fine.build(None)
+
+        def call(self, z, x):
+            return x + 0.5 * ops.cast(self.fine(z), x.dtype)
+
+    layer = tfdeq.DEQLayer(Cell(dtype="mixed_bfloat16"), TIGHT, dtype="mixed_bfloat16")
+    with tf.GradientTape() as tape:
+        z = layer(tf.ones([2, 1]))
+    # z = 1 + kept z / 2
+    np.testing.assert_array_equal(tf.cast(z, tf.float32), np.full((2, 1), 1 / (1 - kept / 2)))
+    gradient = tape.gradient(z, layer.trainable_variables[0].value)
+    assert gradient.dtype == tf.float32
+    # dz = (2^11 z) / (1 - kept / 2) for each of two
+    np.testing.assert_allclose(gradient, 2**12 / (1 - kept / 2) ** 2, rtol=1e-2)
+
+
 def test_what_a_cell_says_is_handed_on_where_it_is_traced():
     class Refusing(keras.layers.Layer):
         def call(self, z, x):

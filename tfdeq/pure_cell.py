@@ -21,6 +21,8 @@ class PureCell:
     def __init__(self, cell: keras.layers.Layer, compute_dtype: str):
         self._cell = cell
         self._compute_dtype = compute_dtype
+        half = compute_dtype in ("float16", "bfloat16")
+        self._exactly = _Exactly().do if half else _at_once
 
     def functions(
         self, training: bool, mask: Any
@@ -32,17 +34,20 @@ class PureCell:
         """
         trainable = self._cell.trainable_variables
         non_trainable = self._cell.non_trainable_variables
-        theta = [tf.convert_to_tensor(variable.value) for variable in trainable]
-        frozen = [
-            tf.identity(tf.cast(variable.value, variable.dtype)) for variable in non_trainable
-        ]
+        theta, frozen = self._exactly(
+            lambda: [
+                [tf.identity(variable.value) for variable in variables]
+                for variables in (trainable, non_trainable)
+            ]
+        )
 
         def apply(z, x, theta, masks):
             mapping = [
                 *zip(trainable, theta, strict=True),
                 *zip(non_trainable, frozen, strict=True),
             ]
-            with keras.StatelessScope(state_mapping=mapping) as scope:
+            # The scope too would round what it is given.
+            with self._exactly(lambda: keras.StatelessScope(state_mapping=mapping)) as scope:
                 output = self.apply(z, x, training=training, mask=_like(mask, masks))
             return output, scope
 
@@ -57,8 +62,7 @@ class PureCell:
             _, scope = apply(z, x, fixed, _leaves(mask))
             for variable, before in zip(non_trainable, frozen, strict=True):
                 value = scope.get_current_value(variable)
-                # What the cell did not assign stays: under a mixed policy `before` is rounded.
-                if value is not before:
+                if value is not before:  # what the cell did not assign stays
                     variable.assign(value)
 
         return f, theta, update_state
@@ -121,6 +125,28 @@ class PureCell:
             if traced.error is None:
                 raise
             raise traced.error from None
+
+
+def _at_once(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+class _Exactly(keras.layers.Layer):
+    """Calls a function where variables are read in their own dtype.
+
+    Under a mixed policy Keras rounds a weight for the layer that reads it, except for layers that say
+    autocast=False. The cell's own layers read what they are given from here, each in its precision.
+    """
+
+    def __init__(self):
+        super().__init__(autocast=False, dtype="float32", name="exactly")
+        self.built = True
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        return self((), function=function)
+
+    def call(self, _, function):
+        return function()
 
 
 class _Traced(keras.Operation):
