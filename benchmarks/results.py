@@ -255,7 +255,7 @@ on a quiet machine with `--nokeep_freed_memory` (1.79 and 0.58 to 0.74); the equ
 as many as the twelve applications. The equilibria ran on one core each. The twelve applications have the
 same cell but were trained with `--dropout=0.1`, twice the equilibrium's, as was the LSTM (two layers of 256);
 its optimiser was chosen for the equilibrium, not for it. With 0.1 and P = 0.2 in
-[training.md](training.md) the equilibrium of fewer steps has 104.1, 1.003 times the twelve applications'.
+[training.md](training.md) the equilibrium of fewer steps has 104.1 (on a GPU), 1.003 times theirs.
 """
 TITLES = {"copy_memory": _COPY_MEMORY, "ptb_words": _PTB_WORDS}
 _MEMORY = """## Training memory against depth
