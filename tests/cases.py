@@ -5,13 +5,20 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import ops
 
 from tfdeq import solvers
 from tfdeq.models import LanguageModel
 
-MODES = ("eager", "graph", "xla")
+# For parametrize. The fast run has the graph alone: what is not parametrized runs eagerly, and
+# conformance_test.py holds eager, graph and XLA against each other for every solver, rule, cell and model.
+MODES = (
+    pytest.param("eager", marks=pytest.mark.slow),
+    "graph",
+    pytest.param("xla", marks=pytest.mark.slow),
+)
 
 
 def in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:

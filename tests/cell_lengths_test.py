@@ -46,7 +46,10 @@ def _after(layer, segment, mask=None):
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [*((name, "graph") for name in CELLS), ("span 4", "xla"), ("kernel 4", "xla")],
+    [
+        *((name, "graph") for name in CELLS),
+        *(pytest.param(name, "xla", marks=pytest.mark.slow) for name in ("span 4", "kernel 4")),
+    ],
 )
 def test_what_is_remembered_is_that_of_the_example_alone(name, mode):
     layer = _layer(name)

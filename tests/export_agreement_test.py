@@ -26,6 +26,11 @@ def model():
     )
 
 
+@pytest.fixture(scope="module")
+def version(model, tmp_path_factory):
+    return saved_model.export(model, tmp_path_factory.mktemp("output"))
+
+
 def requests_of(model, batches, lengths_from):
     tokens = np.random.default_rng(5).integers(0, VOCABULARY, (max(batches), LENGTH), np.int32)
     return [
@@ -60,13 +65,12 @@ def check_all(model, requests, answers):
         assert len(found.values["near"]) <= len(pairs) // 20
 
 
-def test_every_signature_and_batch_size(model, serving_executable, tmp_path):
-    path = saved_model.export(model, tmp_path)
+def test_every_signature_and_batch_size(model, version, serving_executable):
     requests = requests_of(model, BATCHES, lengths_from=1)
-    answers = {name: isolated.answer(path, requests, name).outputs for name in isolated.RUNTIMES}
+    answers = {name: isolated.answer(version, requests, name).outputs for name in isolated.RUNTIMES}
     # As the stock server runs it: without XLA.
     answers["program"] = serving_program.answer(
-        serving_executable, path, requests, disable_xla=True
+        serving_executable, version, requests, disable_xla=True
     ).outputs
     check_all(model, requests, answers)
 
@@ -80,6 +84,7 @@ def test_every_signature_and_batch_size_compiled(model, serving_executable, tmp_
     check_all(model, requests, answers)
 
 
+@pytest.mark.slow
 def test_a_compiled_version_answers_and_is_refused_without_xla(model, serving_executable, tmp_path):
     path = saved_model.export(model, tmp_path, jit_compile=True)
     requests = [
@@ -91,9 +96,8 @@ def test_a_compiled_version_answers_and_is_refused_without_xla(model, serving_ex
         serving_program.answer(serving_executable, path, requests[:1], disable_xla=True)
 
 
-def test_batches_as_the_server_makes_them(model, serving_executable, tmp_path):
+def test_batches_as_the_server_makes_them(version, serving_executable):
     """Tasks joined and padded with their first token, filled up with copies; one diverges, one is bad."""
-    path = saved_model.export(model, tmp_path)
     random = np.random.default_rng(7)
     lengths = [12, 5, 8, 3]
     texts = [random.integers(0, VOCABULARY, length).astype(np.int32) for length in lengths]
@@ -116,7 +120,7 @@ def test_batches_as_the_server_makes_them(model, serving_executable, tmp_path):
     ]
     requests = [Request("joined", "serving_default", joined)]
     requests += [Request("alone", "serving_default", inputs) for inputs in alone]
-    together, *single = serving_program.answer(serving_executable, path, requests).outputs
+    together, *single = serving_program.answer(serving_executable, version, requests).outputs
     assert together["status"][:4].tolist() == [
         Status.CONVERGED,
         Status.STAGNATED,
@@ -134,6 +138,7 @@ def test_batches_as_the_server_makes_them(model, serving_executable, tmp_path):
             )
 
 
+@pytest.mark.slow
 def test_a_model_of_a_users_own(serving_executable, tmp_path):
     class Cell(keras.layers.Layer):
         def __init__(self):

@@ -46,7 +46,7 @@ def answers(conversation, loaded):
     return outputs
 
 
-@pytest.mark.parametrize("name", ["span", "lstm"])
+@pytest.mark.parametrize("name", [pytest.param("span", marks=pytest.mark.slow), "lstm"])
 def test_versions_are_verified_with_their_memory(name, version, tmp_path, monkeypatch):
     monkeypatch.setattr(isolated, "RUNTIMES", {"c": isolated.RUNTIMES["c"]})
     model = MODELS[name]()
@@ -171,6 +171,7 @@ def test_the_documents_example_talks_with_a_version(version, loaded, monkeypatch
         assert abs(float(re.search(r": ([\d.]+) nats", line)[1]) - nats) < 0.1
 
 
+@pytest.mark.slow
 def test_a_trainers_folder_with_a_network_is_read_by_the_program(tmp_path):
     """In a process that has imported nothing of the network's class."""
     MODELS["lstm"]().save(tmp_path / "model.keras")

@@ -116,7 +116,12 @@ def test_padding_changes_neither_answers_nor_residuals(served, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("span", "xla"), ("long span, cutoffs", "graph"), ("trellis", "graph")]
+    ("name", "mode"),
+    [
+        pytest.param("span", "xla", marks=pytest.mark.slow),
+        ("long span, cutoffs", "graph"),
+        ("trellis", "graph"),
+    ],
 )
 def test_generate_is_decoding_by_whole_texts(served, name, mode):
     model = served(name).model

@@ -188,7 +188,9 @@ def test_shapes_at_the_border(any_served, shape):
     assert ((answer["status"] != INVALID) == (1 <= width <= LENGTH)).all()
 
 
-@pytest.mark.parametrize("name", ["span", "trellis", "lstm"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("span", "trellis")), "lstm"]
+)
 def test_compiled(served, name):
     compiled = Served(served(name).model, jit_compile=True)
     calls = np.int32([[5, 2], [2, 5]])

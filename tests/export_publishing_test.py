@@ -123,6 +123,7 @@ def test_killed_at_random_moments(processes, tmp_path):
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_two_at_once(processes, tmp_path):
     with Poller(tmp_path) as poller:
         publishers = [start(processes, tmp_path, 4) for _ in range(2)]
@@ -133,6 +134,7 @@ def test_two_at_once(processes, tmp_path):
     assert poller.good == set(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_full_disk(processes, tmp_path):
     whole = start(processes, tmp_path, 1)
     whole.join(timeout=55)

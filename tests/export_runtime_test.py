@@ -36,7 +36,7 @@ def inputs_of(batch):
     }
 
 
-@pytest.mark.parametrize("name", sorted(isolated.RUNTIMES))
+@pytest.mark.parametrize("name", ["c", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_round_trip_in_a_process_without_tfdeq(model, version, name):
     requests = [
         Request(f"batch of {batch}", signature, inputs_of(batch))

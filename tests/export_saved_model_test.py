@@ -101,6 +101,7 @@ def test_the_program_writes_a_version(trained, tmp_path):
     assert vocabulary.read_text() == (trained / "vocabulary.txt").read_text()
 
 
+@pytest.mark.slow
 def test_what_was_written_writes_nothing_and_is_not_compiled(model, tmp_path):
     path = saved_model.export_language_model(model, tmp_path)
     loaded = tf.saved_model.load(str(path))
@@ -119,6 +120,7 @@ def test_existing_version_stays_as_it_is(program, trained, tmp_path):
     assert names_in(tmp_path / "0004") == []
 
 
+@pytest.mark.slow
 def test_skip_existing_says_so_and_writes_only_what_is_not_there(
     program, trained, tmp_path, capsys, model
 ):

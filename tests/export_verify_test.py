@@ -140,6 +140,7 @@ def test_a_model_of_a_users_own(tmp_path):
     assert not any(check.passed for check in found if "Keras model" in check.name)
 
 
+@pytest.mark.slow
 def test_answers_that_depend_on_the_batch_are_found(tmp_path):
     """A head that subtracts the batch's mean: right alone, wrong in company."""
     x, z = keras.Input((4,), name="x"), keras.Input((4,))

@@ -6,7 +6,7 @@ import scipy.stats
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import contracting_language_model
+from tests.cases import MODES, contracting_language_model
 from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel, generate
 from tfdeq.models.generation import MAX_NEW_TOKENS, SEQUENCE_LENGTH, STOP_TOKEN
@@ -65,7 +65,7 @@ def test_the_cell_after_its_past_is_the_cell_in_the_whole_text(settings):
             np.testing.assert_allclose(w, kept[name][:, :, t], atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("mode", MODES)
 def test_the_same_tokens_as_the_full_solve(model, solved_again, mode):
     call = generate
     if mode != "eager":
@@ -136,6 +136,7 @@ def test_steps_count_the_prompt_and_each_token(model):
     assert four.status[0] == tfdeq.Status.MAX_STEPS
 
 
+@pytest.mark.slow
 def test_draws_follow_the_models_distribution_and_the_seed(model):
     count = 4000
     prompts = np.repeat(PROMPTS[:1], count, axis=0)

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import gradient_rules
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report():

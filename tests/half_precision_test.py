@@ -6,6 +6,7 @@ from benchmarks import half_precision
 
 
 # Half a unit in the last place of the cell's images, 2⁻¹² and 2⁻⁹, times what the state's norm gathers.
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "floor"), [("mixed_float16", 1e-3), ("mixed_bfloat16", 8e-3)])
 @pytest.mark.parametrize("solver", ["fixed_point_iteration", "anderson", "broyden"])
 def test_it_stagnates_at_the_floor_instead_of_spending_its_budget(policy, floor, solver):

@@ -160,6 +160,7 @@ def test_compiled_by_xla_it_trains_to_the_same_losses():
     )
 
 
+@pytest.mark.slow
 def test_compiled_by_xla_with_dropout_it_trains_alike():
     """Not to the same digits: TensorFlow's stateless_dropout takes rng_alg "auto_select", which is
     another generator inside XLA than outside it, so the masks of the same seed differ."""
@@ -168,6 +169,7 @@ def test_compiled_by_xla_with_dropout_it_trains_alike():
     )
 
 
+@pytest.mark.slow
 def test_eager_training_gives_the_same_losses():
     np.testing.assert_allclose(
         _losses(0.3, epochs=1, run_eagerly=True),
@@ -190,7 +192,7 @@ class DeepCell(keras.layers.Layer):
         return keras.ops.tanh(self.inner(self.outer_dense(z) + x, training=training))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_nested_layers_train(jit_compile):
     inputs = keras.Input((4,))
     deq = tfdeq.DEQLayer(DeepCell(4), name="deq")

@@ -30,6 +30,7 @@ def test_points_with_and_without_the_peers(parsed_flags):
     assert ("TorchDEQ broyden", "TorchDEQ", "broyden", 60) in memory.variants()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_point_is_measured_in_a_process_of_its_own(tmp_path):
     case = {"kind": "dense", "shape": [2048, 64], "gain": 0.5}

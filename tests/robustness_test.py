@@ -13,6 +13,7 @@ EVALUATIONS, TOLERANCE = 1000, 1e-8
 BY_CHANCE = {("Powell singular", "krylov"): 56}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_what_scipy_solves_is_solved_in_as_many_evaluations(name):
     problem = PROBLEMS[name]()

@@ -239,6 +239,7 @@ def on_two_devices():
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_devices_are_one(name, on_two_devices):
     """To 1e-5, as the sums over rows are rounded in another order."""

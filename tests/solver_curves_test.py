@@ -1,8 +1,11 @@
 """Tests of benchmarks.solver_curves, at a size that only shows that it works."""
 
+import pytest
+
 from benchmarks import engine_cases, solver_curves
 
 
+@pytest.mark.slow
 def test_curves_plots_and_table(tmp_path):
     curves = solver_curves.measure(engine_cases.QUICK_CASES["transformer"], most=12, rounds=1)
     assert set(curves) == set(solver_curves.STYLES)

@@ -50,6 +50,7 @@ def test_no_tpu_is_an_error_that_says_so():
         strategies.make_strategy("tpu", tpu="nowhere")
 
 
+@pytest.mark.slow
 def test_one_worker_by_itself_is_the_chief():
     """In a process of its own, as workers are: the cluster is part of TensorFlow's context."""
     with_one = {"cluster": {"worker": ["127.0.0.1:0"]}, "task": {"type": "worker", "index": 0}}

@@ -20,7 +20,7 @@ def _worker(case, tmp_path, monkeypatch):
     "name",
     [
         pytest.param("transformer", marks=pytest.mark.slow),
-        "dense",
+        pytest.param("dense", marks=pytest.mark.slow),
         pytest.param("convolution", marks=pytest.mark.slow),
     ],
 )

@@ -38,6 +38,7 @@ def check_same(metrics, expected, steps):
     )
 
 
+@pytest.mark.slow
 def test_two_logical_devices(folder, one_device):
     cases.finish(cases.start(folder, folder / "two", *SHORT, *TWO_DEVICES))
     metrics = cases.read_metrics(folder / "two")

@@ -188,7 +188,13 @@ def test_history_matters_and_gets_a_gradient():
 
 
 @pytest.mark.parametrize(
-    ("normalization", "mode"), [*(("weight", mode) for mode in MODES), (None, "graph")]
+    ("normalization", "mode"),
+    [
+        pytest.param("weight", "eager", marks=pytest.mark.slow),
+        ("weight", "graph"),
+        pytest.param("weight", "xla", marks=pytest.mark.slow),
+        (None, "graph"),
+    ],
 )
 def test_gradients_are_those_of_finite_differences(normalization, mode):
     layer = _layer(tolerance=1e-13, normalization=normalization)
