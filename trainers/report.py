@@ -112,7 +112,8 @@ def next_steps(workdir: str) -> list[str]:
         f"  look:   {_tensorboard()} --logdir={workdir}",
         f"  learn:  {program.command('trainers', 'language_model')} --dataset=text "
         "--files='YOUR/*.txt' --workdir=runs/mine",
-        f"  serve:  see 'Serve it' in README.md; the model's folder is {os.path.join(workdir, 'export')}",
+        "  serve:  see 'Export and serve' in README.md; the model's folder is "
+        + os.path.join(workdir, "export"),
     ]
 
 
