@@ -254,8 +254,9 @@ applications and the LSTM were given the time of the equilibrium's 5,500 steps, 
 on a quiet machine with `--nokeep_freed_memory` (1.79 and 0.58 to 0.74); the equilibrium of fewer steps has
 as many as the twelve applications of its cell, and the same settings, data and parameters. The LSTM (two
 layers of 256) has `--dropout=0.1` and the optimiser that was chosen for the equilibrium, not for it. The
-LSTM and the second seed had both cores, the others one core each. Peak memory is that of the whole process:
-compiler, evaluation and pictures included, with what the allocator keeps; a step's own is in the next section.
+LSTM and the second seed had both cores, the others one core each. Peak memory is that of the whole
+process: compiler, evaluation and pictures included, with what the allocator keeps; a step's own is in the
+next section.
 """
 TITLES = {"copy_memory": _COPY_MEMORY, "ptb_words": _PTB_WORDS}
 _MEMORY = """## Training memory against depth
