@@ -12,12 +12,11 @@ from keras import ops
 from tfdeq import solvers
 from tfdeq.models import LanguageModel
 
+EVERY_MODE = ("eager", "graph", "xla")
 # For parametrize. The fast run has the graph alone: what is not parametrized runs eagerly, and
 # conformance_test.py holds eager, graph and XLA against each other for every solver, rule, cell and model.
-MODES = (
-    pytest.param("eager", marks=pytest.mark.slow),
-    "graph",
-    pytest.param("xla", marks=pytest.mark.slow),
+MODES = tuple(
+    mode if mode == "graph" else pytest.param(mode, marks=pytest.mark.slow) for mode in EVERY_MODE
 )
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import tfdeq
 from tests.cases import (
+    EVERY_MODE,
     DenseCell,
     NoisyCell,
     PairCell,
@@ -177,7 +178,7 @@ def _mixed_gradients(adjoint, mode, rows=slice(None)):
 
 @pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
 def test_rule_is_the_same_in_every_mode(adjoint):
-    eager, graph, xla = (_mixed_gradients(adjoint, mode) for mode in ("eager", "graph", "xla"))
+    eager, graph, xla = (_mixed_gradients(adjoint, mode) for mode in EVERY_MODE)
     # What comes in bits of rounding in an estimate from differences: see Shine's tests.
     tolerance = 1e-4 if adjoints.get(adjoint).solver_kind is tfdeq.Broyden else 1e-9
     for other in (graph, xla):
@@ -230,7 +231,7 @@ def test_modes_agree(name):
     def solve():
         return tfdeq.fixed_point(tanh_cell, tf.zeros_like(x), (a, x), name, tolerance=1e-6)
 
-    eager, graph, xla = (in_mode(solve, mode)() for mode in ("eager", "graph", "xla"))
+    eager, graph, xla = (in_mode(solve, mode)() for mode in EVERY_MODE)
     for other in (graph, xla):
         np.testing.assert_allclose(other.z, eager.z, rtol=1e-9)
         np.testing.assert_array_equal(other.steps, eager.steps)

@@ -36,7 +36,13 @@ def inputs_of(batch):
     }
 
 
-@pytest.mark.parametrize("name", ["c", pytest.param("tensorflow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "c" else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(isolated.RUNTIMES)
+    ],
+)
 def test_round_trip_in_a_process_without_tfdeq(model, version, name):
     requests = [
         Request(f"batch of {batch}", signature, inputs_of(batch))

@@ -16,14 +16,8 @@ def _worker(case, tmp_path, monkeypatch):
     return worker
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("transformer", marks=pytest.mark.slow),
-        pytest.param("dense", marks=pytest.mark.slow),
-        pytest.param("convolution", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transformer", "dense", "convolution"])
 def test_bound_and_explicit_layers_give_the_implicit_gradient(name, tmp_path, monkeypatch):
     """Three ways to one gradient: implicit, the bound's own loop, and backpropagation."""
     case = {**engine_cases.QUICK_CASES[name], "gain": 0.4}

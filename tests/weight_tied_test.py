@@ -59,7 +59,6 @@ def _assert_close(one, other, tolerance):
 # --- the equilibrium --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     kinds=st.lists(

@@ -3,11 +3,11 @@
 import pytest
 import tensorflow as tf
 
-from tests.cases import in_mode
+from tests.cases import EVERY_MODE, in_mode
 from tfdeq.xla import compiles_with_xla
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("mode", EVERY_MODE)
 def test_it_knows_who_compiles(mode):
     def both():
         inner = tf.while_loop(lambda k: k < 1, lambda k: [k + int(compiles_with_xla()) + 1], [0])
