@@ -45,8 +45,8 @@ SUITES = {
         },
     ),
     # Twelve applications of the cell, and the LSTM, have the steps that take the time of the
-    # equilibrium's 5,500, by the seconds of a step on a quiet machine with --nokeep_freed_memory (1.79,
-    # 0.58 and 0.74). The second equilibrium has as many steps as the twelve applications.
+    # equilibrium's 5,000, or a little more. The second equilibrium has as many as the twelve
+    # applications.
     "ptb_words": Suite(
         "trainers.language_model",
         {
