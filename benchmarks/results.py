@@ -252,7 +252,7 @@ _PTB_WORDS = """## Penn Treebank words
 All held-out text, in eight rows with the memory carried on; every word counts once. The equilibrium is
 solved by Anderson acceleration, each row to a relative residual of 2e-3: its budget of 16 evaluations is
 room for the slowest row, and a larger one changes nothing. The twelve applications and the LSTM had at
-least its time: 80 and 82 minutes of one core for the equilibrium's 5,000 steps, 90 minutes of one core for
+least its time: 80 and 86 minutes of one core for the equilibrium's 5,000 steps, 90 minutes of one core for
 their 2,200, 94 minutes of both cores for the LSTM's 7,000. The equilibrium of fewer steps has as many as
 the twelve applications of its cell, and the same settings, data and parameters; it had both cores most of
 the time. The LSTM (two layers of 256) has `--dropout=0.1` and the optimiser that was chosen for the
@@ -264,7 +264,7 @@ _MEMORY = """## Training memory against depth
 
 A training step of the preset `ptb_words`: the peak of resident memory beyond what is resident before
 it, where weights and the optimiser's state already are. The explicit networks are applications of the
-same cell. The equilibrium's solve makes all 16 evaluations that it may; in training its rows take 4 to 7.
+same cell. The equilibrium's solve makes all 16 evaluations that it may; in training 4 to 7 on average.
 """
 _ADAPTIVE = """## Adaptive softmax
 
