@@ -232,3 +232,20 @@ def test_iterates_that_cannot_be():
         solve(iterates=[3, 0])
     with pytest.raises(ValueError, match="Unrolled differentiates a whole solve"):
         solve(iterates=[3], adjoint="unrolled")
+
+
+@pytest.mark.parametrize("name", ["newton_krylov", "gmres"])
+def test_iterates_of_methods_with_products_are_those_of_smaller_budgets(name):
+    """Their products follow the budget: each number has a solve of its own."""
+    random = np.random.default_rng(0)
+    a = random.normal(size=(8, 8))
+    a = tf.constant(a * 0.9 / abs(np.linalg.eigvals(a)).max())
+    b = tf.constant(random.normal(size=(3, 8)))
+
+    def solve(**settings):
+        f = lambda z, a, b: tf.tanh(z @ a) + b  # noqa: E731
+        solver = solvers.get(name, max_steps=100, tolerance=1e-10)
+        return tfdeq.fixed_point(f, tf.zeros_like(b), (a, b), solver, **settings)
+
+    for number, state in zip((2, 5, 12), solve(iterates=[2, 5, 12]).iterates, strict=True):
+        np.testing.assert_allclose(state, solve(max_steps=number).z, rtol=1e-12)
