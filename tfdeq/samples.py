@@ -42,6 +42,28 @@ def per_sample(name: str, value: Any, default: Any, batch: tf.Tensor, dtype: tf.
     return tf.stop_gradient(tf.broadcast_to(tensor, batch))
 
 
+def random_rows(values: Any, rows: tf.Tensor, seed: Any) -> Any:
+    """Returns some of the batch's rows, the same ones of every leaf, drawn without repetition.
+
+    Args:
+        values: nest of [B, ...], or [1, ...] and scalars for what all samples share; the first leaf
+            has the batch's B rows.
+        rows: how many, at most B: an integer, or a scalar tensor.
+        seed: [2] integers.
+    """
+    first = tf.nest.flatten(values)[0]
+    seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
+    order = tf.argsort(tf.random.stateless_uniform(tf.shape(first)[:1], seed))[:rows]
+
+    def gather(leaf):
+        if leaf.shape.rank == 0 or leaf.shape[0] == 1:
+            return leaf
+        # A leaf of one row, known only when it runs, belongs to all samples.
+        return tf.gather(leaf, tf.minimum(order, tf.shape(leaf)[0] - 1))
+
+    return tf.nest.map_structure(gather, values)
+
+
 def aligned(values: tf.Tensor, leaf: tf.Tensor) -> tf.Tensor:
     """Returns values [B] as [B, 1, …], of the rank of leaf [B, …]."""
     ones = tf.ones([tf.rank(leaf) - 1], tf.int32)
