@@ -35,12 +35,14 @@ def krylov_space(
     vector, log_growth = _power_steps(product, _unit(start)[0], powers, counted_from=steps // 2)
     batch, size = tf.shape(start)[0], tf.shape(start)[1]
     first = tf.one_hot([0], vectors + 1, dtype=start.dtype)[:, :, None] * vector[:, None, :]
-    basis = tf.ensure_shape(first, [None, vectors + 1, start.shape[1]])
+    basis = tf.ensure_shape(first, [start.shape[0], vectors + 1, start.shape[1]])
     matrix = tf.zeros(tf.stack([batch, vectors + 1, vectors]), start.dtype)
+    matrix = tf.ensure_shape(matrix, [start.shape[0], vectors + 1, vectors])
     rounding = 10 * float(np.finfo(start.dtype.as_numpy_dtype).eps)
 
     def body(j, basis, matrix):
         image = tf.reshape(product(basis[:, j]), tf.stack([batch, size]))
+        image = tf.ensure_shape(image, start.shape)
         whole = _length(image)
         # At length 1, so that no square of a very large or small image over- or underflows.
         image = _divided(image, whole)
@@ -119,15 +121,21 @@ def _growth_rate(space: KrylovSpace) -> tf.Tensor:
     """(‖J^n v‖ / ‖J^k v‖)^(1 / (n − k)) over the later half of all products; no further ones."""
     matrix = space.hessenberg
     vectors = matrix.shape[-1]
-    total = space.log_growth
     first = 0 if space.growth_steps else vectors // 2
-    power = tf.one_hot([0], vectors, dtype=tf.float64) + tf.zeros_like(matrix[:, 0])
-    for step in range(vectors):
-        image = tf.linalg.matvec(matrix, power)
-        length = _length(image)
-        if step >= first:
-            total += tf.math.log(length)
-        power = _divided(image, length)[:, :-1]
+
+    def body(step, power, total):
+        image, length = _unit(tf.linalg.matvec(matrix, power))
+        counted = tf.where(step >= first, tf.math.log(length), 0.0)
+        return step + 1, image[:, :-1], total + counted
+
+    start = tf.one_hot([0], vectors, dtype=tf.float64) + tf.zeros_like(matrix[:, 0])
+    _, _, total = tf.while_loop(
+        lambda step, *_: step < vectors,
+        body,
+        (tf.constant(0), start, space.log_growth),
+        maximum_iterations=vectors,
+        parallel_iterations=1,
+    )
     return tf.exp(total / (space.growth_steps + vectors - first))
 
 
