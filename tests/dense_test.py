@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
+from tests.cases import MODES, in_mode
 from tfdeq.cells import DenseCell
 
 LARGE = keras.initializers.RandomNormal(stddev=20.0, seed=1)
@@ -92,3 +93,59 @@ def test_sequences_and_settings():
         DenseCell(6, activation="gelu", contraction=0.9)
     with pytest.raises(ValueError, match="must be one that does not expand"):
         DenseCell(6, activation=lambda z: 3.0 * z, contraction=0.9)
+
+
+class _Recording(DenseCell):
+    """Keeps the kernel that an application uses."""
+
+    def call(self, z, x):
+        self.used = x["kernel"][0]
+        return super().call(z, x)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float32", "float64"])
+@pytest.mark.parametrize("contraction", [0.9, 0.99, 0.9999])
+def test_the_kernel_that_is_used_is_bounded(contraction, policy):
+    for seed in range(4):
+        initializer = keras.initializers.RandomNormal(stddev=3.0, seed=seed)
+        cell = _Recording(
+            8, contraction=contraction, recurrent_initializer=initializer, dtype=policy
+        )
+        layer = tfdeq.DEQLayer(cell, tfdeq.FixedPointIteration(max_steps=3), dtype=policy)
+        layer(np.ones([2, 3], "float32"))
+        layer(np.ones([2, 3], "float32"))  # now that it is built, with its values
+        assert cell.used.dtype == cell.compute_dtype
+        norm = np.linalg.norm(cell.used.numpy().astype("float64"), 2)
+        assert 0.97 * contraction < norm <= contraction
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float32"])
+@pytest.mark.parametrize("normalization", [None, "weight"])
+def test_a_zero_matrix_has_a_finite_gradient_and_learns(normalization, policy, mode):
+    cell = DenseCell(
+        4,
+        contraction=0.9,
+        normalization=normalization,
+        recurrent_initializer="zeros",
+        dtype=policy,
+    )
+    layer = tfdeq.DEQLayer(cell, dtype=policy)
+    x = tf.ones([2, 3])
+    layer(x)
+
+    def gradients():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.cast(layer(x), tf.float32) ** 2)
+        return tape.gradient(loss, [v.value for v in layer.trainable_variables])
+
+    found = in_mode(gradients, mode)()
+    assert all(np.isfinite(gradient).all() for gradient in found)
+    # At z W = 0 with W = 0: what reaches the kernel, or its gains, is not zero.
+    names = [v.path for v in layer.trainable_variables]
+    kernel = next(
+        g
+        for n, g in zip(names, found, strict=True)
+        if n.endswith(("recurrent/kernel", "recurrent/gain"))
+    )
+    assert np.abs(kernel).max() > 0

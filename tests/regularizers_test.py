@@ -103,6 +103,125 @@ def test_nest_is_weighted_by_its_elements():
     np.testing.assert_allclose(penalty, (4 * 12 + 9 * 3) / 15, rtol=1e-12)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("power_steps", [0, 2])
+@pytest.mark.parametrize("shape", [[0, 3], [0, 4, 3], [2, 0, 3]])
+def test_nothing_to_count_is_zero_with_zero_gradient(shape, power_steps, mode):
+    def value_and_gradient(scale):
+        with tf.GradientTape() as tape:
+            tape.watch(scale)
+            z = tf.zeros(shape)
+            penalty = tfdeq.jacobian_penalty(
+                lambda z, s: s * z, z, scale, power_steps=power_steps, seed=[1, 2]
+            )
+        return penalty, tape.gradient(penalty, scale)
+
+    penalty, gradient = in_mode(value_and_gradient, mode)(tf.constant(2.0))
+    assert float(penalty) == float(gradient) == 0.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32])
+def test_half_precision_is_squared_and_summed_in_float32(dtype, mode):
+    def penalty(scale, shape, power_steps):
+        z = tf.zeros(shape, dtype)
+        return tfdeq.jacobian_penalty(
+            lambda z: tf.cast(scale, dtype) * z, z, power_steps=power_steps, seed=[1, 2]
+        )
+
+    for scale, shape, power_steps in [
+        (0.5, [64, 2048], 0),
+        (0.5, [64, 2048], 1),
+        (2.0**-14, [2, 3], 0),
+        (2.0**-14, [2, 3], 2),
+        (0.0, [4, 3], 0),
+        (0.0, [4, 3], 2),
+        (0.0, [4, 3, 2], 2),
+    ]:
+        result = in_mode(lambda: penalty(scale, shape, power_steps), mode)()  # noqa: B023
+        assert result.dtype == tf.float32
+        np.testing.assert_allclose(result, scale**2, rtol=1e-6)
+
+
+def test_power_steps_of_a_tiny_and_of_a_huge_jacobian():
+    for scale in (1e-16, 1e16):
+        penalty = tfdeq.jacobian_penalty(lambda z: scale * z, tf.ones([2, 3]), power_steps=2)  # noqa: B023
+        np.testing.assert_allclose(penalty, scale**2, rtol=1e-6)
+
+
+def test_noise_of_a_seed_meets_that_of_no_other():
+    """Seeds as a seed generator gives them: [s, t], [s, t + 1], …; probes and leaves of each."""
+    w = tf.random.stateless_normal([40, 40], [1, 2], dtype=tf.float64)
+    z = tf.zeros([2, 40], tf.float64)
+
+    def of_probes(seed, probes):
+        return probes * float(tfdeq.jacobian_penalty(lambda z: z @ w, z, probes=probes, seed=seed))
+
+    def of_leaf(seed, place):
+        f = lambda z: [z[i] @ w if i == place else 0.0 * z[i] for i in (0, 1)]  # noqa: E731
+        return 2 * float(tfdeq.jacobian_penalty(f, [z, z], seed=seed))
+
+    values = []
+    for t in range(4):
+        sums = [of_probes([5, t], probes) for probes in (1, 2, 3)]
+        values += [sums[0], sums[1] - sums[0], sums[2] - sums[1], of_leaf([5, t], 1)]
+    assert len(set(np.round(values, 6))) == len(values)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("power_steps", [0, 1, 2])
+def test_padding_does_not_count(power_steps, mode):
+    """A diagonal Jacobian, of which each estimate is exact, and a mask closed over in f."""
+    scale = tf.constant([[[2.0]], [[3.0]], [[50.0]]])
+    mask = tf.sequence_mask([5, 2, 0], 8)[:, :, None]
+    f = lambda z, s: tf.where(mask, s * z + 1.0, 0.0)  # noqa: E731
+    penalty = in_mode(
+        lambda z: tfdeq.jacobian_penalty(f, z, scale, power_steps=power_steps, seed=[1, 2]), mode
+    )
+    np.testing.assert_allclose(penalty(tf.ones([3, 8, 4])), (4 * 5 + 9 * 2) / 7, rtol=1e-6)
+
+
+def test_elements_without_influence_count_where_their_place_or_sample_has_some():
+    dead_units = tf.constant([2.0, 0.0])
+    penalty = tfdeq.jacobian_penalty(lambda z: dead_units * z, tf.zeros([3, 4, 2]))
+    np.testing.assert_allclose(penalty, 2.0)
+    dead_sample = tf.constant([[2.0], [0.0]])
+    penalty = tfdeq.jacobian_penalty(lambda z: dead_sample * z, tf.zeros([2, 3]))
+    np.testing.assert_allclose(penalty, 2.0)
+
+
+def test_places_whose_signs_cancel_count():
+    """f is the mean of the features: Jᵀε is the sum of four signs, 0 for 3 / 8 of the places."""
+    f = lambda z: tf.reduce_mean(z, axis=-1, keepdims=True) + tf.zeros_like(z)  # noqa: E731
+    penalty = tfdeq.jacobian_penalty(f, tf.zeros([64, 256, 4]), seed=[1, 2])
+    # (Σε / 4)² has mean 1/4 and standard deviation √(2 · 12) / 16; four of them for 16384 places.
+    assert abs(float(penalty) - 0.25) < 4 * 0.31 / 128
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradient_with_padding_against_finite_differences(mode):
+    random = np.random.default_rng(0)
+    a, direction = (tf.constant(random.normal(size=(4, 4))) for _ in range(2))
+    z, x = (tf.constant(random.normal(size=(2, 5, 4))) for _ in range(2))
+    mask = tf.sequence_mask([5, 2], 5)[:, :, None]
+    f = lambda z, a: tf.where(mask, tf.tanh(z @ a + x), 0.0)  # noqa: E731
+
+    def value(t):
+        return tfdeq.jacobian_penalty(f, z, (a + t * direction,), 2, seed=[5, 6])
+
+    def derivative(t):
+        with tf.GradientTape() as tape:
+            tape.watch(t)
+            result = value(t)
+        return tape.gradient(result, t)
+
+    h, zero = 1e-4, tf.zeros([], tf.float64)
+    value_in_mode = in_mode(value, mode)
+    low2, low1, high1, high2 = (value_in_mode(zero + step * h) for step in (-2, -1, 1, 2))
+    difference = (8 * (high1 - low1) - (high2 - low2)) / (12 * h)
+    np.testing.assert_allclose(in_mode(derivative, mode)(zero), difference, rtol=1e-6)
+
+
 def test_single_argument_needs_no_tuple():
     z = tf.ones([2, 3])
     penalty = tfdeq.jacobian_penalty(lambda z, s: s * z, z, tf.constant(0.0))
@@ -113,57 +232,3 @@ def test_single_argument_needs_no_tuple():
 def test_probes_out_of_range(probes):
     with pytest.raises(ValueError, match=f"probes must be an integer.*received {probes}"):
         tfdeq.jacobian_penalty(lambda z: z, tf.ones([2, 3]), probes=probes)
-
-
-# --- the spectral radius ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["real", "complex"])
-def test_spectral_radius_against_exact_eigenvalues(kind, mode):
-    """A cell with another Jacobian for each sample, diag(1 − tanh²) A."""
-    random = np.random.default_rng(2)
-    rotation = 0.9 * np.array([[0.6, -0.8], [0.8, 0.6]])
-    dominant = np.diag([0.9, 0.3]) if kind == "real" else rotation
-    middle = np.zeros((6, 6))
-    middle[:2, :2] = dominant
-    middle[2:, 2:] = 0.2 * random.normal(size=(4, 4)) / 2
-    basis = np.linalg.qr(random.normal(size=(6, 6)))[0]
-    a = basis @ middle @ basis.T
-    z, x = 0.2 * random.normal(size=(3, 6)), 0.2 * random.normal(size=(3, 6))
-    args = (tf.constant(a), tf.constant(x))
-    received = in_mode(
-        lambda: tfdeq.spectral_radius(tanh_cell, tf.constant(z), args, steps=60, seed=[1, 2]), mode
-    )()
-    jacobians = (1 - np.tanh(z @ a + x) ** 2)[:, None, :] * a[None]
-    expected = np.abs(np.linalg.eigvals(jacobians)).max(axis=1)
-    # The third eigenvalue is below 0.6 of the first: 0.6^60 is beyond float64.
-    np.testing.assert_allclose(received, expected, rtol=1e-8)
-
-
-def test_spectral_radius_of_a_nest_and_of_a_constant():
-    z = {"p": tf.ones([2, 3]), "q": tf.ones([2, 1, 2])}
-    f = lambda z, s: {"p": s * z["p"], "q": 0.25 * z["q"]}  # noqa: E731
-    scale = tf.constant([[0.5], [-0.75]])
-    received = tfdeq.spectral_radius(f, z, (scale,), steps=40)
-    np.testing.assert_allclose(received, [0.5, 0.75], rtol=1e-5)
-    constant = tfdeq.spectral_radius(lambda z: tf.ones_like(z), tf.zeros([2, 3]))
-    np.testing.assert_array_equal(constant, [0.0, 0.0])
-
-
-def test_spectral_radius_in_half_precision():
-    for dtype in (tf.float16, tf.bfloat16):
-        z = tf.ones([2, 3], dtype)
-        received = tfdeq.spectral_radius(lambda z: tf.cast(0.5, z.dtype) * z, z)
-        # bfloat16 has eight bits.
-        np.testing.assert_allclose(tf.cast(received, tf.float32), [0.5, 0.5], rtol=2**-6)
-
-
-def test_spectral_radius_carries_no_gradient_and_checks_its_steps():
-    z, a, x = _case()
-    with tf.GradientTape() as tape:
-        tape.watch([a, x])
-        radius = tf.reduce_sum(tfdeq.spectral_radius(tanh_cell, z, (a, x)))
-    assert tape.gradient(radius, [a, x]) == [None, None]
-    with pytest.raises(ValueError, match="steps must be an integer of at least 1; received 0"):
-        tfdeq.spectral_radius(tanh_cell, z, (a, x), steps=0)

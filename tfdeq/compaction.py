@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdeq.samples import with_rows
+from tfdeq.samples import take_rows, with_rows
 
 
 class RowwiseFunction:
@@ -56,15 +56,7 @@ class BoundFunction:
 
     def rows(self, indices: tf.Tensor) -> "BoundFunction":
         """Returns the same function for the samples that indices [n] int32 name."""
-
-        def gather(leaf):
-            # A leaf of one row belongs to all samples, or to the only one there is.
-            if leaf.shape[0] == 1:
-                return leaf
-            only = tf.equal(tf.shape(leaf)[0], 1)
-            return tf.gather(leaf, tf.where(only, tf.zeros_like(indices), indices))
-
-        return self._with_batched(lambda arg: tf.nest.map_structure(gather, arg))
+        return self._with_batched(lambda arg: take_rows(arg, indices))
 
     def _with_batched(self, change: Callable[[Any], Any]) -> "BoundFunction":
         args = list(self._args)

@@ -13,6 +13,7 @@ from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point
 from tfdeq.pure_cell import PureCell
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
+from tfdeq.samples import random_rows
 from tfdeq.solution import Solution
 from tfdeq.solvers.solver import require_integer, require_positive_integer
 
@@ -43,8 +44,9 @@ class DEQLayer(keras.layers.Layer):
         adjoint: adjoint or its name. Default "implicit".
         jacobian_penalty: weight of ‖∂f/∂z‖²_F / D in the loss, >= 0 (see
             `tfdeq.jacobian_penalty`); 0.1 to 1 keeps long training steady. Default 0: none.
-        jacobian_penalty_fraction: share of the batch (its first rows) that the penalty is estimated
-            on, in (0, 1]. Default 0.25.
+        jacobian_penalty_fraction: share of the batch that the penalty is estimated on, in (0, 1]:
+            rows drawn anew in each call, by the layer's seed generator. What the cell draws or
+            averages for a batch (Dropout, BatchNormalization) it does for these rows. Default 0.25.
         jacobian_penalty_power_steps: power iterations on the penalty's noise, >= 0 (see
             `tfdeq.jacobian_penalty`). Default 0.
         training_max_steps: evaluations at most in training, where a call names none: a number; or a
@@ -360,13 +362,14 @@ class DEQLayer(keras.layers.Layer):
     def _add_penalty(self, f, z, x, theta, masks):
         if self.jacobian_penalty == 0.0:
             return
-        batch = tf.nest.flatten(z)[0].shape[0]
-        if batch is None:
-            batch = tf.cast(tf.shape(tf.nest.flatten(z)[0])[0], tf.float32)
-            rows = tf.cast(tf.math.ceil(batch * self.jacobian_penalty_fraction), tf.int32)
-        else:
-            rows = math.ceil(batch * self.jacobian_penalty_fraction)
-        z, x, masks = tf.nest.map_structure(lambda leaf: leaf[:rows], (z, x, masks))
+        if self.jacobian_penalty_fraction < 1.0:
+            batch = tf.nest.flatten(z)[0].shape[0]
+            if batch is None:
+                batch = tf.cast(tf.shape(tf.nest.flatten(z)[0])[0], tf.float64)
+                rows = tf.cast(tf.math.ceil(batch * self.jacobian_penalty_fraction), tf.int32)
+            else:
+                rows = math.ceil(batch * self.jacobian_penalty_fraction)
+            z, x, masks = random_rows((z, x, masks), rows, self._seed_generator.next())
         penalty = jacobian_penalty_of(
             f,
             z,

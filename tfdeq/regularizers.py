@@ -6,7 +6,10 @@ from typing import Any
 import tensorflow as tf
 from ml_dtypes import finfo  # numpy's does not know bfloat16
 
+from tfdeq.arnoldi import krylov_space, largest_modulus
+from tfdeq.samples import aligned
 from tfdeq.solvers.solver import require_integer, require_positive_integer
+from tfdeq.state_layout import StateLayout
 
 
 def jacobian_penalty(
@@ -27,23 +30,32 @@ def jacobian_penalty(
     The result is differentiable in args (through one application of f and its product), not in z,
     which is held fixed.
 
+    D counts the elements of all samples that f reads, so that padding which a mask keeps out of f
+    does not dilute the penalty: in leaves [B, ..., features] of three or more dimensions a place
+    (all but the last axis) is left out if no output depends on any of its features. One more product
+    finds these places; the mask itself is not needed. Leaves of fewer dimensions count whole. Every
+    element weighs the same: the squares of all samples are divided by the count of all samples, as
+    in a loss that is a mean over tokens. If nothing counts, as in an empty batch, the result is 0.
+
     Args:
         f: (z, *args) -> like z.
-        z: nest of [B, ...] floating tensors, usually an equilibrium; D elements per sample.
+        z: nest of [B, ...] floating tensors, usually an equilibrium; D elements in all.
         args: the tensors that a gradient should reach.
         probes: noise vectors to average over, >= 1. More probes, less variance. Default 1.
         power_steps: power iterations on each probe, >= 0, one product each. Default 0.
-        seed: [2] integers for stateless noise, for a result that can be repeated. Default:
-            TensorFlow's stateful generator.
+        seed: [2] integers for stateless noise, for a result that can be repeated. Each probe and
+            leaf has noise of its own, which no other seed shares. Default: TensorFlow's stateful
+            generator.
 
     Returns:
-        [] of z's dtype (the first leaf's).
+        [] float64 if a leaf of z is float64, else float32: half precision is squared and summed in
+        float32.
 
     Raises:
         ValueError: if probes < 1 or power_steps < 0.
 
     Source: Bai, Koltun, Kolter, Stabilizing Equilibrium Models by Jacobian Regularization,
-        arXiv:2106.14342, equation (6); the power iteration is our addition.
+        arXiv:2106.14342, equation (6); the power iteration and the count are our additions.
 
     Example:
         >>> z = tf.zeros([4, 3])
@@ -53,45 +65,66 @@ def jacobian_penalty(
     require_positive_integer("probes", probes)
     require_integer("power_steps", power_steps, lowest=0)
     leaves, product = _linearise(f, z, args)
-    total = tf.zeros([], leaves[0].dtype)
+    dtype = StateLayout(leaves).dtype
+    elements = tf.cast(_elements(leaves, product, seed), dtype)
+    total = tf.zeros([], dtype)
     for probe in range(probes):
         vectors = [
             _signs(leaf, seed, probe * len(leaves) + index) for index, leaf in enumerate(leaves)
         ]
         for _ in range(power_steps):
-            vectors = _unit_mean_square([tf.stop_gradient(part) for part in product(vectors)])
+            images = [tf.stop_gradient(part) for part in product(vectors)]
+            vectors = _unit_mean_square(images, elements)
         for part in product(vectors):
-            total += tf.cast(tf.reduce_sum(tf.square(part)), total.dtype)
-    elements = tf.add_n([tf.size(leaf) for leaf in leaves])
-    return total / tf.cast(elements * probes, total.dtype)
+            total += tf.reduce_sum(tf.square(tf.cast(part, dtype)))
+    return total / (probes * tf.maximum(tf.reduce_sum(elements), 1))
 
 
 def spectral_radius(
-    f: Callable[..., Any], z: Any, args: Any = (), steps: int = 30, *, seed: Any = None
-) -> tf.Tensor:
+    f: Callable[..., Any],
+    z: Any,
+    args: Any = (),
+    steps: int = 30,
+    *,
+    seed: Any = None,
+    return_error: bool = False,
+) -> Any:
     """Estimates the spectral radius of ∂f/∂z for each sample; below 1 plain iteration converges.
 
-    Power iteration with Jᵀ, whose spectrum is J's, and then the two Ritz values of the plane that its
-    last vector and the image of that span: the dominant eigenvalue may be a complex pair, as it
-    often is, on which the quotient of two norms alone would go round in circles. The error falls
-    with the gap to the third eigenvalue, (|λ₃| / |λ₁|)^steps. Nothing here carries a gradient.
+    The largest modulus of the Ritz values of the Krylov space of `steps` vectors (at most 30: further
+    steps are power iterations that its start goes through first), made by Arnoldi's process with Jᵀ,
+    whose spectrum is J's. Exact, up to rounding, where steps reach the number of elements. Where
+    that space is too small, as for the many eigenvalues of one modulus of an orthogonal J, the
+    growth of ‖J^n v‖ over the later half of the steps lifts the result, which for a normal J is
+    never above the truth. On random, symmetric, orthogonal and rotating J of up to 400 elements it was
+    at most 4 % too small.
+
+    J far from normal can seem larger than it is: what grows for all of `steps` products, as under a
+    shift of more elements that ends in zeros, whose radius is 0, grows for the iteration too. A
+    defective eigenvalue, of a Jordan block of size k, is known only to the k-th root of the rounding.
+
+    Nothing here carries a gradient. Holds `steps` vectors like z, at most 30.
 
     Args:
         f: (z, *args) -> like z, sample by sample.
         z: nest of [B, ...] floating tensors, usually an equilibrium.
         args: further arguments of f.
-        steps: products of the power iteration, >= 1; two more are made. Default 30.
+        steps: products with the Jacobian, >= 1. Default 30.
         seed: [2] integers for stateless noise at the start. Default: TensorFlow's generator.
+        return_error: return (radius, error), error an estimate and no bound: how far the Ritz value's
+            vector is from being an eigenvector, plus what growth added to it and what rounding may
+            change. For a J far from normal the error may be larger. Default False.
 
     Returns:
-        [B] float, of z's dtype (the first leaf's).
+        [B], float64 if a leaf of z is float64, else float32; with return_error two such tensors.
 
     Raises:
         ValueError: if steps < 1.
 
     Source: Bai, Koltun, Kolter, Stabilizing Equilibrium Models by Jacobian Regularization,
         arXiv:2106.14342, section 3; Saad, Numerical Methods for Large Eigenvalue Problems, 2011,
-        sections 4.1 and 4.3.
+        sections 4.1 and 6.2; that growth bounds a normal J's radius: Gelfand's formula and the
+        Cauchy-Schwarz inequality.
 
     Example:
         >>> z = tf.zeros([2, 3])
@@ -100,35 +133,18 @@ def spectral_radius(
     """
     require_positive_integer("steps", steps)
     leaves, product = _linearise(f, z, tf.nest.map_structure(tf.stop_gradient, args))
-    start = [_signs(leaf, seed, index) for index, leaf in enumerate(leaves)]
-
-    def body(count, *vector):
-        return count + 1, *_normalised(product(list(vector)))[0]
-
-    _, *first = tf.while_loop(
-        lambda count, *_: count < steps,
-        body,
-        (tf.constant(0), *_normalised(start)[0]),
-        maximum_iterations=steps,
-        parallel_iterations=1,
+    layout = StateLayout(leaves)
+    start = layout.flatten([_signs(leaf, seed, index) for index, leaf in enumerate(leaves)])
+    # At mean square 1, where float16 has room on both sides.
+    size = tf.sqrt(tf.cast(tf.maximum(tf.shape(start)[1], 1), layout.dtype))
+    space = krylov_space(
+        lambda vector: layout.flatten(product(layout.unflatten(vector * size))) / size, start, steps
     )
-    # The plane of the last vector and its image, by Rayleigh and Ritz.
-    image = product(first)
-    along = _inner(first, image)
-    rest, length = _normalised(_minus(image, first, along))
-    # Once more: where little was left, rounding is most of it, and not orthogonal.
-    rest, _ = _normalised(_minus(rest, first, _inner(first, rest)))
-    second_image = product(rest)
-    a, b = along, _inner(first, second_image)
-    c, d = length, _inner(rest, second_image)
-    middle, determinant = (a + d) / 2, a * d - b * c
-    square = middle * middle - determinant
-    real = tf.abs(middle) + tf.sqrt(tf.abs(square))
-    radius = tf.where(square >= 0, real, tf.sqrt(tf.abs(determinant)))
-    # An eigenvector to rounding spans no plane with its image.
-    rounding = tf.constant(100 * float(finfo(along.dtype.as_numpy_dtype).eps), along.dtype)
-    radius = tf.where(length > rounding * tf.abs(along), radius, tf.abs(along))
-    return tf.stop_gradient(radius)
+    rounding = 10 * max(float(finfo(leaf.dtype.as_numpy_dtype).eps) for leaf in leaves)
+    radius, error = (
+        tf.stop_gradient(tf.cast(value, layout.dtype)) for value in largest_modulus(space, rounding)
+    )
+    return (radius, error) if return_error else radius
 
 
 def _linearise(
@@ -154,50 +170,60 @@ def _linearise(
     return leaves, product
 
 
-def _inner(one: list[tf.Tensor], other: list[tf.Tensor]) -> tf.Tensor:
-    """[B] inner products over all parts."""
-    return tf.add_n(
-        [
-            tf.reduce_sum(tf.reshape(a * b, [tf.shape(a)[0], -1]), axis=1)
-            for a, b in zip(one, other, strict=True)
-        ]
-    )
-
-
-def _times(parts: list[tf.Tensor], factor: tf.Tensor) -> list[tf.Tensor]:
-    """Multiplies sample b of each part by factor[b]."""
-    return [
-        part
-        * tf.reshape(factor, tf.concat([tf.shape(factor), tf.ones_like(tf.shape(part)[1:])], 0))
-        for part in parts
+def _elements(leaves: list[tf.Tensor], product: Callable[..., Any], seed: Any) -> tf.Tensor:
+    """[B] float32: how many elements of each sample the penalty counts."""
+    sizes = [tf.cast(tf.reduce_prod(tf.shape(leaf)[1:]), tf.float32) for leaf in leaves]
+    batch = tf.shape(leaves[0])[:1]
+    if all(leaf.shape.rank < 3 for leaf in leaves):
+        return tf.fill(batch, tf.add_n(sizes))
+    # Sums of signs cancel exactly in some Jacobians; those of normal noise do not.
+    noise = [
+        tf.cast(_noise("normal", leaf, seed, -1 - index), leaf.dtype)
+        for index, leaf in enumerate(leaves)
     ]
-
-
-def _minus(parts: list[tf.Tensor], others: list[tf.Tensor], factor: tf.Tensor) -> list[tf.Tensor]:
-    return [part - other for part, other in zip(parts, _times(others, factor), strict=True)]
-
-
-def _normalised(parts: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Each sample at length 1 over all parts (zeros stay zeros), and the lengths [B]."""
-    length = tf.sqrt(_inner(parts, parts))
-    usable = length > 0
-    return _times(parts, tf.where(usable, 1 / tf.where(usable, length, 1), 0)), length
+    counts = tf.zeros(batch, tf.float32)
+    for leaf, size, part in zip(leaves, sizes, product(noise), strict=True):
+        if leaf.shape.rank < 3:
+            counts += size
+            continue
+        read = tf.cast(tf.reduce_any(part != 0, axis=-1), tf.float32)
+        features = tf.cast(tf.shape(leaf)[-1], tf.float32)
+        counts += features * tf.reduce_sum(read, axis=list(range(1, leaf.shape.rank - 1)))
+    return tf.stop_gradient(counts)
 
 
 def _signs(leaf: tf.Tensor, seed: Any, index: int) -> tf.Tensor:
     """Independent signs ±1 of the leaf's shape and dtype."""
-    if seed is None:
-        uniform = tf.random.uniform(tf.shape(leaf))
-    else:
-        offset = tf.convert_to_tensor([0, index], tf.int64)
-        seed = tf.cast(tf.convert_to_tensor(seed), tf.int64) + offset
-        uniform = tf.random.stateless_uniform(tf.shape(leaf), seed)
+    uniform = _noise("uniform", leaf, seed, index)
     return tf.where(uniform < 0.5, -tf.ones_like(leaf), tf.ones_like(leaf))
 
 
-def _unit_mean_square(parts: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Scales each sample, over all parts, to mean square 1 (a sample of zeros stays zero)."""
-    squares = _inner(parts, parts)
-    elements = tf.add_n([tf.reduce_prod(tf.shape(part)[1:]) for part in parts])
-    tiny = tf.cast(1e-12, squares.dtype)
-    return _times(parts, tf.math.rsqrt(squares / tf.cast(elements, squares.dtype) + tiny))
+def _noise(name: str, leaf: tf.Tensor, seed: Any, index: int) -> tf.Tensor:
+    """Noise "uniform" or "normal" of the leaf's shape, float32."""
+    if seed is None:
+        return getattr(tf.random, name)(tf.shape(leaf))
+    # Hashed: [s, t] plus an index would be [s, t + 1], which a seed generator gives next.
+    seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
+    seed = tf.random.experimental.stateless_fold_in(seed, tf.constant(index, tf.int64))
+    return getattr(tf.random, f"stateless_{name}")(tf.shape(leaf), seed)
+
+
+def _unit_mean_square(parts: list[tf.Tensor], elements: tf.Tensor) -> list[tf.Tensor]:
+    """Scales each sample to mean square 1 over the elements that count; zeros stay zeros."""
+    axes = [list(range(1, part.shape.rank)) for part in parts]
+    wide = [tf.cast(part, elements.dtype) for part in parts]
+    largest = [tf.reduce_max(tf.abs(part), axis) for part, axis in zip(wide, axes, strict=True)]
+    # Divided first, so that no square over- or underflows.
+    scale = tf.reduce_max(tf.stack(largest), axis=0)
+    wide = [_divided(part, scale) for part in wide]
+    squares = tf.add_n(
+        [tf.reduce_sum(tf.square(part), axis) for part, axis in zip(wide, axes, strict=True)]
+    )
+    length = tf.sqrt(squares / tf.maximum(elements, 1))
+    return [
+        tf.cast(_divided(part, length), leaf.dtype) for part, leaf in zip(wide, parts, strict=True)
+    ]
+
+
+def _divided(part: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    return part / aligned(tf.where(length == 0, tf.ones_like(length), length), part)

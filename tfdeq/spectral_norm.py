@@ -1,7 +1,9 @@
 """The spectral norm of a matrix from above: a bound for weights that promises something."""
 
 import keras
+import tensorflow as tf
 from keras import ops
+from ml_dtypes import finfo  # numpy's does not know bfloat16
 
 from tfdeq.solvers.solver import require_positive
 
@@ -9,7 +11,9 @@ from tfdeq.solvers.solver import require_positive
 _SQUARINGS = 6
 # Above the rounding of float32 products, so that the bound stays one.
 _ROUNDING = 1e-5
-_TINY = 1e-30
+# The same where GPUs round the factors of float32 products to TensorFloat-32, 11 bits.
+_TENSOR_FLOAT_ROUNDING = 2e-3
+_HALF = ("float16", "bfloat16")
 
 
 def spectral_norm_bound(matrix):
@@ -18,7 +22,8 @@ def spectral_norm_bound(matrix):
     With G = WᵀW, ‖W‖₂ <= ‖G^(2^n)‖_F^(1 / 2^(n+1)) <= d^(1 / 2^(n+2)) ‖W‖₂ for d the smaller side:
     at n = 6, 2 % too large for d = 256, and less as soon as one singular value stands out. Power
     iteration, the usual estimate, comes from below, and so guarantees nothing. n + 1 products of
-    d × d matrices. Differentiable.
+    d × d matrices. Differentiable; at W = 0, where the norm is not, the gradient is 0. The matrix is
+    scaled to largest entry 1 first, so that tiny and huge ones are as good as others.
 
     Args:
         matrix: [rows, columns], floating.
@@ -39,27 +44,80 @@ def spectral_norm_bound(matrix):
     matrix = ops.convert_to_tensor(matrix)
     if len(matrix.shape) != 2:
         raise ValueError(f"spectral_norm_bound takes a matrix; received shape {matrix.shape}.")
-    if keras.backend.standardize_dtype(matrix.dtype) in ("float16", "bfloat16"):
+    if _dtype(matrix) in _HALF:
         matrix = ops.cast(matrix, "float32")
+    # A constant for the gradient: the bound is homogeneous, so that nothing is lost.
+    largest = ops.stop_gradient(ops.max(ops.abs(matrix)))
+    zero = ops.equal(largest, 0)
+    matrix = ops.where(zero, ops.ones_like(matrix), matrix / ops.where(zero, 1, largest))
     rows, columns = matrix.shape
     transposed = ops.transpose(matrix)
     gram = ops.matmul(matrix, transposed) if rows < columns else ops.matmul(transposed, matrix)
     # G^(2^k) is kept at unit Frobenius norm; `logarithm` is what was taken out, as log ‖·‖ / 2^k.
     logarithm = 0.0
     for power in range(_SQUARINGS + 1):
-        length = ops.sqrt(ops.sum(gram * gram)) + _TINY
+        length = ops.sqrt(ops.sum(gram * gram))
         logarithm = logarithm + ops.log(length) / 2**power
         gram = gram / length
         if power < _SQUARINGS:
             gram = ops.matmul(gram, gram)
-    return ops.exp(0.5 * logarithm) * (1.0 + _ROUNDING)
+    return largest * ops.exp(0.5 * logarithm) * (1.0 + _rounding(_dtype(matrix)))
+
+
+def scaled_to_norm(matrix, bound: float, dtype: str):
+    """Returns W min(1, bound / σ), σ >= ‖W‖₂, in another dtype, in which too its norm is at most bound.
+
+    Half precision rounds a number by the part u at most: 2^−8 in bfloat16, 2^−11 in float16. As the
+    entries' errors seldom add up, σ is taken (1 + 2u) times as large, and the rounded matrix is
+    looked at again. If it is still too large, σ is taken (1 + u √d) times as large, d the smaller
+    side, which always suffices: ‖E‖₂ <= ‖E‖_F <= u ‖W‖_F <= u √d ‖W‖₂ for the rounding E.
+
+    Args:
+        matrix: [rows, columns], floating.
+        bound: > 0.
+        dtype: of the result.
+    """
+    dtype = keras.backend.standardize_dtype(dtype)
+    if _dtype(matrix) in _HALF:
+        matrix = ops.cast(matrix, "float32")
+    sigma = spectral_norm_bound(matrix)
+
+    def scaled(bound, sigma):
+        # Not minimum(1, bound / sigma), whose gradient at sigma = 0 is not finite.
+        return ops.cast(matrix * (bound / ops.maximum(sigma, bound)), dtype)
+
+    if dtype not in _HALF:  # that rounding is within the bound's
+        return scaled(bound, sigma)
+    information = finfo(dtype)
+    unit = float(information.eps) / 2
+    rows, columns = matrix.shape
+    near = scaled(bound, sigma * (1 + 2 * unit))
+    # What is too small for the dtype is rounded by a constant.
+    lost = (rows * columns) ** 0.5 * float(information.smallest_subnormal)
+    sure = scaled(max(bound - lost, 1e-30), sigma * (1 + unit * min(rows, columns) ** 0.5))
+    return ops.where(spectral_norm_bound(near) <= bound, near, sure)
+
+
+def _dtype(matrix) -> str:
+    return keras.backend.standardize_dtype(matrix.dtype)
+
+
+def _rounding(dtype: str) -> float:
+    coarse = (
+        dtype == "float32"
+        and tf.config.list_physical_devices("GPU")
+        and tf.config.experimental.tensor_float_32_execution_enabled()
+    )
+    return _TENSOR_FLOAT_ROUNDING if coarse else _ROUNDING
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class SpectralNorm(keras.constraints.Constraint):
     """Keeps the spectral norm of a weight at or below a bound.
 
-    After each update W ← W min(1, bound / σ), σ the bound of `tfdeq.spectral_norm_bound`. A weight of
+    After each update W ← W min(1, bound / σ), σ the bound of `tfdeq.spectral_norm_bound`. That holds
+    for the weight as it is stored, in half precision too; a layer that computes in a lower precision
+    than it stores rounds it again, which may add 2^−8 of it (2^−11 in float16). A weight of
     more than two dimensions, a convolution's kernel, is taken as the matrix [everything else, last
     dimension]; the norm of a convolution of k positions is at most √k times that matrix's.
 
@@ -81,8 +139,7 @@ class SpectralNorm(keras.constraints.Constraint):
 
     def __call__(self, w):
         matrix = ops.reshape(w, (-1, w.shape[-1]))
-        scale = ops.minimum(1.0, self.bound / spectral_norm_bound(matrix))
-        return w * ops.cast(scale, w.dtype)
+        return ops.reshape(scaled_to_norm(matrix, self.bound, w.dtype), w.shape)
 
     def get_config(self):
         return {"bound": self.bound}

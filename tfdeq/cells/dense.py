@@ -5,7 +5,7 @@ from keras import ops
 
 from tfdeq.cells.normalized_dense import normalized_dense
 from tfdeq.solvers.solver import require_positive_integer
-from tfdeq.spectral_norm import spectral_norm_bound
+from tfdeq.spectral_norm import scaled_to_norm
 
 # |φ(a) − φ(b)| <= |a − b|, so that the cell contracts when its matrix does.
 _NON_EXPANSIVE = ("linear", "tanh", "relu", "sigmoid", "softsign", "softplus", "leaky_relu", "elu")
@@ -16,7 +16,8 @@ class DenseCell(keras.layers.Layer):
     """f(z, x) = φ(z W + x U + b): the recurrent network whose equilibrium a small DEQ is.
 
     With a contraction factor γ < 1 there is a guarantee: W is used as W min(1, γ / σ), σ >= ‖W‖₂
-    (`tfdeq.spectral_norm_bound`), and φ does not expand, so that ‖f(z) − f(z')‖ <= γ ‖z − z'‖. Then
+    (`tfdeq.spectral_norm_bound`; the bound holds for W as rounded to the compute dtype), and φ does
+    not expand, so that ‖f(z) − f(z')‖ <= γ ‖z − z'‖. Then
     every x has exactly one equilibrium, plain iteration reaches it from anywhere, with an error of at
     most γ^k times the first one's after k steps, and ‖(I − J)^(−1)‖ <= 1 / (1 − γ) bounds the gradient.
     The price is what such maps cannot express. Attention has no such factor: it has no Lipschitz
@@ -100,10 +101,11 @@ class DenseCell(keras.layers.Layer):
         """
         if not self.recurrent.built:
             self.recurrent.build((None, self.units))
-        kernel = ops.cast(self.recurrent.kernel, self.compute_dtype)
-        if self.contraction is not None:
-            scale = ops.minimum(1.0, self.contraction / spectral_norm_bound(self.recurrent.kernel))
-            kernel = kernel * ops.cast(scale, kernel.dtype)
+        kernel = ops.convert_to_tensor(self.recurrent.kernel)
+        if self.contraction is None:
+            kernel = ops.cast(kernel, self.compute_dtype)
+        else:
+            kernel = scaled_to_norm(kernel, self.contraction, self.compute_dtype)
         return {"input": self.injection(x), "kernel": kernel[None]}
 
     def initial_state(self, x):

@@ -6,8 +6,6 @@ from keras import ops
 from tfdeq.solvers.solver import require_positive_integer
 from tfdeq.spectral_norm import SpectralNorm
 
-_TINY = 1e-12
-
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class WeightNormalizedDense(keras.layers.Layer):
@@ -15,13 +13,14 @@ class WeightNormalizedDense(keras.layers.Layer):
 
     g starts as ‖v‖, so that the layer starts like `keras.layers.Dense` with the same initializer.
     Nothing is assigned in a call: inside a solve W is the same in every application, and the
-    gradient passes through the normalisation.
+    gradient passes through the normalisation, which is computed in float32 at least. A column of
+    zeros has no direction: there w_j = g_j v_j, so that W and its gradient stay finite.
 
     Args:
         units: outputs.
         use_bias: whether there is b, which starts at zero. Default True.
-        kernel_initializer: of W; zeros give v random directions, and g = 0. Default
-            "glorot_uniform", as in `keras.layers.Dense`.
+        kernel_initializer: of W; columns of zeros get random directions v, and g = 0, so that they
+            can be learned from. Default "glorot_uniform", as in `keras.layers.Dense`.
 
     Source: Salimans and Kingma, Weight Normalization, arXiv:1602.07868, equation (2).
 
@@ -50,7 +49,7 @@ class WeightNormalizedDense(keras.layers.Layer):
         self.direction = self.add_weight(
             name="direction",
             shape=shape,
-            initializer="glorot_uniform" if zero else self.kernel_initializer,
+            initializer="glorot_uniform" if zero else self._directions,
         )
         # The initializer gives the same values again: a variable cannot be read while it is made.
         self.gain = self.add_weight(
@@ -64,11 +63,22 @@ class WeightNormalizedDense(keras.layers.Layer):
             else None
         )
 
+    def _directions(self, shape, dtype):
+        """The initializer's matrix, with random columns where it has zeros."""
+        kernel = self.kernel_initializer(shape, dtype=dtype)
+        # A seed of its own: no random number of the model's is spent where there are no zeros.
+        other = keras.initializers.GlorotUniform(seed=0)(shape, dtype=dtype)
+        return ops.where(_lengths(kernel) == 0, other, kernel)
+
     @property
     def kernel(self):
         """W [inputs, units]."""
         direction = ops.convert_to_tensor(self.direction)
-        return direction * (ops.convert_to_tensor(self.gain) / (_lengths(direction) + _TINY))
+        dtype = direction.dtype
+        direction, _ = _scaled(direction)
+        length = _lengths(direction)
+        unit = direction / ops.where(length == 0, 1, length)
+        return ops.cast(unit * ops.cast(ops.convert_to_tensor(self.gain), unit.dtype), dtype)
 
     def call(self, x):
         product = ops.matmul(x, self.kernel)
@@ -87,8 +97,21 @@ class WeightNormalizedDense(keras.layers.Layer):
 
 
 def _lengths(kernel):
-    """[inputs, units] -> [1, units], the columns' norms."""
-    return ops.sqrt(ops.sum(ops.square(kernel), axis=0, keepdims=True))
+    """[inputs, units] -> [1, units], the columns' norms, float32 at least."""
+    kernel, largest = _scaled(kernel)
+    squares = ops.sum(ops.square(kernel), axis=0, keepdims=True)
+    zero = squares == 0  # where the root has no gradient
+    return largest * ops.where(zero, 0, ops.sqrt(ops.where(zero, 1, squares)))
+
+
+def _scaled(kernel):
+    """Columns with largest entry 1, of which no square over- or underflows, and what they were
+    divided by; a constant for the gradient, as lengths are homogeneous."""
+    if keras.backend.standardize_dtype(kernel.dtype) in ("float16", "bfloat16"):
+        kernel = ops.cast(kernel, "float32")
+    largest = ops.stop_gradient(ops.max(ops.abs(kernel), axis=0, keepdims=True))
+    largest = ops.where(largest == 0, 1, largest)
+    return kernel / largest, largest
 
 
 def normalized_dense(units: int, normalization: str | None, **settings) -> keras.layers.Layer:
