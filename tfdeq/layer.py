@@ -11,6 +11,8 @@ from tfdeq import adjoints, solve_scope, solvers
 from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point
+from tfdeq.functional_cell import UnknownSizeError
+from tfdeq.masks import attach_masks
 from tfdeq.pure_cell import PureCell
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
 from tfdeq.solution import Solution
@@ -147,7 +149,8 @@ class DEQLayer(keras.layers.Layer):
             for shape, dtype in zip(shapes, keras.tree.flatten(dtypes), strict=True)
         ]
         x = keras.tree.pack_sequence_as(dtypes, specs)
-        z = self._pure_cell.state_spec(x)
+        self._pure_cell.note_shapes(x, self._state_spec(x))
+        z = self._pure_cell.declared_state(self._state_spec(x))
         try:
             output = self._pure_cell.output_spec(z, x)
         except Exception as error:
@@ -183,35 +186,40 @@ class DEQLayer(keras.layers.Layer):
         # Keras hands on the masks of a nest, also where none of its tensors has one.
         if all(leaf is None for leaf in keras.tree.flatten(mask)):
             mask = None
+        x = attach_masks(x, mask)
         start = x
         x = self._pure_cell.inject(x)
-        f, theta, update_state = self._pure_cell.functions(bool(training), mask)
-        usual = self._pure_cell.start(start)
+        f = self._pure_cell.function(bool(training), mask, x)
+        usual = self._usual_start(start, z0)
         scope = solve_scope.current()
         if scope is not None:
             tolerance, max_steps, z0 = scope.settings(self, tolerance, max_steps, z0, usual)
-        compaction = not training and (scope is None or scope.compaction)
         z0 = usual if z0 is None else self._given_start(z0, usual)
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
-        # Masks go along with their samples; parts of a nest that have none are no tensors.
-        masks = [leaf for leaf in keras.tree.flatten(mask) if leaf is not None]
-        args = (x, theta, masks) if masks else (x, theta)
         if explicit_steps is None:
             if training and max_steps is None:
                 max_steps = self._draw_training_max_steps()
-            solution = fixed_point(
-                f,
-                z0,
-                args,
-                self.solver,
-                self.adjoint,
-                tolerance,
-                max_steps,
-                iterates=iterates,
-                # In training a cell may draw noise, or statistics, for the batch as it is.
-                batched_args=[0, 2][: len(args) - 1] if compaction else None,
-                backward_callback=self._backward_callback(bool(training), scope),
-            )
+            backward_callback = self._backward_callback(bool(training), scope)
+
+            def solve(compaction):
+                args = f.arguments(x)
+                return fixed_point(
+                    f,
+                    z0,
+                    args,
+                    self.solver,
+                    self.adjoint,
+                    tolerance,
+                    max_steps,
+                    iterates=iterates,
+                    # Masks go along with their samples.
+                    batched_args=[0, 2][: len(args) - 1] if compaction else None,
+                    backward_callback=backward_callback,
+                )
+
+            # In training a cell may draw noise, or statistics, for the batch as it is.
+            compaction = not training and (scope is None or scope.compaction)
+            solution = self._pure_cell.solve(f, z0, x, solve, compaction)
             solution, states = (solution, []) if iterates is None else solution
             if forward_metrics is not None:
                 forward_metrics(solution)
@@ -219,17 +227,25 @@ class DEQLayer(keras.layers.Layer):
             if iterates is not None:
                 raise ValueError("iterates are those of a solve: explicit_steps makes none.")
             require_positive_integer("explicit_steps", explicit_steps)
-            solution = apply_explicitly(f, z0, args, explicit_steps, unroll=bool(training))
+
+            def apply(_):
+                return apply_explicitly(
+                    f, z0, f.arguments(x), explicit_steps, unroll=bool(training)
+                )
+
+            solution = self._pure_cell.solve(f, z0, x, apply, False)
         if training:
-            self._add_penalty(f, solution.z, x, theta, masks)
-            update_state(solution.z, x)
-        solution = solution._replace(z=self._as_output(solution.z))
+            self._add_penalty(f, solution.z, x, f.theta, f.masks.leaves())
+        end = f.finish(solution.z, x)
+        for loss in end.losses:
+            self.add_loss(loss)
+        solution = solution._replace(z=self._as_output(solution.z, end.masks))
         if scope is not None:
             scope.record(self, solution)
         result = solution if return_solution else solution.z
         if iterates is None:
             return result
-        return result, [self._as_output(state) for state in states]
+        return result, [self._as_output(state, end.masks) for state in states]
 
     def initial_state(self, x: Any) -> Any:
         """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
@@ -253,7 +269,7 @@ class DEQLayer(keras.layers.Layer):
                 lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype), state
             )
 
-        state = self._pure_cell.state_spec(x)
+        state = self._state_spec(x, z0)
         result = z = like_state()
         if kwargs.get("return_solution"):
             batch = keras.tree.flatten(z)[0].shape[0]
@@ -262,8 +278,39 @@ class DEQLayer(keras.layers.Layer):
         iterates = kwargs.get("iterates")
         return result if iterates is None else (result, [like_state() for _ in iterates])
 
+    def compute_output_shape(self, x_shape):
+        """Returns the state's shape, or nest of shapes, for the shape or shapes of x."""
+        dtypes = keras.tree.flatten(self._x_dtypes)
+        shapes: list[tuple] = []
+        keras.tree.map_shape_structure(shapes.append, x_shape)
+        if self._x_dtypes is None or len(dtypes) != len(shapes):
+            dtypes = ["float32"] * len(shapes)
+        specs = iter(
+            [
+                keras.KerasTensor(shape, dtype=self._input_dtype(dtype))
+                for shape, dtype in zip(shapes, dtypes, strict=True)
+            ]
+        )
+        x = keras.tree.map_shape_structure(lambda _: next(specs), x_shape)
+        return keras.tree.map_structure(lambda leaf: tuple(leaf.shape), self._state_spec(x))
+
     def compute_mask(self, x, previous_mask=None):
-        return previous_mask
+        """Returns the masks of the equilibrium's leaves, for x's mask or nest of masks; None: none.
+
+        In a call these are for the leaves on which the cell's layers have put none. A cell with a
+        compute_mask(z, previous_mask) of its own says what they are. Else a state that starts as zeros
+        like x has x's masks, and any other has x's mask on those leaves that have x's length.
+        """
+        if all(mask is None for mask in keras.tree.flatten(previous_mask)):
+            return None
+        symbolic = all(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(x))
+        if self._pure_cell.computes_masks and not symbolic:
+            return None  # The cell was asked in its call.
+        state = self._state_spec(x)
+        if self._pure_cell.computes_masks:
+            return self.cell.compute_mask(state, previous_mask)
+        masks = self._pure_cell.carried_masks(previous_mask, keras.tree.flatten(state))
+        return keras.tree.pack_sequence_as(state, masks)
 
     def get_config(self):
         cell = keras.saving.serialize_keras_object(self.cell)
@@ -295,8 +342,22 @@ class DEQLayer(keras.layers.Layer):
         self._x_dtypes = config.get("x_dtypes")
         super().build_from_config(config)
 
+    def _state_spec(self, x: Any, z0: Any = None) -> Any:
+        """The state for a symbolic x; where a functional cell leaves its sizes open, z0's."""
+        return self._pure_cell.state_spec(x, z0)
+
+    def _usual_start(self, x: Any, z0: Any) -> Any:
+        """The start for x; beside a z0, only what a start is like, if x does not say more."""
+        try:
+            return self._pure_cell.start(x)
+        except UnknownSizeError:
+            if z0 is None:
+                raise
+            return self._pure_cell.state_spec(x, z0)
+
     def _given_start(self, z0: Any, usual: Any) -> Any:
         """Returns the caller's z0 as a state; it must be like the usual start."""
+        usual = self._pure_cell.declared_state(usual)
         received, expected = keras.tree.flatten(z0), keras.tree.flatten(usual)
         fits = len(received) == len(expected) and all(
             tf.TensorShape(one.shape).is_compatible_with(other.shape)
@@ -328,8 +389,9 @@ class DEQLayer(keras.layers.Layer):
         lowest, highest = self.training_max_steps
         return keras.random.randint((), lowest, highest + 1, seed=self._seed_generator)
 
-    def _as_output(self, z: Any) -> Any:
-        return tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), z)
+    def _as_output(self, z: Any, masks: Any) -> Any:
+        z = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), z)
+        return attach_masks(z, masks)
 
     def _input_dtype(self, dtype: str) -> str:
         return self.compute_dtype if "float" in dtype else dtype
