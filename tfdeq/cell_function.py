@@ -37,7 +37,7 @@ class CellFunction:
         self._pure_cell, self._training = pure_cell, training
         self.masks = masks
         self._trainable = pure_cell.cell.trainable_variables
-        self._non_trainable = pure_cell.cell.non_trainable_variables
+        self._non_trainable = _state_variables(pure_cell.cell)
         self.theta, self._frozen = pure_cell.exactly(
             lambda: [
                 [tf.identity(variable.value) for variable in variables]
@@ -140,6 +140,14 @@ class CellFunction:
         ids = {id(loss) for loss in losses}
         for layer in self._pure_cell.cell._flatten_layers() if ids else ():
             layer._loss_ids -= ids
+
+
+def _state_variables(cell: keras.layers.Layer) -> list[keras.Variable]:
+    """Seeds, statistics and frozen weights; and what a stateful recurrent layer keeps, untracked by Keras."""
+    states = [getattr(layer, "states", None) for layer in cell._flatten_layers()]
+    candidates = [*cell.non_trainable_variables, *keras.tree.flatten(states)]
+    found = {id(one): one for one in candidates if isinstance(one, keras.Variable)}
+    return list(found.values())
 
 
 class _Application(NamedTuple):

@@ -13,7 +13,7 @@ from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point
 from tfdeq.functional_cell import UnknownSizeError
 from tfdeq.masks import attach_masks
-from tfdeq.pure_cell import PureCell
+from tfdeq.pure_cell import PureCell, require_two_inputs
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
 from tfdeq.solution import Solution
 from tfdeq.solvers.solver import require_integer, require_positive_integer
@@ -113,6 +113,7 @@ class DEQLayer(keras.layers.Layer):
                 "jacobian_penalty_fraction must be in (0, 1]; received "
                 f"{jacobian_penalty_fraction!r}."
             )
+        require_two_inputs(cell)
         self.cell = cell
         self._pure_cell = PureCell(cell, self.compute_dtype)
         self.solver = solvers.get(solver)
@@ -149,10 +150,10 @@ class DEQLayer(keras.layers.Layer):
             for shape, dtype in zip(shapes, keras.tree.flatten(dtypes), strict=True)
         ]
         x = keras.tree.pack_sequence_as(dtypes, specs)
-        self._pure_cell.note_shapes(x, self._state_spec(x))
-        z = self._pure_cell.declared_state(self._state_spec(x))
+        z = self._pure_cell.state_spec(x)
+        self._pure_cell.note_shapes(x, z)
         try:
-            output = self._pure_cell.output_spec(z, x)
+            z, output = self._pure_cell.output_spec(z, x)
         except Exception as error:
             raise ValueError(
                 f"The cell {self.cell.name!r} of {self.name!r} could not be applied to a state z of "
@@ -269,7 +270,7 @@ class DEQLayer(keras.layers.Layer):
                 lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype), state
             )
 
-        state = self._state_spec(x, z0)
+        state = self._pure_cell.state_spec(x, z0)
         result = z = like_state()
         if kwargs.get("return_solution"):
             batch = keras.tree.flatten(z)[0].shape[0]
@@ -292,7 +293,9 @@ class DEQLayer(keras.layers.Layer):
             ]
         )
         x = keras.tree.map_shape_structure(lambda _: next(specs), x_shape)
-        return keras.tree.map_structure(lambda leaf: tuple(leaf.shape), self._state_spec(x))
+        return keras.tree.map_structure(
+            lambda leaf: tuple(leaf.shape), self._pure_cell.state_spec(x)
+        )
 
     def compute_mask(self, x, previous_mask=None):
         """Returns the masks of the equilibrium's leaves, for x's mask or nest of masks; None: none.
@@ -306,7 +309,7 @@ class DEQLayer(keras.layers.Layer):
         symbolic = all(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(x))
         if self._pure_cell.computes_masks and not symbolic:
             return None  # The cell was asked in its call.
-        state = self._state_spec(x)
+        state = self._pure_cell.state_spec(x)
         if self._pure_cell.computes_masks:
             return self.cell.compute_mask(state, previous_mask)
         masks = self._pure_cell.carried_masks(previous_mask, keras.tree.flatten(state))
@@ -341,10 +344,6 @@ class DEQLayer(keras.layers.Layer):
     def build_from_config(self, config):
         self._x_dtypes = config.get("x_dtypes")
         super().build_from_config(config)
-
-    def _state_spec(self, x: Any, z0: Any = None) -> Any:
-        """The state for a symbolic x; where a functional cell leaves its sizes open, z0's."""
-        return self._pure_cell.state_spec(x, z0)
 
     def _usual_start(self, x: Any, z0: Any) -> Any:
         """The start for x; beside a z0, only what a start is like, if x does not say more."""

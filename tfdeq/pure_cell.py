@@ -178,7 +178,8 @@ class PureCell:
         the leaves that have x's length. mask: nest like x; leaves: the state's.
         """
         masks = keras.tree.flatten(mask)
-        follows = self._follows or [False] * len(leaves)
+        # A cell in another cell was never asked: more than a vector for each sample is a sequence.
+        follows = self._follows or [len(leaf.shape) > 2 for leaf in leaves]
         if hasattr(self.cell, "initial_state") or is_functional(self.cell):
             known = {id(one): one for one in masks if one is not None}
             masks = list(known.values()) * len(leaves) if len(known) == 1 else []
@@ -189,8 +190,23 @@ class PureCell:
             for leaf, one, follow in zip(leaves, masks, follows, strict=True)
         ]
 
-    def output_spec(self, z: Any, x: Any) -> Any:
-        """The shapes of the cell's output for symbolic z and x; builds the cell."""
+    def output_spec(self, z: Any, x: Any) -> tuple[Any, Any]:
+        """The state and the shapes of the cell's output for symbolic z and x; builds the cell.
+
+        The state is z; or, where that does not go together with x and a functional cell leaves sizes
+        open, the state that it declares, for which a call then has to give a z0.
+        """
+        try:
+            return z, self._output_spec(z, x)
+        except Exception:
+            declared = self.declared_state(z)
+            if not self._declares_state or all(
+                None not in leaf.shape[1:] for leaf in keras.tree.flatten(declared)
+            ):
+                raise
+            return declared, self._output_spec(declared, x)
+
+    def _output_spec(self, z: Any, x: Any) -> Any:
         leaves = keras.tree.flatten((z, x))
         if all(None not in leaf.shape[1:] for leaf in leaves):
             return self.apply(z, self.inject(x))
@@ -203,6 +219,34 @@ class PureCell:
             if traced.error is None:
                 raise
             raise traced.error from None
+
+
+def require_two_inputs(cell: keras.layers.Layer) -> None:
+    """Refuses a layer of one input, whose call would take x for something else.
+
+    Raises:
+        ValueError: naming what the call takes.
+    """
+    advice = "Use it inside a functional model keras.Model([z, x], output), or in a layer with call(z, x)."
+    if is_functional(cell):
+        if len(cell.inputs) <= len(cell.outputs):
+            raise ValueError(
+                "cell must have the inputs z and x, with as many first inputs as outputs for z; received "
+                f"the functional model {cell.name!r} of {len(cell.inputs)} inputs and "
+                f"{len(cell.outputs)} outputs. Give it a further input x."
+            )
+        return
+    kinds = inspect.Parameter
+    parameters = list(inspect.signature(cell.call).parameters.values())
+    if any(parameter.kind == kinds.VAR_POSITIONAL for parameter in parameters):
+        return
+    positional = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    names = [parameter.name for parameter in parameters if parameter.kind in positional]
+    if len(names) < 2 or names[1] in ("training", "mask"):
+        raise ValueError(
+            f"cell must have call(z, x); received the {type(cell).__name__} {cell.name!r}, whose call "
+            f"takes ({', '.join(parameter.name for parameter in parameters)}). {advice}"
+        )
 
 
 def _at_once(function: Callable[[], Any]) -> Any:
