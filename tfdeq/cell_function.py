@@ -1,5 +1,6 @@
 """One call of a layer around a Keras cell: its pure function, and what the cell does besides."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import keras
@@ -15,6 +16,24 @@ class Finish(NamedTuple):
     masks: tuple  # of the output's leaves, as its layers put them there; None where there is none
 
 
+@dataclasses.dataclass
+class Seen:
+    """What a cell was seen to do besides returning its output, in training or in inference."""
+
+    assigns: bool = False
+    adds_losses: bool = False
+    puts_masks: bool = False
+    # Variables that it assigns and Keras does not count among its own: the state of a stateful
+    # recurrent layer, the seed of noise that is drawn without a SeedGenerator.
+    untracked: list = dataclasses.field(default_factory=list)
+    traced: bool = False
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is something to do at the equilibrium."""
+        return self.assigns or self.adds_losses or self.puts_masks
+
+
 class CellFunction:
     """f(z, x, theta, masks) without side effects, for one call of the layer.
 
@@ -26,25 +45,21 @@ class CellFunction:
         pure_cell: the `PureCell`.
         training: whether the cell is in training.
         masks: of the argument and of x.
+        seen: what earlier calls have shown; this one adds to it.
 
     Attributes:
         theta: the trainable weights, as tensors.
         masks: those of argument and x, and of the state once `find_state_masks` has looked.
-        assigns, adds_losses, puts_masks: what the cell was seen to do so far.
+        seen: as above.
     """
 
-    def __init__(self, pure_cell: Any, training: bool, masks: CellMasks):
+    def __init__(self, pure_cell: Any, training: bool, masks: CellMasks, seen: Seen):
         self._pure_cell, self._training = pure_cell, training
-        self.masks = masks
+        self.masks, self.seen = masks, seen
         self._trainable = pure_cell.cell.trainable_variables
-        self._non_trainable = _state_variables(pure_cell.cell)
-        self.theta, self._frozen = pure_cell.exactly(
-            lambda: [
-                [tf.identity(variable.value) for variable in variables]
-                for variables in (self._trainable, self._non_trainable)
-            ]
-        )
-        self.assigns = self.adds_losses = self.puts_masks = False
+        self._non_trainable = [*pure_cell.cell.non_trainable_variables, *seen.untracked]
+        self.theta = self._values(self._trainable)
+        self._frozen = self._values(self._non_trainable)
 
     def __call__(self, z: Any, x: Any, theta: Any, masks: Any = ()) -> Any:
         output = self._apply(z, x, theta, masks).output
@@ -57,6 +72,19 @@ class CellFunction:
         """Returns (x, theta), and the masks as a third, if there are any, for `__call__`."""
         masks = self.masks.leaves()
         return (x, self.theta, masks) if masks else (x, self.theta)
+
+    def trace(self, z: Any, x: Any) -> None:
+        """Sees what the cell does without computing anything."""
+        function = tf.function(lambda z, *args: self(z, *args), autograph=False)
+        function.get_concrete_function(z, *self.arguments(x))
+
+    def adopt(self) -> bool:
+        """Freezes the untracked variables that were seen; returns whether there were new ones."""
+        known = {id(variable) for variable in self._non_trainable}
+        new = [variable for variable in self.seen.untracked if id(variable) not in known]
+        self._non_trainable += new
+        self._frozen += self._values(new)
+        return bool(new)
 
     def find_state_masks(self, z: Any, x: Any) -> None:
         """Finds the masks that the state carries in an iteration of the cell by plain Keras calls.
@@ -80,10 +108,10 @@ class CellFunction:
         The losses are differentiable in z, x and the weights. Nothing is evaluated for a cell that was
         not seen to do any of that.
         """
-        if not (self.assigns or self.adds_losses or self.puts_masks):
+        if not self.seen.anything:
             return Finish([], ())
         theta = self.theta
-        if not self.adds_losses:
+        if not self.seen.adds_losses:
             z, x, theta = tf.nest.map_structure(tf.stop_gradient, (z, x, theta))
         end = self._apply(z, x, theta, self.masks.leaves())
         for variable, value in end.assigned:
@@ -94,28 +122,32 @@ class CellFunction:
         variables = [*self._trainable, *self._non_trainable]
         mapping = list(zip(variables, [*theta, *self._frozen], strict=True))
         masks = self.masks.with_leaves(mask_leaves) if mask_leaves else self.masks
-        exactly = self._pure_cell.exactly
         # The scope too would round what it is given.
-        with exactly(lambda: keras.StatelessScope(mapping, collect_losses=True)) as scope:
-            before = dict(scope.state_mapping)
+        with self._pure_cell.exactly(lambda: _Scope(mapping)) as scope:
             output = self._pure_cell.apply(
                 attach_masks(z, masks.z),
                 attach_masks(x, masks.x),
                 training=self._training,
                 mask=masks.argument,
             )
-        # What the cell did not assign stays.
-        assigned = [
-            (variable, scope.state_mapping[id(variable)])
-            for variable in variables
-            if scope.state_mapping[id(variable)] is not before[id(variable)]
-        ]
         found = self._own_masks(output, masks)
         self._forget_losses(scope.losses)
-        self.assigns |= bool(assigned)
-        self.adds_losses |= bool(scope.losses)
-        self.puts_masks |= any(mask is not None for mask in found)
+        self._note(variables, scope, found)
+        assigned = [(one, scope.state_mapping[id(one)]) for one in scope.assigned.values()]
         return _Application(output, assigned, list(scope.losses), found)
+
+    def _note(self, variables: list, scope: "_Scope", masks: tuple) -> None:
+        seen = self.seen
+        seen.assigns |= bool(scope.assigned)
+        seen.adds_losses |= bool(scope.losses)
+        seen.puts_masks |= any(mask is not None for mask in masks)
+        known = {id(variable) for variable in [*variables, *seen.untracked]}
+        seen.untracked += [one for key, one in scope.assigned.items() if key not in known]
+
+    def _values(self, variables: list) -> list[tf.Tensor]:
+        return self._pure_cell.exactly(
+            lambda: [tf.identity(variable.value) for variable in variables]
+        )
 
     def _own_masks(self, output: Any, masks: CellMasks) -> tuple:
         """The masks on the output's leaves.
@@ -142,12 +174,16 @@ class CellFunction:
             layer._loss_ids -= ids
 
 
-def _state_variables(cell: keras.layers.Layer) -> list[keras.Variable]:
-    """Seeds, statistics and frozen weights; and what a stateful recurrent layer keeps, untracked by Keras."""
-    states = [getattr(layer, "states", None) for layer in cell._flatten_layers()]
-    candidates = [*cell.non_trainable_variables, *keras.tree.flatten(states)]
-    found = {id(one): one for one in candidates if isinstance(one, keras.Variable)}
-    return list(found.values())
+class _Scope(keras.StatelessScope):
+    """A scope that knows which variables were assigned in it, those without a given value too."""
+
+    def __init__(self, mapping: list):
+        super().__init__(mapping, collect_losses=True)
+        self.assigned: dict[int, keras.Variable] = {}
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        self.assigned[id(update[0])] = update[0]
+        super().add_update(update)
 
 
 class _Application(NamedTuple):

@@ -24,7 +24,8 @@ class CellMasks(NamedTuple):
 
     def passed_on(self, mask: Any) -> bool:
         """Whether a mask is that of the cell's argument itself."""
-        return any(mask is leaf for leaf in keras.tree.flatten(self.argument))
+        own = keras.tree.flatten(self.argument)
+        return mask is not None and any(mask is leaf for leaf in own)
 
 
 def masks_of(nest: Any) -> tuple:

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfdeq import solve_scope
-from tfdeq.cell_function import CellFunction
+from tfdeq.cell_function import CellFunction, Seen
 from tfdeq.functional_cell import UnknownSizeError, declared_state, is_functional, zeros_for
 from tfdeq.masks import CellMasks, fits, masks_of
 
@@ -32,8 +32,7 @@ class PureCell:
         half = compute_dtype in ("float16", "bfloat16")
         self.exactly = _Exactly().do if half else _at_once
         self.computes_masks = not getattr(cell.compute_mask, "_is_default", False)
-        # What solves have shown of the cell; see `learn`.
-        self._mixes_rows = self._makes_masks = False
+        self._seen = {True: Seen(), False: Seen()}  # in training, in inference
         self._follows: list[bool] | None = None
 
     def function(self, training: bool, mask: Any = None, x: Any = ()) -> CellFunction:
@@ -42,7 +41,7 @@ class PureCell:
         mask: that of the layer's input; x: what stands for it in the applications, whose leaves may
         carry masks.
         """
-        return CellFunction(self, training, CellMasks(mask, masks_of(x)))
+        return CellFunction(self, training, CellMasks(mask, masks_of(x)), self._seen[training])
 
     def solve(
         self,
@@ -52,29 +51,25 @@ class PureCell:
         solve: Callable[[bool], Any],
         compaction: bool,
     ) -> Any:
-        """Returns solve(compaction); solves again if that shows that it needs another setting.
+        """Returns solve(compaction), where f is set as the cell needs it.
 
-        So it does where the cell is first seen to draw noise, or to assign statistics, in a batch that
-        shrinks; or to put masks on its output, which the next application's z then carries.
+        Before the first solve a trace shows what that is: noise and statistics want the batch as it
+        is, and masks that the cell makes are those of the next application's z. Should a cell change
+        its ways later, the solve shows it, and is made again.
         """
-        if f.masks.leaves() or self._makes_masks:
-            f.find_state_masks(z0, x)
+        seen = f.seen
+        if not seen.traced:
+            seen.traced = True
+            f.trace(z0, x)
         while True:
-            compaction = compaction and not self._wants_whole_batch()
-            result = solve(compaction)
-            again = False
-            if f.assigns and compaction:
-                again = self._mixes_rows = True
-            if f.puts_masks and not f.masks.z:
-                again = self._makes_masks = True
+            f.adopt()
+            if (f.masks.leaves() or seen.puts_masks) and not f.masks.z:
                 f.find_state_masks(z0, x)
-            if not again:
+            compaction = compaction and not seen.assigns
+            result = solve(compaction)
+            unknown_masks = seen.puts_masks and not f.masks.z
+            if not (f.adopt() or unknown_masks or (compaction and seen.assigns)):
                 return result
-
-    def _wants_whole_batch(self) -> bool:
-        """Whether an application in inference may only be made to the batch as it is."""
-        layers = self.cell._flatten_layers()
-        return self._mixes_rows or any(getattr(layer, "stateful", False) for layer in layers)
 
     def apply(self, z, x, training=None, mask=None):
         """Calls the cell as its kind wants to be called."""
