@@ -101,7 +101,8 @@ def test_a_layer_in_a_cell_does_what_keras_does(name, tmp_path):
             layer.cell.variables, _state(layer), after, strict=True
         ):
             np.testing.assert_allclose(received, kept, atol=2e-5, err_msg=variable.path)
-        np.testing.assert_allclose(layer.losses, losses, rtol=1e-3)
+        # The regulariser's own values are of order 1e-2 and of float32.
+        np.testing.assert_allclose(np.sort(layer.losses), np.sort(losses), rtol=1e-4)
         weights = [variable.value for variable in layer.trainable_variables]
         for variable, gradient in zip(
             layer.trainable_variables, tape.gradient(loss, weights), strict=True
