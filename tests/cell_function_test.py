@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfdeq
-from tests.cases import EVERY_MODE, MODES, NoisyCell, in_mode
+from tests.cases import MODES, NoisyCell, in_mode
 
 TIGHT = tfdeq.Broyden(max_steps=60, tolerance=1e-6)
 EXACT = tfdeq.Broyden(max_steps=80, tolerance=1e-13)
@@ -204,7 +204,7 @@ class UnseededCell(keras.layers.Layer):
         return 0.3 * ops.tanh(z) + x + keras.random.normal(ops.shape(x), dtype=x.dtype)
 
 
-@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [AlwaysNoisyCell, UnseededCell])
 @pytest.mark.parametrize("training", [False, True])
 def test_noise_is_new_in_every_call_and_one_in_a_solve(kind, training, mode):

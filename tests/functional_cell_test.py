@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfdeq
-from tests.cases import EVERY_MODE, DenseCell, in_mode
+from tests.cases import MODES, DenseCell, in_mode
 
 TIGHT = tfdeq.Broyden(max_steps=50, tolerance=1e-6)
 
@@ -27,7 +27,7 @@ def _convolution_cell(channels=3):
     return keras.Model([z, x], ops.tanh(mixed + drive))
 
 
-@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("channels", [3, 5])
 def test_sizes_that_the_cell_leaves_open_are_those_of_x(channels, mode):
     layer = tfdeq.DEQLayer(_convolution_cell(channels), TIGHT)
@@ -91,7 +91,7 @@ def test_without_a_z0_it_says_what_is_missing():
         layer(tf.ones([2, 4]))
 
 
-@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize("mode", MODES)
 def test_a_model_of_two_outputs_has_a_state_of_two_tensors(mode, tmp_path):
     first, second, x = keras.Input((4,)), keras.Input((2,)), keras.Input((3,))
     dense = keras.layers.Dense(4, kernel_initializer=_small())

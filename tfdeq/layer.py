@@ -24,8 +24,13 @@ class DEQLayer(keras.layers.Layer):
     """The equilibrium z* = cell(z*, x) of a weight-tied cell.
 
     The cell is an ordinary Keras layer or model: its weights, Dropout (one mask for the whole solve),
-    BatchNormalization (batch statistics in training; the moving ones advance once a call, at the
-    equilibrium), seed generators, dtype policy and mask work as in any Keras model. The state of the
+    BatchNormalization (batch statistics in training), seed generators and dtype policy work as in any
+    Keras model. What a cell does besides returning its output happens once a call, at the equilibrium,
+    in training and in inference: variables that it assigns (moving statistics, the seeds that it draws
+    from, the state of a stateful recurrent layer, the kernel of SpectralNormalization), and losses that
+    it adds (add_loss, activity_regularizer), whose gradient reaches z*, x and the weights. What is random
+    outside of Keras's seed generators is new in every evaluation. The mask of x reaches the layers in
+    the cell; the equilibrium carries the mask that they put on it, or see `compute_mask`. The state of the
     solve is float32 (float64 under a float64 policy) also where the cell computes in half precision.
     Rows of a batch do not influence one another, unless the cell mixes them, as
     BatchNormalization does in training. Gradients reach the weights and x, not z0.
@@ -36,7 +41,8 @@ class DEQLayer(keras.layers.Layer):
 
     Args:
         cell: layer with call(z, x, ...) -> like z, or a functional model of the inputs [z, x] (x's
-            tensors one after another, if it is a nest), which starts from zeros like its z. If it
+            tensors one after another, if it is a nest; of several outputs, that many first inputs are z),
+            which starts from zeros like its z, whose unknown sizes are those of x. If it
             has a method initial_state(x) -> z0, that is the start (it may not create weights); else
             zeros like x. If it has a method inject(x), that is called once before the solve and
             its result stands for x in call(z, x): what of the input is the same in every step. Its
@@ -61,11 +67,12 @@ class DEQLayer(keras.layers.Layer):
         iterates: numbers of evaluations; return (z or `Solution`, [the state after each of them]), as
         `tfdeq.fixed_point` does, so that a loss may be put on them too.
         explicit_steps: a number of plain applications from the start instead of a solve, with
-        ordinary backpropagation through them (a weight-tied network of that depth). mask: for cells whose
-        call takes one.
+        ordinary backpropagation through them (a weight-tied network of that depth). mask: that of x, where it
+        carries none; a cell whose call takes a mask receives it.
 
     Raises:
-        ValueError: at construction for bad settings; at build for a cell whose output is unlike z.
+        ValueError: at construction for bad settings, or a cell of one input; at build for a cell whose
+            output is unlike z; in a call where neither the cell, x nor a z0 says how large the state is.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377.
 
