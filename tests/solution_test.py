@@ -1,10 +1,12 @@
 """Tests of tfdeq.solution."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfdeq
+from tests.cases import DenseCell
 
 
 @pytest.mark.parametrize("status", list(tfdeq.Status))

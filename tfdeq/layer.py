@@ -232,16 +232,7 @@ class DEQLayer(keras.layers.Layer):
             if forward_metrics is not None:
                 forward_metrics(solution)
         else:
-            if iterates is not None:
-                raise ValueError("iterates are those of a solve: explicit_steps makes none.")
-            require_positive_integer("explicit_steps", explicit_steps)
-
-            def apply(_):
-                return apply_explicitly(
-                    f, z0, f.arguments(x), explicit_steps, unroll=bool(training)
-                )
-
-            solution = self._pure_cell.solve(f, z0, x, apply, False)
+            solution = self._apply_explicitly(f, z0, x, explicit_steps, iterates, bool(training))
         if training:
             self._add_penalty(f, solution.z, x, f.theta, f.masks.leaves())
         end = f.finish(solution.z, x)
@@ -254,6 +245,16 @@ class DEQLayer(keras.layers.Layer):
         if iterates is None:
             return result
         return result, [self._as_output(state, end.masks) for state in states]
+
+    def _apply_explicitly(self, f, z0, x, steps, iterates, training):
+        if iterates is not None:
+            raise ValueError("iterates are those of a solve: explicit_steps makes none.")
+        require_positive_integer("explicit_steps", steps)
+
+        def apply(_):
+            return apply_explicitly(f, z0, f.arguments(x), steps, unroll=training)
+
+        return self._pure_cell.solve(f, z0, x, apply, compaction=False)
 
     def initial_state(self, x: Any) -> Any:
         """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
