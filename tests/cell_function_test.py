@@ -117,6 +117,18 @@ def test_losses_of_the_cell_enter_fit_and_evaluate(jit_compile):
     np.testing.assert_allclose(evaluated, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_losses_in_half_precision_can_be_added_to_those_of_fit(policy):
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input((UNITS,))
+    layer = tfdeq.DEQLayer(LossCell(), tfdeq.Anderson(tolerance=2e-2))
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", "mse", jit_compile=False)
+    assert np.isfinite(model.fit(_x(), _x(), verbose=0).history["loss"]).all()
+    layer(_x(), training=True)
+    assert {loss.dtype for loss in layer.losses} == {tf.float32}
+
+
 def test_losses_of_a_nested_layer_count_once():
     class Outer(keras.layers.Layer):
         def __init__(self):

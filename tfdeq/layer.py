@@ -237,7 +237,8 @@ class DEQLayer(keras.layers.Layer):
             self._add_penalty(f, solution.z, x, f.theta, f.masks.leaves())
         end = f.finish(solution.z, x)
         for loss in end.losses:
-            self.add_loss(loss)
+            # In the solver's dtype: in half precision a loss cannot be added to fit's.
+            self.add_loss(self._pure_cell.as_state(loss))
         solution = solution._replace(z=self._as_output(solution.z, end.masks))
         if scope is not None:
             scope.record(self, solution)
