@@ -356,7 +356,7 @@ LAYERS = (
     ("tfdeq.version", "tfdeq.samples", "tfdeq.xla", "tfdeq.arnoldi"),
     ("tfdeq.solution", "tfdeq.solvers"),
     ("tfdeq.compaction", "tfdeq.state_layout", "tfdeq.safeguard", "tfdeq.solve_scope"),
-    ("tfdeq.function_evaluation", "tfdeq.warm_starts", "tfdeq.spectral_norm"),
+    ("tfdeq.function_evaluation", "tfdeq.warm_starts", "tfdeq.spectral_norm", "tfdeq.masks"),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),
     (
@@ -364,6 +364,8 @@ LAYERS = (
         "tfdeq.regularizers",
         "tfdeq.convergence_metrics",
         "tfdeq.explicit",
+        "tfdeq.functional_cell",
+        "tfdeq.cell_function",
         "tfdeq.pure_cell",
     ),
     ("tfdeq.layer",),

@@ -30,7 +30,10 @@ def _solve(a, x, rule):
 
 
 def _difference(function, a, x, d_a, d_x, step=1e-5):
-    ahead, behind = function(a + step * d_a, x + step * d_x), function(a - step * d_a, x - step * d_x)
+    ahead, behind = (
+        function(a + step * d_a, x + step * d_x),
+        function(a - step * d_a, x - step * d_x),
+    )
     return (ahead - behind) / (2 * step)
 
 

@@ -1,10 +1,12 @@
 """Tests of tfdeq.solution."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfdeq
+from tests.cases import DenseCell
 
 
 @pytest.mark.parametrize("status", list(tfdeq.Status))
@@ -49,3 +51,18 @@ def test_solution_passes_through_a_function():
     assert solution.residual.dtype == tf.float32
     assert solution.steps.dtype == solution.status.dtype == tf.int32
     assert solution.converged.numpy().all()
+
+
+def test_every_field_is_an_operation_of_a_functional_model(tmp_path):
+    inputs = keras.Input((4,))
+    layer = tfdeq.DEQLayer(DenseCell(4), tfdeq.FixedPointIteration(max_steps=3, tolerance=1e-3))
+    solution = layer(inputs, return_solution=True)
+    assert solution.converged.shape == (None,)
+    assert solution.converged.dtype == "bool"
+    model = keras.Model(inputs, [*solution, solution.converged])
+    x = tf.constant([[0.0] * 4, [1.0, -2.0, 3.0, 0.5]])
+    *_, status, converged = model(x)
+    assert converged.numpy().tolist() == (status.numpy() == 0).tolist() == [True, False]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded(x)[-1].numpy().tolist() == [True, False]

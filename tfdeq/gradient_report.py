@@ -157,9 +157,9 @@ def _gradients(layer, x, training, seed, solver, rule, callback=None) -> _Gradie
     with keras.StatelessScope(), tf.GradientTape() as tape:
         tape.watch(inputs)
         injected = pure.inject(x)
-        f, theta, _ = pure.functions(training, None)
+        f = pure.function(training, None, injected)
         solution = fixed_point(
-            f, pure.start(x), (injected, theta), solver, rule, backward_callback=callback
+            f, pure.start(x), f.arguments(injected), solver, rule, backward_callback=callback
         )
         loss = tf.add_n(
             [

@@ -11,7 +11,9 @@ from tfdeq import adjoints, solve_scope, solvers
 from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point
-from tfdeq.pure_cell import PureCell
+from tfdeq.functional_cell import UnknownSizeError
+from tfdeq.masks import attach_masks
+from tfdeq.pure_cell import PureCell, require_two_inputs
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
 from tfdeq.samples import random_rows
 from tfdeq.solution import Solution
@@ -23,8 +25,13 @@ class DEQLayer(keras.layers.Layer):
     """The equilibrium z* = cell(z*, x) of a weight-tied cell.
 
     The cell is an ordinary Keras layer or model: its weights, Dropout (one mask for the whole solve),
-    BatchNormalization (batch statistics in training; the moving ones advance once a call, at the
-    equilibrium), seed generators, dtype policy and mask work as in any Keras model. The state of the
+    BatchNormalization (batch statistics in training), seed generators and dtype policy work as in any
+    Keras model. What a cell does besides returning its output happens once a call, at the equilibrium,
+    in training and in inference: variables that it assigns (moving statistics, the seeds that it draws
+    from, the state of a stateful recurrent layer, the kernel of SpectralNormalization), and losses that
+    it adds (add_loss, activity_regularizer), whose gradient reaches z*, x and the weights. What is random
+    outside of Keras's seed generators is new in every evaluation. The mask of x reaches the layers in
+    the cell; the equilibrium carries the mask that they put on it, or see `compute_mask`. The state of the
     solve is float32 (float64 under a float64 policy) also where the cell computes in half precision.
     Rows of a batch do not influence one another, unless the cell mixes them, as
     BatchNormalization does in training. Gradients reach the weights and x, not z0.
@@ -35,7 +42,8 @@ class DEQLayer(keras.layers.Layer):
 
     Args:
         cell: layer with call(z, x, ...) -> like z, or a functional model of the inputs [z, x] (x's
-            tensors one after another, if it is a nest), which starts from zeros like its z. If it
+            tensors one after another, if it is a nest; of several outputs, that many first inputs are z),
+            which starts from zeros like its z, whose unknown sizes are those of x. If it
             has a method initial_state(x) -> z0, that is the start (it may not create weights); else
             zeros like x. If it has a method inject(x), that is called once before the solve and
             its result stands for x in call(z, x): what of the input is the same in every step. Its
@@ -66,11 +74,12 @@ class DEQLayer(keras.layers.Layer):
         return_solution, the solution's `trace` has the residual of every iterate. throw: raise unless
         every sample has converged.
         explicit_steps: a number of plain applications from the start instead of a solve, with
-        ordinary backpropagation through them (a weight-tied network of that depth). mask: for cells whose
-        call takes one.
+        ordinary backpropagation through them (a weight-tied network of that depth). mask: that of x, where it
+        carries none; a cell whose call takes a mask receives it.
 
     Raises:
-        ValueError: at construction for bad settings; at build for a cell whose output is unlike z.
+        ValueError: at construction for bad settings, or a cell of one input; at build for a cell whose
+            output is unlike z; in a call where neither the cell, x nor a z0 says how large the state is.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377.
 
@@ -118,6 +127,7 @@ class DEQLayer(keras.layers.Layer):
                 "jacobian_penalty_fraction must be in (0, 1]; received "
                 f"{jacobian_penalty_fraction!r}."
             )
+        require_two_inputs(cell)
         self.cell = cell
         self._pure_cell = PureCell(cell, self.compute_dtype)
         self.solver = solvers.get(solver)
@@ -155,8 +165,9 @@ class DEQLayer(keras.layers.Layer):
         ]
         x = keras.tree.pack_sequence_as(dtypes, specs)
         z = self._pure_cell.state_spec(x)
+        self._pure_cell.note_shapes(x, z)
         try:
-            output = self._pure_cell.output_spec(z, x)
+            z, output = self._pure_cell.output_spec(z, x)
         except Exception as error:
             raise ValueError(
                 f"The cell {self.cell.name!r} of {self.name!r} could not be applied to a state z of "
@@ -201,56 +212,77 @@ class DEQLayer(keras.layers.Layer):
         # Keras hands on the masks of a nest, also where none of its tensors has one.
         if all(leaf is None for leaf in keras.tree.flatten(mask)):
             mask = None
+        x = attach_masks(x, mask)
         start = x
         x = self._pure_cell.inject(x)
-        f, theta, update_state = self._pure_cell.functions(bool(training), mask)
-        usual = self._pure_cell.start(start)
+        f = self._pure_cell.function(bool(training), mask, x)
+        usual = self._usual_start(start, z0)
         scope = solve_scope.current()
         if scope is not None:
             tolerance, max_steps, z0 = scope.settings(self, tolerance, max_steps, z0, usual)
-        compaction = not training and (scope is None or scope.compaction)
         z0 = usual if z0 is None else self._given_start(z0, usual)
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
-        # Masks go along with their samples; parts of a nest that have none are no tensors.
-        masks = [leaf for leaf in keras.tree.flatten(mask) if leaf is not None]
-        args = (x, theta, masks) if masks else (x, theta)
         if explicit_steps is None:
             if training and max_steps is None:
                 max_steps = self._draw_training_max_steps()
-            solution = fixed_point(
-                f,
-                z0,
-                args,
-                self.solver,
-                self.adjoint,
-                tolerance,
-                max_steps,
-                patience=patience,
-                absolute_tolerance=absolute_tolerance,
-                backward_tolerance=backward_tolerance,
-                backward_max_steps=backward_max_steps,
-                iterates=iterates,
-                trace=trace,
-                batched_args=[0, 2][: len(args) - 1],
-                # In training a cell may draw noise, or statistics, for the batch as it is.
-                compaction=compaction,
-                throw=throw,
-                callback=forward_metrics,
-                backward_callback=self._backward_callback(bool(training), scope),
-            )
+            backward_callback = self._backward_callback(bool(training), scope)
+
+            def solve(compaction):
+                args = f.arguments(x)
+                return fixed_point(
+                    f,
+                    z0,
+                    args,
+                    self.solver,
+                    self.adjoint,
+                    tolerance,
+                    max_steps,
+                    patience=patience,
+                    absolute_tolerance=absolute_tolerance,
+                    backward_tolerance=backward_tolerance,
+                    backward_max_steps=backward_max_steps,
+                    iterates=iterates,
+                    trace=trace,
+                    # Masks go along with their samples.
+                    batched_args=[0, 2][: len(args) - 1],
+                    compaction=compaction,
+                    throw=throw,
+                    backward_callback=backward_callback,
+                )
+
+            # In training a cell may draw noise, or statistics, for the batch as it is.
+            compaction = not training and (scope is None or scope.compaction)
+            solution = self._pure_cell.solve(f, z0, x, solve, compaction)
+            if forward_metrics is not None:
+                forward_metrics(solution)
         else:
             if iterates is not None or trace or throw:
                 raise ValueError(
                     "iterates, trace and throw are those of a solve: explicit_steps makes none."
                 )
-            require_positive_integer("explicit_steps", explicit_steps)
-            solution = apply_explicitly(f, z0, args, explicit_steps, unroll=bool(training))
+            solution = self._apply_explicitly(f, z0, x, explicit_steps, bool(training))
         if training:
-            self._add_penalty(f, solution.z, x, theta, masks)
-            update_state(solution.z, x)
+            self._add_penalty(f, solution.z, x, f.theta, f.masks.leaves())
+        end = f.finish(solution.z, x)
+        for loss in end.losses:
+            # In the solver's dtype: in half precision a loss cannot be added to fit's.
+            self.add_loss(self._pure_cell.as_state(loss))
         if scope is not None:
             scope.record(self, solution)
-        return solution if return_solution else self._as_output(solution.z)
+        if not return_solution:
+            return self._as_output(solution.z, end.masks)
+        return solution._replace(
+            z=attach_masks(solution.z, end.masks),
+            iterates=[attach_masks(state, end.masks) for state in solution.iterates] or (),
+        )
+
+    def _apply_explicitly(self, f, z0, x, steps, training):
+        require_positive_integer("explicit_steps", steps)
+
+        def apply(_):
+            return apply_explicitly(f, z0, f.arguments(x), steps, unroll=training)
+
+        return self._pure_cell.solve(f, z0, x, apply, compaction=False)
 
     def initial_state(self, x: Any) -> Any:
         """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
@@ -274,7 +306,7 @@ class DEQLayer(keras.layers.Layer):
                 lambda leaf: keras.KerasTensor(leaf.shape, dtype=dtype), state
             )
 
-        state = self._pure_cell.state_spec(x)
+        state = self._pure_cell.state_spec(x, z0)
         dtype = self.compute_dtype
         if not kwargs.get("return_solution"):
             return like_state()
@@ -287,8 +319,41 @@ class DEQLayer(keras.layers.Layer):
             trace = keras.KerasTensor((batch, None), dtype="float32")
         return Solution(like_state(), *counts, states, trace)
 
+    def compute_output_shape(self, x_shape):
+        """Returns the state's shape, or nest of shapes, for the shape or shapes of x."""
+        dtypes = keras.tree.flatten(self._x_dtypes)
+        shapes: list[tuple] = []
+        keras.tree.map_shape_structure(shapes.append, x_shape)
+        if self._x_dtypes is None or len(dtypes) != len(shapes):
+            dtypes = ["float32"] * len(shapes)
+        specs = iter(
+            [
+                keras.KerasTensor(shape, dtype=self._input_dtype(dtype))
+                for shape, dtype in zip(shapes, dtypes, strict=True)
+            ]
+        )
+        x = keras.tree.map_shape_structure(lambda _: next(specs), x_shape)
+        return keras.tree.map_structure(
+            lambda leaf: tuple(leaf.shape), self._pure_cell.state_spec(x)
+        )
+
     def compute_mask(self, x, previous_mask=None):
-        return previous_mask
+        """Returns the masks of the equilibrium's leaves, for x's mask or nest of masks; None: none.
+
+        In a call these are for the leaves on which the cell's layers have put none. A cell with a
+        compute_mask(z, previous_mask) of its own says what they are. Else a state that starts as zeros
+        like x has x's masks, and any other has x's mask on those leaves that have x's length.
+        """
+        if all(mask is None for mask in keras.tree.flatten(previous_mask)):
+            return None
+        symbolic = all(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(x))
+        if self._pure_cell.computes_masks and not symbolic:
+            return None  # The cell was asked in its call.
+        state = self._pure_cell.state_spec(x)
+        if self._pure_cell.computes_masks:
+            return self.cell.compute_mask(state, previous_mask)
+        masks = self._pure_cell.carried_masks(previous_mask, keras.tree.flatten(state))
+        return keras.tree.pack_sequence_as(state, masks)
 
     def get_config(self):
         cell = keras.saving.serialize_keras_object(self.cell)
@@ -320,8 +385,18 @@ class DEQLayer(keras.layers.Layer):
         self._x_dtypes = config.get("x_dtypes")
         super().build_from_config(config)
 
+    def _usual_start(self, x: Any, z0: Any) -> Any:
+        """The start for x; beside a z0, only what a start is like, if x does not say more."""
+        try:
+            return self._pure_cell.start(x)
+        except UnknownSizeError:
+            if z0 is None:
+                raise
+            return self._pure_cell.state_spec(x, z0)
+
     def _given_start(self, z0: Any, usual: Any) -> Any:
         """Returns the caller's z0 as a state; it must be like the usual start."""
+        usual = self._pure_cell.declared_state(usual)
         received, expected = keras.tree.flatten(z0), keras.tree.flatten(usual)
         fits = len(received) == len(expected) and all(
             tf.TensorShape(one.shape).is_compatible_with(other.shape)
@@ -353,8 +428,9 @@ class DEQLayer(keras.layers.Layer):
         lowest, highest = self.training_max_steps
         return keras.random.randint((), lowest, highest + 1, seed=self._seed_generator)
 
-    def _as_output(self, z: Any) -> Any:
-        return tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), z)
+    def _as_output(self, z: Any, masks: Any) -> Any:
+        z = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), z)
+        return attach_masks(z, masks)
 
     def _input_dtype(self, dtype: str) -> str:
         return self.compute_dtype if "float" in dtype else dtype

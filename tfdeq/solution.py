@@ -3,6 +3,7 @@
 import enum
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 
@@ -85,4 +86,6 @@ class Solution(NamedTuple):
     @property
     def converged(self) -> tf.Tensor:
         """[B] bool: whether the tolerance was met."""
-        return tf.equal(self.status, int(Status.CONVERGED))
+        # In a functional model this too is an operation of the model.
+        equal = keras.ops.equal if isinstance(self.status, keras.KerasTensor) else tf.equal
+        return equal(self.status, int(Status.CONVERGED))

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeq.masks import attach_masks, masks_of
 from tfdeq.pure_cell import PureCell
 
 
@@ -15,8 +16,8 @@ class StackedCell(keras.layers.Layer):
     Args:
         a, b: as for `stacked`.
 
-    Call arguments: z: the pair of a's and b's states; x as it comes from `inject`; mask: for those of
-    the cells whose call takes one. Returns a pair like z.
+    Call arguments: z: the pair of a's and b's states; x as it comes from `inject`; mask: of x. b's input
+    has the mask that a's state carries (see `DEQLayer.compute_mask`). Returns a pair like z.
     """
 
     def __init__(self, a: keras.layers.Layer, b: keras.layers.Layer, **kwargs: Any):
@@ -55,10 +56,25 @@ class StackedCell(keras.layers.Layer):
             input_of_b = keras.tree.map_structure(
                 lambda leaf: ops.cast(leaf, self.b.compute_dtype), z_a
             )
+            input_of_b = attach_masks(input_of_b, masks_of(z_a))
         return (
             self._pure_a.apply(z_a, x, training=training, mask=mask),
-            self._pure_b.apply(z_b, self._pure_b.inject(input_of_b), training=training, mask=mask),
+            self._pure_b.apply(
+                z_b,
+                self._pure_b.inject(input_of_b),
+                training=training,
+                mask=self._mask_of_b(z_a, mask),
+            ),
         )
+
+    def _mask_of_b(self, z_a: Any, mask: Any) -> Any:
+        """The mask of a's state, which is b's input: its own, or a's input's where that fits."""
+        own = masks_of(z_a)
+        if all(one is None for one in own):
+            own = self._pure_a.carried_masks(mask, keras.tree.flatten(z_a))
+        if all(one is None for one in own):
+            return None
+        return keras.tree.pack_sequence_as(z_a, list(own))
 
     def get_config(self):
         return {

@@ -16,8 +16,8 @@ class WeightTiedCell(keras.layers.Layer):
         layers: as for `weight_tied`.
 
     Call arguments: z: tuple of all layers' outputs [B, ...]; x: one tensor [B, ...], the first layer's
-    input; mask: the first layer's, which goes on through the layers as in any Keras model (the
-    equilibrium's last part carries none). Returns a tuple like z.
+    input; mask: the first layer's, which goes on through the layers as in any Keras model. Returns a
+    tuple like z, whose parts carry the masks that their layers put there.
     """
 
     def __init__(self, layers: Sequence[keras.layers.Layer], **kwargs: Any):
@@ -57,6 +57,10 @@ class WeightTiedCell(keras.layers.Layer):
             mask = getattr(output, "_keras_mask", None)
             outputs.append(output)
         return tuple(outputs)
+
+    def compute_mask(self, z, previous_mask=None):
+        # The layers have put on their outputs what masks there are.
+        return None
 
     def get_config(self):
         # A layer that stands in several places is one layer again after loading.
@@ -123,9 +127,10 @@ def weight_tied(layers: Sequence[keras.layers.Layer], **kwargs: Any) -> WeightTi
       a batch, each of which has a solve of its own: plain iteration with a small tolerance reaches all
       rows at once, forward and backward, but for a row that stands still (all zeros after a ReLU)
       while its neighbours' statistics still move: it ends there.
-    - A layer may stand in several places. A layer that keeps something else from call to call (a
-      stateful recurrent network) sees every evaluation's input.
-    - Regularisers of weights count; what a layer adds to the loss in its call does not.
+    - A layer may stand in several places. What a layer keeps from call to call (a stateful recurrent
+      network its last state) it keeps from the equilibrium, once a call.
+    - Regularisers of weights count, and what a layer adds to the loss in its call counts once, at the
+      equilibrium, as in the stack.
 
     Args:
         layers: L >= 1 Keras layers or models, each from one tensor [B, ...] to one floating

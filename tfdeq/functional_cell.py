@@ -1,0 +1,68 @@
+"""Functional models as cells: how many of the inputs are the state, and where a solve starts."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class UnknownSizeError(ValueError):
+    """The input does not say how large the state is."""
+
+
+def is_functional(cell: keras.layers.Layer) -> bool:
+    """Whether the cell is a functional model, which takes its inputs as one list."""
+    return isinstance(cell, keras.Model) and hasattr(cell, "operations")
+
+
+def declared_state(cell: keras.Model, batch: int | None, dtype: str) -> Any:
+    """Returns the state as the model's inputs declare it; sizes may be unknown.
+
+    The first inputs are the state, as many as the model has outputs: one tensor, or a list.
+    """
+    specs = [
+        keras.KerasTensor((batch, *tensor.shape[1:]), dtype=dtype)
+        for tensor in cell.inputs[: len(cell.outputs)]
+    ]
+    return specs[0] if len(specs) == 1 else specs
+
+
+def zeros_for(cell: keras.Model, x: Any) -> Any:
+    """Returns zeros like the model's state; sizes that it does not declare are those of x.
+
+    Raises:
+        UnknownSizeError: where x has no tensor of the state's rank to take them from.
+    """
+    leaves = tf.nest.flatten(x)
+    zeros = [_zeros(cell, spec, leaves) for spec in cell.inputs[: len(cell.outputs)]]
+    return zeros[0] if len(zeros) == 1 else zeros
+
+
+def _zeros(cell: keras.Model, spec: keras.KerasTensor, leaves: list[tf.Tensor]) -> tf.Tensor:
+    declared = list(spec.shape[1:])
+    source = leaves[0] if None not in declared else _source(spec, leaves)
+    if source is None:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        raise UnknownSizeError(
+            f"The cell {cell.name!r} does not say how large its state z, {tuple(spec.shape)}, is, and "
+            f"the input x, {shapes}, has no tensor of its rank to take that from. Give a start z0 in "
+            "the call, or sizes to the cell's input z, or use a cell with initial_state(x)."
+        )
+    dynamic = tf.shape(source)
+    sizes = [source.shape[0] or dynamic[0]]
+    static = [source.shape[0]]
+    for axis, size in enumerate(declared, start=1):
+        known = source.shape[axis] if size is None else size
+        sizes.append(dynamic[axis] if known is None else known)
+        static.append(known)
+    zeros = tf.zeros(tf.stack(sizes))
+    zeros.set_shape(static)
+    return zeros
+
+
+def _source(spec: keras.KerasTensor, leaves: list[tf.Tensor]) -> tf.Tensor | None:
+    """The first tensor of x that is like the state, or else of its rank."""
+    ranked = [leaf for leaf in leaves if len(leaf.shape) == len(spec.shape)]
+    shape = tf.TensorShape([None, *spec.shape[1:]])
+    alike = [leaf for leaf in ranked if shape.is_compatible_with(leaf.shape)]
+    return next(iter([*alike, *ranked]), None)
