@@ -156,6 +156,9 @@ def vector_jacobian_product(
 
     Differentiable in z, args and cotangent.
     """
+    # Tensors of the graph that is built now: what a loop's body has captured before a tape watches it
+    # is known there by another name, and its gradient would be zero.
+    z, args = tf.nest.map_structure(tf.identity, (z, args))
     wanted = targets(z, args)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tf.nest.flatten(wanted))
