@@ -115,6 +115,9 @@ def attach(z: Any, args: Any, pullback: Callable[[Any, Any, Any], list[tf.Tensor
         pullback: (z, args, d_z) -> gradients for `floating_leaves(args)`. Its z is the attached
             one: a derivative of the pullback then sees how z moves with args.
     """
+    # Of the graph that is built now, as in vector_jacobian_product: a backward pass inside a loop, whose
+    # own gradient is taken, knows no others.
+    z, args = tf.nest.map_structure(tf.identity, (z, args))
     floats = floating_leaves(args)
     z_leaves = tf.nest.flatten(z)
     attached: list[Any] = []
