@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from tfdeq.compaction import BoundFunction
+from tfdeq.custom_gradient import custom_gradient_only
 from tfdeq.iteration import iterate
 from tfdeq.solution import Solution
 from tfdeq.solvers import Solver
@@ -134,7 +135,7 @@ def attach(z: Any, args: Any, pullback: Callable[[Any, Any, Any], list[tf.Tensor
             )
             return [None] * len(z_leaves) + list(d_args)
 
-        return [tf.identity(leaf) for leaf in inputs[: len(z_leaves)]], gradient
+        return custom_gradient_only(inputs[: len(z_leaves)], inputs), gradient
 
     attached.extend(identity(*z_leaves, *floats))
     return tf.nest.pack_sequence_as(z, attached)

@@ -15,6 +15,7 @@ from tfdeq.adjoints.adjoint import (
     with_floating_leaves,
 )
 from tfdeq.compaction import BoundFunction
+from tfdeq.custom_gradient import custom_gradient_only
 from tfdeq.function_evaluation import check_variables
 from tfdeq.iteration import iterate
 from tfdeq.samples import choose, per_sample
@@ -140,7 +141,7 @@ def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
             with tf.GradientTape() as tape:
                 output = f(fixed_z, *fixed_args)
             check_variables(tape.watched_variables())
-            return tf.nest.flatten(output), gradient
+            return custom_gradient_only(tf.nest.flatten(output), inputs), gradient
 
         outputs = evaluate(*tf.nest.flatten(z), *floating_leaves(args))
         return tf.nest.pack_sequence_as(z, tf.nest.flatten(outputs))
