@@ -100,7 +100,7 @@ def while_loop(solve, a, shift, elements, first):
 
     results = tf.TensorArray(elements.dtype, COUNT, element_shape=first.shape)
     return tf.while_loop(
-        lambda k, _: k < COUNT, body, [tf.constant(0), results], maximum_iterations=COUNT
+        lambda k, _: k < COUNT, body, (tf.constant(0), results), maximum_iterations=COUNT
     )[1].stack()
 
 
@@ -141,7 +141,7 @@ def carried_while_loop(solve, a, shift, elements, first):
         return k + 1, state, results.write(k, state)
 
     results = tf.TensorArray(elements.dtype, COUNT, element_shape=first.shape)
-    start = [tf.constant(0), first, results]
+    start = (tf.constant(0), first, results)
     return tf.while_loop(lambda k, *_: k < COUNT, body, start, maximum_iterations=COUNT)[2].stack()
 
 
@@ -302,29 +302,22 @@ def test_finite_differences(loop):
 
 
 def vectorized_map(solve, a, shift, elements, first):
-    return tf.vectorized_map(
-        lambda x: solve(a, x + shift) + first, elements, fallback_to_while_loop=False
-    )
+    return tf.vectorized_map(lambda x: solve(a, x + shift) + first, elements)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "function"])
 @pytest.mark.parametrize(
-    "rule",
-    [
-        rule if rule in ("implicit", "unrolled") else pytest.param(rule, marks=pytest.mark.slow)
-        for rule in RULES
-    ],
+    ("loop", "rule", "mode"), cases([vectorized_map], RULES, lambda loop, rule: rule == "implicit")
 )
-def test_a_gradient_from_outside_of_vectorized_map_is_refused(rule, mode):
+def test_a_gradient_from_outside_of_vectorized_map_is_refused(loop, rule, mode):
     """A zero without a word would be worse. Plain backpropagation has no custom gradient to lose."""
     solve = solver_of(rule)
-    values = vectorized_map(solve, *map(tf.constant, (MATRIX, SHIFT, ELEMENTS, FIRST)))
+    values = loop(solve, *map(tf.constant, (MATRIX, SHIFT, ELEMENTS, FIRST)))
     np.testing.assert_allclose(values, expected(rule, False)[0], rtol=1e-8, atol=1e-10)
     if rule == "unrolled-plain":
-        check(vectorized_map, rule, mode)
+        check(loop, rule, mode)
         return
     with pytest.raises(LookupError, match=r"tf.vectorized_map.*drops.*Use tf.map_fn"):
-        gradients(vectorized_map, solve, mode)
+        gradients(loop, solve, mode)
 
 
 @pytest.mark.parametrize(
