@@ -90,10 +90,10 @@ def test_rows_of_what_all_samples_share():
     f = RowwiseFunction(lambda z, x, w: z * x["own"] + x["shared"] * w, batched_args=(0,))
     x = {"own": tf.constant([[1.0], [2.0], [3.0]]), "shared": tf.constant([[10.0]])}
     bound = BoundFunction(f, (x, tf.constant(2.0)))
-    assert bound.has_rows
+    assert bound.compacts
     z = tf.ones([2, 1])
     np.testing.assert_array_equal(bound.rows(tf.constant([2, 0]))(z), [[23.0], [21.0]])
-    assert not BoundFunction(lambda z: z, ()).has_rows
+    assert not BoundFunction(lambda z: z, ()).compacts
 
 
 def test_gradient_is_that_of_the_whole_batch():

@@ -118,7 +118,8 @@ def test_dtype_policies(policy, dtype, tolerance):
     with tf.GradientTape() as tape:
         solution = layer(x, training=True, return_solution=True)
         loss = tf.reduce_sum(tf.cast(solution.z, tf.float32))
-    assert solution.z.dtype == dtype
+    assert layer(x).dtype == dtype
+    assert solution.z.dtype == ("float64" if policy == "float64" else "float32")
     assert solution.converged.numpy().all()
     weights = [variable.value for variable in layer.trainable_variables]
     for variable, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
@@ -384,15 +385,20 @@ def test_power_steps_out_of_range_are_refused_at_construction(value):
 def test_a_loss_may_be_put_on_iterates():
     layer = tfdeq.DEQLayer(DenseCell(4), tfdeq.Anderson(tolerance=1e-6))
     x = tf.ones([3, 4])
-    z, (early, late) = layer(x, iterates=(2, 20))
+    solution = layer(x, iterates=(2, 20), return_solution=True)
+    early, late = solution.iterates
     np.testing.assert_allclose(early, layer(x, max_steps=2), rtol=1e-6)
-    np.testing.assert_allclose(late, z, rtol=1e-6)
+    np.testing.assert_allclose(late, solution.z, rtol=1e-6)
     inputs = keras.Input([4])
-    outputs = layer(inputs, iterates=(2, 20), return_solution=True)
-    model = keras.Model(inputs, [outputs[0].residual, *outputs[1]])
-    np.testing.assert_allclose(model(x)[1], early, rtol=1e-6)
+    outputs = layer(inputs, iterates=(2, 20), trace=True, return_solution=True)
+    model = keras.Model(inputs, [outputs.residual, *outputs.iterates, outputs.trace])
+    residual, *states, trace = model(x)
+    np.testing.assert_allclose(states[0], early, rtol=1e-6)
+    np.testing.assert_array_equal(np.nanmin(trace, axis=1), residual)
     with pytest.raises(ValueError, match="explicit_steps makes none"):
-        layer(x, iterates=(2,), explicit_steps=3)
+        layer(x, iterates=(2,), explicit_steps=3, return_solution=True)
+    with pytest.raises(ValueError, match="iterates and trace are part of the Solution"):
+        layer(x, iterates=(2,))
 
 
 @pytest.mark.parametrize("mode", MODES)

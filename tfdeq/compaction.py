@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdeq.samples import with_rows
+
 
 class RowwiseFunction:
     """f(z, *args) that knows which of its args belong to the samples, row by row.
@@ -13,11 +15,13 @@ class RowwiseFunction:
         f: (z, *args) -> like z.
         batched_args: positions in args of nests with leaves [B, ...], or [1, ...] for what all samples
             share.
+        compaction: whether samples that are done leave the batch.
     """
 
-    def __init__(self, f: Callable[..., Any], batched_args: Sequence[int]):
+    def __init__(self, f: Callable[..., Any], batched_args: Sequence[int], compaction: bool = True):
         self._f = f
         self.batched_args = tuple(batched_args)
+        self.compaction = compaction
 
     def __call__(self, z: Any, *args: Any) -> Any:
         return self._f(z, *args)
@@ -40,9 +44,15 @@ class BoundFunction:
         return self._f(z, *self._args)
 
     @property
-    def has_rows(self) -> bool:
-        """Whether `rows` may be called."""
-        return bool(self._batched)
+    def compacts(self) -> bool:
+        """Whether `rows` is to be called."""
+        return bool(self._batched) and self._f.compaction
+
+    def checked(self, batch: tf.Tensor) -> "BoundFunction":
+        """Returns the same function; the args of samples must have B rows (batch, [] int32), or 1."""
+        if not self._batched:
+            return self
+        return self._with_batched(lambda arg: with_rows("A batched argument of f", arg, batch))
 
     def rows(self, indices: tf.Tensor) -> "BoundFunction":
         """Returns the same function for the samples that indices [n] int32 name."""
@@ -51,11 +61,15 @@ class BoundFunction:
             # A leaf of one row belongs to all samples, or to the only one there is.
             if leaf.shape[0] == 1:
                 return leaf
-            return tf.gather(leaf, tf.minimum(indices, tf.shape(leaf)[0] - 1))
+            only = tf.equal(tf.shape(leaf)[0], 1)
+            return tf.gather(leaf, tf.where(only, tf.zeros_like(indices), indices))
 
+        return self._with_batched(lambda arg: tf.nest.map_structure(gather, arg))
+
+    def _with_batched(self, change: Callable[[Any], Any]) -> "BoundFunction":
         args = list(self._args)
         for position in self._batched:
-            args[position] = tf.nest.map_structure(gather, args[position])
+            args[position] = change(args[position])
         return BoundFunction(self._f, args)
 
 

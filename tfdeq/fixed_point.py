@@ -3,11 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfdeq import adjoints, solvers
+from tfdeq.adjoints.adjoint import SolveSettings
 from tfdeq.compaction import RowwiseFunction
-from tfdeq.solution import Solution
+from tfdeq.limits import Limits
+from tfdeq.samples import finite_rows
+from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import require_positive_integer
 
 
@@ -20,19 +24,27 @@ def fixed_point(
     tolerance: Any = None,
     max_steps: Any = None,
     *,
+    patience: Any = None,
+    absolute_tolerance: Any = None,
+    backward_tolerance: Any = None,
+    backward_max_steps: Any = None,
     iterates: Sequence[int] | None = None,
+    trace: bool = False,
     batched_args: Sequence[int] | None = None,
+    compaction: bool = True,
+    throw: bool = False,
+    callback: Callable[[Solution], None] | None = None,
     backward_callback: Callable[[Solution], None] | None = None,
-) -> Solution | tuple[Solution, list[Any]]:
+) -> Solution:
     """Solves z* = f(z*, *args) for every sample of a batch, differentiably.
 
     Each sample has its own answer, residual, number of steps and status, whoever shares its batch.
     Works in eager mode, in tf.function and with jit_compile=True. Gradients, of the order that the
-    adjoint supports, flow to every floating tensor in args, and to nothing else: not to z0, and not
-    to tensors that f merely closes over (trainable variables among them are an error).
-    TensorFlow's loops and branches may hold a solve; of tf.vectorized_map a gradient can be taken inside
-    of the mapped function only (from outside it is a LookupError, but for adjoints without a custom
-    gradient: Unrolled with checkpointed=False).
+    adjoint supports, flow to every floating or complex tensor in args, and to nothing else: not to
+    z0. Trainable variables and tensors that f merely closes over, and that a gradient would have to
+    reach, are an error. TensorFlow's loops and branches may hold a solve; of tf.vectorized_map a
+    gradient can be taken inside of the mapped function only (from outside it is a LookupError, but for
+    adjoints without a custom gradient: Unrolled with checkpointed=False).
 
     Args:
         f: (z, *args) -> like z; row b of the output depends on row b of z alone.
@@ -44,25 +56,40 @@ def fixed_point(
             tensor. None: the solver's.
         max_steps: scalar or [B], >= 1, evaluations of f at most; may be a tensor. None: the
             solver's.
-        iterates: numbers of evaluations, at least 1, in any order; return also what the solve had
-            found after each, so that a loss may be put on several of them (fixed-point correction).
-            Each has the gradient that the adjoint gives a fixed point there; adjoints that
-            differentiate the whole solve cannot. None: no such states.
+        patience: scalar or [B], >= 1, iterates without progress after which a sample is
+            STAGNATED; see `Solver`. None: the solver's.
+        absolute_tolerance: scalar or [B], >= 0, ‖f(z) − z‖₂ at which a sample is done too. None: the
+            solver's.
+        backward_tolerance, backward_max_steps: as tolerance and max_steps, for the backward
+            solve. None: those of the adjoint's own solver, if it has one; else the tolerance that
+            holds forward, and the larger one of this call's max_steps and the solver's.
+        iterates: numbers of evaluations, at least 1, in any order; the solution's `iterates` are
+            what the solve had found after each, so that a loss may be put on several of them
+            (fixed-point correction). Each has the gradient that the adjoint gives a fixed point
+            there; adjoints that differentiate the whole solve cannot. Solvers that use products with
+            the Jacobian solve once more for each. None: no such states.
+        trace: whether the solution's `trace` keeps the residual of every iterate, to be plotted.
         batched_args: positions in args of what belongs to the samples, row by row: leaves [B, ...], or
             [1, ...] for what all samples share. Where they are named, and outside of XLA, samples that
             are done leave the batch: a batch then costs about the sum of its samples' steps, not its
-            size times the most. None: the whole batch goes on until its last sample is done.
+            size times the most; and a sample of which one is NaN or infinite is NON_FINITE, whatever f
+            makes of it. None: the whole batch goes on until its last sample is done.
+        compaction: whether samples that are done leave the batch, if batched_args says how.
+        throw: raise tf.errors.InvalidArgumentError unless every sample has converged; in a graph by
+            an assertion, which XLA leaves out.
+        callback: receives the `Solution` of the forward solve; for metrics.
         backward_callback: receives the `Solution` of the backward solve when a first-order gradient
             is computed by solving; for metrics.
 
     Returns:
-        A `Solution`; with iterates, that and a list of nests like z, one for each number: the z that
-        a max_steps of that number returns.
+        A `Solution`.
 
     Raises:
-        ValueError: unknown names, output unlike z0, settings out of range, trainable variables that
-            are not in args.
+        ValueError: unknown names, output unlike z0, settings out of range, trainable variables or
+            watched tensors that are not in args.
         TypeError: states that are not floating point.
+        tf.errors.InvalidArgumentError: a batched argument of another number of rows than z0's; with
+            throw, a sample that has not converged.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377; iterates: Bai, Geng, Savani,
         Kolter, Deep Equilibrium Optical Flow Estimation, arXiv:2204.08442.
@@ -76,19 +103,93 @@ def fixed_point(
     if not isinstance(args, tuple | list):
         args = (args,)
     args = tf.nest.map_structure(tf.convert_to_tensor, tuple(args))
-    if batched_args:
-        wrong = [position for position in batched_args if not 0 <= position < len(args)]
-        if wrong:
-            raise ValueError(
-                f"batched_args must be positions in args, 0 to {len(args) - 1}; received {wrong}."
-            )
-        f = RowwiseFunction(f, batched_args)
+    _check_positions(batched_args, args)
+    f = RowwiseFunction(f, batched_args, compaction) if batched_args else f
     adjoint, solver = adjoints.get(adjoint), solvers.get(solver)
-    settings = (f, z0, args, solver, tolerance, max_steps, backward_callback)
+    limits = Limits(tolerance, max_steps, patience, absolute_tolerance)
+    settings = SolveSettings(
+        solver=solver,
+        limits=limits,
+        backward_limits=_backward_limits(
+            adjoint, solver, limits, backward_tolerance, backward_max_steps
+        ),
+        backward_callback=backward_callback,
+        iterates=_checked_numbers(iterates),
+        trace=trace,
+    )
+    solution = adjoint.solve(f, z0, args, settings)
+    if batched_args:
+        solution = _marked(solution, [args[position] for position in batched_args])
+    if throw:
+        solution = require_converged(solution)
+    if callback is not None:
+        callback(solution)
+    return solution
+
+
+def require_converged(solution: Solution) -> Solution:
+    """Returns the solution, whose samples must all have converged.
+
+    Raises:
+        tf.errors.InvalidArgumentError: in eager mode, and in a graph when it runs; XLA compiles no
+            assertion.
+    """
+    message = (
+        "Not every sample has converged; status of each (0 CONVERGED, 1 MAX_STEPS, 2 STAGNATED, "
+        "3 NON_FINITE) and residual follow. tfdeq.describe(status) says what to change."
+    )
+    everything = tf.reduce_all(solution.converged)
+    check = tf.debugging.Assert(everything, [message, solution.status, solution.residual], 64)
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.nest.map_structure(tf.identity, solution)
+
+
+def _check_positions(batched_args: Sequence[int] | None, args: tuple) -> None:
+    wrong = [position for position in batched_args or () if not 0 <= position < len(args)]
+    if wrong:
+        raise ValueError(
+            f"batched_args must be positions in args, 0 to {len(args) - 1}; received {wrong}."
+        )
+
+
+def _checked_numbers(iterates: Sequence[int] | None) -> tuple[int, ...]:
     if iterates is None:
-        return adjoint.solve(*settings)
+        return ()
     if not iterates:
         raise ValueError("iterates must name at least one number of evaluations; received none.")
     for number in iterates:
         require_positive_integer("iterates", number)
-    return adjoint.solve_with_iterates(*settings, tuple(iterates))
+    return tuple(iterates)
+
+
+def _backward_limits(
+    adjoint: adjoints.Adjoint,
+    solver: solvers.Solver,
+    limits: Limits,
+    tolerance: Any,
+    max_steps: Any,
+) -> Limits:
+    """What a call says of the backward solve's end."""
+    followed = Limits()
+    if getattr(adjoint, "solver", None) is None:
+        # A small forward budget, a dial of the answers' accuracy, is not one of the gradient's. And
+        # an absolute tolerance has units of the state, which the gradient has not.
+        steps = limits.max_steps
+        if steps is not None:
+            larger = tf.maximum if tf.is_tensor(steps) else np.maximum
+            steps = larger(steps, solver.max_steps)
+        followed = limits._replace(max_steps=steps, absolute_tolerance=0.0)
+    return followed._replace(
+        tolerance=followed.tolerance if tolerance is None else tolerance,
+        max_steps=followed.max_steps if max_steps is None else max_steps,
+    )
+
+
+def _marked(solution: Solution, inputs: Any) -> Solution:
+    """Samples with an input that is not finite are NON_FINITE, also where f saturates."""
+    finite = finite_rows(inputs, tf.shape(solution.status)[0])
+    if finite is None:
+        return solution
+    return solution._replace(
+        status=tf.where(finite, solution.status, int(Status.NON_FINITE)),
+    )

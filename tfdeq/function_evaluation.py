@@ -1,43 +1,88 @@
 """One evaluation of f on the state's matrix: checked, without gradient, with products if wanted."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfdeq.closures import check_closures
+from tfdeq.samples import power_of_two
 from tfdeq.state_layout import StateLayout
 
-# Keeps 0 / 0 at 0 where a state and its image vanish; far below any residual that matters.
-_TINY = 1e-20
+# Keeps 0 / 0 at 0 where a state and its image vanish; in units of the state, or far below them.
+_TINY = {tf.float32: 1e-30, tf.float64: 1e-200}
+# Squares of images below are not to be trusted: those of differences underflow.
+_DOUBTFUL = {tf.float32: 1e-20, tf.float64: 1e-200}
+
+
+class Residual(NamedTuple):
+    """How far states are from their images; all [B]."""
+
+    relative: tf.Tensor  # ‖f(z) − z‖₂ / (‖f(z)‖₂ + ε)
+    distance: tf.Tensor  # ‖f(z) − z‖₂
+    length: tf.Tensor  # ‖f(z)‖₂
+
+
+def residual_of(z: tf.Tensor, f_z: tf.Tensor) -> Residual:
+    """The residual of each sample, for states of any size that the dtype can hold.
+
+    Args:
+        z, f_z: [B, D], states and their images.
+    """
+
+    def norms(z, f_z):
+        squares = (tf.reduce_sum(tf.square(part), axis=1) for part in (f_z - z, f_z))
+        return [tf.sqrt(square) for square in squares]
+
+    def in_units():
+        # A second look, at states of about unit size: their squares neither over- nor underflow.
+        size = tf.reduce_max(tf.maximum(tf.abs(z), tf.abs(f_z)), axis=1)
+        unit = power_of_two(size)
+        return [*norms(z / unit[:, None], f_z / unit[:, None]), unit]
+
+    distance, length = norms(z, f_z)
+    least = tf.cast(_DOUBTFUL[z.dtype] ** 0.5, z.dtype)
+    sound = tf.math.is_finite(distance) & tf.math.is_finite(length) & (length >= least)
+    distance, length, unit = tf.cond(
+        tf.reduce_all(sound), lambda: [distance, length, tf.ones_like(length)], in_units
+    )
+    relative = distance / (length + tf.cast(_TINY[z.dtype], z.dtype))
+    return Residual(relative, distance * unit, length * unit)
 
 
 def relative_residual(z: tf.Tensor, f_z: tf.Tensor) -> tf.Tensor:
     """‖f(z) − z‖₂ / (‖f(z)‖₂ + ε) per sample; [B, D], [B, D] -> [B]."""
-    return tf.norm(f_z - z, axis=1) / (tf.norm(f_z, axis=1) + tf.cast(_TINY, z.dtype))
+    return residual_of(z, f_z).relative
 
 
-def evaluate(f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor) -> tf.Tensor:
-    """f at z, [B, D] -> [B, D], without a gradient."""
+def evaluate(
+    f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor, may_close_over: bool = False
+) -> tf.Tensor:
+    """f at z, [B, D] -> [B, D], without a gradient.
+
+    may_close_over: whether f may use tensors that a gradient would have to reach, and does not.
+    """
     # The tape records nothing that is used; it tells which variables f read.
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, check_closures(may_close_over) as check:
         output = f(layout.unflatten(z))
     check_variables(tape.watched_variables())
     layout.check_output(output)
+    check(output)
     result = tf.stop_gradient(layout.flatten(output))
     result.set_shape(z.shape)
     return result
 
 
 def evaluate_linearised(
-    f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor
+    f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor, may_close_over: bool = False
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """f at z and v -> ∂f/∂z v there, both [B, D].
 
     u -> Jᵀu is linear, so its own gradient is v -> Jv: two reverse passes make a forward one, and f is
-    evaluated once for all products.
+    evaluated once for all products. may_close_over: as for `evaluate`; eager mode cannot tell.
     """
     u = tf.zeros_like(z)
-    with tf.GradientTape(persistent=True) as outer:
+    with tf.GradientTape(persistent=True) as outer, check_closures(may_close_over) as check:
         outer.watch(u)
         with tf.GradientTape(watch_accessed_variables=False) as inner:
             inner.watch(z)
@@ -48,6 +93,7 @@ def evaluate_linearised(
             result, z, output_gradients=u, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
     check_variables(outer.watched_variables())
+    check(())
 
     def product(v: tf.Tensor) -> tf.Tensor:
         return outer.gradient(

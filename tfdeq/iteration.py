@@ -3,22 +3,27 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from tfdeq import safeguard
 from tfdeq.compaction import BoundFunction, run_compacting
-from tfdeq.function_evaluation import evaluate, evaluate_linearised, relative_residual
-from tfdeq.samples import per_sample
+from tfdeq.function_evaluation import Residual, evaluate, evaluate_linearised, residual_of
+from tfdeq.limits import Limits
+from tfdeq.samples import power_of_two
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import Solver
 from tfdeq.state_layout import StateLayout
 from tfdeq.xla import compiles_with_xla
 
 _RUNNING = -1
-# A sample has stagnated when its best residual fell by less than 0.1 % over this many iterates.
-STAGNATION_STEPS = 12
-_STAGNATION_FACTOR = 0.999
+# Progress is a best residual that has fallen by 0.1 %.
+_PROGRESS = 0.999
+# At so many units of rounding a residual is at the precision's floor; so many iterates must show it.
+_FLOOR = 4.0
+FLOOR_STEPS = 12
+# Sizes of states whose squares, and those of differences in their last digits, a dtype can hold.
+_ORDINARY = {tf.float32: (2.0**-20, 2.0**40), tf.float64: (2.0**-300, 2.0**300)}
 
 
 class _LoopState(NamedTuple):
@@ -30,9 +35,11 @@ class _LoopState(NamedTuple):
     mark_step: tf.Tensor  # [B] int32, the number of the iterate at which that was
     steps: tf.Tensor  # [B] int32, evaluations spent on the sample
     status: tf.Tensor  # [B] int32, a Status, or _RUNNING
+    scale: tf.Tensor  # [B] the solver works on z / scale; 1 for states of ordinary size
     base: Any  # a SafeguardState; () for a solver without safeguard
     solver: Any  # the method's own state
     recorded: Any  # [B, n, D] the best z after each number of evaluations; () where none is wanted
+    trace: Any  # [B, max_steps] residuals by evaluation; () where none is wanted
 
 
 def iterate(
@@ -41,10 +48,14 @@ def iterate(
     solver: Solver,
     tolerance: Any = None,
     max_steps: Any = None,
+    *,
+    patience: Any = None,
+    absolute_tolerance: Any = None,
     return_image: bool = False,
     linear_part: Callable[[Any], Any] | None = None,
     return_state: bool = False,
     iterates: Sequence[int] = (),
+    trace: bool = False,
 ) -> Any:
     """Finds z = f(z) for each sample; nothing here carries a gradient.
 
@@ -56,41 +67,47 @@ def iterate(
             rows: outside of XLA, samples that are done leave the batch, so that the cost follows
             the work; the answers are the same, up to the rounding of another batch size.
         z0: nest of [B, ...] floating tensors.
-        solver: the method; its tolerance and max_steps hold where the next two are None.
+        solver: the method; its settings hold where the next four are None.
         tolerance: scalar or [B], relative residual; a Python number must be > 0.
         max_steps: scalar or [B] integers, evaluations; a Python number must be >= 1. One
             evaluation is always made.
+        patience, absolute_tolerance: scalar or [B]; see `Solver`.
         return_image: return f of the best iterate instead of that iterate; the residual is still the
             iterate's. For a contraction that is one step nearer, and it costs nothing.
         linear_part: for an affine f, v -> f(v) − f(0), which a solver that asks for products with the
             Jacobian then uses; else they come from a linearisation of f at the iterate.
         return_state: return also the solver's state, that of each sample as its last evaluation left
             it. Keeping it apart costs a pass over the state in each step.
-        iterates: numbers of evaluations, each at least 1; return also what there was after each.
+        iterates: numbers of evaluations, each at least 1; keep what there was after each.
+        trace: keep the residual of every iterate.
 
     Returns:
-        A `Solution` whose z carries no gradient; with return_state, that and the solver's state; with
-        iterates, that and a list of nests like z, one for each number: what z would have been
-        had the budget been that.
+        A `Solution` whose z carries no gradient; with return_state, that and the solver's state. With
+        iterates, the solution's `iterates` are nests like z, one for each number: what z would have
+        been had the budget been that (for methods without products with the Jacobian, which make
+        fewer of them for a smaller budget).
 
     Raises:
         ValueError: if f's output is unlike z, or tolerance or max_steps are out of range.
     """
     z0 = tf.nest.map_structure(tf.convert_to_tensor, z0)
     # Under XLA shapes are fixed.
-    has_rows = isinstance(f, BoundFunction) and f.has_rows
-    shrinks = has_rows and not return_state and not compiles_with_xla()
+    shrinks = _shrinks(f) and not return_state
     layout = StateLayout(z0, any_batch=shrinks)
     z = tf.stop_gradient(layout.flatten(z0))
     batch = tf.shape(z)[:1]
-    budget = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
-    tolerance = per_sample("tolerance", tolerance, solver.tolerance, batch, z.dtype)
-    max_steps = per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
-    most = int(np.max(budget)) if budget is not None and np.size(budget) else None
+    if isinstance(f, BoundFunction):
+        f = f.checked(batch[0])
+        if solver.uses_products and tf.executing_eagerly() and record.could_possibly_record():
+            evaluate(f, layout, z)  # tells what its linearisation cannot: see check_closures
+    given = Limits(tolerance, max_steps, patience, absolute_tolerance)
+    limits = given.resolved(solver, batch, z.dtype)
+    most = given.most_steps(solver)
     step = _Step(solver, layout, return_image, return_state, linear_part, tuple(iterates))
 
     largest = tf.fill(batch, z.dtype.max)
     zeros = tf.zeros(batch, tf.int32)
+    columns = tf.reduce_max(limits.max_steps) if most is None else most
     start = _LoopState(
         k=tf.constant(0),
         z=z,
@@ -100,26 +117,27 @@ def iterate(
         mark_step=zeros,
         steps=zeros,
         status=tf.fill(batch, _RUNNING),
+        scale=tf.ones(batch, z.dtype),
         base=() if solver.safeguard is None else safeguard.initial_state(z),
         solver=solver.initial_state(z, most),
         recorded=tf.tile(z[:, None], [1, len(iterates), 1]) if iterates else (),
+        trace=tf.fill([batch[0], columns], float("nan")) if trace else (),
     )
     if shrinks:
-        best_z, best_residual, steps, status, recorded = run_compacting(
-            lambda f, carried: (_run(step, f, *carried, share=0.5), *carried[1:]),
+        best_z, best_residual, steps, status, recorded, traced = run_compacting(
+            lambda f, carried: (_run(step, f, *carried, share=0.5), carried[1]),
             f,
-            (start, tolerance, max_steps),
+            (start, limits),
             lambda carried: _running(carried[0]),
             lambda carried: _results(carried[0]),
         )
     else:
-        end = _run(step, f, start, tolerance, max_steps)
-        best_z, best_residual, steps, status, recorded = _results(end)
+        end = _run(step, f, start, limits)
+        best_z, best_residual, steps, status, recorded, traced = _results(end)
     residual = tf.cast(tf.minimum(best_residual, tf.cast(tf.float32.max, z.dtype)), tf.float32)
-    solution = Solution(layout.unflatten(best_z), residual, steps, status)
+    states = [layout.unflatten(recorded[:, i]) for i in range(len(iterates))] or ()
+    solution = Solution(layout.unflatten(best_z), residual, steps, status, states, traced)
     result = (solution, end.solver) if return_state else solution
-    if iterates:
-        result = (solution, [layout.unflatten(recorded[:, i]) for i in range(len(iterates))])
     return tf.nest.map_structure(tf.stop_gradient, result)
 
 
@@ -134,22 +152,25 @@ class _Step(NamedTuple):
     iterates: tuple[int, ...]
 
 
+def _shrinks(f: Callable[[Any], Any]) -> bool:
+    return isinstance(f, BoundFunction) and f.compacts and not compiles_with_xla()
+
+
 def _run(
     step: _Step,
     f: Callable[[Any], Any],
     start: _LoopState,
-    tolerance: tf.Tensor,
-    max_steps: tf.Tensor,
+    limits: Limits,
     share: float = 0.0,
 ) -> _LoopState:
     """The loop, until at most this share of the samples is running."""
 
     def goes_on(*fields: Any) -> tf.Tensor:
         running = tf.reduce_sum(tf.cast(_running(_LoopState(*fields)), tf.float32))
-        return running > share * tf.cast(tf.size(tolerance), tf.float32)
+        return running > share * tf.cast(tf.size(limits.max_steps), tf.float32)
 
     def body(*fields: Any) -> _LoopState:
-        return _turn(step, f, _LoopState(*fields), tolerance, max_steps)
+        return _turn(step, f, _LoopState(*fields), limits)
 
     return _LoopState(*tf.while_loop(goes_on, body, list(start), parallel_iterations=1))
 
@@ -158,46 +179,52 @@ def _running(state: _LoopState) -> tf.Tensor:
     return tf.equal(state.status, _RUNNING)
 
 
-def _results(state: _LoopState) -> tuple[tf.Tensor, ...]:
-    return state.best_z, state.best_residual, state.steps, state.status, state.recorded
+def _results(state: _LoopState) -> tuple[Any, ...]:
+    fields = (state.best_z, state.best_residual, state.steps, state.status)
+    return (*fields, state.recorded, state.trace)
 
 
-def _turn(
-    step: _Step,
-    f: Callable[[Any], Any],
-    state: _LoopState,
-    tolerance: tf.Tensor,
-    max_steps: tf.Tensor,
-) -> _LoopState:
+def _turn(step: _Step, f: Callable[[Any], Any], state: _LoopState, limits: Limits) -> _LoopState:
     """One evaluation of f, its booking, and the solver's step to the next iterate."""
     solver, layout = step.solver, step.layout
     before = state
+    # What has no arguments, such as an adjoint system, is made of what it closes over.
+    bare = not isinstance(f, BoundFunction)
     if solver.uses_products and step.linear_part is None:
-        f_z, product = evaluate_linearised(f, layout, state.z)
+        f_z, product = evaluate_linearised(f, layout, state.z, bare)
     else:
-        f_z = evaluate(f, layout, state.z)
+        f_z = evaluate(f, layout, state.z, bare)
         product = lambda v: layout.flatten(step.linear_part(layout.unflatten(v)))  # noqa: E731
-    kept = f_z if step.return_image else state.z
-    residual = relative_residual(state.z, f_z)
-    state = _account(state, kept, residual, tolerance, max_steps, solver.recovers)
-    if step.iterates:
-        due = state.steps[:, None] <= tf.constant(step.iterates, tf.int32)
-        recorded = tf.where(due[..., None], state.best_z[:, None], state.recorded)
-        state = state._replace(recorded=recorded)
-    z = state.z
+    seen = layout.rounded(state.z)
+    residual = residual_of(seen, f_z)
+    kept = f_z if step.return_image else seen
+    state = _account(step, state, kept, residual, limits)
+    state = _recorded(step, before, state, residual)
+    z, running = state.z, _running(state)
     if solver.safeguard is not None:
-        base, z, f_z, plain = safeguard.guard(state.base, z, f_z, residual, solver.safeguard)
+        base, z, f_z, plain = safeguard.guard(
+            state.base, z, f_z, residual.relative, solver.safeguard
+        )
         state = state._replace(base=base, solver=solver.restart(state.solver, plain))
-    running = _running(state)
+    state = state._replace(scale=_scale(state, residual))
+    scaled_z, scaled_f_z = _divided(solver, state.scale, z, f_z)
     if solver.uses_products:
         # One evaluation is left for the point that the products lead to.
-        allowed = tf.where(running, max_steps - state.steps - 1, 0)
+        allowed = tf.where(running, limits.max_steps - state.steps - 1, 0)
         solver_state, next_z, spent = solver.step_with_products(
-            state.solver, state.k, z, f_z, product, running, allowed, tolerance
+            state.solver,
+            state.k,
+            scaled_z,
+            scaled_f_z,
+            product,
+            running,
+            allowed,
+            limits.tolerance,
         )
         state = state._replace(steps=state.steps + tf.where(running, spent, 0))
     else:
-        solver_state, next_z = solver.step(state.solver, state.k, z, f_z)
+        solver_state, next_z = solver.step(state.solver, state.k, scaled_z, scaled_f_z)
+    (next_z,) = _divided(solver, 1 / state.scale, next_z)
     if step.return_state:
         solver_state = solver.select(_running(before), solver_state, before.solver)
     next_z = tf.where(running[:, None], next_z, state.z)
@@ -206,38 +233,38 @@ def _turn(
 
 
 def _account(
-    state: _LoopState,
-    kept: tf.Tensor,
-    residual: tf.Tensor,
-    tolerance: tf.Tensor,
-    max_steps: tf.Tensor,
-    recovers: bool,
+    step: _Step, state: _LoopState, kept: tf.Tensor, found: Residual, limits: Limits
 ) -> _LoopState:
     """Books one evaluation: counts it, keeps it if it is the best, ends samples that are done."""
+    residual, solver = found.relative, step.solver
     running = tf.equal(state.status, _RUNNING)
     steps = state.steps + tf.cast(running, tf.int32)
     finite = tf.math.is_finite(residual)
-    better = running & finite & (residual < state.best_residual)
+    converged = residual <= limits.tolerance
+    near = found.distance <= limits.absolute_tolerance
+    converged |= near & (limits.absolute_tolerance > 0)
+    better = running & finite & ((residual < state.best_residual) | converged)
     best_residual = tf.where(better, residual, state.best_residual)
     best_z = tf.where(better[:, None], kept, state.best_z)
-    factor = tf.cast(_STAGNATION_FACTOR, residual.dtype)
-    progress = best_residual < factor * state.mark_residual
+    progress = best_residual < tf.cast(_PROGRESS, residual.dtype) * state.mark_residual
     # Iterates, not evaluations: products with the Jacobian are work that shows at the next iterate.
     mark_step = tf.where(progress, state.k, state.mark_step)
     mark_residual = tf.where(progress, best_residual, state.mark_residual)
 
+    level = state.k - mark_step
+    at_floor = best_residual <= tf.cast(_FLOOR * step.layout.epsilon, residual.dtype)
+    stagnated = (level >= limits.patience) | (at_floor & (level >= FLOOR_STEPS))
+    if solver.memoryless and solver.safeguard is None:
+        stagnated |= _came_back(state, kept, residual, running & ~better)
     # The later line wins: a sample that converges with its last evaluation has converged.
     status = tf.fill(tf.shape(steps), _RUNNING)
-    # What goes back and tries again takes longer: until the plain streaks, 1, 2, 4, …, have become
-    # longer than a plain iteration's patience, with the refused attempts in between.
-    patience = 8 * STAGNATION_STEPS if recovers else STAGNATION_STEPS
-    stagnated = state.k - mark_step >= patience
     status = tf.where(stagnated, int(Status.STAGNATED), status)
-    status = tf.where(steps >= max_steps, int(Status.MAX_STEPS), status)
+    spent = steps >= limits.max_steps
+    status = tf.where(spent, int(Status.MAX_STEPS), status)
     # A method that goes back from NaN may try, unless there is nothing to go back to.
-    hopeless = (stagnated | (state.k == 0)) if recovers else tf.constant(True)
+    hopeless = (stagnated | spent | (state.k == 0)) if solver.recovers else tf.constant(True)
     status = tf.where(finite | tf.logical_not(hopeless), status, int(Status.NON_FINITE))
-    status = tf.where(finite & (residual <= tolerance), int(Status.CONVERGED), status)
+    status = tf.where(finite & converged, int(Status.CONVERGED), status)
     return state._replace(
         best_z=best_z,
         best_residual=best_residual,
@@ -246,3 +273,60 @@ def _account(
         steps=steps,
         status=tf.where(running, status, state.status),
     )
+
+
+def _came_back(
+    state: _LoopState, kept: tf.Tensor, residual: tf.Tensor, candidates: tf.Tensor
+) -> tf.Tensor:
+    """[B] bool: candidates whose iterate is the best one, bit for bit, once more.
+
+    What repeats itself comes back to the best iterate of its cycle. Equal residuals, which cost
+    nothing to compare, say where that is worth a look.
+    """
+    candidates &= tf.equal(residual, state.best_residual)
+    return tf.cond(
+        tf.reduce_any(candidates),
+        lambda: candidates & tf.reduce_all(tf.equal(kept, state.best_z), axis=1),
+        lambda: candidates,
+    )
+
+
+def _recorded(step: _Step, before: _LoopState, state: _LoopState, found: Residual) -> _LoopState:
+    """Keeps the states and residuals that were asked for."""
+    if step.iterates:
+        due = state.steps[:, None] <= tf.constant(step.iterates, tf.int32)
+        recorded = tf.where(due[..., None], state.best_z[:, None], state.recorded)
+        state = state._replace(recorded=recorded)
+    if tf.is_tensor(state.trace):
+        column = tf.range(tf.shape(state.trace)[1])[None]
+        here = tf.equal(column, state.steps[:, None] - 1) & _running(before)[:, None]
+        residual = tf.cast(found.relative, tf.float32)[:, None]
+        trace = tf.where(here, residual, state.trace)
+        trace.set_shape(state.trace.shape)
+        state = state._replace(trace=trace)
+    return state
+
+
+def _scale(state: _LoopState, found: Residual) -> tf.Tensor:
+    """[B] the unit of the solver's algebra, which the first evaluation decides."""
+    size = tf.maximum(found.length, found.distance)
+    low, high = _ORDINARY[size.dtype]
+    ordinary = (size >= low) & (size <= high)
+    first = tf.where(ordinary, tf.ones_like(size), power_of_two(size))
+    return tf.where(tf.equal(state.k, 0), first, state.scale)
+
+
+def _divided(solver: Solver, scale: tf.Tensor, *states: tf.Tensor) -> list[tf.Tensor]:
+    """The states [B, D] of each sample divided by its scale [B], a power of two."""
+    if not solver.computes_squares:
+        return list(states)
+
+    def divided():
+        return [state * (1 / scale)[:, None] for state in states]
+
+    if compiles_with_xla():  # where it is part of what comes next
+        return divided()
+    result = tf.cond(tf.reduce_any(tf.not_equal(scale, 1)), divided, lambda: list(states))
+    for one, state in zip(result, states, strict=True):
+        one.set_shape(state.shape)
+    return list(result)

@@ -54,10 +54,15 @@ class DEQLayer(keras.layers.Layer):
         convergence_metrics: whether to keep the metrics named above. Default True.
 
     Call arguments:
-        x: tensor or nest of tensors [B, ...]. z0: a start like the state. tolerance, max_steps: scalars
-        or [B], for this call. training: bool. return_solution: return the `Solution` instead of z.
-        iterates: numbers of evaluations; return (z or `Solution`, [the state after each of them]), as
-        `tfdeq.fixed_point` does, so that a loss may be put on them too.
+        x: tensor or nest of tensors [B, ...]. z0: a start like the state. tolerance, max_steps, patience,
+        absolute_tolerance, backward_tolerance, backward_max_steps: scalars or [B], for this call, as
+        of `tfdeq.fixed_point`. training: bool. return_solution: return the `Solution` instead of z;
+        its z is of the solver's dtype, of which its residual is, also where the layer's output is
+        rounded to half precision.
+        iterates: numbers of evaluations; with return_solution, the solution's `iterates` are the
+        states after each of them, so that a loss may be put on them too. trace: with
+        return_solution, the solution's `trace` has the residual of every iterate. throw: raise unless
+        every sample has converged.
         explicit_steps: a number of plain applications from the start instead of a solve, with
         ordinary backpropagation through them (a weight-tied network of that depth). mask: for cells whose
         call takes one.
@@ -177,7 +182,18 @@ class DEQLayer(keras.layers.Layer):
         iterates=None,
         mask=None,
         x_mask=None,
+        patience=None,
+        absolute_tolerance=None,
+        backward_tolerance=None,
+        backward_max_steps=None,
+        trace=False,
+        throw=False,
     ):
+        if not return_solution and (iterates is not None or trace):
+            raise ValueError(
+                "iterates and trace are part of the Solution: call the layer with "
+                "return_solution=True."
+            )
         # Where further arguments are tensors, Keras hands the mask of x on by this name.
         mask = x_mask if mask is None else mask
         # Keras hands on the masks of a nest, also where none of its tensors has one.
@@ -207,29 +223,32 @@ class DEQLayer(keras.layers.Layer):
                 self.adjoint,
                 tolerance,
                 max_steps,
+                patience=patience,
+                absolute_tolerance=absolute_tolerance,
+                backward_tolerance=backward_tolerance,
+                backward_max_steps=backward_max_steps,
                 iterates=iterates,
+                trace=trace,
+                batched_args=[0, 2][: len(args) - 1],
                 # In training a cell may draw noise, or statistics, for the batch as it is.
-                batched_args=[0, 2][: len(args) - 1] if compaction else None,
+                compaction=compaction,
+                throw=throw,
+                callback=forward_metrics,
                 backward_callback=self._backward_callback(bool(training), scope),
             )
-            solution, states = (solution, []) if iterates is None else solution
-            if forward_metrics is not None:
-                forward_metrics(solution)
         else:
-            if iterates is not None:
-                raise ValueError("iterates are those of a solve: explicit_steps makes none.")
+            if iterates is not None or trace or throw:
+                raise ValueError(
+                    "iterates, trace and throw are those of a solve: explicit_steps makes none."
+                )
             require_positive_integer("explicit_steps", explicit_steps)
             solution = apply_explicitly(f, z0, args, explicit_steps, unroll=bool(training))
         if training:
             self._add_penalty(f, solution.z, x, theta, masks)
             update_state(solution.z, x)
-        solution = solution._replace(z=self._as_output(solution.z))
         if scope is not None:
             scope.record(self, solution)
-        result = solution if return_solution else solution.z
-        if iterates is None:
-            return result
-        return result, [self._as_output(state) for state in states]
+        return solution if return_solution else self._as_output(solution.z)
 
     def initial_state(self, x: Any) -> Any:
         """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
@@ -250,17 +269,21 @@ class DEQLayer(keras.layers.Layer):
     def compute_output_spec(self, x, z0=None, **kwargs):
         def like_state():
             return keras.tree.map_structure(
-                lambda leaf: keras.KerasTensor(leaf.shape, dtype=self.compute_dtype), state
+                lambda leaf: keras.KerasTensor(leaf.shape, dtype=dtype), state
             )
 
         state = self._pure_cell.state_spec(x)
-        result = z = like_state()
-        if kwargs.get("return_solution"):
-            batch = keras.tree.flatten(z)[0].shape[0]
-            counts = [keras.KerasTensor((batch,), dtype=d) for d in ("float32", "int32", "int32")]
-            result = Solution(z, *counts)
-        iterates = kwargs.get("iterates")
-        return result if iterates is None else (result, [like_state() for _ in iterates])
+        dtype = self.compute_dtype
+        if not kwargs.get("return_solution"):
+            return like_state()
+        dtype = keras.tree.flatten(state)[0].dtype
+        batch = keras.tree.flatten(state)[0].shape[0]
+        counts = [keras.KerasTensor((batch,), dtype=d) for d in ("float32", "int32", "int32")]
+        states = [like_state() for _ in kwargs.get("iterates") or ()] or ()
+        trace = ()
+        if kwargs.get("trace"):
+            trace = keras.KerasTensor((batch, None), dtype="float32")
+        return Solution(like_state(), *counts, states, trace)
 
     def compute_mask(self, x, previous_mask=None):
         return previous_mask

@@ -5,8 +5,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdeq.xla import compiles_with_xla
 
-def per_sample(name: str, value: Any, default: Any, batch: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+
+def per_sample(
+    name: str,
+    value: Any,
+    default: Any,
+    batch: tf.Tensor,
+    dtype: tf.DType,
+    zero: bool = False,
+) -> tf.Tensor:
     """Returns value, or the default, as [B]; checks what is known before the loop runs.
 
     Args:
@@ -15,6 +24,7 @@ def per_sample(name: str, value: Any, default: Any, batch: tf.Tensor, dtype: tf.
         default: scalar.
         batch: [1] int32, B.
         dtype: an integer must be at least 1, a floating number greater than 0.
+        zero: whether a floating number may also be 0.
     """
     value = default if value is None else value
     if not tf.is_tensor(value):
@@ -25,13 +35,17 @@ def per_sample(name: str, value: Any, default: Any, batch: tf.Tensor, dtype: tf.
     tensor = tf.cast(value, dtype)
     known = tf.get_static_value(tensor)
     if known is not None and known.size:
-        bound = "at least 1" if dtype.is_integer else "greater than 0"
-        valid = (known >= 1).all() if dtype.is_integer else (known > 0).all()
-        if not valid:
+        if dtype.is_integer:
+            bound, valid = "at least 1", known >= 1
+        elif zero:
+            bound, valid = "at least 0", known >= 0
+        else:
+            bound, valid = "greater than 0", known > 0
+        if not valid.all():
             raise ValueError(f"{name} must be {bound} for every sample; received {known}.")
     size = tf.get_static_value(batch)
     fits = tensor.shape.rank in (0, None) or (
-        tensor.shape.rank == 1 and (size is None or tensor.shape[0] in (1, None, size[0]))
+        tensor.shape.rank == 1 and (size is None or tensor.shape[0] in (None, size[0]))
     )
     if not fits:
         expected = "[B]" if size is None else f"[{size[0]}]"
@@ -39,7 +53,80 @@ def per_sample(name: str, value: Any, default: Any, batch: tf.Tensor, dtype: tf.
             f"{name} must be a scalar or of shape {expected}, one for each sample; received shape "
             f"{tensor.shape}."
         )
+    if tensor.shape.rank == 1:
+        # Not a broadcast: XLA too refuses another number of rows.
+        tensor = tf.reshape(with_rows(name, tensor, batch[0], shared=False), batch)
     return tf.stop_gradient(tf.broadcast_to(tensor, batch))
+
+
+def with_rows(name: str, nest: Any, batch: Any, shared: bool = True) -> Any:
+    """Returns the nest, whose leaves must have a row for each of the samples.
+
+    Args:
+        name: of the nest, for errors.
+        nest: of tensors [B, ...]. batch: [] int32, B. shared: whether a leaf of one row may stand for
+            all samples.
+
+    Raises:
+        tf.errors.InvalidArgumentError: for another number of rows; where only the running graph
+            knows it, when it runs. (XLA compiles no such check, and knows all shapes itself.)
+    """
+    size = tf.get_static_value(batch)
+
+    def check(leaf):
+        rows = leaf.shape[0] if leaf.shape.rank else None
+        if (shared and rows == 1) or (rows is not None and rows == size):
+            return leaf
+        also = ", or 1 row that all share" if shared else ""
+        message = (
+            f"{name} must have a row for each sample of the batch{also}. Give as many rows as the "
+            "state has"
+        )
+        if rows is not None and size is not None:
+            raise tf.errors.InvalidArgumentError(
+                None, None, f"{message}: {size}; received {rows} rows, shape {leaf.shape}."
+            )
+        if compiles_with_xla():
+            return leaf
+        found = tf.shape(leaf)[0]
+        fits = tf.equal(found, batch) | (shared & tf.equal(found, 1))
+        with tf.control_dependencies([tf.debugging.Assert(fits, [f"{message}:", batch, found])]):
+            return tf.identity(leaf)
+
+    return tf.nest.map_structure(check, nest)
+
+
+def finite_rows(nest: Any, batch: Any) -> tf.Tensor | None:
+    """Returns [B] bool, whether all floating leaves of a sample are finite; None without leaves.
+
+    Args:
+        nest: of tensors [B, ...], or [1, ...] for what all samples share, which is left out.
+        batch: [] int32, B.
+    """
+    found = None
+    for leaf in tf.nest.flatten(nest):
+        if not leaf.dtype.is_floating or (leaf.shape[0] == 1 and tf.get_static_value(batch) != 1):
+            continue
+        flat = tf.reshape(leaf, [tf.shape(leaf)[0], -1])
+        here = tf.broadcast_to(tf.reduce_all(tf.math.is_finite(flat), axis=1), [batch])
+        found = here if found is None else found & here
+    return found
+
+
+def power_of_two(values: tf.Tensor) -> tf.Tensor:
+    """Returns the power of two at or below each value > 0; 1 for 0, infinity and NaN.
+
+    Products with it are exact. values: [B] float32 or float64.
+    """
+    # The exponent's bits alone are the power of two.
+    integer, bits = (
+        (tf.int64, 0x7FF << 52) if values.dtype == tf.float64 else (tf.int32, 0xFF << 23)
+    )
+    power = tf.bitcast(tf.bitcast(values, integer) & tf.constant(bits, integer), values.dtype)
+    # The largest has no inverse in the normal range.
+    power = tf.where(power > 1e37, power / 4, power) if values.dtype == tf.float32 else power
+    usable = (power > 0) & tf.math.is_finite(power)
+    return tf.where(usable, power, tf.ones_like(power))
 
 
 def aligned(values: tf.Tensor, leaf: tf.Tensor) -> tf.Tensor:

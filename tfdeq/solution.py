@@ -24,15 +24,17 @@ _TEXTS = {
         "damping, or use the Anderson or Broyden solver instead of plain iteration."
     ),
     Status.STAGNATED: (
-        "stagnated: the best residual has not improved for many steps. Cause: the tolerance is below "
-        "what the dtype can reach, or the iteration cycles. Raise the tolerance or compute in a wider "
-        "dtype if the residual is near the dtype's precision; otherwise lower the damping, or train "
-        "with jacobian_penalty."
+        "stagnated: the residual does not fall any more. Cause: it stands at the precision of the "
+        "dtype, the iterates repeat themselves, or the solver's patience ended. Raise the tolerance or "
+        "compute in a wider dtype if the residual is near the dtype's precision. If the iterates "
+        "repeat, lower the damping, use the Anderson or Broyden solver, or train with "
+        "jacobian_penalty. Otherwise raise patience, or leave it at None."
     ),
     Status.NON_FINITE: (
-        "non_finite: the cell returned NaN or Inf; the best finite iterate was kept. Cause: NaN or "
-        "Inf in the input or the weights, or an iteration that diverges. Check the input; if it is "
-        "finite, lower the damping or the learning rate, or train with jacobian_penalty."
+        "non_finite: the input has NaN or Inf, or the cell returned them; the best finite iterate was "
+        "kept. Cause: NaN or Inf in the input or the weights, or an iteration that diverges. Check the "
+        "input; if it is finite, lower the damping or the learning rate, or train with "
+        "jacobian_penalty."
     ),
 }
 
@@ -66,12 +68,19 @@ class Solution(NamedTuple):
             The largest float32 where f was not finite at the initial state.
         steps: [B] int32, evaluations of f spent on that sample.
         status: [B] int32, values of `Status`.
+        iterates: list of nests like z, the states after the numbers of evaluations that were asked for;
+            () where none were.
+        trace: [B, max_steps] float32, the relative residual of each iterate, in the column of the
+            evaluation that gave it, counted from 0; NaN where there is none. () where it was not
+            asked for.
     """
 
     z: Any
     residual: tf.Tensor
     steps: tf.Tensor
     status: tf.Tensor
+    iterates: Any = ()
+    trace: Any = ()
 
     @property
     def converged(self) -> tf.Tensor:

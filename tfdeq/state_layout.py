@@ -3,6 +3,7 @@
 from typing import Any
 
 import tensorflow as tf
+from ml_dtypes import finfo  # numpy's does not know bfloat16
 
 
 class StateLayout:
@@ -60,6 +61,19 @@ class StateLayout:
             leaf.set_shape(shape)
             leaves.append(tf.cast(leaf, dtype))
         return tf.nest.pack_sequence_as(self._structure, leaves)
+
+    def rounded(self, matrix: tf.Tensor) -> tf.Tensor:
+        """[B, D] as f sees it: leaves of half precision round their part of the matrix."""
+        if all(dtype.size >= 4 for dtype in self._dtypes):
+            return matrix
+        rounded = self.flatten(self.unflatten(matrix))
+        rounded.set_shape(matrix.shape)
+        return rounded
+
+    @property
+    def epsilon(self) -> float:
+        """The relative spacing of the numbers of the coarsest leaf."""
+        return max(float(finfo(dtype.as_numpy_dtype).eps) for dtype in self._dtypes)
 
     def check_output(self, output: Any) -> None:
         """Raises a ValueError unless f's output has z's structure, shapes and dtypes."""

@@ -1,16 +1,36 @@
 """What every backward rule is, and the pieces that several of them need."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import tensorflow as tf
 
+from tfdeq.adjoints.differentiation import differentiated
 from tfdeq.compaction import BoundFunction
-from tfdeq.custom_gradient import custom_gradient_only
 from tfdeq.iteration import iterate
+from tfdeq.limits import Limits
+from tfdeq.samples import power_of_two
 from tfdeq.solution import Solution
 from tfdeq.solvers import Solver
+
+
+class SolveSettings(NamedTuple):
+    """How one fixed point is to be solved and differentiated.
+
+    Attributes:
+        solver: of the forward solve. limits: what the call says of its end.
+        backward_limits: the same of the backward solves; None: what their solver says.
+        backward_callback: receives the `Solution` of each first-order backward solve.
+        iterates: numbers of evaluations whose states are wanted too. trace: whether residuals are.
+    """
+
+    solver: Solver
+    limits: Limits = Limits()
+    backward_limits: Limits = Limits()
+    backward_callback: Callable[[Solution], None] | None = None
+    iterates: tuple[int, ...] = ()
+    trace: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,64 +46,39 @@ class Adjoint:
     exact: ClassVar[bool] = False
     solver_kind: ClassVar[type[Solver]] = Solver
 
-    def solve(
-        self,
-        f: Callable[..., Any],
-        z0: Any,
-        args: Any,
-        solver: Solver,
-        tolerance: Any,
-        max_steps: Any,
-        backward_callback: Callable[[Solution], None] | None,
-    ) -> Solution:
+    def solve(self, f: Callable[..., Any], z0: Any, args: Any, settings: SolveSettings) -> Solution:
         """Solves z = f(z, *args) and gives z its gradient with respect to args.
 
-        Args and errors: see `tfdeq.fixed_point`. backward_callback, if given, receives the
-        `Solution` of each first-order backward solve; rules that solve nothing never call it.
+        Args and errors: see `tfdeq.fixed_point`. Rules that solve nothing backward never call the
+        settings' backward_callback.
         """
         if not self.takes_iterates:
             raise TypeError(
                 f"{type(self).__name__} is no complete adjoint: it lacks attach_gradient() or solve()."
             )
-        solution = iterate(BoundFunction(f, args), z0, solver, tolerance, max_steps)
-        z = self.attach_gradient(f, solution.z, args, solver, backward_callback)
-        return solution._replace(z=z)
+        solution = iterate_with_states(BoundFunction(f, args), z0, settings)
+        # States on the way are no ends: what their backward solves say is not the solve's.
+        on_the_way = settings._replace(backward_callback=None)
+        return solution._replace(
+            z=self.attach_gradient(f, solution.z, args, settings),
+            iterates=[
+                self.attach_gradient(f, state, args, on_the_way) for state in solution.iterates
+            ]
+            or (),
+        )
 
     @property
     def takes_iterates(self) -> bool:
-        """Whether the rule gives single iterates of a solve a gradient; see `solve_with_iterates`."""
+        """Whether the rule gives single iterates of a solve a gradient."""
         return type(self).attach_gradient is not Adjoint.attach_gradient
 
-    def solve_with_iterates(
-        self,
-        f: Callable[..., Any],
-        z0: Any,
-        args: Any,
-        solver: Solver,
-        tolerance: Any,
-        max_steps: Any,
-        backward_callback: Callable[[Solution], None] | None,
-        iterates: Sequence[int],
-    ) -> tuple[Solution, list[Any]]:
-        """As `solve`; also returns the states after these numbers of evaluations, with gradients."""
-        solution, states = iterate(
-            BoundFunction(f, args), z0, solver, tolerance, max_steps, iterates=iterates
-        )
-        z = self.attach_gradient(f, solution.z, args, solver, backward_callback)
-        states = [self.attach_gradient(f, state, args, solver, None) for state in states]
-        return solution._replace(z=z), states
-
     def attach_gradient(
-        self,
-        f: Callable[..., Any],
-        z: Any,
-        args: Any,
-        solver: Solver,
-        backward_callback: Callable[[Solution], None] | None,
+        self, f: Callable[..., Any], z: Any, args: Any, settings: SolveSettings
     ) -> Any:
         """Returns the nest z unchanged, with the gradient that it has as a fixed point of f.
 
-        Rules that need the whole solve, and not its result alone, override `solve` instead.
+        Rules that need the whole solve, and not its result alone, override `solve` instead, and
+        refuse iterates.
         """
         raise ValueError(
             f"{type(self).__name__} differentiates a whole solve, not single iterates of it. Use "
@@ -98,13 +93,33 @@ class Adjoint:
     def from_config(cls, config: dict[str, Any]) -> "Adjoint":
         return cls(**config)
 
-    def _require_solver_kind(self, solver: Solver) -> None:
+    def _require_whole_solve(self, settings: SolveSettings) -> Solver:
+        """Returns the solver, which must be of the rule's kind; there may be no iterates."""
+        solver = settings.solver
+        if settings.iterates:
+            self.attach_gradient(None, None, None, settings)
         if not isinstance(solver, self.solver_kind):
             raise ValueError(
                 f"{type(self).__name__} needs the forward solver tfdeq.{self.solver_kind.__name__}; "
                 f"received {solver!r}. Use that solver, or another adjoint: tfdeq.Implicit works with "
                 "every solver."
             )
+        return solver
+
+
+def iterate_with_states(f: BoundFunction, z0: Any, settings: SolveSettings) -> Solution:
+    """Solves as `iterate` does; a state after n evaluations is what a budget of n gives."""
+    solver, numbers, limits = settings.solver, settings.iterates, settings.limits
+    whole = {**limits._asdict(), "trace": settings.trace}
+    if not (numbers and solver.uses_products):
+        return iterate(f, z0, solver, **whole, iterates=numbers)
+    # How many products a linearisation is worth depends on the budget: each has a solve of its own.
+    most = solver.max_steps if limits.max_steps is None else limits.max_steps
+    states = [
+        iterate(f, z0, solver, **{**limits._asdict(), "max_steps": tf.minimum(most, number)}).z
+        for number in numbers
+    ]
+    return iterate(f, z0, solver, **whole)._replace(iterates=states)
 
 
 def attach(z: Any, args: Any, pullback: Callable[[Any, Any, Any], list[tf.Tensor]]) -> Any:
@@ -116,41 +131,41 @@ def attach(z: Any, args: Any, pullback: Callable[[Any, Any, Any], list[tf.Tensor
         pullback: (z, args, d_z) -> gradients for `floating_leaves(args)`. Its z is the attached
             one: a derivative of the pullback then sees how z moves with args.
     """
-    # Of the graph that is built now, as in vector_jacobian_product: a backward pass inside a loop, whose
-    # own gradient is taken, knows no others.
-    z, args = tf.nest.map_structure(tf.identity, (z, args))
-    floats = floating_leaves(args)
+    args = tf.nest.map_structure(tf.identity, args)  # integers too: see `differentiated`
     z_leaves = tf.nest.flatten(z)
-    attached: list[Any] = []
+    count = len(z_leaves)
 
-    @tf.custom_gradient
-    def identity(*inputs):
-        float_args = inputs[len(z_leaves) :]
-
-        def gradient(*cotangents):
+    def outputs_and_gradient(*inputs):
+        def gradient(attached, *cotangents):
             d_args = pullback(
                 tf.nest.pack_sequence_as(z, attached),
-                with_floating_leaves(args, float_args),
+                with_floating_leaves(args, inputs[count:]),
                 tf.nest.pack_sequence_as(z, list(cotangents)),
             )
-            return [None] * len(z_leaves) + list(d_args)
+            return [None] * count + list(d_args)
 
-        return custom_gradient_only(inputs[: len(z_leaves)], inputs), gradient
+        return [tf.identity(leaf) for leaf in inputs[:count]], gradient
 
-    attached.extend(identity(*z_leaves, *floats))
-    return tf.nest.pack_sequence_as(z, attached)
+    inputs = [*z_leaves, *floating_leaves(args)]
+    return tf.nest.pack_sequence_as(z, differentiated(outputs_and_gradient, inputs))
 
 
 def floating_leaves(args: Any) -> list[tf.Tensor]:
-    """The leaves that can carry a gradient, in order."""
-    return [leaf for leaf in tf.nest.flatten(args) if leaf.dtype.is_floating]
+    """The leaves that can carry a gradient, floating or complex, in order."""
+    return [leaf for leaf in tf.nest.flatten(args) if _carries_gradient(leaf)]
 
 
 def with_floating_leaves(args: Any, floats: Any) -> Any:
     """Returns args with its floating leaves replaced, in order."""
     remaining = iter(floats)
-    leaves = [next(remaining) if leaf.dtype.is_floating else leaf for leaf in tf.nest.flatten(args)]
+    leaves = [
+        next(remaining) if _carries_gradient(leaf) else leaf for leaf in tf.nest.flatten(args)
+    ]
     return tf.nest.pack_sequence_as(args, leaves)
+
+
+def _carries_gradient(leaf: tf.Tensor) -> bool:
+    return leaf.dtype.is_floating or leaf.dtype.is_complex
 
 
 def vector_jacobian_product(
@@ -158,7 +173,8 @@ def vector_jacobian_product(
 ) -> Any:
     """Returns cotangentᵀ ∂f(z, *args)/∂targets(z, args), zeros where f does not depend on a target.
 
-    Differentiable in z, args and cotangent.
+    Differentiable in z, args and cotangent. Where the cotangent of a half-precision leaf is float32,
+    so is the result, and f is given the cotangent in a unit in which it neither over- nor underflows.
     """
     # Tensors of the graph that is built now: what a loop's body has captured before a tape watches it
     # is known there by another name, and its gradient would be zero.
@@ -167,14 +183,51 @@ def vector_jacobian_product(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tf.nest.flatten(wanted))
         output = f(z, *args)
-    return tape.gradient(
+    dtypes = [leaf.dtype for leaf in tf.nest.flatten(output)]
+    wide = any(d.dtype != t for d, t in zip(tf.nest.flatten(cotangent), dtypes, strict=True))
+    if wide:
+        unit = common_unit(tf.stop_gradient(largest_entries(cotangent)))
+        cotangent = tf.nest.map_structure(
+            lambda leaf, like: tf.cast(leaf / tf.cast(unit, leaf.dtype), like.dtype),
+            cotangent,
+            output,
+        )
+    products = tape.gradient(
         output,
         wanted,
         output_gradients=cotangent,
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
+    if not wide:
+        return products
+    return tf.nest.map_structure(
+        lambda leaf: widened(tf.convert_to_tensor(leaf)) * tf.cast(unit, widened(leaf).dtype),
+        products,
+    )
 
 
 def argument_gradients(f: Callable[..., Any], z: Any, args: Any, cotangent: Any) -> list[tf.Tensor]:
     """cotangentᵀ ∂f(z, *args)/∂args, for the floating leaves of args."""
-    return vector_jacobian_product(f, z, args, cotangent, lambda _, args: floating_leaves(args))
+    found = vector_jacobian_product(f, z, args, cotangent, lambda _, args: floating_leaves(args))
+    return [
+        gradient if gradient.dtype == leaf.dtype else tf.cast(gradient, leaf.dtype)
+        for gradient, leaf in zip(found, floating_leaves(args), strict=True)
+    ]
+
+
+def widened(leaf: tf.Tensor) -> tf.Tensor:
+    """Returns a leaf of half precision as float32, others as they are."""
+    return tf.cast(leaf, tf.float32) if leaf.dtype.size < 4 else leaf
+
+
+def largest_entries(nest: Any) -> tf.Tensor:
+    """Returns [B] float32 or float64, each sample's largest absolute entry over all leaves [B, ...]."""
+    leaves = tf.nest.flatten(nest)
+    dtype = tf.float64 if any(leaf.dtype == tf.float64 for leaf in leaves) else tf.float32
+    rows = [tf.cast(tf.reshape(leaf, [tf.shape(leaf)[0], -1]), dtype) for leaf in leaves]
+    return tf.reduce_max(tf.concat([tf.abs(row) for row in rows], axis=1), axis=1)
+
+
+def common_unit(largest: tf.Tensor) -> tf.Tensor:
+    """Returns [] the power of two at or below the largest of [B] entries >= 0; 1 where there is none."""
+    return power_of_two(tf.reduce_max(tf.concat([largest, tf.zeros_like(largest[:1])], axis=0)))

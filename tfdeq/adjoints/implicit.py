@@ -9,13 +9,16 @@ import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import (
     Adjoint,
+    SolveSettings,
     argument_gradients,
     attach,
+    common_unit,
+    largest_entries,
     vector_jacobian_product,
+    widened,
 )
 from tfdeq.iteration import iterate
-from tfdeq.samples import aligned
-from tfdeq.solution import Solution
+from tfdeq.samples import aligned, power_of_two
 from tfdeq.solvers import Solver, get
 
 
@@ -32,7 +35,9 @@ class Implicit(Adjoint):
 
     Args:
         solver: for the backward solve, with a tolerance and budget of its own: a solver, or its
-            name. None: the forward solver with its settings.
+            name. None: the forward solver, with the tolerance and patience that hold forward and at
+            least its own max_steps. A call's backward_tolerance and backward_max_steps come before
+            either.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377, theorem 1.
 
@@ -49,8 +54,11 @@ class Implicit(Adjoint):
         if self.solver is not None:
             object.__setattr__(self, "solver", get(self.solver))
 
-    def attach_gradient(self, f, z, args, solver, backward_callback):
-        return _attach(f, z, args, self.solver or solver, backward_callback)
+    def attach_gradient(self, f, z, args, settings):
+        backward = settings._replace(
+            solver=self.solver or settings.solver, limits=settings.backward_limits
+        )
+        return _attach(f, z, args, backward)
 
     def get_config(self):
         return {"solver": keras.saving.serialize_keras_object(self.solver)}
@@ -63,17 +71,14 @@ class Implicit(Adjoint):
         return cls(solver=solver)
 
 
-def _attach(
-    f: Callable[..., Any],
-    z: Any,
-    args: Any,
-    solver: Solver,
-    callback: Callable[[Solution], None] | None,
-) -> Any:
-    """Returns z unchanged, with the implicit gradient of z = f(z, *args) towards args."""
+def _attach(f: Callable[..., Any], z: Any, args: Any, settings: SolveSettings) -> Any:
+    """Returns z unchanged, with the implicit gradient of z = f(z, *args) towards args.
+
+    settings: of the backward solve.
+    """
 
     def pullback(z, args, d_z):
-        u = solve_adjoint(f, z, args, d_z, solver, callback)
+        u = solve_adjoint(f, z, args, d_z, settings)
         return argument_gradients(f, z, args, u)
 
     return attach(z, args, pullback)
@@ -84,34 +89,40 @@ def solve_adjoint(
     z: Any,
     args: Any,
     d_z: Any,
-    solver: Solver,
-    callback: Callable[[Solution], None] | None,
+    settings: SolveSettings,
     start: Any = None,
-    max_steps: int | None = None,
 ) -> Any:
     """Returns u = Jᵀu + d_z, itself differentiable in z, args and d_z.
 
-    start: a first guess of u, by default d_z. max_steps: by default the solver's.
+    Leaves of half precision have a u of float32, in which small cotangents have a place.
+
+    settings: of the backward solve: solver, limits and callback. start: a first guess of u, by
+    default d_z.
     """
+    d_z = tf.nest.map_structure(widened, d_z)
     fixed_z, fixed_args, fixed_d_z = tf.nest.map_structure(tf.stop_gradient, (z, args, d_z))
     # Linearise once: the tape's residuals are loop invariants, so that a step is one product.
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(fixed_z)
         output = f(fixed_z, *fixed_args)
 
-    # The solver works on v = u / scale, for a d_z of about unit size, so that no square underflows.
-    # Where f mixes samples, as BatchNormalization does in training, scale and J do not commute.
-    scale = _scale_of(fixed_d_z)
+    # The solver works on v = u / scale, for a d_z of about unit size.
+    largest = largest_entries(fixed_d_z)
+    scale = power_of_two(largest)
     fixed_d_z = _scaled(fixed_d_z, 1 / scale)
+    # Half precision sees u / unit, one unit for all: where f mixes samples, as BatchNormalization
+    # does in training, J commutes with nothing else.
+    halves = any(leaf.dtype.size < 4 for leaf in tf.nest.flatten(z))
+    unit = common_unit(largest) if halves else tf.ones([], scale.dtype)
 
     def product(v):
         u_product = tape.gradient(
             output,
             fixed_z,
-            output_gradients=_scaled(v, scale),
+            output_gradients=_cast_like(_scaled(v, scale / unit), z),
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        return _scaled(u_product, 1 / scale)
+        return _scaled(tf.nest.map_structure(widened, u_product), unit / scale)
 
     def linear(u):
         return tf.nest.map_structure(tf.add, product(u), fixed_d_z)
@@ -120,36 +131,32 @@ def solve_adjoint(
     start = (
         fixed_d_z
         if start is None
-        else _scaled(tf.nest.map_structure(tf.stop_gradient, start), 1 / scale)
+        else _scaled(
+            tf.nest.map_structure(lambda leaf: tf.stop_gradient(widened(leaf)), start), 1 / scale
+        )
     )
     # The last product is put to use: its result is u one step further.
     solution = iterate(
-        linear, start, solver, max_steps=max_steps, return_image=True, linear_part=product
+        linear,
+        start,
+        settings.solver,
+        **settings.limits._asdict(),
+        return_image=True,
+        linear_part=product,
     )
-    if callback is not None:
-        callback(solution)
+    if settings.backward_callback is not None:
+        settings.backward_callback(solution)
 
     def pure(u, z, args, d_z):
         product = vector_jacobian_product(f, z, args, u, lambda z, _: z)
         return tf.nest.map_structure(tf.add, product, d_z)
 
-    return _attach(pure, _scaled(solution.z, scale), (z, args, d_z), solver, None)
+    settings = settings._replace(backward_callback=None)
+    return _attach(pure, _scaled(solution.z, scale), (z, args, d_z), settings)
 
 
-def _scale_of(d_z: Any) -> tf.Tensor:
-    """[B] float, the power of two below each sample's largest absolute entry; 1 where all are 0.
-
-    Products with powers of two are exact: where f does not mix samples, nothing changes by them.
-    """
-    leaves = tf.nest.flatten(d_z)
-    dtype = tf.float64 if any(leaf.dtype == tf.float64 for leaf in leaves) else tf.float32
-    rows = [tf.cast(tf.reshape(leaf, [tf.shape(leaf)[0], -1]), dtype) for leaf in leaves]
-    largest = tf.reduce_max(tf.concat([tf.abs(row) for row in rows], axis=1), axis=1)
-    # The exponent's bits alone are the power of two.
-    integer, bits = (tf.int64, 0x7FF << 52) if dtype == tf.float64 else (tf.int32, 0xFF << 23)
-    power = tf.bitcast(tf.bitcast(largest, integer) & tf.constant(bits, integer), dtype)
-    usable = (power > 0) & tf.math.is_finite(power)
-    return tf.where(usable, power, tf.ones_like(power))
+def _cast_like(nest: Any, like: Any) -> Any:
+    return tf.nest.map_structure(lambda leaf, other: tf.cast(leaf, other.dtype), nest, like)
 
 
 def _scaled(nest: Any, scale: tf.Tensor) -> Any:

@@ -30,7 +30,7 @@ class JacobianFree(Adjoint):
         1.0
     """
 
-    def attach_gradient(self, f, z, args, solver, backward_callback):
+    def attach_gradient(self, f, z, args, settings):
         def pullback(z, args, d_z):
             return argument_gradients(f, z, args, d_z)
 

@@ -47,7 +47,7 @@ class PhantomGradient(Adjoint):
         require_positive_integer("steps", self.steps)
         require_damping(self.damping)
 
-    def attach_gradient(self, f, z, args, solver, backward_callback):
+    def attach_gradient(self, f, z, args, settings):
         def damped(old, new):
             return new if self.damping == 1.0 else old + self.damping * (new - old)
 

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import Adjoint, attach, floating_leaves, vector_jacobian_product
-from tfdeq.custom_gradient import custom_gradient_only
-from tfdeq.function_evaluation import relative_residual
+from tfdeq.compaction import BoundFunction, RowwiseFunction
+from tfdeq.function_evaluation import residual_of
 from tfdeq.iteration import iterate
 from tfdeq.solvers import Reversible, Solver
 from tfdeq.state_layout import StateLayout
@@ -57,12 +57,13 @@ class ReversibleBackprop(Adjoint):
     exact = True
     solver_kind = Reversible
 
-    def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
-        self._require_solver_kind(solver)
+    def solve(self, f, z0, args, settings):
+        solver = self._require_whole_solve(settings)
         z0 = tf.nest.map_structure(lambda leaf: tf.stop_gradient(tf.convert_to_tensor(leaf)), z0)
         narrow = StateLayout(z0)
         start = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float64), z0)
         wide = StateLayout(start)
+        begin = tf.stop_gradient(wide.flatten(start))
 
         def wide_f(z, *args):
             output = f(_cast_like(z, z0), *args)
@@ -72,17 +73,24 @@ class ReversibleBackprop(Adjoint):
         def flat_f(w, *args):
             return wide.flatten(wide_f(wide.unflatten(w), *args))
 
-        fixed = tf.nest.map_structure(tf.stop_gradient, args)
+        limits = settings.limits.resolved(solver, tf.shape(begin)[:1], tf.float64)
+        rows = f.batched_args if isinstance(f, RowwiseFunction) else ()
         solution, trace = iterate(
-            lambda z: wide_f(z, *fixed),
+            BoundFunction(RowwiseFunction(wide_f, rows, compaction=False), args),
             start,
-            _Tracing(solver.max_steps, solver.tolerance, solver),
-            tolerance,
-            max_steps,
+            _Tracing(
+                solver.max_steps,
+                solver.tolerance,
+                solver,
+                limits.absolute_tolerance,
+                patience=solver.patience,
+                absolute_tolerance=solver.absolute_tolerance,
+            ),
+            **settings.limits._asdict(),
+            trace=settings.trace,
             return_state=True,
         )
         segment = _segment(solver.relaxation, narrow.dtype)
-        begin = tf.stop_gradient(wide.flatten(start))
 
         def pullback(_, args, d_z):
             return _once_differentiable(
@@ -109,7 +117,10 @@ class _Trace(NamedTuple):
 class _Tracing(Solver):
     """A reversible solver that remembers which of its iterates is returned, and the one before."""
 
+    computes_squares: ClassVar[bool] = False
+
     solver: Reversible | None = None
+    done: Any = 0.0  # [B] absolute tolerance, which makes an iterate the one that is returned too
 
     def initial_state(self, z, max_steps=None):
         batch = tf.shape(z)[:1]
@@ -117,8 +128,11 @@ class _Tracing(Solver):
         return _Trace(state, z, z, tf.zeros(batch, tf.int32), tf.fill(batch, z.dtype.max))
 
     def step(self, state, k, z, f_z):
-        residual = relative_residual(z, f_z)
-        better = tf.math.is_finite(residual) & (residual < state.residual)
+        found = residual_of(z, f_z)
+        residual = found.relative
+        near = (found.distance <= self.done) & (tf.cast(self.done, z.dtype) > 0)
+        better = (residual < state.residual) | near
+        better &= tf.math.is_finite(residual)
         inner, next_z = self.solver.step(state.solver, k, z, f_z)
         trace = _Trace(
             inner,
@@ -247,8 +261,7 @@ def _once_differentiable(function: Callable[[Any, Any], list[tf.Tensor]], args: 
     @tf.custom_gradient
     def compute(*inputs):
         fixed = [tf.stop_gradient(leaf) for leaf in inputs]
-        found = function(*tf.nest.pack_sequence_as((args, d_z), fixed))
-        return custom_gradient_only(found, inputs), refuse
+        return function(*tf.nest.pack_sequence_as((args, d_z), fixed)), refuse
 
     return tf.nest.flatten(compute(*leaves))
 

@@ -55,12 +55,20 @@ class Shine(Adjoint):
     def __post_init__(self):
         require_integer("refine_steps", self.refine_steps, lowest=0)
 
-    def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
-        self._require_solver_kind(solver)
+    def solve(self, f, z0, args, settings):
+        solver = self._require_whole_solve(settings)
         solution, state = iterate(
-            BoundFunction(f, args), z0, solver, tolerance, max_steps, return_state=True
+            BoundFunction(f, args),
+            z0,
+            solver,
+            **settings.limits._asdict(),
+            trace=settings.trace,
+            return_state=True,
         )
         layout = StateLayout(solution.z)
+        refining = settings._replace(
+            limits=settings.backward_limits._replace(max_steps=self.refine_steps)
+        )
 
         def estimate(d_z):
             v = layout.flatten(d_z)
@@ -71,7 +79,7 @@ class Shine(Adjoint):
         def pullback(z, args, d_z):
             u = estimate(d_z)
             if self.refine_steps:
-                u = solve_adjoint(f, z, args, d_z, solver, backward_callback, u, self.refine_steps)
+                u = solve_adjoint(f, z, args, d_z, refining, u)
             return argument_gradients(f, z, args, u)
 
         return solution._replace(z=attach(solution.z, args, pullback))

@@ -14,11 +14,11 @@ from tfdeq.adjoints.adjoint import (
     vector_jacobian_product,
     with_floating_leaves,
 )
+from tfdeq.adjoints.differentiation import differentiated
 from tfdeq.compaction import BoundFunction
-from tfdeq.custom_gradient import custom_gradient_only
 from tfdeq.function_evaluation import check_variables
 from tfdeq.iteration import iterate
-from tfdeq.samples import choose, per_sample
+from tfdeq.samples import choose
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers import FixedPointIteration
 from tfdeq.solvers.solver import require_positive_integer
@@ -70,38 +70,80 @@ class Unrolled(Adjoint):
     def __post_init__(self):
         require_positive_integer("steps", self.steps)
 
-    def solve(self, f, z0, args, solver, tolerance, max_steps, backward_callback):
+    def solve(self, f, z0, args, settings):
+        solver, limits = self._require_whole_solve(settings), settings.limits
         z0 = tf.nest.map_structure(lambda leaf: tf.stop_gradient(tf.convert_to_tensor(leaf)), z0)
         layout = StateLayout(z0)
         batch = tf.shape(tf.nest.flatten(z0)[0])[:1]
-        known = solver.max_steps if max_steps is None else tf.get_static_value(max_steps)
-        budget = per_sample("max_steps", max_steps, solver.max_steps, batch, tf.int32)
+        most = limits.most_steps(solver)
+        budget = limits.resolved(solver, batch, layout.dtype).max_steps
         recorded = tf.minimum(budget, self.steps)
-        fixed_f = BoundFunction(f, args)
+        fixed_f = BoundFunction(f, args).checked(batch[0])
         z, spent, stagnated = z0, tf.zeros_like(budget), tf.zeros_like(budget, tf.bool)
-        if known is None or np.max(known) > self.steps:
+        traces = []
+        if most is None or most > self.steps:
             left = budget - recorded
-            most = left if known is None else np.asarray(known) - self.steps
+            known = solver.max_steps if limits.max_steps is None else limits.max_steps
+            known = tf.get_static_value(known)
             # One evaluation is always made: for a sample that has none left it is left out here.
+            own = left if known is None else np.asarray(known) - self.steps
             solution = iterate(
-                fixed_f, z0, solver, tolerance, _at_least_one(most), return_image=True
+                fixed_f,
+                z0,
+                solver,
+                **limits._replace(max_steps=_at_least_one(own))._asdict(),
+                return_image=True,
+                trace=settings.trace,
             )
             z = choose(left > 0, solution.z, z0)
             spent = tf.where(left > 0, solution.steps, 0)
             stagnated = (left > 0) & tf.equal(solution.status, int(Status.STAGNATED))
+            traces.append(solution.trace)
 
-        count = self.steps if known is None else min(self.steps, int(np.max(known)))
+        z = self._applied(f, z, args, recorded, most, layout)
+        tolerance = solver.tolerance if limits.tolerance is None else limits.tolerance
+        absolute = limits.absolute_tolerance
+        check = iterate(
+            fixed_f,
+            z,
+            FixedPointIteration(absolute_tolerance=solver.absolute_tolerance),
+            tolerance,
+            max_steps=1,
+            absolute_tolerance=absolute,
+        )
+        missed = tf.equal(check.status, int(Status.MAX_STEPS))
+        status = tf.where(missed & stagnated, int(Status.STAGNATED), check.status)
+        steps = spent + recorded + check.steps
+        trace = _trace(traces, steps, check.residual, most, budget) if settings.trace else ()
+        return Solution(z, check.residual, steps, status, trace=trace)
+
+    def _applied(self, f, z, args, recorded, most, layout):
+        """z after each sample's recorded applications of f, [B] int32."""
         apply = _checkpointed(f) if self.checkpointed else f
-        for k in range(count):
+        for k in range(self.steps if most is None else min(self.steps, most)):
             image = apply(z, *args)
             layout.check_output(image)
             finite = tf.reduce_all(tf.math.is_finite(layout.flatten(image)), axis=1)
             z = choose((k < recorded) & finite, image, z)
-        tolerance = solver.tolerance if tolerance is None else tolerance
-        check = iterate(fixed_f, z, FixedPointIteration(), tolerance, max_steps=1)
-        missed = tf.equal(check.status, int(Status.MAX_STEPS))
-        status = tf.where(missed & stagnated, int(Status.STAGNATED), check.status)
-        return Solution(z, check.residual, spent + recorded + check.steps, status)
+        return z
+
+
+def _trace(
+    solved: list[tf.Tensor],
+    steps: tf.Tensor,
+    residual: tf.Tensor,
+    most: int | None,
+    budget: tf.Tensor,
+) -> tf.Tensor:
+    """[B, max_steps + 1]: what the solve left, if there was one, and the residual of the result."""
+    columns = (tf.reduce_max(budget) if most is None else most) + 1
+    trace = tf.fill([tf.shape(steps)[0], columns], float("nan"))
+    for part in solved:
+        # A sample that has converged is applied on: its solve's columns stand as they are.
+        missing = columns - tf.shape(part)[1]
+        trace = tf.pad(part, [[0, 0], [0, missing]], constant_values=float("nan"))
+    last = tf.equal(tf.range(columns)[None], steps[:, None] - 1)
+    return tf.where(last, residual[:, None], trace)
 
 
 def _at_least_one(most: Any) -> Any:
@@ -121,12 +163,11 @@ def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
             packed = tf.nest.pack_sequence_as(z, list(inputs[:size]))
             return packed, with_floating_leaves(args, inputs[size:])
 
-        @tf.custom_gradient
         def evaluate(*inputs):
             # Nothing of the interior may be recorded here: it would stay in memory.
             fixed_z, fixed_args = unpack([tf.stop_gradient(leaf) for leaf in inputs])
 
-            def gradient(*cotangents):
+            def gradient(_, *cotangents):
                 own_z, own_args = unpack(inputs)
                 own_z = tf.nest.map_structure(lambda leaf: _after(cotangents[0], leaf), own_z)
                 d_z, d_args = vector_jacobian_product(
@@ -141,10 +182,10 @@ def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
             with tf.GradientTape() as tape:
                 output = f(fixed_z, *fixed_args)
             check_variables(tape.watched_variables())
-            return custom_gradient_only(tf.nest.flatten(output), inputs), gradient
+            return tf.nest.flatten(output), gradient
 
-        outputs = evaluate(*tf.nest.flatten(z), *floating_leaves(args))
-        return tf.nest.pack_sequence_as(z, tf.nest.flatten(outputs))
+        outputs = differentiated(evaluate, [*tf.nest.flatten(z), *floating_leaves(args)])
+        return tf.nest.pack_sequence_as(z, outputs)
 
     return apply
 

@@ -158,15 +158,17 @@ class LanguageModel(TokenModel):
             explicit_steps=explicit_steps or None,
             iterates=iterates,
         )
-        solution, states = (solution, None) if iterates is None else solution
-        results = [self._answer(solution.z, targets, training)]
-        if states is not None:
+        # A solution is of the solver's dtype.
+        z, states = keras.tree.map_structure(
+            lambda state: ops.cast(state, self.compute_dtype), (solution.z, solution.iterates)
+        )
+        results = [self._answer(z, targets, training)]
+        if iterates is not None:
             results.append([self._answer(state, targets, training) for state in states])
         if return_solution:
             results.append(solution)
         if memory is not None:
-            z = ops.stop_gradient(solution.z)
-            past = self.cell.remember(z, self.cell.inject(x))
+            past = self.cell.remember(ops.stop_gradient(z), self.cell.inject(x))
             results.append(keras.tree.map_structure(ops.stop_gradient, past))
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -177,7 +179,8 @@ class LanguageModel(TokenModel):
         if iterates is not None:
             results.append([self._answer_spec(tokens, targets) for _ in iterates])
         if return_solution:
-            state = keras.KerasTensor((*tokens.shape, self.state_width), dtype=self.compute_dtype)
+            dtype = "float64" if self.compute_dtype == "float64" else "float32"
+            state = keras.KerasTensor((*tokens.shape, self.state_width), dtype=dtype)
             counts = [
                 keras.KerasTensor(tokens.shape[:1], dtype=d) for d in ("float32", "int32", "int32")
             ]

@@ -1,6 +1,7 @@
 """Plain iteration: z ← z + α (f(z) − z)."""
 
 import dataclasses
+from typing import ClassVar
 
 import keras
 import tensorflow as tf
@@ -31,6 +32,9 @@ class FixedPointIteration(Solver):
         >>> FixedPointIteration(max_steps=10).max_steps
         10
     """
+
+    memoryless: ClassVar[bool] = True
+    computes_squares: ClassVar[bool] = False
 
     damping: float = 1.0
 

@@ -1,6 +1,7 @@
 """Reversible relaxation: two coupled states, from which the ones before can be computed back."""
 
 import dataclasses
+from typing import ClassVar
 
 import keras
 import tensorflow as tf
@@ -33,6 +34,8 @@ class Reversible(Solver):
         >>> Reversible(max_steps=10).relaxation
         0.8
     """
+
+    computes_squares: ClassVar[bool] = False
 
     relaxation: float = 0.8
 

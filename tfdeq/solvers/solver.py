@@ -22,18 +22,37 @@ class Solver:
             learned forgotten. 2 suits Anderson; Broyden's residuals rise and fall by large factors
             on the way to a fast end, so it wants 100. Keeps two more states in memory. None: every
             step is taken. Keyword only.
+        patience: iterates, at least 1, in which the best residual must fall by 0.1 %; a sample for
+            which it does not has stagnated. A number saves evaluations where a solve that stands
+            still never recovers, and gives up where an answer is still on its way: the residual is level
+            while information travels through the state, and rises and falls under Broyden's method.
+            None: a sample ends before its budget only when that is certain, because its residual has
+            stood at the dtype's precision for twelve iterates, or because plain iteration has come
+            back to an iterate. Keyword only. Default None.
+        absolute_tolerance: ‖f(z) − z‖₂ at which a sample has converged too, at least 0, in units of
+            the state. For equilibria at or near zero, which no relative residual tells. Keyword
+            only. Default 0.
     """
 
     max_steps: int = 30
     tolerance: float = 1e-3
     safeguard: float | None = dataclasses.field(default=None, kw_only=True)
+    patience: int | None = dataclasses.field(default=None, kw_only=True)
+    absolute_tolerance: float = dataclasses.field(default=0.0, kw_only=True)
 
     # Whether the method asks for products with the Jacobian: `step_with_products` instead of `step`.
     uses_products: ClassVar[bool] = False
+    # Whether the next iterate follows from the last one alone: one that comes back will again.
+    memoryless: ClassVar[bool] = False
+    # Whether it computes squares of the state, which must be near unit size for that.
+    computes_squares: ClassVar[bool] = True
 
     def __post_init__(self):
         require_positive_integer("max_steps", self.max_steps)
         require_positive("tolerance", self.tolerance)
+        if self.patience is not None:
+            require_positive_integer("patience", self.patience)
+        require_at_least_zero("absolute_tolerance", self.absolute_tolerance)
         if self.safeguard is not None and not 1.0 <= self.safeguard < float("inf"):
             raise ValueError(
                 f"safeguard must be None or a number of at least 1; received {self.safeguard!r}."
@@ -122,6 +141,16 @@ def require_positive(name: str, value: Any) -> None:
         valid = False
     if not valid:
         raise ValueError(f"{name} must be a finite number greater than 0; received {value!r}.")
+
+
+def require_at_least_zero(name: str, value: Any) -> None:
+    """Raises a ValueError unless value is a finite number of at least 0."""
+    try:
+        valid = 0.0 <= float(value) < float("inf")
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{name} must be a finite number of at least 0; received {value!r}.")
 
 
 def require_damping(value: Any) -> None:
