@@ -1,5 +1,6 @@
 """Steps that go wrong: skipped, counted, and after a number in a row back to the last good checkpoint."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -72,6 +73,32 @@ def test_poisoned_weights_at_the_very_end_do_not_become_the_result(tmp_path):
     )
     assert trainer.train()["rollbacks"] == 1
     assert all(np.isfinite(weight).all() for weight in weights_of(model))
+
+
+def test_a_return_takes_statistics_and_generators_with_it(tmp_path):
+    """They depend on the batches alone here, so that they end as in a run where nothing went wrong."""
+
+    def layers():
+        return [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5, seed=5)]
+
+    def spoil(step, model):
+        if step == 9 and not spoilt:
+            spoilt.append(step)
+            model.layers[-1].kernel.assign(np.full([2, 1], np.nan))
+            for variable in model.non_trainable_variables:
+                variable.assign(variable + 7)
+
+    spoilt = []
+    config = {**CONFIG, "max_rollbacks": 1}
+    trainer, model = make_trainer(tmp_path / "1", config=config, at_step=spoil, layers=layers())
+    assert trainer.train()["rollbacks"] == 1
+    good, expected = make_trainer(tmp_path / "2", config=config, layers=layers())
+    good.train()
+    assert len(model.non_trainable_variables) == 3
+    for variable, known in zip(
+        model.non_trainable_variables, expected.non_trainable_variables, strict=True
+    ):
+        np.testing.assert_array_equal(variable.numpy(), known.numpy(), err_msg=variable.path)
 
 
 def test_a_run_that_keeps_diverging_ends_with_a_diagnosis(tmp_path):

@@ -37,10 +37,15 @@ CONFIG = {
 }
 
 
-def make_trainer(folder, nan_from=None, nan_once=False, seen=None, config=CONFIG, at_step=None):
-    """A trainer of a small regression; at_step: (step, model) -> None, called before each batch."""
+def make_trainer(
+    folder, nan_from=None, nan_once=False, seen=None, config=CONFIG, at_step=None, layers=()
+):
+    """A trainer of a small regression.
+
+    at_step: (step, model) -> None, called before each batch. layers: what stands before the last one.
+    """
     keras.utils.set_random_seed(3)
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
     visited = set()
     scores = iter([0.5, 0.3, 0.4, 0.2, 0.6])
 

@@ -4,6 +4,7 @@ import sys
 
 import keras
 import tensorflow as tf
+from tensorflow.python.ops import cond_v2, while_v2
 
 from tfdeq.solution import Solution
 
@@ -23,8 +24,28 @@ def in_evaluation() -> bool:
     return False
 
 
+_GRADIENTS = (while_v2._WhileBodyGradFuncGraph, cond_v2._CondGradFuncGraph)
+
+
+def in_gradient_of_control_flow() -> bool:
+    """Whether what is traced now is the gradient of a loop's body or a branch, or within it.
+
+    TensorFlow lets no variable into that graph that came by no tensor of the body or branch.
+    """
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        if isinstance(graph, _GRADIENTS):
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
 class ConvergenceMetrics:
-    """Means over samples of steps, residual and whether the tolerance was met."""
+    """Means over samples of steps, residual and whether the tolerance was met.
+
+    The backward solves of a layer in a loop or branch of a graph (tf.map_fn, tf.cond,
+    keras.layers.RNN) are not counted.
+    """
 
     def __init__(self, prefix: str):
         self.steps = keras.metrics.Mean(name=f"{prefix}_steps")
@@ -48,6 +69,8 @@ class ConvergenceMetrics:
         return values
 
     def __call__(self, solution: Solution) -> None:
+        if in_gradient_of_control_flow():
+            return
         self.steps.update_state(solution.steps)
         # Samples without a residual (f was not finite at their start) would drown the mean.
         known = solution.residual < solution.residual.dtype.max

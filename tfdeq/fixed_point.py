@@ -42,7 +42,9 @@ def fixed_point(
     Works in eager mode, in tf.function and with jit_compile=True. Gradients, of the order that the
     adjoint supports, flow to every floating or complex tensor in args, and to nothing else: not to
     z0. Trainable variables and tensors that f merely closes over, and that a gradient would have to
-    reach, are an error.
+    reach, are an error. TensorFlow's loops and branches may hold a solve; of tf.vectorized_map a
+    gradient can be taken inside of the mapped function only (from outside it is a LookupError, but for
+    adjoints without a custom gradient: Unrolled with checkpointed=False).
 
     Args:
         f: (z, *args) -> like z; row b of the output depends on row b of z alone.

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainers.layer_state import LayerState
 from trainers.loss_scale import LossScale
 from trainers.segment_memory import SegmentMemory
 from trainers.strategies import several_workers
@@ -53,6 +54,7 @@ class TrainingStep:
             self.asked = tf.Variable(False, trainable=False, name="asked")
             self._loss_scale = LossScale(config["precision"])
             self._memory = SegmentMemory(task.memory, config["batch_size"], strategy)
+        self._layer_state = LayerState([task.model, *task.equilibria])
         self._functions: dict[int, Callable[..., Any]] = {}
         self._loops: dict[int, Callable[..., Any]] = {}
         self._called: set[int] = set()  # explicit_steps whose step was compiled by itself
@@ -104,8 +106,8 @@ class TrainingStep:
     ) -> dict[str, float] | None:
         """Makes one step and returns what its parts took, in seconds.
 
-        The gradients are computed twice, the first time without an update, and all that they leave
-        (random generators, metrics) is put back: the step is the one that `run` makes.
+        The gradients are computed twice, the first time without an update, as a step that counts for
+        nothing: the step is the one that `run` makes.
 
         Returns:
             data (waiting for the batch), solve (forward, backward and reduction) and update; None if
@@ -119,14 +121,11 @@ class TrainingStep:
             self._call(batch, settings, asked, apply=True)
             return None
         for apply in (False, True):
-            kept = self._touched_by_gradients() if not apply else []
             self.wait()
             moments.append(time.perf_counter())
             self._call(batch, settings, asked, apply)
             self.wait()
             moments.append(time.perf_counter())
-            for variable, value in kept:
-                variable.assign(value)
         data, solve, both = (moments[i + 1] - moments[i] for i in (0, 2, 4))
         return {"data": data, "solve": solve, "update": max(both - solve, 0.0)}
 
@@ -141,13 +140,6 @@ class TrainingStep:
             tf.constant(apply),
         )
 
-    def _touched_by_gradients(self) -> list[tuple[Any, Any]]:
-        """The variables that computing gradients writes, with copies of their values."""
-        layers = [variable for one in self._task.equilibria for variable in one.metrics_variables]
-        own = [v for metric in self._metrics for v in metric.variables]
-        variables = [*self._task.model.non_trainable_variables, *layers, *own]
-        return [(variable, tf.identity(variable.value)) for variable in variables]
-
     def wait(self) -> None:
         """Returns when every step made so far is done."""
         self.consecutive.numpy()
@@ -159,7 +151,7 @@ class TrainingStep:
         skipped = float(self._skipped.result()) / self._strategy.num_replicas_in_sync
         row = {
             "loss": float(self._loss.result()) if known else None,
-            "gradient_norm": float(self._gradient_norm.result()),
+            "gradient_norm": float(self._gradient_norm.result()) if known else None,
             "learning_rate": float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)),
             "skipped_steps": round(skipped),
         }
@@ -189,7 +181,7 @@ class TrainingStep:
                 on_replica = tf.function(on_replica, jit_compile=jit_compile, autograph=False)
 
             def step(batch, max_steps, penalty_share, asked, apply):
-                arguments = (on_replica, batch, max_steps, penalty_share, asked)
+                arguments = (on_replica, batch, max_steps, penalty_share, asked, apply)
                 self._update(*self._strategy.run(self._reduced, args=arguments), apply)
 
             self._functions[explicit_steps] = tf.function(
@@ -215,45 +207,62 @@ class TrainingStep:
             self._loops[explicit_steps] = tf.function(steps, autograph=False)
         return self._loops[explicit_steps]
 
-    def _reduced(self, on_replica, batch, max_steps, penalty_share, asked):
-        """On a replica: (finite, asked, gradients), the same on all of them."""
+    def _reduced(self, on_replica, batch, max_steps, penalty_share, asked, apply):
+        """On a replica: (finite, asked, gradients, memory), the same on all of them.
+
+        And its layers' state from before.
+        """
         replicas = self._strategy.num_replicas_in_sync
+        before = self._layer_state.values()
         found, memory = on_replica(batch, self._memory.rows(), max_steps, penalty_share)
+        spoilt = tf.cast(self._layer_state.is_spoilt(before), tf.float32)
         if replicas > 1:
             # Divided first, by an operation on the replica's device: a reduction goes by the device
             # of what it receives, and a function's argument or result has none.
-            shares = [part / replicas for part in (asked, *found)]
+            shares = [part / replicas for part in (asked, spoilt, *found)]
             context = tf.distribute.get_replica_context()
-            asked, *found = context.all_reduce(tf.distribute.ReduceOp.SUM, shares)
+            asked, spoilt, *found = context.all_reduce(tf.distribute.ReduceOp.SUM, shares)
             memory = self._memory.gathered(memory)
         loss, total, *gradients = found
         gradients = self._loss_scale.unscaled(gradients)
         norm = tf.linalg.global_norm(gradients)
-        finite = tf.math.is_finite(norm) & tf.math.is_finite(total)
-        weight = tf.cast(finite, tf.float32)
-        self._loss.update_state(tf.where(finite, loss, 0.0), weight)
-        self._gradient_norm.update_state(tf.where(finite, norm, 0.0), weight)
-        self._skipped.update_state(1.0 - weight)
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(total) & tf.equal(spoilt, 0.0)
+        counts = tf.cast(finite & apply, tf.float32)
+        self._loss.update_state(tf.where(finite, loss, 0.0), counts)
+        self._gradient_norm.update_state(tf.where(finite, norm, 0.0), counts)
+        self._skipped.update_state(tf.cast(~finite & apply, tf.float32))
         # As a factor: tf.clip_by_global_norm would make NaN of all when one is.
         clip = tf.minimum(1.0, self._config["gradient_clip"] / tf.maximum(norm, 1e-30))
-        return finite, asked, [clip * gradient for gradient in gradients], memory
+        return finite, asked, [clip * gradient for gradient in gradients], memory, before
 
     def _update(
-        self, finite: Any, asked: Any, gradients: list[Any], memory: Any, apply: tf.Tensor
+        self,
+        finite: Any,
+        asked: Any,
+        gradients: list[Any],
+        memory: Any,
+        before: list[Any],
+        apply: tf.Tensor,
     ) -> None:
         """Over all replicas: applies the gradients, unless the step was not finite or is no step."""
         variables = self._task.model.trainable_variables
 
-        def on_replica(gradients):
+        def update(gradients):
             self._optimizer.apply(gradients, variables)
             return tf.constant(True)
 
-        def update():
-            return self._local(self._strategy.run(on_replica, args=(gradients,)))
+        def put_back(before):
+            self._layer_state.put_back(before)
+            return tf.constant(False)
+
+        def run(on_replica, argument):
+            return lambda: self._local(self._strategy.run(on_replica, args=(argument,)))
 
         finite = self._local(finite)
-        # A step that is not finite changes nothing: neither weights nor the optimiser's state.
-        tf.cond(finite & apply, update, lambda: tf.constant(False))
+        # A step that is not finite changes nothing: neither weights nor the optimiser's state, nor
+        # what the layers wrote on the way to the gradients. Random generators go back too: the run
+        # is the one that never saw the batch.
+        tf.cond(finite & apply, run(update, gradients), run(put_back, before))
         self._memory.keep(memory, finite & apply, self._local)
         wrong = tf.where(finite, 0, self.consecutive + 1)
         self.consecutive.assign(tf.where(apply, wrong, self.consecutive))

@@ -131,6 +131,7 @@ def attach(z: Any, args: Any, pullback: Callable[[Any, Any, Any], list[tf.Tensor
         pullback: (z, args, d_z) -> gradients for `floating_leaves(args)`. Its z is the attached
             one: a derivative of the pullback then sees how z moves with args.
     """
+    args = tf.nest.map_structure(tf.identity, args)  # integers too: see `differentiated`
     z_leaves = tf.nest.flatten(z)
     count = len(z_leaves)
 

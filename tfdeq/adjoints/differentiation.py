@@ -6,6 +6,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util, record
 
+from tfdeq.custom_gradient import custom_gradient_only
+
 # inputs -> (outputs, (outputs, *their cotangents) -> cotangents of the inputs, or None). The gradient is
 # handed the outputs as they are attached to the inputs, so that it can be differentiated itself.
 Differentiable = Callable[..., tuple[list[tf.Tensor], Callable[..., list[Any]]]]
@@ -26,13 +28,17 @@ def differentiated(function: Differentiable, inputs: Sequence[tf.Tensor]) -> lis
     Raises:
         ValueError: inside two accumulators, both of which see the inputs.
     """
-    inputs = list(inputs)
+    # Of the graph that is built now: a backward pass inside a loop, whose own gradient is taken, knows
+    # no others.
+    inputs = [tf.identity(leaf) for leaf in inputs]
     known = _tangents(inputs)
     attached: list[tf.Tensor] = []
 
     @tf.custom_gradient
     def custom(*inputs):
         outputs, gradient = function(*inputs)
+        if known is None:
+            outputs = custom_gradient_only(outputs, inputs)
         # An accumulator asks at once, for a tangent that is not used.
         return outputs, lambda *cotangents: gradient(attached or outputs, *cotangents)
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import Adjoint, attach, floating_leaves, vector_jacobian_product
 from tfdeq.compaction import BoundFunction, RowwiseFunction
+from tfdeq.custom_gradient import custom_gradient_only
 from tfdeq.function_evaluation import residual_of
 from tfdeq.iteration import iterate
 from tfdeq.solvers import Reversible, Solver
@@ -261,7 +262,8 @@ def _once_differentiable(function: Callable[[Any, Any], list[tf.Tensor]], args: 
     @tf.custom_gradient
     def compute(*inputs):
         fixed = [tf.stop_gradient(leaf) for leaf in inputs]
-        return function(*tf.nest.pack_sequence_as((args, d_z), fixed)), refuse
+        found = function(*tf.nest.pack_sequence_as((args, d_z), fixed))
+        return custom_gradient_only(found, inputs), refuse
 
     return tf.nest.flatten(compute(*leaves))
 
