@@ -98,11 +98,11 @@ def _captured(placeholder: Any) -> Any:
 def _is_trainable(handle: Any) -> bool:
     """Whether a variable's handle is one of a trainable variable of the graphs around."""
     while isinstance(getattr(handle, "graph", None), FuncGraph):
-        graph = handle.graph
-        for variable in graph.variables:
-            if variable.handle is handle or _captured(handle) is variable.handle:
-                return bool(variable.trainable)
         outer = _captured(handle)
+        # The graph that is being traced knows those that were read so far.
+        for variable in [*handle.graph.variables, *handle.graph._watched_variables]:
+            if variable.handle is handle or variable.handle is outer:
+                return bool(variable.trainable)
         if outer is None:
             return False
         handle = outer

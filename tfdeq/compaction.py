@@ -49,7 +49,7 @@ class BoundFunction:
         return bool(self._batched) and self._f.compaction
 
     def checked(self, batch: tf.Tensor) -> "BoundFunction":
-        """Returns the same function; the args of samples must have B rows (batch, [] int32), or 1."""
+        """Returns the same function; the args of samples must have `batch` rows, or 1."""
         if not self._batched:
             return self
         return self._with_batched(lambda arg: with_rows("A batched argument of f", arg, batch))

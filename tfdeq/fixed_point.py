@@ -10,7 +10,7 @@ from tfdeq import adjoints, solvers
 from tfdeq.adjoints.adjoint import SolveSettings
 from tfdeq.compaction import RowwiseFunction
 from tfdeq.limits import Limits
-from tfdeq.samples import finite_rows
+from tfdeq.samples import finite_rows, rows_of
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import require_positive_integer
 
@@ -187,7 +187,7 @@ def _backward_limits(
 
 def _marked(solution: Solution, inputs: Any) -> Solution:
     """Samples with an input that is not finite are NON_FINITE, also where f saturates."""
-    finite = finite_rows(inputs, tf.shape(solution.status)[0])
+    finite = finite_rows(inputs, rows_of(solution.status))
     if finite is None:
         return solution
     return solution._replace(

@@ -55,8 +55,14 @@ def per_sample(
         )
     if tensor.shape.rank == 1:
         # Not a broadcast: XLA too refuses another number of rows.
-        tensor = tf.reshape(with_rows(name, tensor, batch[0], shared=False), batch)
+        rows = batch[0] if size is None else int(size[0])
+        tensor = tf.reshape(with_rows(name, tensor, rows, shared=False), batch)
     return tf.stop_gradient(tf.broadcast_to(tensor, batch))
+
+
+def rows_of(leaf: tf.Tensor) -> Any:
+    """Returns the number of rows of a leaf [B, ...]: an integer where it is known, else [] int32."""
+    return tf.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
 
 
 def with_rows(name: str, nest: Any, batch: Any, shared: bool = True) -> Any:
@@ -64,14 +70,14 @@ def with_rows(name: str, nest: Any, batch: Any, shared: bool = True) -> Any:
 
     Args:
         name: of the nest, for errors.
-        nest: of tensors [B, ...]. batch: [] int32, B. shared: whether a leaf of one row may stand for
-            all samples.
+        nest: of tensors [B, ...]. batch: B, an integer where it is known, or [] int32. shared:
+            whether a leaf of one row may stand for all samples.
 
     Raises:
         tf.errors.InvalidArgumentError: for another number of rows; where only the running graph
             knows it, when it runs. (XLA compiles no such check, and knows all shapes itself.)
     """
-    size = tf.get_static_value(batch)
+    size = batch if isinstance(batch, int) else None
 
     def check(leaf):
         rows = leaf.shape[0] if leaf.shape.rank else None
@@ -101,11 +107,11 @@ def finite_rows(nest: Any, batch: Any) -> tf.Tensor | None:
 
     Args:
         nest: of tensors [B, ...], or [1, ...] for what all samples share, which is left out.
-        batch: [] int32, B.
+        batch: B, as `rows_of` returns it.
     """
     found = None
     for leaf in tf.nest.flatten(nest):
-        if not leaf.dtype.is_floating or (leaf.shape[0] == 1 and tf.get_static_value(batch) != 1):
+        if not leaf.dtype.is_floating or (leaf.shape[0] == 1 and batch != 1):
             continue
         flat = tf.reshape(leaf, [tf.shape(leaf)[0], -1])
         here = tf.broadcast_to(tf.reduce_all(tf.math.is_finite(flat), axis=1), [batch])
