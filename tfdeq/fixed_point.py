@@ -10,7 +10,7 @@ from tfdeq import adjoints, solvers
 from tfdeq.adjoints.adjoint import SolveSettings
 from tfdeq.compaction import RowwiseFunction
 from tfdeq.limits import Limits
-from tfdeq.samples import finite_rows, rows_of
+from tfdeq.samples import choose, finite_rows, rows_of, without_rows
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import require_positive_integer
 
@@ -32,6 +32,7 @@ def fixed_point(
     trace: bool = False,
     batched_args: Sequence[int] | None = None,
     compaction: bool = True,
+    exclude_non_finite: bool = False,
     throw: bool = False,
     callback: Callable[[Solution], None] | None = None,
     backward_callback: Callable[[Solution], None] | None = None,
@@ -75,6 +76,9 @@ def fixed_point(
             size times the most; and a sample of which one is NaN or infinite is NON_FINITE, whatever f
             makes of it. None: the whole batch goes on until its last sample is done.
         compaction: whether samples that are done leave the batch, if batched_args says how.
+        exclude_non_finite: whether samples whose batched_args are not finite stay out of every
+            gradient: their z is z0, their status NON_FINITE, and no NaN of theirs reaches what they
+            share with others. False: their NaN goes where it goes, so that it is seen.
         throw: raise tf.errors.InvalidArgumentError unless every sample has converged; in a graph by
             an assertion, which XLA leaves out.
         callback: receives the `Solution` of the forward solve; for metrics.
@@ -117,9 +121,18 @@ def fixed_point(
         iterates=_checked_numbers(iterates),
         trace=trace,
     )
-    solution = adjoint.solve(f, z0, args, settings)
+    finite = None
     if batched_args:
-        solution = _marked(solution, [args[position] for position in batched_args])
+        rows = rows_of(tf.nest.flatten(z0)[0])
+        finite = finite_rows([args[position] for position in batched_args], rows)
+    if finite is not None and exclude_non_finite:
+        args = tuple(
+            without_rows(arg, finite) if position in batched_args else arg
+            for position, arg in enumerate(args)
+        )
+    solution = adjoint.solve(f, z0, args, settings)
+    if finite is not None:
+        solution = mark_non_finite(solution, finite, z0 if exclude_non_finite else None)
     if throw:
         solution = require_converged(solution)
     if callback is not None:
@@ -185,11 +198,21 @@ def _backward_limits(
     )
 
 
-def _marked(solution: Solution, inputs: Any) -> Solution:
-    """Samples with an input that is not finite are NON_FINITE, also where f saturates."""
-    finite = finite_rows(inputs, rows_of(solution.status))
-    if finite is None:
-        return solution
-    return solution._replace(
+def mark_non_finite(solution: Solution, finite: tf.Tensor, z0: Any = None) -> Solution:
+    """Returns the solution with NON_FINITE for samples that are not finite, also where f saturates.
+
+    finite: [B] bool. z0: what stands for their z, without a gradient; None: it stays.
+    """
+    solution = solution._replace(
         status=tf.where(finite, solution.status, int(Status.NON_FINITE)),
+    )
+    if z0 is None:
+        return solution
+    start = tf.nest.map_structure(
+        lambda leaf, z: tf.cast(tf.stop_gradient(leaf), z.dtype), z0, solution.z
+    )
+    return solution._replace(
+        z=choose(finite, solution.z, start),
+        residual=tf.where(finite, solution.residual, tf.float32.max),
+        iterates=[choose(finite, state, start) for state in solution.iterates] or (),
     )

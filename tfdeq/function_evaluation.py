@@ -96,9 +96,11 @@ def evaluate_linearised(
     check(())
 
     def product(v: tf.Tensor) -> tf.Tensor:
-        return outer.gradient(
+        image = outer.gradient(
             transposed, u, output_gradients=v, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
+        image.set_shape(v.shape)
+        return image
 
     result = tf.stop_gradient(result)
     result.set_shape(z.shape)

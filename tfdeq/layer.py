@@ -10,12 +10,12 @@ import tensorflow as tf
 from tfdeq import adjoints, solve_scope, solvers
 from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.explicit import apply_explicitly
-from tfdeq.fixed_point import fixed_point
+from tfdeq.fixed_point import fixed_point, mark_non_finite
 from tfdeq.functional_cell import UnknownSizeError
 from tfdeq.masks import attach_masks
 from tfdeq.pure_cell import PureCell, require_two_inputs
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
-from tfdeq.samples import random_rows
+from tfdeq.samples import finite_rows, random_rows, rows_of, without_rows
 from tfdeq.solution import Solution
 from tfdeq.solvers.solver import require_integer, require_positive_integer
 
@@ -62,6 +62,9 @@ class DEQLayer(keras.layers.Layer):
             all samples, so that the model does not come to rely on one budget. At most the
             solver's max_steps. Default None: the solver's.
         convergence_metrics: whether to keep the metrics named above. Default True.
+        exclude_non_finite: whether samples whose x has NaN or infinity stay out of every gradient
+            (their equilibrium is the start, their status NON_FINITE), so that a loss that masks them
+            is enough. Default False: their NaN is seen.
 
     Call arguments:
         x: tensor or nest of tensors [B, ...]. z0: a start like the state. tolerance, max_steps, patience,
@@ -105,6 +108,7 @@ class DEQLayer(keras.layers.Layer):
         jacobian_penalty_power_steps: int = 0,
         training_max_steps: int | Sequence[int] | None = None,
         convergence_metrics: bool = True,
+        exclude_non_finite: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -137,6 +141,7 @@ class DEQLayer(keras.layers.Layer):
         self.jacobian_penalty_power_steps = int(jacobian_penalty_power_steps)
         self.training_max_steps = _checked_budget(training_max_steps, self.solver.max_steps)
         self.convergence_metrics = bool(convergence_metrics)
+        self.exclude_non_finite = bool(exclude_non_finite)
         self.supports_masking = True
         if self.jacobian_penalty or isinstance(self.training_max_steps, tuple):
             self._seed_generator = keras.random.SeedGenerator()
@@ -212,6 +217,10 @@ class DEQLayer(keras.layers.Layer):
         # Keras hands on the masks of a nest, also where none of its tensors has one.
         if all(leaf is None for leaf in keras.tree.flatten(mask)):
             mask = None
+        finite = None
+        if self.exclude_non_finite:
+            finite = finite_rows(x, rows_of(keras.tree.flatten(x)[0]))
+            x = x if finite is None else without_rows(x, finite)
         x = attach_masks(x, mask)
         start = x
         x = self._pure_cell.inject(x)
@@ -253,6 +262,8 @@ class DEQLayer(keras.layers.Layer):
             # In training a cell may draw noise, or statistics, for the batch as it is.
             compaction = not training and (scope is None or scope.compaction)
             solution = self._pure_cell.solve(f, z0, x, solve, compaction)
+            if finite is not None:
+                solution = mark_non_finite(solution, finite, z0)
             if forward_metrics is not None:
                 forward_metrics(solution)
         else:
@@ -368,6 +379,7 @@ class DEQLayer(keras.layers.Layer):
             "jacobian_penalty_power_steps": self.jacobian_penalty_power_steps,
             "training_max_steps": self.training_max_steps,
             "convergence_metrics": self.convergence_metrics,
+            "exclude_non_finite": self.exclude_non_finite,
         }
 
     @classmethod

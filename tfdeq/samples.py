@@ -119,6 +119,33 @@ def finite_rows(nest: Any, batch: Any) -> tf.Tensor | None:
     return found
 
 
+def without_rows(nest: Any, kept: tf.Tensor) -> Any:
+    """Returns the nest with other values in the rows that are not kept, which are finite where any are.
+
+    They are those of the first row that is kept; zeros, if there is none. No gradient reaches the
+    rows that are left out, as long as none is asked for theirs.
+
+    Args:
+        nest: of [B, ...], or [1, ...] and scalars for what all samples share, which stay.
+        kept: [B] bool.
+    """
+    # The sum over one row, which is there also where no row is.
+    before = tf.cumsum(tf.cast(kept, tf.int32), exclusive=True)
+    first = kept & tf.equal(before, 0)
+
+    def replace(leaf):
+        if leaf.shape.rank == 0 or (leaf.shape[0] == 1 and kept.shape[0] != 1):
+            return leaf
+        one = tf.where(aligned(first, leaf), leaf, tf.zeros_like(leaf))
+        if leaf.dtype == tf.bool:
+            other = tf.reduce_any(one, axis=0, keepdims=True)
+        else:
+            other = tf.reduce_sum(one, axis=0, keepdims=True)
+        return tf.where(aligned(kept, leaf), leaf, tf.stop_gradient(other))
+
+    return tf.nest.map_structure(replace, nest)
+
+
 def power_of_two(values: tf.Tensor) -> tf.Tensor:
     """Returns the power of two at or below each value > 0; 1 for 0, infinity and NaN.
 

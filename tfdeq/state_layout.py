@@ -44,11 +44,15 @@ class StateLayout:
 
     def flatten(self, z: Any) -> tf.Tensor:
         """Nest of [B, ...] -> [B, D]."""
+        leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(z)]
         parts = [
             tf.reshape(tf.cast(leaf, self.dtype), tf.stack([tf.shape(leaf)[0], size]))
-            for leaf, size in zip(tf.nest.flatten(z), self._sizes, strict=True)
+            for leaf, size in zip(leaves, self._sizes, strict=True)
         ]
-        return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+        matrix = parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+        known = all(isinstance(size, int) for size in self._sizes)
+        matrix.set_shape([leaves[0].shape[0], sum(self._sizes) if known else None])
+        return matrix
 
     def unflatten(self, matrix: tf.Tensor) -> Any:
         """[B, D] -> nest of [B, ...] in the original dtypes."""
