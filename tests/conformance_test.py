@@ -354,9 +354,15 @@ def test_compiled_by_xla(name):
 # A file may import from its own layer and from those before it.
 LAYERS = (
     ("tfdeq.version", "tfdeq.samples", "tfdeq.xla", "tfdeq.arnoldi", "tfdeq.custom_gradient"),
-    ("tfdeq.closures", "tfdeq.limits"),
+    ("tfdeq.closures",),
     ("tfdeq.solution", "tfdeq.solvers"),
-    ("tfdeq.compaction", "tfdeq.state_layout", "tfdeq.safeguard", "tfdeq.solve_scope"),
+    (
+        "tfdeq.compaction",
+        "tfdeq.limits",
+        "tfdeq.state_layout",
+        "tfdeq.safeguard",
+        "tfdeq.solve_scope",
+    ),
     ("tfdeq.function_evaluation", "tfdeq.warm_starts", "tfdeq.spectral_norm", "tfdeq.masks"),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),

@@ -164,7 +164,7 @@ def test_noise_of_a_seed_meets_that_of_no_other():
     values = []
     for t in range(4):
         sums = [of_probes([5, t], probes) for probes in (1, 2, 3)]
-        values += [sums[0], sums[1] - sums[0], sums[2] - sums[1], of_leaf([5, t], 1)]
+        values += [sums[0], sums[1] - sums[0], sums[2] - sums[1], of_leaf([5, t + 4], 1)]
     assert len(set(np.round(values, 6))) == len(values)
 
 

@@ -59,7 +59,8 @@ def test_every_field_is_an_operation_of_a_functional_model(tmp_path):
     solution = layer(inputs, return_solution=True)
     assert solution.converged.shape == (None,)
     assert solution.converged.dtype == "bool"
-    model = keras.Model(inputs, [*solution, solution.converged])
+    fields = [solution.z, solution.residual, solution.steps, solution.status]
+    model = keras.Model(inputs, [*fields, solution.converged])
     x = tf.constant([[0.0] * 4, [1.0, -2.0, 3.0, 0.5]])
     *_, status, converged = model(x)
     assert converged.numpy().tolist() == (status.numpy() == 0).tolist() == [True, False]

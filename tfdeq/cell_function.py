@@ -75,7 +75,13 @@ class CellFunction:
 
     def trace(self, z: Any, x: Any) -> None:
         """Sees what the cell does without computing anything."""
-        function = tf.function(lambda z, *args: self(z, *args), autograph=False)
+
+        def apply(z, *args):
+            # A name for the cell's own to stand in: a graph takes none that begins with "_".
+            with tf.name_scope("cell"):
+                return self(z, *args)
+
+        function = tf.function(apply, autograph=False)
         function.get_concrete_function(z, *self.arguments(x))
 
     def adopt(self) -> bool:

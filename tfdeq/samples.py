@@ -111,7 +111,8 @@ def finite_rows(nest: Any, batch: Any) -> tf.Tensor | None:
     """
     found = None
     for leaf in tf.nest.flatten(nest):
-        if not leaf.dtype.is_floating or (leaf.shape[0] == 1 and batch != 1):
+        alone = isinstance(batch, int) and batch == 1
+        if not leaf.dtype.is_floating or (leaf.shape[0] == 1 and not alone):
             continue
         flat = tf.reshape(leaf, [tf.shape(leaf)[0], -1])
         here = tf.broadcast_to(tf.reduce_all(tf.math.is_finite(flat), axis=1), [batch])
