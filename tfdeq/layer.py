@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeq import adjoints, solve_scope, solvers
+from tfdeq import adjoints, solvers
 from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point
@@ -16,8 +16,10 @@ from tfdeq.masks import attach_masks
 from tfdeq.pure_cell import PureCell, require_two_inputs
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
 from tfdeq.samples import random_rows
+from tfdeq.scoped_call import ScopedCall
 from tfdeq.solution import Solution
 from tfdeq.solvers.solver import require_integer, require_positive_integer
+from tfdeq.xla import compiles_with_xla
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -217,15 +219,14 @@ class DEQLayer(keras.layers.Layer):
         x = self._pure_cell.inject(x)
         f = self._pure_cell.function(bool(training), mask, x)
         usual = self._usual_start(start, z0)
-        scope = solve_scope.current()
-        if scope is not None:
-            tolerance, max_steps, z0 = scope.settings(self, tolerance, max_steps, z0, usual)
-        z0 = usual if z0 is None else self._given_start(z0, usual)
+        scoped = ScopedCall(self.name)
+        z0 = scoped.start(z0, usual, lambda z0: self._given_start(z0, usual))
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
         if explicit_steps is None:
-            if training and max_steps is None:
-                max_steps = self._draw_training_max_steps()
-            backward_callback = self._backward_callback(bool(training), scope)
+            tolerance, max_steps = self._limits(
+                scoped, z0, tolerance, max_steps, bool(training), trace
+            )
+            backward_callback = self._backward_callback(bool(training), scoped)
 
             def solve(compaction):
                 args = f.arguments(x)
@@ -251,7 +252,7 @@ class DEQLayer(keras.layers.Layer):
                 )
 
             # In training a cell may draw noise, or statistics, for the batch as it is.
-            compaction = not training and (scope is None or scope.compaction)
+            compaction = not training and scoped.compaction
             solution = self._pure_cell.solve(f, z0, x, solve, compaction)
             if forward_metrics is not None:
                 forward_metrics(solution)
@@ -267,8 +268,7 @@ class DEQLayer(keras.layers.Layer):
         for loss in end.losses:
             # In the solver's dtype: in half precision a loss cannot be added to fit's.
             self.add_loss(self._pure_cell.as_state(loss))
-        if scope is not None:
-            scope.record(self, solution)
+        scoped.record(solution)
         if not return_solution:
             return self._as_output(solution.z, end.masks)
         return solution._replace(
@@ -408,11 +408,37 @@ class DEQLayer(keras.layers.Layer):
             )
         return self._pure_cell.as_state(z0)
 
-    def _backward_callback(self, training: bool, scope: Any) -> Callable[[Solution], None] | None:
+    def _limits(
+        self,
+        scoped: ScopedCall,
+        z0: Any,
+        tolerance: Any,
+        max_steps: Any,
+        training: bool,
+        trace: bool,
+    ) -> tuple[Any, Any]:
+        """Returns tolerance and max_steps of a call: its own, else a scope's, else the layer's."""
+        first = tf.nest.flatten(z0)[0]
+        batch = tf.shape(first)[:1]
+        tolerance = scoped.limit(
+            "tolerance", tolerance, None, self.solver.tolerance, batch, first.dtype
+        )
+        own = self._draw_training_max_steps() if training and max_steps is None else None
+        # XLA has to know how long a trace can become.
+        if trace and compiles_with_xla() and not scoped.known:
+            return tolerance, own if max_steps is None else max_steps
+        return tolerance, scoped.limit(
+            "max_steps", max_steps, own, self.solver.max_steps, batch, tf.int32
+        )
+
+    def _backward_callback(
+        self, training: bool, scoped: ScopedCall
+    ) -> Callable[[Solution], None] | None:
         """What receives the backward solve's result: the metrics in training, and a scope."""
         receivers = [self._backward_metrics] if training and self._backward_metrics else []
-        if scope is not None:
-            receivers.append(scope.backward_recorder(self))
+        recorder = scoped.backward_recorder()
+        if recorder is not None:
+            receivers.append(recorder)
         if len(receivers) < 2:
             return receivers[0] if receivers else None
 
