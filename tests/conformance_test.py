@@ -353,8 +353,15 @@ def test_compiled_by_xla(name):
 
 # A file may import from its own layer and from those before it.
 LAYERS = (
-    ("tfdeq.version", "tfdeq.samples", "tfdeq.xla", "tfdeq.arnoldi", "tfdeq.custom_gradient"),
-    ("tfdeq.closures",),
+    (
+        "tfdeq.version",
+        "tfdeq.samples",
+        "tfdeq.xla",
+        "tfdeq.arnoldi",
+        "tfdeq.custom_gradient",
+        "tfdeq.call_time",
+    ),
+    ("tfdeq.closures", "tfdeq.scope_stack"),
     ("tfdeq.solution", "tfdeq.solvers"),
     (
         "tfdeq.compaction",
@@ -364,6 +371,7 @@ LAYERS = (
         "tfdeq.solve_scope",
     ),
     ("tfdeq.function_evaluation", "tfdeq.warm_starts", "tfdeq.spectral_norm", "tfdeq.masks"),
+    ("tfdeq.scoped_call",),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),
     (

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfdeq
 from tfdeq import SolveScope, Status
-from tfdeq.solve_scope import current
+from tfdeq.scope_stack import innermost
 
 
 class Contraction(keras.layers.Layer):
@@ -79,7 +79,7 @@ def test_start_of_another_shape_is_refused():
         pytest.raises(ValueError, match="z0 must be like the state of 'first'"),
     ):
         model(X)
-    assert current() is None  # the scope ended with the error
+    assert innermost() is None  # the scope ended with the error
 
 
 def test_two_calls_of_a_layer_have_names_of_their_own():
@@ -101,6 +101,74 @@ def test_scopes_end_and_nest():
     assert outer.solutions["first"].steps.numpy().max() > 1
 
 
+def test_a_scope_that_is_entered_again_begins_anew():
+    model, layer = model_of()
+    start = np.float32([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    scope = SolveScope(max_steps=1, starts={"first": start})
+    expected = {"first": start, "first_1": np.zeros([2, 3])}
+    for _ in range(2):
+        with scope:
+            for _ in range(2):
+                model(X)
+        assert list(scope.solutions) == list(expected)
+        for name, z in expected.items():
+            np.testing.assert_array_equal(scope.solutions[name].z, z)
+    with scope:
+        layer(X)
+        with scope:
+            np.testing.assert_array_equal(layer(X), start)
+            assert list(scope.solutions) == ["first"]
+
+
+def test_backward_solves_go_to_the_entry_of_their_forward_solve():
+    layer = tfdeq.DEQLayer(Contraction(), tfdeq.FixedPointIteration(100, 1e-5), name="first")
+    x, scope = tf.constant(X), SolveScope()
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        with scope:
+            z = layer(x)
+        backward = scope.backward_solutions
+        with scope:
+            layer(2 * x)
+    tape.gradient(z, x)
+    assert list(backward) == ["first"]
+    assert not scope.backward_solutions
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "unknown", "xla"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_starts_of_another_batch_are_refused(mode, rows):
+    """A start of one row is not one for all samples, and that of three has one that belongs to none."""
+    _, layer = model_of()
+    start = np.ones([rows, 3], np.float32)
+
+    def by_scope(x, start):
+        with SolveScope(starts={"first": start}):
+            return layer(x)
+
+    for call in (by_scope, lambda x, start: layer(x, z0=start)):
+        if mode != "eager":
+            shapes = [None, 3] if mode == "unknown" else None
+            call = tf.function(
+                call,
+                jit_compile=mode == "xla",
+                input_signature=[tf.TensorSpec(shapes or one.shape) for one in (X, start)],
+            )
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+            call(X, start)
+
+
+def test_settings_that_are_no_integers_or_no_vectors():
+    model, _ = model_of()
+    with pytest.raises(ValueError, match=r"max_steps must be of integers; received 2\.5"):
+        SolveScope(max_steps=2.5)
+    with (
+        SolveScope(tolerance=[[0.1], [0.2]]),
+        pytest.raises(ValueError, match=r"scalar or of shape \[B\].*received shape \(2, 1\)"),
+    ):
+        model(X)
+
+
 def test_layers_inside_a_cell_keep_their_settings_and_stay_out():
     inner = tfdeq.DEQLayer(Contraction(), "anderson", name="inner")
 
@@ -113,9 +181,16 @@ def test_layers_inside_a_cell_keep_their_settings_and_stay_out():
             return 0.01 * self.inner(z) + x
 
     layer = tfdeq.DEQLayer(Nested(), name="outer")
-    call = tf.function(lambda x: layer(x))
+
+    @tf.function
+    def call(x):
+        with SolveScope(tolerance=1e-6) as scope:
+            layer(x)
+        assert list(scope.solutions) == ["outer"]
+
+    call(tf.constant(X))
     with SolveScope(tolerance=1e-6) as scope:
-        call(tf.constant(X))
+        layer(tf.constant(X))
     assert list(scope.solutions) == ["outer"]
 
 

@@ -7,17 +7,20 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeq import adjoints, solve_scope, solvers
+from tfdeq import adjoints, solvers
 from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point, mark_non_finite
 from tfdeq.functional_cell import UnknownSizeError
+from tfdeq.limits import Limits
 from tfdeq.masks import attach_masks
 from tfdeq.pure_cell import PureCell, require_two_inputs
 from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
 from tfdeq.samples import finite_rows, random_rows, rows_of, without_rows
+from tfdeq.scoped_call import ScopedCall
 from tfdeq.solution import Solution
 from tfdeq.solvers.solver import require_integer, require_positive_integer
+from tfdeq.xla import compiles_with_xla
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -226,15 +229,13 @@ class DEQLayer(keras.layers.Layer):
         x = self._pure_cell.inject(x)
         f = self._pure_cell.function(bool(training), mask, x)
         usual = self._usual_start(start, z0)
-        scope = solve_scope.current()
-        if scope is not None:
-            tolerance, max_steps, z0 = scope.settings(self, tolerance, max_steps, z0, usual)
-        z0 = usual if z0 is None else self._given_start(z0, usual)
+        scoped = ScopedCall(self.name)
+        z0 = scoped.start(z0, usual, lambda z0: self._given_start(z0, usual))
         forward_metrics = self._forward_metrics if training or in_evaluation() else None
         if explicit_steps is None:
-            if training and max_steps is None:
-                max_steps = self._draw_training_max_steps()
-            backward_callback = self._backward_callback(bool(training), scope)
+            given = Limits(tolerance, max_steps, patience, absolute_tolerance)
+            limits = self._limits(scoped, z0, given, bool(training), trace)
+            backward_callback = self._backward_callback(bool(training), scoped)
 
             def solve(compaction):
                 args = f.arguments(x)
@@ -244,10 +245,7 @@ class DEQLayer(keras.layers.Layer):
                     args,
                     self.solver,
                     self.adjoint,
-                    tolerance,
-                    max_steps,
-                    patience=patience,
-                    absolute_tolerance=absolute_tolerance,
+                    **limits._asdict(),
                     backward_tolerance=backward_tolerance,
                     backward_max_steps=backward_max_steps,
                     iterates=iterates,
@@ -260,7 +258,7 @@ class DEQLayer(keras.layers.Layer):
                 )
 
             # In training a cell may draw noise, or statistics, for the batch as it is.
-            compaction = not training and (scope is None or scope.compaction)
+            compaction = not training and scoped.compaction
             solution = self._pure_cell.solve(f, z0, x, solve, compaction)
             if finite is not None:
                 solution = mark_non_finite(solution, finite, z0)
@@ -278,8 +276,7 @@ class DEQLayer(keras.layers.Layer):
         for loss in end.losses:
             # In the solver's dtype: in half precision a loss cannot be added to fit's.
             self.add_loss(self._pure_cell.as_state(loss))
-        if scope is not None:
-            scope.record(self, solution)
+        scoped.record(solution)
         if not return_solution:
             return self._as_output(solution.z, end.masks)
         return solution._replace(
@@ -420,11 +417,39 @@ class DEQLayer(keras.layers.Layer):
             )
         return self._pure_cell.as_state(z0)
 
-    def _backward_callback(self, training: bool, scope: Any) -> Callable[[Solution], None] | None:
+    def _limits(
+        self, scoped: ScopedCall, z0: Any, given: Limits, training: bool, trace: bool
+    ) -> Limits:
+        """Returns the limits of a call: its own, else a scope's, else the layer's."""
+        first, solver = tf.nest.flatten(z0)[0], self.solver
+        batch = tf.shape(first)[:1]
+        never = tf.int32.max if solver.patience is None else solver.patience
+        steps, own = given.max_steps, None
+        if steps is None and training:
+            own = self._draw_training_max_steps()
+        # XLA has to know how long a trace can become.
+        if trace and compiles_with_xla() and not scoped.known:
+            steps = own if steps is None else steps
+        else:
+            steps = scoped.limit("max_steps", steps, own, solver.max_steps, batch, tf.int32)
+        others = {
+            name: scoped.limit(name, getattr(given, name), None, usual, batch, dtype)
+            for name, usual, dtype in (
+                ("tolerance", solver.tolerance, first.dtype),
+                ("patience", never, tf.int32),
+                ("absolute_tolerance", solver.absolute_tolerance, first.dtype),
+            )
+        }
+        return Limits(max_steps=steps, **others)
+
+    def _backward_callback(
+        self, training: bool, scoped: ScopedCall
+    ) -> Callable[[Solution], None] | None:
         """What receives the backward solve's result: the metrics in training, and a scope."""
         receivers = [self._backward_metrics] if training and self._backward_metrics else []
-        if scope is not None:
-            receivers.append(scope.backward_recorder(self))
+        recorder = scoped.backward_recorder()
+        if recorder is not None:
+            receivers.append(recorder)
         if len(receivers) < 2:
             return receivers[0] if receivers else None
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeq import solve_scope
+from tfdeq import scope_stack
 from tfdeq.cell_function import CellFunction, Seen
 from tfdeq.functional_cell import UnknownSizeError, declared_state, is_functional, zeros_for
 from tfdeq.masks import CellMasks, fits, masks_of
@@ -74,7 +74,7 @@ class PureCell:
     def apply(self, z, x, training=None, mask=None):
         """Calls the cell as its kind wants to be called."""
         # What the cell solves inside is part of one evaluation.
-        with solve_scope.suspended():
+        with scope_stack.suspended():
             if is_functional(self.cell):
                 inputs = [*keras.tree.flatten(z), *keras.tree.flatten(x)]
                 output = self.cell(inputs, training=training)

@@ -1,15 +1,14 @@
 """`SolveScope`: settings for every `DEQLayer` that is called inside, and what the solves returned."""
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from tfdeq import scope_stack
+from tfdeq.limits import Limits
 from tfdeq.solution import Solution
-
-_ACTIVE = threading.local()
 
 
 class SolveScope:
@@ -17,21 +16,42 @@ class SolveScope:
 
     A model's own call takes no tolerance and returns no residual; inside the scope every `DEQLayer`
     that it calls takes the scope's settings, where the call names none of its own, and leaves its
-    `Solution` here. Layers inside another layer's cell keep their own settings: they are part of one
-    evaluation.
+    `Solution` here. Of scopes in one another the innermost holds. Layers inside another layer's cell
+    keep their own settings: they are part of one evaluation.
+
+    The settings hold for what is called inside, by this thread and by the replicas of a
+    `strategy.run`. Functions compiled by `tf.function`, among them those of a model's predict, evaluate,
+    fit and train_on_batch, ask for them at each call, whenever and wherever they were traced. Settings
+    of [B], and starts, belong to the B samples of one call of the layer: for predict those of one
+    batch (say batch_size=len(x)), under a strategy those of a replica; other batches are refused.
+
+    A compiled function hands out nothing but its results: of what it solves, `solutions` has nothing.
+    Enter a scope inside the function and return what you need of its solutions, or call the model
+    itself. What is exported or saved has no scope but those entered inside of it. Compiled functions
+    decide themselves on compaction; a compiled call with trace=True keeps its own max_steps under XLA.
 
     Args:
         tolerance: scalar or [B]; relative residual. Not > 0 (NaN too): the layer's own. May be a
             tensor. None: the layers' own.
-        max_steps: scalar or [B] integers. Not > 0: the layer's own. None: the layers' own.
-        starts: name of a solve -> z0 like its state; see `solutions` for the names.
+        max_steps, patience: scalar or [B] integers. Not > 0: the layer's own. None: the layers' own.
+        starts: name of a solve -> z0 [B, ...] like its state; see `solutions` for the names. Samples
+            whose start is not finite begin as usual. In a compiled function a start must be of the usual
+            start's shape.
         compaction: whether samples that are done leave the batch (see `tfdeq.fixed_point`'s
             batched_args). Default True.
+        absolute_tolerance: as tolerance; see `tfdeq.fixed_point`.
 
     Attributes:
-        solutions: name -> `Solution`, in the order of the calls. The name is the layer's; for a layer's
-            second call in the scope name_1, and so on.
+        solutions: name -> `Solution`, in the order of the calls, since the scope was last entered. The
+            name is the layer's; for a layer's second call name_1, and so on. A compiled function
+            counts in itself, for `starts`. In the replicas 1, 2, … of a strategy it is
+            name_replica_1 and so on instead of name.
         backward_solutions: the same of the backward solves, once a gradient has been taken.
+
+    Raises:
+        ValueError: max_steps that are no integers; when a layer is called, settings that are neither
+            scalars nor [B], or a start unlike the state.
+        tf.errors.InvalidArgumentError: settings or starts with another number of rows than the batch's.
 
     Example:
         >>> import keras, tfdeq
@@ -43,6 +63,10 @@ class SolveScope:
         ...     y = model(tf.ones([3, 2]))
         >>> bool(tf.reduce_all(scope.solutions["depth"].residual <= 1e-6))
         True
+        >>> with SolveScope(max_steps=1):
+        ...     rough = model.predict(tf.ones([3, 2]), verbose=0)
+        >>> bool(tf.reduce_max(abs(rough - y)) > 0.01)
+        True
     """
 
     def __init__(
@@ -51,106 +75,24 @@ class SolveScope:
         max_steps: Any = None,
         starts: Mapping[str, Any] | None = None,
         compaction: bool = True,
+        patience: Any = None,
+        absolute_tolerance: Any = None,
     ):
-        self._tolerance, self._max_steps = tolerance, max_steps
-        self._starts = dict(starts or {})
+        for name, value in (("max_steps", max_steps), ("patience", patience)):
+            integers = tf.is_tensor(value) or np.issubdtype(np.asarray(value).dtype, np.integer)
+            if value is not None and not integers:
+                raise ValueError(f"{name} must be of integers; received {value!r}.")
+        self.limits = Limits(tolerance, max_steps, patience, absolute_tolerance)
+        self.starts = dict(starts or {})
         self.compaction = compaction
         self.solutions: dict[str, Solution] = {}
         self.backward_solutions: dict[str, Solution] = {}
 
     def __enter__(self) -> "SolveScope":
-        _stack().append(self)
+        entry = scope_stack.Entry(self)
+        scope_stack.push(entry)
+        self.solutions, self.backward_solutions = entry.solutions, entry.backward_solutions
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _stack().pop()
-
-    def settings(
-        self, layer: Any, tolerance: Any, max_steps: Any, z0: Any, usual: Any
-    ) -> tuple[Any, Any, Any]:
-        """Returns a layer's tolerance, max_steps and z0: its call's own, else the scope's.
-
-        Args:
-            layer: the `DEQLayer` that is about to solve.
-            tolerance, max_steps, z0: what its call named, or None.
-            usual: its usual start; samples whose given start is not finite take that.
-        """
-        if tolerance is None and self._tolerance is not None:
-            tolerance = tf.convert_to_tensor(self._tolerance)
-            if not tolerance.dtype.is_floating:
-                tolerance = tf.cast(tolerance, tf.float32)
-            tolerance = own_unless_positive(tolerance, layer.solver.tolerance)
-        if max_steps is None and self._max_steps is not None:
-            max_steps = own_unless_positive(self._max_steps, layer.solver.max_steps)
-        given = self._starts.get(self._name(layer))
-        if z0 is None and given is not None:
-            z0 = _where_finite(given, usual) if _fits(given, usual) else given
-        return tolerance, max_steps, z0
-
-    def record(self, layer: Any, solution: Solution) -> None:
-        """Keeps what a layer's solve returned."""
-        self.solutions[self._name(layer)] = solution
-
-    def backward_recorder(self, layer: Any) -> Callable[[Solution], None]:
-        """Returns what keeps the backward solve's result of a layer that is about to solve."""
-        name = self._name(layer)
-        return lambda solution: self.backward_solutions.update({name: solution})
-
-    def _name(self, layer: Any) -> str:
-        name, number = layer.name, 0
-        while name in self.solutions:
-            number += 1
-            name = f"{layer.name}_{number}"
-        return name
-
-
-def current() -> SolveScope | None:
-    """Returns the innermost scope, or None."""
-    stack = _stack()
-    return stack[-1] if stack else None
-
-
-@contextlib.contextmanager
-def suspended() -> Iterator[None]:
-    """Hides all scopes from the evaluations of a cell, whose results a loop cannot hand out."""
-    _stack().append(None)
-    try:
-        yield
-    finally:
-        _stack().pop()
-
-
-def own_unless_positive(value: Any, own: float | int) -> tf.Tensor:
-    """Returns the values that are > 0, and `own` in place of the others (NaN among them)."""
-    value = tf.convert_to_tensor(value)
-    return tf.where(value > 0, value, tf.cast(own, value.dtype))
-
-
-def _stack() -> list[SolveScope | None]:
-    if not hasattr(_ACTIVE, "stack"):
-        _ACTIVE.stack = []
-    return _ACTIVE.stack
-
-
-def _fits(given: Any, usual: Any) -> bool:
-    """Whether a start is like the usual one; the layer refuses others in its own words."""
-    received, expected = tf.nest.flatten(given), tf.nest.flatten(usual)
-    return len(received) == len(expected) and all(
-        tf.TensorShape(one.shape).is_compatible_with(other.shape)
-        for one, other in zip(received, expected, strict=True)
-    )
-
-
-def _where_finite(given: Any, usual: Any) -> Any:
-    """The given start where all of a sample's is finite, else the usual one."""
-    given = tf.nest.map_structure(tf.convert_to_tensor, given)
-    finite = None
-    for leaf in tf.nest.flatten(given):
-        here = tf.reduce_all(tf.math.is_finite(leaf), axis=range(1, leaf.shape.rank))
-        finite = here if finite is None else finite & here
-
-    def choose(given, usual):
-        row = tf.reshape(finite, [-1] + [1] * (given.shape.rank - 1))
-        return tf.where(row, tf.cast(given, usual.dtype), usual)
-
-    return tf.nest.map_structure(choose, given, usual)
+        scope_stack.pop()

@@ -7,7 +7,8 @@ import tensorflow as tf
 from tfdeq.cells.transformer import TransformerCell
 from tfdeq.models.language_model import LanguageModel
 from tfdeq.models.sampling import sample
-from tfdeq.solve_scope import SolveScope, own_unless_positive
+from tfdeq.scoped_call import own_unless_positive
+from tfdeq.solve_scope import SolveScope
 
 # Why a text ended.
 STOP_TOKEN, MAX_NEW_TOKENS, SEQUENCE_LENGTH = 0, 1, 2
