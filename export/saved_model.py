@@ -3,9 +3,11 @@
 python -m export.saved_model --workdir=runs/quickstart --output=runs/quickstart/export
 """
 
+import contextlib
+import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +21,7 @@ from export.quality import TOLERANCES, quality_by_tolerance
 from export.signatures import STATUS_TEXTS, Signature, keras_signatures
 from export.text_requests import LANGUAGE_STATUS_TEXTS, is_equilibrium
 from export.trained_run import VOCABULARY, held_out_text, load_run, windows_of
+from tfdeq import DEQLayer
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
 from trainers import program
@@ -44,6 +47,8 @@ def export(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     card: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
+    patience: int | None = None,
+    absolute_tolerance: float | None = None,
 ) -> pathlib.Path:
     """Writes a Keras model with a `DEQLayer` in it as `output/<version>/`, atomically.
 
@@ -66,6 +71,9 @@ def export(
         batch_sizes: the server's allowed batch sizes.
         card: further entries of `assets.extra/model_card.json`, beside or over the general ones.
         files: name -> text of further files under `assets.extra/`.
+        patience, absolute_tolerance: of the solvers of the version's own signatures and of the model
+            that `export.load_model` gives back; see `tfdeq.solvers.Solver`. None: as the layers have
+            them.
 
     Returns:
         The path of the version.
@@ -84,8 +92,10 @@ def export(
         '1'
     """
     versions.check_free(output, version)
-    if signatures is None:
-        signatures = signatures_of(model, inputs, jit_compile)
+    with _solvers_with(model, patience=patience, absolute_tolerance=absolute_tolerance):
+        if signatures is None:
+            signatures = signatures_of(model, inputs, jit_compile)
+        loadable = loading.to_json(model)
     signatures = {
         name: given if isinstance(given, Signature) else Signature(given, {}, {})
         for name, given in signatures.items()
@@ -98,7 +108,7 @@ def export(
                 "inference (training=False), of TensorFlow operations only, without jit_compile."
             )
     described = {**_described(model, jit_compile, examples, batch_sizes), **(card or {})}
-    texts = {loading.NAME: loading.to_json(model), **(files or {})}
+    texts = {loading.NAME: loadable, **(files or {})}
 
     def write(folder: pathlib.Path) -> None:
         module = tf.Module()
@@ -134,6 +144,21 @@ def export(
         (folder / model_card.FOLDER / model_card.NAME).write_text(text, encoding="utf-8")
 
     return versions.publish(output, write, version, finish)
+
+
+@contextlib.contextmanager
+def _solvers_with(model: keras.Model, **settings: Any) -> Iterator[None]:
+    """Gives the model's layers solvers with those of the settings that are not None, for a while."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
+    own = [layer.solver for layer in layers]
+    try:
+        for layer in layers if settings else ():
+            layer.solver = dataclasses.replace(layer.solver, **settings)
+        yield
+    finally:
+        for layer, solver in zip(layers, own, strict=True):
+            layer.solver = solver
 
 
 def signatures_of(

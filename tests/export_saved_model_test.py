@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from export import graph_checks, saved_model, versions
+from export import graph_checks, loading, saved_model, versions
 from tfdeq.models import LanguageModel
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
@@ -203,3 +203,29 @@ def test_signature_that_cannot_be_served_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'serving_default' cannot be served.*jit-compiled"):
         saved_model.export(model, tmp_path / "output", {"serving_default": traced})
     assert not (tmp_path / "output").exists()
+
+
+def test_patience_and_absolute_tolerance_of_a_version(tmp_path):
+    """Binary increment: the carry ripples one place an application, at a level residual."""
+    ops = keras.ops
+    z, x = keras.Input((128,)), keras.Input((64,), name="x")
+    carry = ops.pad(z[:, 64:127], [[0, 0], [1, 0]], constant_values=1.0)
+    cell = keras.Model([z, x], ops.concatenate([x + carry - 2.0 * x * carry, x * carry], 1))
+    layer = tfdeq.DEQLayer(cell, tfdeq.FixedPointIteration(80, 1e-6))
+    model = keras.Model(x, layer(x))
+    ones = tf.ones([1, 64])
+    settings = {"tolerance": tf.zeros([1]), "max_steps": tf.zeros([1], tf.int32)}
+
+    def solved(**given):
+        path = saved_model.export(model, tmp_path, **given)
+        answer = tf.saved_model.load(path).signatures["serving_default"](x=ones, **settings)
+        return int(answer["status"][0]), int(answer["steps"][0]), loading.load_model(path)
+
+    assert solved()[:2] == (tfdeq.Status.CONVERGED, 65)
+    status, steps, loaded = solved(patience=12)
+    assert status == tfdeq.Status.STAGNATED
+    assert steps < 20
+    assert loaded.layers[-1].solver.patience == 12
+    assert layer.solver.patience is None, "the model itself keeps its solver"
+    # A carry and a sum that change: a distance of the square root of 2.
+    assert solved(absolute_tolerance=1.5)[:2] == (tfdeq.Status.CONVERGED, 2)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import DenseCell, PairCell
+from tests.cases import DenseCell, PairCell, in_mode
 
 
 def _frames(number=6, batch=3, size=4):
@@ -82,6 +82,21 @@ def test_nests_half_precision_and_checkpoints(tmp_path):
     for name in ("first", "second"):
         expected = tf.cast(solution.z[name], tf.float32)[::-1]
         np.testing.assert_array_equal(found[name], expected)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_as_many_keys_as_rows(mode):
+    warm_starts = tfdeq.WarmStarts(tf.zeros([1, 2]))
+    solution = tfdeq.fixed_point(lambda z: 0.5 * z + 1.0, tf.zeros([3, 2]))
+    warm_starts.put([1, 2, 3], solution)
+
+    def put(keys):
+        warm_starts.put(keys, solution)
+
+    for call in (lambda keys: warm_starts.get(keys, tf.zeros([3, 2])), put):
+        for keys in ([1], [1, 2]):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="a row for each sample"):
+                in_mode(lambda call=call, keys=keys: call(tf.constant(keys, tf.int64)), mode)()
 
 
 def test_wrong_keys_and_states():

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdeq.samples import rows_of, with_rows
 from tfdeq.solution import Solution, Status
 from tfdeq.state_layout import StateLayout
 
@@ -26,6 +27,7 @@ class WarmStarts(tf.Module):
     Raises:
         TypeError: for a state that is not floating, or another key_dtype.
         ValueError: for a state of unknown shape.
+        tf.errors.InvalidArgumentError: in a call, for another number of keys than the state has rows.
 
     Source: Bai, Geng, Savani, Kolter, Deep Equilibrium Optical Flow Estimation, arXiv:2204.08442
         (fixed-point reuse).
@@ -62,8 +64,9 @@ class WarmStarts(tf.Module):
         Args:
             keys: [B]. default: nest [B, ...] like the state.
         """
-        keys = self._as_keys(keys)
         default = self._as_state(default)
+        rows = rows_of(tf.nest.flatten(default)[0])
+        keys = with_rows("keys", self._as_keys(keys), rows, shared=False)
         found = self._table.lookup(keys)
         flat = self._layout.flatten(default)
         found.set_shape([None, flat.shape[1] + 1])
@@ -77,8 +80,8 @@ class WarmStarts(tf.Module):
         Args:
             keys: [B]. solution: of the layer or of `tfdeq.fixed_point`.
         """
-        keys = self._as_keys(keys)
         flat = tf.stop_gradient(self._layout.flatten(self._as_state(solution.z)))
+        keys = with_rows("keys", self._as_keys(keys), rows_of(flat), shared=False)
         usable = tf.reduce_all(tf.math.is_finite(flat), axis=1)
         usable &= tf.not_equal(solution.status, int(Status.NON_FINITE))
         values = tf.concat([flat, tf.ones_like(flat[:, :1])], axis=1)
