@@ -24,6 +24,15 @@ def test_sigterm_is_noted_and_the_handler_from_before_comes_back():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_the_first_interrupt_is_noted_and_the_second_ends():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.asked
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_other_threads_may_open_it():
     asked = []
 

@@ -72,3 +72,17 @@ def test_an_error_ends_what_still_runs(tmp_path, monkeypatch):
 
 def test_cores_are_shared_and_never_none():
     assert processes.cores_per_process(10**6) == 1
+
+
+def test_a_package_of_the_same_name_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers" / "__init__.py").touch()
+    (tmp_path / "trainers" / "language_model.py").write_text("print('another program ran')")
+    monkeypatch.chdir(tmp_path)
+    with Runs("trainers.language_model") as runs:
+        runs.start("run", {"help": True})
+        with pytest.raises(RuntimeError, match="ended with status 1"):  # as absl has it
+            runs.wait()
+    log = (tmp_path / "run.log").read_text()
+    assert "another program ran" not in log
+    assert "--help" in log

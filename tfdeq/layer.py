@@ -231,45 +231,31 @@ class DEQLayer(keras.layers.Layer):
         usual = self._usual_start(start, z0)
         scoped = ScopedCall(self.name)
         z0 = scoped.start(z0, usual, lambda z0: self._given_start(z0, usual))
-        forward_metrics = self._forward_metrics if training or in_evaluation() else None
         if explicit_steps is None:
             given = Limits(tolerance, max_steps, patience, absolute_tolerance)
-            limits = self._limits(scoped, z0, given, bool(training), trace)
-            backward_callback = self._backward_callback(bool(training), scoped)
-
-            def solve(compaction):
-                args = f.arguments(x)
-                return fixed_point(
-                    f,
-                    z0,
-                    args,
-                    self.solver,
-                    self.adjoint,
-                    **limits._asdict(),
-                    backward_tolerance=backward_tolerance,
-                    backward_max_steps=backward_max_steps,
-                    iterates=iterates,
-                    trace=trace,
-                    # Masks go along with their samples.
-                    batched_args=[0, 2][: len(args) - 1],
-                    compaction=compaction,
-                    throw=throw,
-                    backward_callback=backward_callback,
-                )
-
-            # In training a cell may draw noise, or statistics, for the batch as it is.
-            compaction = not training and scoped.compaction
-            solution = self._pure_cell.solve(f, z0, x, solve, compaction)
-            if finite is not None:
-                solution = mark_non_finite(solution, finite, z0)
-            if forward_metrics is not None:
-                forward_metrics(solution)
+            solution = self._solve(
+                f,
+                z0,
+                x,
+                scoped,
+                bool(training),
+                **self._limits(scoped, z0, given, bool(training), trace)._asdict(),
+                backward_tolerance=backward_tolerance,
+                backward_max_steps=backward_max_steps,
+                iterates=iterates,
+                trace=trace,
+                throw=throw,
+            )
+        elif iterates is not None or trace or throw:
+            raise ValueError(
+                "iterates, trace and throw are those of a solve: explicit_steps makes none."
+            )
         else:
-            if iterates is not None or trace or throw:
-                raise ValueError(
-                    "iterates, trace and throw are those of a solve: explicit_steps makes none."
-                )
             solution = self._apply_explicitly(f, z0, x, explicit_steps, bool(training))
+        if finite is not None:
+            solution = mark_non_finite(solution, finite, z0)
+        if explicit_steps is None and (training or in_evaluation()) and self._forward_metrics:
+            self._forward_metrics(solution)
         if training:
             self._add_penalty(f, solution.z, x, f.theta, f.masks.leaves())
         end = f.finish(solution.z, x)
@@ -283,6 +269,28 @@ class DEQLayer(keras.layers.Layer):
             z=attach_masks(solution.z, end.masks),
             iterates=[attach_masks(state, end.masks) for state in solution.iterates] or (),
         )
+
+    def _solve(self, f, z0, x, scoped, training, **settings) -> Solution:
+        """Solves for one call; settings: those of `fixed_point`."""
+        backward_callback = self._backward_callback(training, scoped)
+
+        def solve(compaction):
+            args = f.arguments(x)
+            return fixed_point(
+                f,
+                z0,
+                args,
+                self.solver,
+                self.adjoint,
+                **settings,
+                # Masks go along with their samples.
+                batched_args=[0, 2][: len(args) - 1],
+                compaction=compaction,
+                backward_callback=backward_callback,
+            )
+
+        # In training a cell may draw noise, or statistics, for the batch as it is.
+        return self._pure_cell.solve(f, z0, x, solve, not training and scoped.compaction)
 
     def _apply_explicitly(self, f, z0, x, steps, training):
         require_positive_integer("explicit_steps", steps)

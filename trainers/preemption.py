@@ -32,24 +32,30 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Use as a context: while it is open, SIGTERM does not end the process but sets `asked`."""
+    """Use as a context: while it is open, SIGTERM or Ctrl-C does not end the process but sets `asked`.
+
+    A second Ctrl-C ends it at once, without a checkpoint of the last step.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         # Python lets the main thread alone set handlers.
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _note(self, *_: Any) -> None:
+    def _note(self, number: int, *_: Any) -> None:
         self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._before[number])
 
 
 @contextlib.contextmanager

@@ -85,7 +85,8 @@ class Runs:
         }
         with open(f"{workdir}.log", "a", encoding="utf-8") as log:
             process = self._start(
-                [sys.executable, "-m", self._module, f"--workdir={workdir}", *arguments],
+                # -P: not a package of the same name in the current folder.
+                [sys.executable, "-P", "-m", self._module, f"--workdir={workdir}", *arguments],
                 log,
                 environment,
             )
