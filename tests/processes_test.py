@@ -79,7 +79,7 @@ def test_a_package_of_the_same_name_in_the_current_folder_is_not_run(tmp_path, m
     (tmp_path / "trainers" / "__init__.py").touch()
     (tmp_path / "trainers" / "language_model.py").write_text("print('another program ran')")
     monkeypatch.chdir(tmp_path)
-    with Runs("trainers.language_model") as runs:
+    with processes.Runs("trainers.language_model") as runs:
         runs.start("run", {"help": True})
         with pytest.raises(RuntimeError, match="ended with status 1"):  # as absl has it
             runs.wait()
