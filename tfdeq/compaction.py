@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdeq.samples import take_rows, with_rows
+from tfdeq.samples import take_rows
 
 
 class RowwiseFunction:
@@ -48,20 +48,11 @@ class BoundFunction:
         """Whether `rows` is to be called."""
         return bool(self._batched) and self._f.compaction
 
-    def checked(self, batch: tf.Tensor) -> "BoundFunction":
-        """Returns the same function; the args of samples must have `batch` rows, or 1."""
-        if not self._batched:
-            return self
-        return self._with_batched(lambda arg: with_rows("A batched argument of f", arg, batch))
-
     def rows(self, indices: tf.Tensor) -> "BoundFunction":
         """Returns the same function for the samples that indices [n] int32 name."""
-        return self._with_batched(lambda arg: take_rows(arg, indices))
-
-    def _with_batched(self, change: Callable[[Any], Any]) -> "BoundFunction":
         args = list(self._args)
         for position in self._batched:
-            args[position] = change(args[position])
+            args[position] = take_rows(args[position], indices)
         return BoundFunction(self._f, args)
 
 

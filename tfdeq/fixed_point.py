@@ -10,7 +10,7 @@ from tfdeq import adjoints, solvers
 from tfdeq.adjoints.adjoint import SolveSettings
 from tfdeq.compaction import RowwiseFunction
 from tfdeq.limits import Limits
-from tfdeq.samples import choose, finite_rows, rows_of, without_rows
+from tfdeq.samples import choose, finite_rows, rows_of, with_rows, without_rows
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import require_positive_integer
 
@@ -123,7 +123,11 @@ def fixed_point(
     )
     finite = None
     if batched_args:
-        rows = rows_of(tf.nest.flatten(z0)[0])
+        rows = rows_of(tf.convert_to_tensor(tf.nest.flatten(z0)[0]))
+        args = tuple(
+            with_rows("A batched argument of f", arg, rows) if position in batched_args else arg
+            for position, arg in enumerate(args)
+        )
         finite = finite_rows([args[position] for position in batched_args], rows)
     if finite is not None and exclude_non_finite:
         args = tuple(

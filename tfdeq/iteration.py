@@ -10,7 +10,7 @@ from tfdeq import safeguard
 from tfdeq.compaction import BoundFunction, run_compacting
 from tfdeq.function_evaluation import Residual, evaluate, evaluate_linearised, residual_of
 from tfdeq.limits import Limits
-from tfdeq.samples import power_of_two, rows_of
+from tfdeq.samples import power_of_two
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import Solver
 from tfdeq.state_layout import StateLayout
@@ -97,7 +97,6 @@ def iterate(
     z = tf.stop_gradient(layout.flatten(z0))
     batch = tf.shape(z)[:1]
     if isinstance(f, BoundFunction):
-        f = f.checked(rows_of(z))
         if solver.uses_products and tf.executing_eagerly() and record.could_possibly_record():
             evaluate(f, layout, z)  # tells what its linearisation cannot: see check_closures
     given = Limits(tolerance, max_steps, patience, absolute_tolerance)

@@ -18,7 +18,7 @@ from tfdeq.adjoints.differentiation import differentiated
 from tfdeq.compaction import BoundFunction
 from tfdeq.function_evaluation import check_variables
 from tfdeq.iteration import iterate
-from tfdeq.samples import choose, rows_of
+from tfdeq.samples import choose
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers import FixedPointIteration
 from tfdeq.solvers.solver import require_positive_integer
@@ -78,7 +78,7 @@ class Unrolled(Adjoint):
         most = limits.most_steps(solver)
         budget = limits.resolved(solver, batch, layout.dtype).max_steps
         recorded = tf.minimum(budget, self.steps)
-        fixed_f = BoundFunction(f, args).checked(rows_of(tf.nest.flatten(z0)[0]))
+        fixed_f = BoundFunction(f, args)
         z, spent, stagnated = z0, tf.zeros_like(budget), tf.zeros_like(budget, tf.bool)
         traces = []
         if most is None or most > self.steps:
