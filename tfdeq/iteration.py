@@ -96,9 +96,8 @@ def iterate(
     layout = StateLayout(z0, any_batch=shrinks)
     z = tf.stop_gradient(layout.flatten(z0))
     batch = tf.shape(z)[:1]
-    if isinstance(f, BoundFunction):
-        if solver.uses_products and tf.executing_eagerly() and record.could_possibly_record():
-            evaluate(f, layout, z)  # tells what its linearisation cannot: see check_closures
+    if isinstance(f, BoundFunction) and solver.uses_products and _is_watched():
+        evaluate(f, layout, z)  # tells what its linearisation cannot: see check_closures
     given = Limits(tolerance, max_steps, patience, absolute_tolerance)
     limits = given.resolved(solver, batch, z.dtype)
     most = given.most_steps(solver)
@@ -153,6 +152,11 @@ class _Step(NamedTuple):
 
 def _shrinks(f: Callable[[Any], Any]) -> bool:
     return isinstance(f, BoundFunction) and f.compacts and not compiles_with_xla()
+
+
+def _is_watched() -> bool:
+    """Whether a tape looks on in eager mode."""
+    return tf.executing_eagerly() and record.could_possibly_record()
 
 
 def _run(
