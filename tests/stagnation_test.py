@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
+from benchmarks.patience import increment
 from benchmarks.problems import affine
 from tests.cases import MODES, in_mode, tanh_cell
 from tests.iteration_test import ONE_EVALUATION, _tanh_case
@@ -14,16 +15,6 @@ from tfdeq.cells import weight_tied
 from tfdeq.iteration import FLOOR_STEPS, iterate
 
 Status = tfdeq.Status
-
-
-def increment(z, bits):
-    """Binary increment: sum_i = bit_i xor carry_i, carry_{i+1} = bit_i and carry_i; least bit first.
-
-    The carry ripples one place an application. Until it stops, one sum and one carry change in each:
-    the residual is level.
-    """
-    carry = tf.concat([tf.ones_like(bits[:, :1]), z["carry"][:, :-1]], axis=1)
-    return {"sum": bits + carry - 2.0 * bits * carry, "carry": bits * carry}
 
 
 def _case(length):
