@@ -1,6 +1,5 @@
 """`--dry_run`: what a run would be, and one step of it, without leaving anything behind."""
 
-import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from trainers.loop import Trainer
+from trainers.process_memory import peak_resident_bytes
 from trainers.task import settings_at
 
 _SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
@@ -60,11 +60,10 @@ def one_step(trainer: Trainer, config: Mapping[str, Any]) -> list[str]:
         trainer.step.run(batches, [settings])
         trainer.step.wait()
         seconds.append(float(tf.timestamp() - started))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [
         f"One step: {seconds[1]:.3f} s after {seconds[0]:.1f} s of compiling and the first one; "
         f"{config['train_steps']:,} of them: {seconds[1] * config['train_steps'] / 60:.0f} minutes",
-        f"Peak memory of this process: {peak:.0f} MiB",
+        f"Peak memory of this process: {peak_resident_bytes() / _MIB:.0f} MiB",
     ]
 
 

@@ -1,7 +1,6 @@
 """A trainer's run from flags to metrics.json: the same for every trainer, on any strategy."""
 
 import os
-import resource
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from trainers import environment
 from trainers.flags import may_differ
 from trainers.loop import Trainer
 from trainers.optimizers import learning_rate_schedule, make_optimizer
+from trainers.process_memory import peak_resident_bytes
 from trainers.strategies import is_chief
 from trainers.task import Task
 from trainers.workdir import (
@@ -141,7 +141,7 @@ def _train(
     print(f"{start} {describe(config)} in {workdir}.", flush=True)
     experiment.before(workdir)
     curves = trainer.train()
-    curves["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    curves["peak_memory_mib"] = peak_resident_bytes() / 2**20
     curves["replicas"] = strategy.num_replicas_in_sync
     test = experiment.test()
     write_atomically(os.path.join(workdir, "model.keras"), model.save)

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from trainers.process_memory import status_bytes
+
 Variant = Mapping[str, Any]
 
 
@@ -137,17 +139,9 @@ def peak_beyond_rest(step: Callable[[], Any]) -> int:
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")  # sets the peak to what is resident now
-    rest = _status("VmRSS")
+    rest = status_bytes("VmRSS")
     step()
-    return _status("VmHWM") - rest
-
-
-def _status(field: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        for line in file:
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}.")
+    return status_bytes("VmHWM") - rest
 
 
 def environment(threads: int) -> dict[str, str]:
