@@ -14,6 +14,8 @@ Status = tfdeq.Status
 
 def _residual(z, f_z):
     z, f_z = np.asarray(z, "float64"), np.asarray(f_z, "float64")
+    size = np.abs(f_z).max(axis=-1, keepdims=True)  # whose squares would be 0 in float64 too
+    z, f_z = z / size, f_z / size
     return np.linalg.norm(f_z - z, axis=-1) / np.linalg.norm(f_z, axis=-1)
 
 
@@ -60,8 +62,18 @@ def test_residual_of_states_of_any_size_side_by_side(dtype, sizes, mode):
     )
 
 
-def test_residual_at_zero():
-    z = tf.constant([[0.0, 0.0], [1e-30, 0.0], [1.0, 0.0], [np.nan, 0.0]])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("solver", ["fixed_point_iteration", "anderson", "broyden"])
+def test_an_equilibrium_at_zero(solver, dtype):
+    start = tf.constant([[0.0, 0.0], [1.0, 2.0]], dtype)
+    solution = tfdeq.fixed_point(lambda z: 0.5 * z, start, solver=solver)
+    assert solution.residual[0] == 0
+    assert solution.status[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_residual_at_zero(dtype):
+    z = tf.constant([[0.0, 0.0], [1e-30, 0.0], [1.0, 0.0], [np.nan, 0.0]], dtype)
     found = residual_of(z, tf.zeros_like(z))
     assert found.relative[0] == 0
     assert (found.relative.numpy()[1:3] > 1e20).all()

@@ -212,3 +212,18 @@ def test_in_graphs_with_tensors_as_settings(jit_compile):
         expected = model(X)
     np.testing.assert_allclose(y, expected, atol=1e-6)
     np.testing.assert_array_equal(steps, scope.solutions["first"].steps)
+
+
+def test_an_absolute_tolerance_below_what_float32_can_hold():
+    class Halving(keras.layers.Layer):
+        def call(self, z, x):
+            return 0.5 * z + x
+
+    solver = tfdeq.FixedPointIteration(max_steps=50, tolerance=1e-30)
+    layer = tfdeq.DEQLayer(Halving(dtype="float64"), solver, name="halving", dtype="float64")
+    with SolveScope(absolute_tolerance=1e-62) as scope:
+        layer(tf.fill([2, 1], tf.constant(1e-60, tf.float64)))
+    solution = scope.solutions["halving"]
+    # The distance halves from 1e-60 on: 2⁻⁷ of it is below.
+    np.testing.assert_array_equal(solution.steps, [8, 8])
+    np.testing.assert_array_equal(solution.status, [Status.CONVERGED] * 2)

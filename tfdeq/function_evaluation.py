@@ -11,8 +11,10 @@ from tfdeq.state_layout import StateLayout
 
 # Keeps 0 / 0 at 0 where a state and its image vanish; in units of the state, or far below them.
 _TINY = {tf.float32: 1e-30, tf.float64: 1e-200}
-# Squares of images below are not to be trusted: those of differences underflow.
-_DOUBTFUL = {tf.float32: 1e-20, tf.float64: 1e-200}
+# Lengths of images whose squares, and those of differences near the tolerances, a dtype can hold.
+_LEAST = {tf.float32: 1e-10, tf.float64: 1e-100}
+# The same for differences in the last digits, of which the solvers make products.
+_ORDINARY = {tf.float32: (2.0**-20, 2.0**40), tf.float64: (2.0**-300, 2.0**300)}
 
 
 class Residual(NamedTuple):
@@ -20,34 +22,45 @@ class Residual(NamedTuple):
 
     relative: tf.Tensor  # ‖f(z) − z‖₂ / (‖f(z)‖₂ + ε)
     distance: tf.Tensor  # ‖f(z) − z‖₂
-    length: tf.Tensor  # ‖f(z)‖₂
+    # A power of two of about the states' size, or 1 for states of ordinary size; where it is asked for.
+    unit: tf.Tensor
 
 
-def residual_of(z: tf.Tensor, f_z: tf.Tensor) -> Residual:
+def residual_of(z: tf.Tensor, f_z: tf.Tensor, with_unit: Any = False) -> Residual:
     """The residual of each sample, for states of any size that the dtype can hold.
 
     Args:
         z, f_z: [B, D], states and their images.
+        with_unit: whether `unit` will be used; a bool, or a scalar bool tensor.
     """
+    low, high = (tf.constant(bound, z.dtype) for bound in _ORDINARY[z.dtype])
+    least = tf.where(with_unit, low, tf.constant(_LEAST[z.dtype], z.dtype))
+    tiny = tf.constant(_TINY[z.dtype], z.dtype)
 
     def norms(z, f_z):
         squares = (tf.reduce_sum(tf.square(part), axis=1) for part in (f_z - z, f_z))
         return [tf.sqrt(square) for square in squares]
 
-    def in_units():
+    def of_any_size():
         # A second look, at states of about unit size: their squares neither over- nor underflow.
-        size = tf.reduce_max(tf.maximum(tf.abs(z), tf.abs(f_z)), axis=1)
-        unit = power_of_two(size)
-        return [*norms(z / unit[:, None], f_z / unit[:, None]), unit]
+        unit = power_of_two(tf.reduce_max(tf.maximum(tf.abs(z), tf.abs(f_z)), axis=1))
+        distance, length = norms(z / unit[:, None], f_z / unit[:, None])
+        relative = distance / (length + tiny)
+        distance, length = distance * unit, length * unit
+        size = tf.maximum(distance, length)
+        ordinary = (size >= low) & (size <= high)
+        return [relative, distance, tf.where(ordinary, tf.ones_like(size), power_of_two(size))]
 
     distance, length = norms(z, f_z)
-    least = tf.cast(_DOUBTFUL[z.dtype] ** 0.5, z.dtype)
-    sound = tf.math.is_finite(distance) & tf.math.is_finite(length) & (length >= least)
-    distance, length, unit = tf.cond(
-        tf.reduce_all(sound), lambda: [distance, length, tf.ones_like(length)], in_units
+    relative = distance / (length + tiny)
+    is_plain = (length >= least) & (tf.maximum(distance, length) <= high)  # False for NaN
+    return Residual(
+        *tf.cond(
+            tf.reduce_all(is_plain),
+            lambda: [relative, distance, tf.ones_like(distance)],
+            of_any_size,
+        )
     )
-    relative = distance / (length + tf.cast(_TINY[z.dtype], z.dtype))
-    return Residual(relative, distance * unit, length * unit)
 
 
 def relative_residual(z: tf.Tensor, f_z: tf.Tensor) -> tf.Tensor:

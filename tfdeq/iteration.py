@@ -10,7 +10,6 @@ from tfdeq import safeguard
 from tfdeq.compaction import BoundFunction, run_compacting
 from tfdeq.function_evaluation import Residual, evaluate, evaluate_linearised, residual_of
 from tfdeq.limits import Limits
-from tfdeq.samples import power_of_two
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import Solver
 from tfdeq.state_layout import StateLayout
@@ -22,8 +21,8 @@ _PROGRESS = 0.999
 # At so many units of rounding a residual is at the precision's floor; so many iterates must show it.
 _FLOOR = 4.0
 FLOOR_STEPS = 12
-# Sizes of states whose squares, and those of differences in their last digits, a dtype can hold.
-_ORDINARY = {tf.float32: (2.0**-20, 2.0**40), tf.float64: (2.0**-300, 2.0**300)}
+# Entries of a sample up to which computing a thing costs less than asking whether it is needed.
+_SMALL = 1024
 
 
 class _LoopState(NamedTuple):
@@ -199,7 +198,7 @@ def _turn(step: _Step, f: Callable[[Any], Any], state: _LoopState, limits: Limit
         f_z = evaluate(f, layout, state.z, bare)
         product = lambda v: layout.flatten(step.linear_part(layout.unflatten(v)))  # noqa: E731
     seen = layout.rounded(state.z)
-    residual = residual_of(seen, f_z)
+    residual = residual_of(seen, f_z, with_unit=tf.equal(state.k, 0))
     kept = f_z if step.return_image else seen
     state = _account(step, state, kept, residual, limits)
     state = _recorded(step, before, state, residual)
@@ -209,7 +208,9 @@ def _turn(step: _Step, f: Callable[[Any], Any], state: _LoopState, limits: Limit
             state.base, z, f_z, residual.relative, solver.safeguard
         )
         state = state._replace(base=base, solver=solver.restart(state.solver, plain))
-    state = state._replace(scale=_scale(state, residual))
+    if solver.computes_squares:  # in a unit that the first evaluation decides
+        scale = tf.where(tf.equal(state.k, 0), residual.unit, state.scale)
+        state = state._replace(scale=scale)
     scaled_z, scaled_f_z = _divided(solver, state.scale, z, f_z)
     if solver.uses_products:
         # One evaluation is left for the point that the products lead to.
@@ -244,8 +245,7 @@ def _account(
     steps = state.steps + tf.cast(running, tf.int32)
     finite = tf.math.is_finite(residual)
     converged = residual <= limits.tolerance
-    near = found.distance <= limits.absolute_tolerance
-    converged |= near & (limits.absolute_tolerance > 0)
+    converged |= found.distance <= limits.absolute_tolerance
     better = running & finite & ((residual < state.best_residual) | converged)
     best_residual = tf.where(better, residual, state.best_residual)
     best_z = tf.where(better[:, None], kept, state.best_z)
@@ -287,11 +287,13 @@ def _came_back(
     nothing to compare, say where that is worth a look.
     """
     candidates &= tf.equal(residual, state.best_residual)
-    return tf.cond(
-        tf.reduce_any(candidates),
-        lambda: candidates & tf.reduce_all(tf.equal(kept, state.best_z), axis=1),
-        lambda: candidates,
-    )
+
+    def compared():
+        return candidates & tf.reduce_all(tf.equal(kept, state.best_z), axis=1)
+
+    if _is_small(kept):
+        return compared()
+    return tf.cond(tf.reduce_any(candidates), compared, lambda: candidates)
 
 
 def _recorded(step: _Step, before: _LoopState, state: _LoopState, found: Residual) -> _LoopState:
@@ -310,15 +312,6 @@ def _recorded(step: _Step, before: _LoopState, state: _LoopState, found: Residua
     return state
 
 
-def _scale(state: _LoopState, found: Residual) -> tf.Tensor:
-    """[B] the unit of the solver's algebra, which the first evaluation decides."""
-    size = tf.maximum(found.length, found.distance)
-    low, high = _ORDINARY[size.dtype]
-    ordinary = (size >= low) & (size <= high)
-    first = tf.where(ordinary, tf.ones_like(size), power_of_two(size))
-    return tf.where(tf.equal(state.k, 0), first, state.scale)
-
-
 def _divided(solver: Solver, scale: tf.Tensor, *states: tf.Tensor) -> list[tf.Tensor]:
     """The states [B, D] of each sample divided by its scale [B], a power of two."""
     if not solver.computes_squares:
@@ -327,9 +320,14 @@ def _divided(solver: Solver, scale: tf.Tensor, *states: tf.Tensor) -> list[tf.Te
     def divided():
         return [state * (1 / scale)[:, None] for state in states]
 
-    if compiles_with_xla():  # where it is part of what comes next
+    # Under XLA it is part of what comes next.
+    if compiles_with_xla() or all(map(_is_small, states)):
         return divided()
     result = tf.cond(tf.reduce_any(tf.not_equal(scale, 1)), divided, lambda: list(states))
     for one, state in zip(result, states, strict=True):
         one.set_shape(state.shape)
     return list(result)
+
+
+def _is_small(state: tf.Tensor) -> bool:
+    return state.shape[1] is not None and state.shape[1] <= _SMALL

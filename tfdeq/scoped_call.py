@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfdeq import scope_stack
@@ -196,7 +197,8 @@ def _ask(
 def _as_limit(name: str, value: Any, dtype: tf.DType) -> tf.Tensor | None:
     if value is None:
         return None
-    value = tf.cast(tf.convert_to_tensor(value), dtype)
+    # Not tf.cast of a number: it goes through float32, where 1e-60 is 0.
+    value = tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(np.asarray(value), dtype)
     if value.shape.rank not in (0, 1, None):
         raise ValueError(
             f"{name} must be a scalar or of shape [B], one for each sample; received shape {value.shape}."
