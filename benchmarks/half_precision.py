@@ -34,7 +34,9 @@ def make_cells(width: int, length: int) -> dict[str, tuple[keras.layers.Layer, t
     }
 
 
-def measure(policy: str, solver: str, width: int = 64, length: int = 32) -> dict[str, Any]:
+def measure(
+    policy: str, solver: str, width: int = 64, length: int = 32, patience: int | None = None
+) -> dict[str, Any]:
     """Returns cell -> the worst residual, the most evaluations and the names of the statuses."""
     results = {}
     before = keras.config.dtype_policy()
@@ -42,7 +44,7 @@ def measure(policy: str, solver: str, width: int = 64, length: int = 32) -> dict
     keras.utils.set_random_seed(0)  # a cell draws the seeds of its weights when it is made
     try:
         for name, (cell, shape) in make_cells(width, length).items():
-            settings = {"max_steps": BUDGET, "tolerance": 1e-12}
+            settings = {"max_steps": BUDGET, "tolerance": 1e-12, "patience": patience}
             layer = tfdeq.DEQLayer(cell, solvers.get(solver, **settings))
             x = np.random.default_rng(0).normal(size=(16, *shape)).astype("float32")
             solve = tf.function(lambda x, layer=layer: layer(x, return_solution=True))
