@@ -24,12 +24,14 @@ from benchmarks.recipes import recipe_variants
 from benchmarks.tables import comparison_table
 from trainers import experiment, language_model, program
 from trainers.allocator import keep_freed_memory
-from trainers.data import load
-from trainers.flags import REPORTING, configuration
+from trainers.data import TokenData, load
+from trainers.flag_uses import used
+from trainers.flags import check_uses, configuration
 from trainers.loop import Trainer
 from trainers.processes import Runs, cores_per_process
+from trainers.resumption import FINGERPRINT, finished
 from trainers.task import StepSettings
-from trainers.workdir import check_configuration, read_json, write_json
+from trainers.workdir import read_json, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -129,6 +131,8 @@ def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
 def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
     """Trains every run and seed, each in a process of its own; finished ones are kept.
 
+    Runs of fewer steps go on.
+
     Raises:
         ValueError: if a finished run is of another configuration.
     """
@@ -137,15 +141,16 @@ def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
         for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"]):
             for seed in range(FLAGS.seeds):
                 folder, config = run_folder(workdir, name, seed), {**config, "seed": seed}
-                check_configuration(folder, config, may_differ=("data_fingerprint", *REPORTING))
-                if not os.path.exists(os.path.join(folder, "metrics.json")):
-                    processes.start(folder, {**_program_flags(), **config})
+                experiment.check_resumption(folder, config)
+                if finished(folder, config) is None:
+                    flags_ = {name: config[name] for name in config if name != FINGERPRINT}
+                    processes.start(folder, used({**_program_flags(), **flags_}))
         processes.wait()
 
 
 def _program_flags() -> dict[str, Any]:
     """Flags of the runs that are no part of their configuration."""
-    return {name: FLAGS[name].value for name in ("prepared_dir", "keep_freed_memory")}
+    return {name: FLAGS[name].value for name in ("prepared_dir", "tpu", "keep_freed_memory")}
 
 
 def run_folder(workdir: str, name: str, seed: int) -> str:
@@ -157,7 +162,7 @@ def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str)
     results = {}
     for name, config in runs.items():
         folders = [run_folder(workdir, name, seed) for seed in range(FLAGS.seeds)]
-        found = [read_json(os.path.join(folder, "metrics.json")) for folder in folders]
+        found = [finished(folder, config) for folder in folders]
         metrics = [value for value in found if value is not None]
         if not metrics:
             continue
@@ -201,16 +206,22 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
 
 
 def main() -> None:
+    check_uses()
     config = configuration(language_model.CONFIGURATION_FLAGS)
     if config["depth"]:
         raise ValueError("--depth is set by the comparison; see --depths.")
-    check_configuration(FLAGS.workdir, config, may_differ=REPORTING)
+    data = None if FLAGS.report_only else _data()
+    if data is not None:
+        config[FINGERPRINT] = data.fingerprint
+    elif FINGERPRINT in (known := read_json(os.path.join(FLAGS.workdir, "config.json")) or {}):
+        config[FINGERPRINT] = known[FINGERPRINT]
+    experiment.check_resumption(FLAGS.workdir, config)
     write_json(os.path.join(FLAGS.workdir, "config.json"), config)
     configs = variants(config)
     unknown = sorted(set(FLAGS.only) - set(configs))
     if unknown:
         raise ValueError(f"No such variants: {', '.join(unknown)}. Known: {'; '.join(configs)}.")
-    seconds = _timings(configs)
+    seconds = _timings(configs, data)
     runs = plan(configs, seconds)
     wanted = {name: run for name, run in runs.items() if not FLAGS.only or name in FLAGS.only}
     print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
@@ -231,20 +242,29 @@ def main() -> None:
     print(f"The same, with a picture beside it: {document}")
 
 
-def _timings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the seconds per step of each variant, measured once for the folder."""
+def _data() -> TokenData:
+    """The data set that the flags name; before that, the process is set up as those of the runs are."""
+    if FLAGS.keep_freed_memory:
+        keep_freed_memory()
+    # The same share of the cores as each of the runs will have.
+    tf.config.threading.set_intra_op_parallelism_threads(cores_per_process(FLAGS.parallel))
+    return load(
+        FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
+    )
+
+
+def _timings(configs: Mapping[str, Mapping[str, Any]], data: TokenData | None) -> dict[str, float]:
+    """Returns the seconds per step of each variant, measured once for the folder.
+
+    data: None, with --report_only: they must have been measured.
+    """
     path = os.path.join(FLAGS.workdir, "seconds_per_step.json")
     seconds = read_json(path) or {}
     if set(configs) <= set(seconds):
         return seconds
-    if FLAGS.keep_freed_memory:  # as the runs do
-        keep_freed_memory()
+    if data is None:
+        raise ValueError(f"{path} has not all variants; run without --report_only.")
     tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
-    # The same share of the cores as each of the runs will have.
-    tf.config.threading.set_intra_op_parallelism_threads(cores_per_process(FLAGS.parallel))
-    data = load(
-        FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
-    )
     seconds = measure_seconds_per_step(configs, data)
     write_json(path, seconds)
     keras.utils.clear_session()

@@ -52,7 +52,8 @@ def test_finished_runs_become_a_table_and_a_picture(tmp_path):
     for name in runs:
         for seed, bits in enumerate((1.5, 1.7)):
             test = {"bits_per_byte": bits, "residual": 1e-3}
-            metrics = {"test": test, "train": {"peak_memory_mib": 900.0 + seed}}
+            train = {"peak_memory_mib": 900.0 + seed}
+            metrics = {"config": runs[name], "test": test, "train": train}
             folder = compare.run_folder(str(tmp_path), name, seed)
             write_json(f"{folder}/metrics.json", metrics)
     results = compare.collect(runs, {"equilibrium": 0.4, "1 explicit": 0.2}, str(tmp_path))
@@ -85,6 +86,7 @@ def test_unknown_variants_are_refused_and_others_keep_their_figures(tmp_path, mo
         metrics = {
             "test": {"bits_per_byte": 1.5, "residual": 0.0},
             "train": {"peak_memory_mib": 9.0},
+            "config": CONFIG,
         }
         write_json(f"{compare.run_folder(str(tmp_path), name, 0)}/metrics.json", metrics)
     compare.main()
@@ -103,3 +105,42 @@ def test_the_timed_phases_make_up_the_whole_schedule():
     assert compare._phases({**config, "depth": 4}) == [(4, 8, 1.0)]
     # The budget of a schedule that would shrink stays where it is.
     assert compare._phases({**config, "max_steps": 3})[1:] == [(0, 4, 0.4), (0, 4, 0.4)]
+
+
+def test_runs_get_what_they_use_and_shorter_ones_go_on(tmp_path, monkeypatch):
+    started = {}
+
+    class Processes:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def start(self, folder, flags_):
+            started[folder.removeprefix(f"{tmp_path}/")] = flags_
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(compare, "Runs", Processes)
+    monkeypatch.setattr(compare, "_program_flags", lambda: {"tpu": ""})
+    monkeypatch.setattr(compare, "FLAGS", types.SimpleNamespace(parallel=1, seeds=1))
+    whole = {**CONFIG, "model": "deq", "solver": "anderson", "strategy": "one_device"}
+    whole["equilibrium_watch"], whole["data_fingerprint"] = "none", "1"
+    runs = {"equilibrium": whole, "1 explicit": {**whole, "depth": 1}}
+    for name, steps in (("equilibrium", 100), ("1 explicit", 60)):
+        config = {**runs[name], "train_steps": steps}
+        folder = compare.run_folder(str(tmp_path), name, 0)
+        write_json(f"{folder}/config.json", config)
+        write_json(f"{folder}/metrics.json", {"config": config})
+    # As if the program's own --train_steps had been given.
+    monkeypatch.setattr(flags.FLAGS["train_steps"], "using_default_value", False)
+    compare.train_all(runs, str(tmp_path))
+    assert list(started) == ["1_explicit_seed_0"]
+    (given,) = started.values()
+    assert given["train_steps"] == 100
+    assert not {"solver", "tpu", "data_fingerprint"} & set(given)

@@ -164,7 +164,7 @@ def test_resumes_from_the_checkpoint_before_a_corrupt_one(trained):
     [
         (("--files=/nonexistent/*.txt",), "/nonexistent"),
         (("--dataset=ptb", "--data_dir=/nonexistent"), "/nonexistent"),
-        (("--baseline", "--model=lstm", "--depth=1"), "--baseline trains one application of"),
+        (("--baseline", "--depth=1"), "--baseline trains one application of"),
         (("--heads=3",), "heads must divide width; received width 16, heads 3"),
     ],
 )

@@ -21,8 +21,7 @@ FLAGS = ("--train_steps=6", "--log_every=1", "--evaluate_every=6", "--checkpoint
          "--feedforward=32", "--recurrent_scale=1", "--dropout=0.1", "--shallow_share=0.2",
          "--nojit_compile", "--steps_per_call=2", "--ema=0.5")  # fmt: skip
 TRAINERS = {
-    "language_model": ("--dataset=text", "--files=words.txt", "--prepared_dir=prepared",
-                       "--evaluation_windows=8"),
+    "language_model": ("--dataset=text", "--files=words.txt", "--prepared_dir=prepared"),
     "copy_memory": ("--evaluation_batches=2",),
 }  # fmt: skip
 # Segments whose keys and values go on from step to step, and from checkpoint to continuation.
@@ -56,7 +55,7 @@ def results(workdir):
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        pytest.param("language_model", (), id="language_model"),
+        pytest.param("language_model", ("--evaluation_windows=8",), id="language_model"),
         pytest.param("copy_memory", (), id="copy_memory", marks=pytest.mark.slow),
         pytest.param("language_model", MEMORY, id="memory", marks=pytest.mark.slow),
     ],

@@ -23,41 +23,6 @@ def test_write_atomically_leaves_the_old_file_when_the_writer_fails(tmp_path):
     assert os.listdir(tmp_path) == ["value.json"]
 
 
-CONFIG = {"width": 8, "log_every": 10}
-
-
-def write_config(folder):
-    workdir.write_json(os.path.join(folder, "config.json"), CONFIG)
-
-
-def test_a_new_folder_is_free_and_stays_untouched(tmp_path):
-    folder = tmp_path / "run"
-    assert not workdir.check_configuration(str(folder), CONFIG)
-    assert not folder.exists()
-
-
-def test_the_same_configuration_goes_on_and_another_is_refused(tmp_path):
-    write_config(tmp_path)
-    assert workdir.check_configuration(str(tmp_path), CONFIG)
-    with pytest.raises(ValueError, match=r"another configuration: --width: 8 there, 16 received"):
-        workdir.check_configuration(str(tmp_path), {**CONFIG, "width": 16})
-    assert workdir.read_json(tmp_path / "config.json") == CONFIG
-
-
-def test_reporting_may_differ(tmp_path):
-    write_config(tmp_path)
-    assert workdir.check_configuration(
-        str(tmp_path), {**CONFIG, "log_every": 5}, may_differ=("log_every",)
-    )
-
-
-def test_a_file_is_no_workdir(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("x")
-    with pytest.raises(NotADirectoryError, match="is a file"):
-        workdir.check_configuration(str(path), {})
-
-
 def test_a_folder_has_one_writer_who_removes_what_a_killed_one_left(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

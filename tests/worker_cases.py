@@ -36,7 +36,9 @@ def start(folder, workdir, *flags, tf_config=None):
     environment.pop("TF_CONFIG", None)
     if tf_config is not None:
         environment["TF_CONFIG"] = json.dumps(tf_config)
-    command = [sys.executable, "-m", "trainers.language_model", *FLAGS, f"--workdir={workdir}"]
+    # With a memory all of the held-out text is read, and a number of windows is refused.
+    own = [f for f in FLAGS if "--carry_memory" not in flags or "windows" not in f]
+    command = [sys.executable, "-m", "trainers.language_model", *own, f"--workdir={workdir}"]
     command += [f"--files={folder / '*.txt'}", f"--prepared_dir={folder / 'prepared'}", *flags]
     return subprocess.Popen(
         command,

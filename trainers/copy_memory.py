@@ -13,7 +13,13 @@ from trainers import experiment, program
 from trainers.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
 from trainers.evaluation import Evaluator
 from trainers.experiment import Experiment
-from trainers.flags import bound, configuration, define_shared_flags, set_up_process
+from trainers.flags import (
+    bound,
+    check_uses,
+    configuration,
+    define_shared_flags,
+    set_up_process,
+)
 from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.task import Task
 
@@ -114,7 +120,8 @@ def train(
 
 
 def main() -> None:
-    # First of all: it sets up the devices.
+    check_uses()
+    # Before anything else is computed: it sets up the devices.
     strategy = set_up_process()
     config = configuration(CONFIGURATION_FLAGS)
     if FLAGS.dry_run:

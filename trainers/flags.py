@@ -1,6 +1,7 @@
 """The flags that trainers share, and the configuration made of them."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -10,6 +11,7 @@ from tfdeq import adjoints, solvers
 from trainers.allocator import keep_freed_memory
 from trainers.data import DATASETS
 from trainers.equilibrium_watch import ACTIONS
+from trainers.flag_uses import is_used, refuse_unused, unused, when_used
 from trainers.optimizers import SCHEDULES
 from trainers.strategies import STRATEGIES, make_strategy
 
@@ -17,9 +19,10 @@ FLAGS = flags.FLAGS
 
 # What may differ between a run and its continuation: where it lies, and what of the machine it takes.
 _NOT_CONFIGURATION = ("workdir", "prepared_dir", "tpu", "keep_freed_memory")
-# What may differ too, although the run records it: no result depends on it, but for rounding on other
-# devices.
-REPORTING = (
+# What may differ too, although the run records it: how often to report and save, how the same step is
+# computed (but for rounding, and for the noise that parts and replicas draw for themselves), and what is
+# done about steps that are not finite.
+_MAY_DIFFER = (
     "log_every",
     "evaluate_every",
     "checkpoint_every",
@@ -29,7 +32,15 @@ REPORTING = (
     "steps_per_call",
     "strategy",
     "logical_devices",
+    "accumulation_steps",
+    "jit_compile",
+    "loss_chunk",
+    "divergence_patience",
+    "max_rollbacks",
 )
+# What a flag was, in effect, before it existed, for the runs from then: flag -> value. Without an entry
+# here a new flag's default does what the code did before.
+_BEFORE: dict[str, Any] = {}
 
 
 def define_shared_flags(**defaults: Any) -> list[str]:
@@ -45,7 +56,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt with the square root of the steps, constant not at all.", sorted(SCHEDULES)),
         (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
         (flags.DEFINE_enum, "optimizer", "muon", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
-        (flags.DEFINE_float, "adam_rate_ratio", 1.0, "Of --optimizer=muon: the learning rate of what Muon leaves to Adam, embeddings above all, over --learning_rate."),
+        (flags.DEFINE_float, "adam_rate_ratio", 1.0, "The learning rate of what Muon leaves to Adam, embeddings above all, over --learning_rate."),
         (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
         (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
         (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
@@ -81,7 +92,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row whose loss or gradient may be NaN or Inf, each of them skipped, until the run returns to its last checkpoint."),
         (flags.DEFINE_integer, "max_rollbacks", 2, "Returns to a checkpoint, each with half the learning rate, before the run ends with a diagnosis."),
     ]  # fmt: skip
-    names = _define(definitions, defaults)
+    names = define(definitions, defaults)
     flags.DEFINE_bool(
         "dry_run",
         False,
@@ -102,22 +113,33 @@ def define_data_flags() -> list[str]:
     """Defines the flags of trainers that read text, and returns their names."""
     definitions = [
         (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
-        (flags.DEFINE_string, "files", None, "For --dataset=text: globs of text files, separated by commas; ** descends."),
-        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files, for ptb, ptb_characters, wikitext2, wikitext103 and tiny_shakespeare."),
+        (flags.DEFINE_string, "files", None, "Globs of text files, separated by commas; ** descends."),
+        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files."),
         (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
     ]  # fmt: skip
-    return _define(definitions, {})
+    return define(definitions, {})
 
 
-def _define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
+def define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
+    """Defines flags and returns their names.
+
+    Args:
+        definitions: (absl's function, name, default, help, further arguments). The help gets what else
+            has to be set for the flag to be used, and the default.
+        defaults: name -> what to take instead of that default.
+    """
     names = [definition[1] for definition in definitions]
     unknown = set(defaults) - set(names)
     if unknown:
         raise ValueError(f"No shared flags of these names: {sorted(unknown)}.")
-    for define, name, default, text, *choices in definitions:
+    for define_flag, name, default, text, *choices in definitions:
         value = defaults.get(name, default)
-        described = text if value is None or "efault" in text else f"{text} Default: {value}."
-        define(name, value, *choices, described)
+        if when_used(name):
+            text = f"{text} Used with {when_used(name)}."
+        described = (
+            text if value in (None, []) or "efault:" in text else f"{text} Default: {value}."
+        )
+        define_flag(name, value, *choices, described)
     return names
 
 
@@ -129,11 +151,53 @@ def set_up_process() -> tf.distribute.Strategy:
 
 
 def may_differ(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns what a continuation of a run may set otherwise."""
-    if config["equilibrium_watch"] == "none":
-        return REPORTING
-    # The watch acts on rows: how long they are changes what it does.
-    return tuple(name for name in REPORTING if name != "log_every")
+    """Returns what a continuation of a run may set otherwise.
+
+    train_steps is among it, unless it is at its default because nobody gave it: a run does not become
+    longer or shorter by an oversight.
+    """
+    names = list(_MAY_DIFFER)
+    if is_used("watch_residual", config):
+        names.remove("log_every")  # the watch acts on rows: how long they are changes what it does
+    if not (FLAGS.is_parsed() and FLAGS["train_steps"].using_default_value):
+        names.append("train_steps")
+    return tuple(names)
+
+
+def before_it_existed(names: Iterable[str]) -> dict[str, Any]:
+    """Returns what flags did in effect in runs that were begun without them: flag -> value."""
+    return {**{name: FLAGS[name].default for name in names if name in FLAGS}, **_BEFORE}
+
+
+def check_uses() -> None:
+    """Refuses flags on the command line that change nothing; those of a --flagfile it only names.
+
+    A file of flags may serve several models, as the presets do.
+
+    Raises:
+        ValueError: with a sentence for each of them.
+    """
+    values = FLAGS.flag_values_dict()
+    defaults = {name: FLAGS[name].default for name in values}
+    given = on_command_line(sys.argv[1:])
+    refuse_unused(values, defaults, given)
+    others = [name for name in values if FLAGS[name].present and name not in given]
+    ignored = unused(values, defaults, others)
+    if ignored:
+        names = ", ".join(f"--{name}" for name in ignored)
+        print(f"Of the --flagfile, these change nothing here: {names}.", flush=True)
+
+
+def on_command_line(arguments: Iterable[str]) -> set[str]:
+    """Returns the names of the flags that arguments name themselves, not in a --flagfile."""
+    found = set()
+    for argument in arguments:
+        if argument == "--":
+            break
+        name = argument.lstrip("-").split("=")[0]
+        if argument.startswith("-"):
+            found.add(name if name in FLAGS else name.removeprefix("no"))
+    return found & set(FLAGS)
 
 
 def configuration(names: list[str]) -> dict[str, Any]:

@@ -13,19 +13,21 @@ from trainers import experiment, pictures, program
 from trainers.data import TokenData, load, stand_in, training_segments, training_windows
 from trainers.evaluation import Evaluator, segment_evaluator, token_evaluator
 from trainers.experiment import Experiment
+from trainers.flag_uses import used
 from trainers.flags import (
     bound,
+    check_uses,
     configuration,
     define_data_flags,
     define_shared_flags,
-    may_differ,
     set_up_process,
 )
 from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.processes import Runs
+from trainers.resumption import finished
 from trainers.strategies import several_workers
 from trainers.task import Task
-from trainers.workdir import check_configuration, read_json, write_atomically, write_json
+from trainers.workdir import read_json, write_atomically, write_json
 
 FLAGS = flags.FLAGS
 
@@ -132,16 +134,14 @@ def train_with_baselines(
     Args:
         program_flags: further flags of the baselines' program, no part of the configuration.
     """
-    check_configuration(workdir, _with_fingerprint(config, data), may_differ=may_differ(config))
+    experiment.check_resumption(workdir, _with_fingerprint(config, data))
     folders = {}
     for baseline in baseline_configurations(config, depth=1):
         folder = os.path.join(
             workdir, "baselines", f"depth_1_penalty_{baseline['jacobian_penalty']:g}"
         )
-        folders[experiment.describe(baseline)] = folder, {**program_flags, **baseline}
-    missing = [
-        run for run in folders.values() if not os.path.exists(os.path.join(run[0], "metrics.json"))
-    ]
+        folders[experiment.describe(baseline)] = folder, used({**program_flags, **baseline})
+    missing = [run for run in folders.values() if finished(run[0], config) is None]
     # On a GPU, whose memory one process fills, the baselines wait for the model.
     at_once = not tf.config.list_physical_devices("GPU")
     with Runs("trainers.language_model", parallel=2) as runs:
@@ -259,7 +259,8 @@ CONFIGURATION_FLAGS = _define_flags()
 
 
 def main() -> None:
-    # First of all: it sets up the devices.
+    check_uses()
+    # Before anything else is computed: it sets up the devices.
     strategy = set_up_process()
     config = configuration(CONFIGURATION_FLAGS)
     if FLAGS.dry_run:

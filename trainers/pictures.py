@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from trainers.plotting import BLUE, GREEN, GREY, LOWEST, ORANGE, defined, tidy
+from trainers.task import takeover_step
 
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
 
@@ -34,7 +35,7 @@ def draw_all(
     """
     curves, config = metrics["train"], metrics["config"]
     depth = config["depth"]
-    takeover = 0 if depth else round(config["shallow_share"] * config["train_steps"])
+    takeover = 0 if depth else takeover_step(config)
     label = f"{depth} explicit application{'s' * (depth > 1)}" if depth else "equilibrium"
     unit = "byte" if "bits_per_byte" in metrics["test"] else "word"
     drawings: dict[str, Callable[[Any], None]] = {

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from trainers import program_help
+
 # What bad input raises, here and in the libraries below; anything else is a defect, shown in full.
 _INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -15,7 +17,8 @@ _INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
 def run(main: Callable[..., None], arguments: bool = False) -> None:
     """Runs a program: parses the flags, refuses stray arguments, turns input errors into a line.
 
-    The process ends with status 1 after an input error; --verbosity=1 shows its traceback too.
+    --help shows the program's own flags. The process ends with status 1 after an input error;
+    --verbosity=1 shows its traceback too.
 
     Args:
         main: the program.
@@ -39,6 +42,7 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
                 raise
             sys.exit(f"Error: {error}")
 
+    program_help.define(main)
     app.run(guarded)
 
 

@@ -71,7 +71,7 @@ def _runs(runs: Sequence[Run]) -> str:
 
 def _steps(run: Run) -> str | float | None:
     planned = number(run.config.get("train_steps"))
-    if run.metrics is not None and run.step in (0, planned):
+    if run.is_finished and run.step in (0, planned):
         return planned
     return run.step if planned is None else f"{run.step:,} of {text(planned)}"
 

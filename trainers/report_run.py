@@ -62,7 +62,16 @@ class Run:
     @property
     def state(self) -> str:
         """Whether the run is finished, and where it stands."""
-        return "finished" if self.metrics is not None else f"in progress at step {self.step}"
+        return "finished" if self.is_finished else f"in progress at step {self.step}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has results, and is not being made longer since."""
+        planned = mapping(mapping(self.metrics).get("config")).get("train_steps")
+        longer = None not in (planned, self.config.get("train_steps")) and (
+            planned != self.config["train_steps"]
+        )
+        return self.metrics is not None and not longer
 
     def last(self, name: str) -> float | None:
         """Returns the last value of a curve, or None."""

@@ -9,6 +9,10 @@ import tensorflow as tf
 
 from tfdeq import DEQLayer
 
+# The smallest --train_steps that a run has had, in the configuration of one that was made longer: what is
+# done at the start of a run is a share of that.
+SHORTEST = "shortest_train_steps"
+
 
 class Task(NamedTuple):
     """What a trainer tells the loop."""
@@ -45,7 +49,7 @@ class StepSettings(NamedTuple):
 
 def takeover_step(config: Mapping[str, Any]) -> int:
     """Returns the first step that trains the equilibrium."""
-    return round(config["shallow_share"] * config["train_steps"])
+    return round(config["shallow_share"] * config.get(SHORTEST, config["train_steps"]))
 
 
 def explicit_steps_at(step: int, config: Mapping[str, Any]) -> int:

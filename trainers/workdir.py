@@ -5,7 +5,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 _PARTIAL = ".partial-"
@@ -49,40 +49,6 @@ def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
             "and run the trainer again with the same flags."
         ) from error
     return value
-
-
-def check_configuration(
-    workdir: str, config: Mapping[str, Any], may_differ: Iterable[str] = ()
-) -> bool:
-    """Returns whether workdir holds this very run; writes nothing.
-
-    Args:
-        may_differ: names of settings that change no result, such as how often to report.
-
-    Raises:
-        NotADirectoryError: if workdir is a file.
-        ValueError: if workdir belongs to a run of another configuration.
-    """
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise NotADirectoryError(
-            f"--workdir={workdir} is a file. Name a folder, new or of this run."
-        )
-    known = read_json(os.path.join(workdir, "config.json"))
-    if known is None:
-        return False
-    received = json.loads(json.dumps(dict(config)))
-    differences = [
-        f"--{name}: {known.get(name)!r} there, {received.get(name)!r} received"
-        for name in sorted({*known, *received})
-        if known.get(name) != received.get(name) and name not in may_differ
-    ]
-    if differences:
-        raise ValueError(
-            f"--workdir={workdir} holds a run of another configuration: {'; '.join(differences)}. "
-            "Name another --workdir, give the flags of that run to go on with it, or delete the "
-            "folder to start over. Nothing was changed."
-        )
-    return True
 
 
 @contextlib.contextmanager
