@@ -94,8 +94,12 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
             _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
         pictures.draw_all(workdir, metrics, {}, residuals, writer)
 
+    def tested():
+        print("Testing the trained model on the test text.", flush=True)  # may take minutes
+        return test.results()
+
     task = _task(config, model, data, evaluator.evaluate)
-    return Experiment(task, test.results, ["readout"], before, after)
+    return Experiment(task, tested, ["readout"], before, after)
 
 
 def train(
