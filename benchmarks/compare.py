@@ -184,7 +184,7 @@ def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str)
 
 
 def draw(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
-    """Draws the held-out bits per byte of every run and seed."""
+    """Draws the test bits per byte of every run and seed."""
     figure = pyplot.figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     names = sorted(results, key=lambda name: -results[name]["mean_bits"])
@@ -198,7 +198,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
     axes.set_xlim(low - 0.25 * (high - low) - 0.02, high + 0.02)
     axes.set_yticks(range(len(names)), names)
     unit = next(iter(results.values()))["unit"].replace("_", " ")
-    axes.set(xlabel=f"held-out {unit} (lower is better; bars: mean, ticks: seeds)")
+    axes.set(xlabel=f"test {unit} (lower is better; bars: mean, ticks: seeds)")
     axes.set_title(f"The equilibrium against other {FLAGS.rivals}, at equal {FLAGS.equal}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

@@ -13,7 +13,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> 
 def comparison_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the results as a Markdown table."""
     columns = (
-        *("trained", "steps", "s/step", "seconds", "held-out bits, mean (each seed)"),
+        *("trained", "steps", "s/step", "seconds", "test bits, mean (each seed)"),
         *("residual", "peak MiB"),
     )
     rows = [

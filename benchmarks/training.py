@@ -143,7 +143,7 @@ def measure_scaling(
     for name, (processes, strategy) in _STRATEGIES.items():
         folder = os.path.join(workdir, name.replace(" ", "_"))
         own = [f"--train_steps={steps}", f"--workdir={folder}", "--log_every=5", *strategy]
-        own += [f"--evaluate_every={_NEVER}", "--inspect_every=0"]
+        own += [f"--evaluate_every={_NEVER}", "--inspect_every=0", "--test_windows=16"]
         _run_together([[*arguments, *own]] * processes)
         train = (read_json(os.path.join(folder, "metrics.json")) or {})["train"]
         tokens = [value for value in train["tokens_per_second"] if value]

@@ -76,6 +76,7 @@ OTHER = {
     "shallow_share": 0.9,
     "shallow_steps": 2,
     "solver": "anderson",
+    "test_windows": 1,
     "tolerance": 0.5,
     "training_max_steps": 2,
     "watch_residual": 1e-6,
@@ -159,7 +160,7 @@ def test_what_the_table_calls_used_is_in_the_model(kind, monkeypatch):
     training_alone = (
         *("training_max_steps", "sampled_depth", "shallow_share", "shallow_steps"),
         *("jacobian_penalty_end", "equilibrium_watch", "watch_residual", "adam_rate_ratio"),
-        *("correction_steps", "evaluation_windows", "logical_devices"),
+        *("correction_steps", "evaluation_windows", "test_windows", "logical_devices"),
     )
 
     def built(**changes):

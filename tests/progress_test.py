@@ -47,13 +47,13 @@ def test_rows_evaluations_and_histograms_reach_curves_and_tensorboard(tmp_path, 
     progress.writer.close()
     assert progress.best() == {"step": 4, "score": 0.25}
     assert progress.last_finite_row() == ROW
-    assert "step 4: held-out error 0.25, other 9" in capsys.readouterr().out
+    assert "step 4: validation error 0.25, other 9" in capsys.readouterr().out
     (events,) = (tmp_path / "tensorboard").iterdir()
     tags = {
         value.tag
         for event in tf.compat.v1.train.summary_iterator(str(events))
         for value in event.summary.value
     }
-    assert {"train/loss", "train/twice", "train/residual", "held_out/error"} <= tags
+    assert {"train/loss", "train/twice", "train/residual", "validation/error"} <= tags
     assert "samples/steps" in tags
     assert "train/step" not in tags

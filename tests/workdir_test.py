@@ -53,8 +53,15 @@ def test_curves_survive_a_half_written_line_and_rewind(tmp_path):
         file.write('{"step": 40, "lo')
     again = workdir.Curves(path)
     again.rewind(20)
-    again.append({"step": 30, "held_out": 2.0})
+    again.append({"step": 30, "validation": 2.0})
     columns = workdir.Curves(path).columns()
     assert columns["step"] == [10, 20, 30]
     assert columns["loss"] == [0.1, 0.05, None]
-    assert columns["held_out"] == [None, None, 2.0]
+    assert columns["validation"] == [None, None, 2.0]
+
+
+def test_rows_of_older_runs_are_read(tmp_path):
+    """What is called validation now was called held_out."""
+    path = tmp_path / "curves.jsonl"
+    path.write_text('{"step": 4, "held_out_loss": 2.0}\n')
+    assert workdir.Curves(str(path)).columns() == {"step": [4], "validation_loss": [2.0]}

@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Evaluation, reports and checkpoints": (
         *("evaluate_every", "evaluation_windows", "evaluation_rows", "evaluation_batches"),
-        *("test_lengths", "log_every", "inspect_every", "profile_step", "checkpoint_every"),
-        "checkpoint_minutes",
+        *("test_windows", "test_batches", "test_lengths", "log_every", "inspect_every"),
+        *("profile_step", "checkpoint_every", "checkpoint_minutes"),
     ),
 }

@@ -31,6 +31,7 @@ USES: dict[str, list[dict[str, Any]]] = {
     "files": _takers("files"),
     "data_dir": _takers("data_dir"),
     "evaluation_windows": [{"carry_memory": (False,)}],
+    "test_windows": [{"carry_memory": (False,)}],
     "evaluation_rows": [{"carry_memory": (True,)}],
     "cell": [_CELL],
     "heads": _ATTENTION,

@@ -86,7 +86,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_bool, "keep_freed_memory", True, "Whether the process keeps memory that a step frees for the next one, with glibc: faster on the CPU, for more of it."),
         (flags.DEFINE_bool, "jit_compile", True, "Whether XLA compiles the training step."),
         (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
-        (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on held-out data."),
+        (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on validation data."),
         (flags.DEFINE_integer, "checkpoint_every", 200, "Steps between checkpoints."),
         (flags.DEFINE_float, "checkpoint_minutes", 10.0, "Minutes after which a checkpoint is written anyway; 0: none but every --checkpoint_every steps."),
         (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row whose loss or gradient may be NaN or Inf, each of them skipped, until the run returns to its last checkpoint."),

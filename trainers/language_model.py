@@ -22,6 +22,7 @@ from trainers.flags import (
     define_shared_flags,
     set_up_process,
 )
+from trainers.last_lines import last_lines
 from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.processes import Runs
 from trainers.resumption import finished
@@ -35,18 +36,30 @@ FLAGS = flags.FLAGS
 def _define_flags() -> list[str]:
     names = [*define_shared_flags(), *define_data_flags(), *define_model_flags()]
     flags.DEFINE_integer(
-        "evaluation_windows", 256, "Held-out windows per evaluation. Default: 256."
+        "evaluation_windows",
+        64,
+        "Windows of the validation text in each evaluation during training, spread evenly over it. "
+        "Default: 64.",
     )
     bound("evaluation_windows", lambda value: value >= 1, "must be at least 1")
+    flags.DEFINE_integer(
+        "test_windows",
+        0,
+        "Windows of the test text in the test after training, spread evenly over it; 0: all of the "
+        "text. Default: 0.",
+    )
+    bound("test_windows", lambda value: value >= 0, "must be at least 0")
     flags.DEFINE_bool(
         "carry_memory",
         False,
         "Read the text in its order, --batch_size rows side by side, and hand the model's memory on "
-        "from segment to segment, in training and evaluation; then all held-out text is evaluated. A "
-        "transformer needs --attention_span. Default: false.",
+        "from segment to segment, in training and evaluation; every evaluation then reads all of its "
+        "text. A transformer needs --attention_span. Default: false.",
     )
     flags.DEFINE_integer(
-        "evaluation_rows", 8, "Rows that held-out text is read in with --carry_memory. Default: 8."
+        "evaluation_rows",
+        8,
+        "Rows that validation and test are read in with --carry_memory. Default: 8.",
     )
     bound("evaluation_rows", lambda value: value >= 1, "must be at least 1")
     flags.DEFINE_bool(
@@ -55,7 +68,7 @@ def _define_flags() -> list[str]:
         "Also train one explicit application of the same cell for as many steps, with and without "
         "the penalty, under WORKDIR/baselines. Default: false.",
     )
-    return [*names, "evaluation_windows", "carry_memory", "evaluation_rows"]
+    return [*names, "evaluation_windows", "test_windows", "carry_memory", "evaluation_rows"]
 
 
 def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
@@ -67,9 +80,8 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
             f"{config['model']} --attention_span={config['attention_span']}. Give a transformer the "
             "positions that it sees, for example --attention_span=128."
         )
-    quarter = max(config["evaluation_windows"] // 4, 1)
-    evaluator = _evaluator(config, model, data.validation, data.unit, quarter)
-    test = _evaluator(config, model, data.test, data.unit, config["evaluation_windows"])
+    evaluator = _evaluator(config, model, data.validation, data.unit, config["evaluation_windows"])
+    test = _evaluator(config, model, data.test, data.unit, config["test_windows"] or None)
 
     def before(workdir):
         if not config["depth"] and read_json(_residuals_path(workdir)) is None:
@@ -84,8 +96,12 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
             _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
         pictures.draw_all(workdir, metrics, {}, residuals, writer)
 
+    def tested():
+        print("Testing the trained model on the test text.", flush=True)  # may take minutes
+        return test.results()
+
     task = _task(config, model, data, evaluator.evaluate)
-    return Experiment(task, test.results, ["readout"], before, after)
+    return Experiment(task, tested, ["readout"], before, after)
 
 
 def train(
@@ -170,8 +186,10 @@ def _residuals_path(workdir: str) -> str:
     return os.path.join(workdir, "residuals.json")
 
 
-def _evaluator(config, model: TokenModel, tokens: np.ndarray, unit: str, windows: int) -> Evaluator:
-    """All of a held-out stream where memory is carried, some windows of it where not."""
+def _evaluator(
+    config, model: TokenModel, tokens: np.ndarray, unit: str, windows: int | None
+) -> Evaluator:
+    """Of a stream of validation or test: all where memory is carried or windows is None, else some."""
     compiled = config["jit_compile"]
     if config["carry_memory"]:
         length, rows = config["sequence_length"], config["evaluation_rows"]
@@ -282,10 +300,8 @@ def main() -> None:
         metrics = train_with_baselines(config, FLAGS.workdir, data, program_flags, strategy)
     else:
         metrics = train(config, FLAGS.workdir, data, strategy)
-    for name in ("test", "baseline"):
-        if metrics and name in metrics:
-            numbers = {k: v for k, v in metrics[name].items() if isinstance(v, float)}
-            print(f"{name}: {', '.join(f'{k} {v:.4g}' for k, v in numbers.items())}")
+    if metrics:
+        print("\n".join(last_lines(metrics, FLAGS.workdir)))
 
 
 def run() -> None:

@@ -111,7 +111,7 @@ class Trainer:
         """Trains to the end and returns the curves, as columns, with `seconds_per_step`.
 
         Beside the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), and `best`, the
-        lowest held-out score and its step. With --ema the model has its averaged weights after it.
+        lowest validation score and its step. With --ema the model has its averaged weights after it.
 
         Raises:
             FloatingPointError: if the loss or its gradient was NaN or Inf in too many steps in a row

@@ -64,13 +64,13 @@ def _quality(figure, curves, baselines, takeover, unit, label):
     step, loss = defined(curves, "loss")
     axes.plot(step, loss / np.log(2), color=BLUE, alpha=0.35, linewidth=1, label="training batches")
     for (name, baseline), (color, style) in zip(baselines.items(), _BASELINE_STYLES, strict=False):
-        axes.plot(*defined(baseline, f"held_out_bits_per_{unit}"), style, color=color, label=name)
-    held_out = defined(curves, f"held_out_bits_per_{unit}")
-    axes.plot(*held_out, "o-", color=BLUE, markersize=4, label=f"{label}, held-out text")
-    if len(held_out[1]):
+        axes.plot(*defined(baseline, f"validation_bits_per_{unit}"), style, color=color, label=name)
+    validation = defined(curves, f"validation_bits_per_{unit}")
+    axes.plot(*validation, "o-", color=BLUE, markersize=4, label=f"{label}, validation text")
+    if len(validation[1]):
         shown = [
-            held_out[1],
-            *(defined(b, f"held_out_bits_per_{unit}")[1] for b in baselines.values()),
+            validation[1],
+            *(defined(b, f"validation_bits_per_{unit}")[1] for b in baselines.values()),
         ]
         low = min(values.min() for values in shown if len(values))
         axes.set_ylim(0.95 * low, 2.2 * low)
@@ -97,7 +97,7 @@ def _trace(figure, residuals, budget):
     axes.annotate(" budget", (budget, 1), xycoords=("data", "axes fraction"), va="top", color=GREY)
     axes.set_yscale("log")
     axes.set(xlabel="evaluations of the cell", ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
-    axes.set_title("How far from equilibrium: median and range over held-out examples")
+    axes.set_title("How far from equilibrium: median and range over validation examples")
     axes.legend()
 
 
@@ -109,8 +109,8 @@ def _convergence(figure, curves, config, takeover):
     ):
         upper.plot(*defined(curves, f"{prefix}residual"), style, color=color, label=label)
         lower.plot(*defined(curves, f"{prefix}steps"), style, color=color, label=label)
-    step, residual = defined(curves, "held_out_residual")
-    upper.plot(step, residual, "o", color=GREEN, markersize=4, label="forward, held-out text")
+    step, residual = defined(curves, "validation_residual")
+    upper.plot(step, residual, "o", color=GREEN, markersize=4, label="forward, validation text")
     upper.axhline(config["tolerance"], color=GREY, linewidth=1, linestyle=":", label="tolerance")
     upper.set_yscale("log")
     upper.set_ylabel("mean relative residual")

@@ -90,11 +90,11 @@ class Progress:
         return write
 
     def evaluation(self, step: int, results: Mapping[str, float]) -> None:
-        """Shows and keeps what was found on held-out data."""
-        self.curves.append({"step": step, **{f"held_out_{k}": v for k, v in results.items()}})
-        self.scalars(step, "held_out", results)
+        """Shows and keeps what was found on the validation data."""
+        self.curves.append({"step": step, **{f"validation_{k}": v for k, v in results.items()}})
+        self.scalars(step, "validation", results)
         text = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
-        self.say(f"step {step}: held-out {text}")
+        self.say(f"step {step}: validation {text}")
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
@@ -106,10 +106,10 @@ class Progress:
             self._bar.update(step - self._bar.n)
 
     def best(self) -> dict[str, float] | None:
-        """Returns the lowest held-out score and the step that it was reached at."""
+        """Returns the lowest validation score and the step that it was reached at."""
         rows = []
         for row in self.curves.rows:
-            scores = [value for name, value in row.items() if name.startswith("held_out_")]
+            scores = [value for name, value in row.items() if name.startswith("validation_")]
             if scores and scores[0] is not None:
                 rows.append({"step": row["step"], "score": scores[0]})
         return min(rows, key=lambda row: row["score"], default=None)

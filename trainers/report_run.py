@@ -11,6 +11,7 @@ from trainers.workdir import Curves, read_json
 
 # What stands beside the figures of quality in a row of results.
 SOLVE = ("residual", "steps")
+_BESIDE = (*SOLVE, "standard_error", "examples", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Run:
 
     @property
     def test(self) -> Mapping[str, Any]:
-        """What metrics.json says of the held-out test data; empty while it trains."""
+        """What metrics.json says of the test data; empty while it trains."""
         return mapping(mapping(self.metrics).get("test"))
 
     @property
@@ -85,11 +86,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def scores(row: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures of quality of a row of results: every number but residual and steps."""
+    """Returns the figures of quality of a row of results: every number but what stands beside them."""
     return {
         name: value
         for name, value in row.items()
-        if number(value) is not None and name not in SOLVE
+        if number(value) is not None and name not in _BESIDE
     }
 
 

@@ -22,7 +22,7 @@ class RunState:
 
     Attributes:
         step: steps made. seconds: that they took. rollbacks: returns to a checkpoint. best: the lowest
-            held-out score.
+            validation score.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RunState:
         self._saved_at = time.monotonic()
 
     def save_if_best(self, step: int, score: float) -> None:
-        """Writes the best checkpoint anew if a held-out score is lower than all before."""
+        """Writes the best checkpoint anew if a validation score is lower than all before."""
         if score < float(self.best):
             self.best.assign(score)
             self.step.assign(step)

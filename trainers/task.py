@@ -25,7 +25,7 @@ class Task(NamedTuple):
     # (start_step, shard, shards) -> batches from that step on, of each the shard's rows; a
     # tf.data.Dataset, or for one device and one step a call any iterable
     batches: Callable[[int, int, int], Any]
-    # () -> {name: number} on held-out data, the first one lower for better models
+    # () -> {name: number} on validation data, the first one lower for better models
     evaluate: Callable[[], dict[str, float]]
     # {"loss": nats, …} -> what the progress bar shows, name -> number
     display: Callable[[Mapping[str, float]], dict[str, float]]

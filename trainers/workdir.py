@@ -90,7 +90,8 @@ class Curves:
                 lines = file.read().splitlines()
             for line in lines:
                 try:
-                    self.rows.append(json.loads(line))
+                    # Runs of before 0.1.0 say "held_out".
+                    self.rows.append(json.loads(line.replace('"held_out_', '"validation_')))
                 except json.JSONDecodeError:
                     break  # a run that was killed while it wrote: that row comes again
 
