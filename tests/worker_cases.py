@@ -17,9 +17,8 @@ FLAGS = (
     "--heads=2",
     "--feedforward=32",
     "--recurrent_scale=1",  # something to solve from the first step on
-    "--warmup_steps=10",
+    "--warmup_share=0.2",
     "--shallow_share=0.2",
-    "--jacobian_penalty=0",  # each replica draws its own noise, for its own rows
     "--evaluation_windows=16",
     "--log_every=1",
 )

@@ -170,6 +170,6 @@ def _schedule(config: Mapping[str, Any]) -> Any:
     return learning_rate_schedule(
         config["learning_rate"],
         config["train_steps"],
-        config["warmup_steps"],
+        config["warmup_share"],
         config["schedule"],
     )
