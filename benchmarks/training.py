@@ -65,7 +65,7 @@ def bare_step(config: Mapping[str, Any], data: TokenData) -> Callable[[], None]:
     """Returns a training step of an equal model on one batch: one XLA program, and nothing else."""
     task = language_model.make_experiment(config, data).task
     schedule = learning_rate_schedule(
-        config["learning_rate"], config["train_steps"], config["warmup_steps"]
+        config["learning_rate"], config["train_steps"], config["warmup_share"]
     )
     optimizer = make_optimizer(config, schedule, adam_layers=["readout"])
     variables = task.model.trainable_variables

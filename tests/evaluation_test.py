@@ -9,7 +9,13 @@ from tfdeq import FixedPointIteration
 from tfdeq.baselines import Recurrent
 from tfdeq.cells import TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
-from trainers.evaluation import TRACE_STEPS, Evaluator, segment_evaluator, token_evaluator
+from trainers.evaluation import (
+    TRACE_STEPS,
+    Evaluator,
+    figures_of,
+    segment_evaluator,
+    token_evaluator,
+)
 
 
 def make_model(explicit_steps=0):
@@ -220,3 +226,10 @@ def test_budgets_of_an_equilibrium_with_a_memory(tokens):
     assert [row["steps"] for row in rows.values()][:3] == [2.0, 4.0, 8.0]
     residuals = [row["residual"] for row in rows.values()]
     assert residuals == sorted(residuals, reverse=True)
+
+
+def test_a_loss_beyond_what_exp_can_do_is_a_perplexity_too():
+    figures = figures_of("word")
+    assert figures(700.0)["perplexity"] == pytest.approx(math.exp(700.0))
+    assert figures(800.0) == {"bits_per_word": 800.0 / math.log(2), "perplexity": math.inf}
+    assert set(figures_of("byte")(800.0)) == {"bits_per_byte"}

@@ -23,7 +23,7 @@ TINY = {
     "feedforward": 8,
     "recurrent_scale": 1.0,
     "evaluation_windows": 2,
-    "warmup_steps": 1,
+    "warmup_share": 0.05,
     "shallow_share": 0.4,
     "jit_compile": False,
     "inspect_every": 0,

@@ -38,6 +38,8 @@ def run(*arguments):
         (("--workdir=x", "--max_steps=0"), "--max_steps must be at least 1"),
         (("--workdir=x", "--dataset=nothing"), "python_stdlib"),
         (("--workdir=x", "--ema=1"), r"--ema must be in [0, 1)"),
+        (("--workdir=x", "--warmup_share=2"), "--warmup_share must be in [0, 1]"),
+        (("--workdir=x", "--warmup_steps=100"), "Give --warmup_share, a share of --train_steps"),
         (("--workdir=x", "--strategy=two"), "one_device|mirrored|multi_worker|tpu"),
         (
             ("--workdir=x", "--accumulation_steps=3"),

@@ -67,15 +67,6 @@ def test_checkpoints_by_time(tmp_path, monkeypatch):
     assert numbers == ["ckpt-12", "ckpt-6", "ckpt-9"]  # the last three; every third step
 
 
-def test_the_best_checkpoint_stays(tmp_path):
-    config = {**CONFIG, "evaluate_every": 3}
-    trainer, _ = make_trainer(tmp_path, config=config)
-    columns = trainer.train()
-    assert columns["best"] == {"step": 12, "score": 0.2}
-    (found,) = (tmp_path / "checkpoints" / "best").glob("ckpt-*.index")
-    assert found.stem == "ckpt-12"
-
-
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_accumulated_parts_are_one_large_batch(tmp_path, jit_compile):
     results = []

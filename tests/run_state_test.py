@@ -13,8 +13,10 @@ CONFIG = {
 
 
 def make(folder, read_from=None):
-    value = tf.Variable(0.0)
-    state = RunState(str(folder), str(read_from or folder), CONFIG, {"value": value})
+    value, other = tf.Variable(0.0), tf.Variable(0.0)
+    objects = {"value": value, "other": other}
+    evaluated = {"value": value}
+    state = RunState(str(folder), str(read_from or folder), CONFIG, objects, evaluated)
     return state, value
 
 
@@ -45,13 +47,80 @@ def test_returns_as_often_as_allowed_and_counts(tmp_path):
 
 def test_the_best_is_kept_by_itself(tmp_path):
     state, value = make(tmp_path)
-    for step, score in ((2, 3.0), (3, 1.0), (4, 2.0)):
+    assert state.best is None
+    assert not state.restore_best()
+    for step, score in ((2, 3.0), (3, 1.0), (4, 2.0), (5, float("nan"))):
         value.assign(float(step))
         state.save_if_best(step, score)
-    assert float(state.best) == 1.0
-    again, value = make(tmp_path / "best")
+    assert state.best == {"step": 3, "score": 1.0}
+    value.assign(9.0)
+    assert state.restore_best()
+    assert float(value) == 3.0
+    # The run's own step is another thing.
+    assert int(state.step) == 0
+
+
+def test_a_run_that_goes_on_knows_the_best_that_is_there(tmp_path):
+    state, value = make(tmp_path)
+    value.assign(4.0)
+    state.save(4)
+    value.assign(5.0)
+    state.save_if_best(5, 1.0)
+    again, value = make(tmp_path)
+    again.restore()
+    assert (again.best, float(value)) == ({"step": 5, "score": 1.0}, 4.0)
+    again.save_if_best(5, 1.5)
+    assert again.best["score"] == 1.0
+    assert again.restore_best()
+    assert float(value) == 5.0
+
+
+def test_a_return_does_not_forget_the_best(tmp_path):
+    state, value = make(tmp_path)
+    state.save(4)
+    value.assign(6.0)
+    state.save_if_best(6, 1.0)
+    assert state.roll_back()
+    state.save_if_best(6, 2.0)
+    assert state.best == {"step": 6, "score": 1.0}
+    assert state.restore_best()
+    assert float(value) == 6.0
+
+
+def test_a_damaged_best_is_looked_for_anew(tmp_path, capsys):
+    state, _ = make(tmp_path)
+    state.save(4)
+    state.save_if_best(4, 1.0)
+    (tmp_path / "best" / "ckpt-4.index").write_bytes(b"")
+    again, _ = make(tmp_path)
     assert again.restore()
-    assert (float(value), int(again.step)) == (3.0, 3)
+    assert again.best is None
+    assert "the best is looked for anew" in capsys.readouterr().out
+    again.save_if_best(5, 2.0)
+    assert make(tmp_path)[0].best is None  # before it has restored
+    last, _ = make(tmp_path)
+    last.restore()
+    assert last.best == {"step": 5, "score": 2.0}
+
+
+def test_earlier_checkpoints_are_preferred_to_suspect_ones(tmp_path):
+    state, value = make(tmp_path)
+    for step in (4, 8):
+        value.assign(float(step))
+        state.save(step)
+    assert state.roll_back(before=8)
+    assert float(value) == 4.0
+    assert state.roll_back(before=4)  # better than none
+    assert float(value) == 8.0
+
+
+def test_what_is_there(tmp_path):
+    state, _ = make(tmp_path)
+    assert state.what_is_there() == "No checkpoint had been written before."
+    state.save(4)
+    assert state.what_is_there().endswith(f"is kept: {tmp_path / 'ckpt-4'}.")
+    state.save_if_best(4, 1.0)
+    assert "The best, of step 4, is in" in state.what_is_there()
 
 
 def test_a_worker_reads_the_chiefs_checkpoints_and_writes_its_own(tmp_path):
@@ -64,3 +133,16 @@ def test_a_worker_reads_the_chiefs_checkpoints_and_writes_its_own(tmp_path):
     worker.save(8)
     assert not (tmp_path / "chief" / "ckpt-8.index").exists()
     assert (tmp_path / "own" / "ckpt-8.index").exists()
+
+
+def test_a_worker_knows_the_chiefs_best(tmp_path):
+    chief, value = make(tmp_path / "chief")
+    chief.save(4)
+    chief.save_if_best(4, 1.0)
+    worker, value = make(tmp_path / "own", read_from=tmp_path / "chief")
+    worker.restore()
+    assert worker.best == {"step": 4, "score": 1.0}
+    value.assign(5.0)
+    worker.save_if_best(5, 0.5)
+    assert worker.restore_best()
+    assert (tmp_path / "chief" / "best" / "ckpt-4.index").exists()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tfdeq.models  # noqa: F401, registers the model that Keras loads
+from tests.event_files_test import events
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 FLAGS = ("--train_steps=6", "--log_every=1", "--evaluate_every=6", "--checkpoint_every=1",
@@ -79,3 +80,8 @@ def test_killed_after_three_steps(name, flags, tmp_path):
     assert killed[:2] == whole[:2]
     for one, other in zip(killed[2], whole[2], strict=True):
         np.testing.assert_array_equal(one, other)
+    shown = events(tmp_path / "killed" / "tensorboard")
+    missing = {*events(tmp_path / "whole" / "tensorboard")} - {*shown}
+    # A start's first step, which compiles, has no time.
+    assert all("second" in tag for tag, _ in missing), missing
+    assert set(shown.values()) == {1}

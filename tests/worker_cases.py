@@ -17,9 +17,8 @@ FLAGS = (
     "--heads=2",
     "--feedforward=32",
     "--recurrent_scale=1",  # something to solve from the first step on
-    "--warmup_steps=10",
+    "--warmup_share=0.2",
     "--shallow_share=0.2",
-    "--jacobian_penalty=0",  # each replica draws its own noise, for its own rows
     "--evaluation_windows=16",
     "--log_every=1",
 )
@@ -36,7 +35,7 @@ def start(folder, workdir, *flags, tf_config=None):
     environment.pop("TF_CONFIG", None)
     if tf_config is not None:
         environment["TF_CONFIG"] = json.dumps(tf_config)
-    # With a memory all of the held-out text is read, and a number of windows is refused.
+    # With a memory all of the validation and test text is read, and a number of windows is refused.
     own = [f for f in FLAGS if "--carry_memory" not in flags or "windows" not in f]
     command = [sys.executable, "-m", "trainers.language_model", *own, f"--workdir={workdir}"]
     command += [f"--files={folder / '*.txt'}", f"--prepared_dir={folder / 'prepared'}", *flags]

@@ -85,16 +85,27 @@ class Checkpoints:
             "right what the reason names; the same command then goes on from the last good checkpoint."
         )
 
-    def restore(self) -> bool:
+    @property
+    def newest(self) -> str | None:
+        """Path of the newest checkpoint that there is to restore, whether or not it can be read."""
+        return next(iter(reversed(_checkpoint_paths(self._read_from))), None)
+
+    def restore(self, before: int | None = None, words: str = "Resuming from") -> bool:
         """Restores the newest readable checkpoint and returns whether there was one.
+
+        Args:
+            before: prefer those of earlier steps than this one. words: what is said, before the path.
 
         Raises:
             ValueError: if there are checkpoints and none of them can be read.
         """
         paths = list(reversed(_checkpoint_paths(self._read_from)))
+        if before is not None:
+            paths.sort(key=lambda path: _number(path) >= before)
         for path in paths:
             try:
-                self._checkpoint.restore(path).assert_existing_objects_matched()
+                status = self._checkpoint.restore(path).assert_existing_objects_matched()
+                status.expect_partial()  # else it warns of what was not asked for
             except Exception as error:  # a damaged file raises whatever the reader maps it to
                 logging.warning("The checkpoint %s cannot be read: %s", path, _first_line(error))
                 print(
@@ -102,7 +113,7 @@ class Checkpoints:
                 )
                 self._remove_first(path)
                 continue
-            print(f"Resuming from {path}.", flush=True)
+            print(f"{words} {path}.", flush=True)
             return True
         if paths:
             raise ValueError(
@@ -123,6 +134,10 @@ def _checkpoint_paths(folder: str) -> list[str]:
     names = os.listdir(folder) if os.path.isdir(folder) else []
     numbers = sorted({int(found[1]) for found in map(_NAME.fullmatch, names) if found})
     return [os.path.join(folder, f"ckpt-{number}") for number in numbers]
+
+
+def _number(path: str) -> int:
+    return int(path.rpartition("-")[2])
 
 
 def _is_there(path: str) -> bool:

@@ -3,6 +3,7 @@
 --sequence_length is the task's T, the steps that ten symbols are to be remembered for.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,7 @@ def make_experiment(config: Mapping[str, Any]) -> Experiment:
         tokens_per_step=config["batch_size"] * length,
         equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
+        uniform_loss=math.log(VOCABULARY_SIZE),
     )
     return Experiment(task, test, output_layers=["readout"])
 

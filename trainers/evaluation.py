@@ -219,7 +219,7 @@ def token_evaluator(
     batches = evaluation_windows(
         tokens, sequence_length=length, batch_size=batch_size, max_windows=windows
     )
-    return Evaluator(model, batches, _figures_of(unit), jit_compile)
+    return Evaluator(model, batches, figures_of(unit), jit_compile)
 
 
 def segment_evaluator(
@@ -245,14 +245,19 @@ def segment_evaluator(
         sequence_length=sequence_length,
         batch_size=max(1, min(batch_size, (len(tokens) - 1) // sequence_length)),
     )
-    return Evaluator(model, batches, _figures_of(unit), jit_compile, remembers=True)
+    return Evaluator(model, batches, figures_of(unit), jit_compile, remembers=True)
 
 
-def _figures_of(unit: str) -> Callable[[float], dict[str, float]]:
-    """Mean nats per target -> the figures that are usual for bytes or words."""
+def figures_of(unit: str) -> Callable[[float], dict[str, float]]:
+    """Mean nats per target -> the figures that are usual for bytes or words.
+
+    A perplexity beyond the largest number is infinite.
+    """
 
     def figures(nats: float) -> dict[str, float]:
         results = {f"bits_per_{unit}": nats / math.log(2)}
-        return {**results, "perplexity": math.exp(nats)} if unit == "word" else results
+        if unit != "word":
+            return results
+        return {**results, "perplexity": math.exp(nats) if nats < 709 else math.inf}
 
     return figures

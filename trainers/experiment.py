@@ -16,7 +16,7 @@ from trainers.optimizers import learning_rate_schedule, make_optimizer
 from trainers.process_memory import peak_resident_bytes
 from trainers.resumption import PLACES_OF_DATA, check_configuration, finished, going_on
 from trainers.strategies import is_chief
-from trainers.task import Task
+from trainers.task import SHORTEST, Task
 from trainers.workdir import locked, read_json, write_atomically, write_json
 
 
@@ -190,9 +190,7 @@ def _build(
 
 
 def _schedule(config: Mapping[str, Any]) -> Any:
-    return learning_rate_schedule(
-        config["learning_rate"],
-        config["train_steps"],
-        config["warmup_steps"],
-        config["schedule"],
-    )
+    steps = config["train_steps"]
+    # A run that is made longer has warmed up already.
+    warmup_share = config["warmup_share"] * config.get(SHORTEST, steps) / steps
+    return learning_rate_schedule(config["learning_rate"], steps, warmup_share, config["schedule"])

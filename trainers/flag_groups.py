@@ -1,5 +1,8 @@
 """The trainers' flags by what they are about, in the order in which --help shows them."""
 
+# How the help of a flag begins that there was once, which --help leaves out.
+REMOVED = "Is no more."
+
 GROUPS: dict[str, tuple[str, ...]] = {
     "Run": (
         *("workdir", "train_steps", "batch_size", "accumulation_steps", "sequence_length"),
@@ -19,7 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("correction_steps", "correction_weight"),
     ),
     "Optimiser": (
-        *("optimizer", "learning_rate", "adam_rate_ratio", "warmup_steps", "schedule"),
+        *("optimizer", "learning_rate", "adam_rate_ratio", "warmup_share", "schedule"),
         *("gradient_clip", "ema"),
     ),
     "Steadiness": (
@@ -34,6 +37,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Evaluation, reports and checkpoints": (
         *("evaluate_every", "evaluation_windows", "evaluation_rows", "evaluation_batches"),
         *("test_windows", "test_batches", "test_lengths", "log_every", "inspect_every"),
-        *("profile_step", "checkpoint_every", "checkpoint_minutes"),
+        *("profile_step", "checkpoint_every", "checkpoint_minutes", "keep"),
     ),
 }

@@ -11,6 +11,7 @@ from tfdeq import adjoints, solvers
 from trainers.allocator import keep_freed_memory
 from trainers.data import DATASETS
 from trainers.equilibrium_watch import ACTIONS
+from trainers.flag_groups import REMOVED
 from trainers.flag_uses import is_used, refuse_unused, unused, when_used
 from trainers.optimizers import SCHEDULES
 from trainers.strategies import STRATEGIES, make_strategy
@@ -40,7 +41,7 @@ _MAY_DIFFER = (
 )
 # What a flag was, in effect, before it existed, for the runs from then: flag -> value. Without an entry
 # here a new flag's default does what the code did before.
-_BEFORE: dict[str, Any] = {}
+_BEFORE: dict[str, Any] = {"keep": "last"}
 
 
 def define_shared_flags(**defaults: Any) -> list[str]:
@@ -49,10 +50,10 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_string, "workdir", None, "Folder of the run: made if missing, resumed from if it holds this run."),
         (flags.DEFINE_integer, "train_steps", 2000, "Optimiser steps."),
         (flags.DEFINE_integer, "batch_size", 16, "Examples per step, over all devices."),
-        (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step. They divide --batch_size."),
+        (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step but for dropout masks, which each part draws, and batch statistics. They divide --batch_size."),
         (flags.DEFINE_integer, "sequence_length", 128, "Tokens per example."),
-        (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: linear warm-up, then --schedule."),
-        (flags.DEFINE_integer, "warmup_steps", 100, "Steps of linear warm-up."),
+        (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: after a linear warm-up, then --schedule."),
+        (flags.DEFINE_float, "warmup_share", 0.05, "Share of the steps, at the start, in which the learning rate rises evenly to its peak."),
         (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt with the square root of the steps, constant not at all.", sorted(SCHEDULES)),
         (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
         (flags.DEFINE_enum, "optimizer", "muon", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
@@ -74,6 +75,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_float, "shallow_share", 0.05, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
         (flags.DEFINE_integer, "shallow_steps", 1, "Explicit applications during that share."),
         (flags.DEFINE_float, "ema", 0.0, "Momentum of a moving average of the weights, which is then what is evaluated and kept, for example 0.999; 0: none."),
+        (flags.DEFINE_enum, "keep", "best", "Weights that the run leaves, tests and exports: those of the best evaluation on validation data, or the last; with --ema the averages.", ["best", "last"]),
         (flags.DEFINE_enum, "precision", "float32", "Precision of the cell's arithmetic; weights, the state of the solve and the loss are float32.", ["float32", "mixed_bfloat16", "mixed_float16"]),
         (flags.DEFINE_enum, "equilibrium_watch", "penalty", "What rises while a row's mean residual at the budget is above --watch_residual: the Jacobian penalty (twofold a row, at most 16 times), the budget (by a quarter a row, at most 4 times), or nothing.", ACTIONS),
         (flags.DEFINE_float, "watch_residual", 0.1, "The equilibrium watch's threshold; below half of it the changes are taken back."),
@@ -89,7 +91,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on validation data."),
         (flags.DEFINE_integer, "checkpoint_every", 200, "Steps between checkpoints."),
         (flags.DEFINE_float, "checkpoint_minutes", 10.0, "Minutes after which a checkpoint is written anyway; 0: none but every --checkpoint_every steps."),
-        (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row whose loss or gradient may be NaN or Inf, each of them skipped, until the run returns to its last checkpoint."),
+        (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row that may go wrong until the run returns to its last checkpoint: their loss or gradient is NaN or Inf (they are skipped), or their loss is above twice a uniform guess's and twice the lowest so far."),
         (flags.DEFINE_integer, "max_rollbacks", 2, "Returns to a checkpoint, each with half the learning rate, before the run ends with a diagnosis."),
     ]  # fmt: skip
     names = define(definitions, defaults)
@@ -101,6 +103,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
     )
     flags.mark_flag_as_required("workdir")
     _define_bounds()
+    _removed("warmup_steps", "--warmup_share, a share of --train_steps")
     flags.register_multi_flags_validator(
         ["batch_size", "accumulation_steps"],
         lambda values: values["batch_size"] % values["accumulation_steps"] == 0,
@@ -159,6 +162,8 @@ def may_differ(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = list(_MAY_DIFFER)
     if is_used("watch_residual", config):
         names.remove("log_every")  # the watch acts on rows: how long they are changes what it does
+    if config["keep"] == "best":
+        names.remove("evaluate_every")  # what is kept is one of the evaluated
     if not (FLAGS.is_parsed() and FLAGS["train_steps"].using_default_value):
         names.append("train_steps")
     return tuple(names)
@@ -218,11 +223,18 @@ def _define_bounds() -> None:
         "watch_residual",
     ):
         bound(name, lambda value: value > 0, "must be greater than 0")
-    at_least(0, "depth", "sampled_depth", "warmup_steps", "jacobian_penalty",
+    at_least(0, "depth", "sampled_depth", "jacobian_penalty",
              "jacobian_penalty_end", "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",
              "logical_devices", "profile_step", "inspect_every")  # fmt: skip
     bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
-    bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
+    for name in ("shallow_share", "warmup_share"):
+        bound(name, lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def _removed(name: str, instead: str) -> None:
+    """Refuses a flag that there was once, and says what to give instead."""
+    flags.DEFINE_string(name, None, f"{REMOVED} Give {instead}.")
+    bound(name, lambda value: value is None, f"is no more. Give {instead}")
 
 
 def at_least(lowest: int, *names: str) -> None:

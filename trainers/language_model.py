@@ -1,5 +1,6 @@
 """Trains a deep equilibrium language model: python -m trainers.language_model --workdir=DIR."""
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,9 @@ import tensorflow as tf
 from absl import flags
 
 from tfdeq.models.token_model import TokenModel
-from trainers import experiment, pictures, program
+from trainers import event_files, experiment, pictures, program
 from trainers.data import TokenData, load, stand_in, training_segments, training_windows
-from trainers.evaluation import Evaluator, segment_evaluator, token_evaluator
+from trainers.evaluation import Evaluator, figures_of, segment_evaluator, token_evaluator
 from trainers.experiment import Experiment
 from trainers.flag_uses import used
 from trainers.flags import (
@@ -212,14 +213,7 @@ def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
         )
 
     def display(row):
-        nats = tf.constant(row["loss"], tf.float64)
-        shown = {"loss": float(nats)}
-        if data.unit == "byte":
-            return {
-                **shown,
-                "bits_per_byte": float(nats / tf.math.log(tf.constant(2.0, tf.float64))),
-            }
-        return {**shown, "perplexity": float(tf.exp(nats))}
+        return {"loss": row["loss"], **figures_of(data.unit)(row["loss"])}
 
     return Task(
         model=model,
@@ -231,6 +225,7 @@ def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
         equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
         memory=model.initial_memory if config["carry_memory"] else None,
+        uniform_loss=math.log(data.vocabulary_size),
     )
 
 
@@ -242,7 +237,9 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
     residuals = read_json(_residuals_path(workdir)) or {}
     curves = {name: value["train"] for name, value in baselines.items()}
-    writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+    tensorboard = os.path.join(workdir, "tensorboard")
+    event_files.drop_pictures(tensorboard)
+    writer = tf.summary.create_file_writer(tensorboard)
     pictures.draw_all(workdir, metrics, curves, residuals, writer)
     writer.close()
     # Last: until it stands there, the pictures are drawn again.

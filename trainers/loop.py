@@ -60,10 +60,13 @@ class Trainer:
         self._clock = Clock()
         self._split: dict[str, float] = {}
         self._profiler = Profiler(os.path.join(workdir, "tensorboard"), config["profile_step"])
-        objects = {
+        evaluated = {
             "model": task.model,
             # Seeds and moving statistics: Keras's seed generators are not found through the model.
             "state": list(task.model.non_trainable_variables),
+        }
+        objects = {
+            **evaluated,
             "optimizer": optimizer,
             "learning_rate_scale": learning_rate_scale,
             "watch": self._watch.level,
@@ -75,7 +78,7 @@ class Trainer:
         folders = [
             os.path.join(folder, "checkpoints") for folder in (workdir, read_from or workdir)
         ]
-        self._state = RunState(*folders, config, objects)
+        self._state = RunState(*folders, config, objects, evaluated)
         self._recovery = Recovery(
             config,
             task.model,
@@ -110,19 +113,19 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """Trains to the end and returns the curves, as columns, with `seconds_per_step`.
 
-        Beside the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), and `best`, the
-        lowest validation score and its step. With --ema the model has its averaged weights after it.
+        Beside the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), `best`, the
+        lowest validation score and its step, and `kept_step`. After it the model has the weights of that
+        step: of the best one or the last one, as config["keep"] says; with --ema their averages.
 
         Raises:
-            FloatingPointError: if the loss or its gradient was NaN or Inf in too many steps in a row
-                (divergence_patience) once more than max_rollbacks times; the last checkpoint from
-                before stays.
+            FloatingPointError: if too many steps in a row (divergence_patience) went wrong, see
+                `Divergence`, once more than max_rollbacks times, or before the first checkpoint.
             Preempted: after SIGTERM, once a checkpoint of the last step was written; or when another
                 worker was lost, without one.
         """
         self._state.restore()
         # Also without a checkpoint: a run that was killed before its first one left rows.
-        self._progress.curves.rewind(int(self._state.step))
+        self._progress.rewind(int(self._state.step))
         last = self._config["train_steps"]
         with Preemption() as preemption, self._progress.bar(int(self._state.step)):
             # Again after each return to a checkpoint.
@@ -130,13 +133,21 @@ class Trainer:
                 with other_worker_lost(several_workers(self._strategy), int(self._state.step)):
                     self._train_from(int(self._state.step), last, preemption)
         self._profiler.stop()
-        take_averages(self._optimizer, self._task.model, self._config["ema"])
         columns = self._progress.curves.columns()
         columns["seconds_per_step"] = float(self._state.seconds) / max(last, 1)
         columns["all_skipped_steps"] = int(self._step.skipped.numpy())
         columns["rollbacks"] = int(self._state.rollbacks)
-        columns["best"] = self._progress.best()
+        columns["best"] = self._state.best
+        columns["kept_step"] = self._keep(last)
         return columns
+
+    def _keep(self, last: int) -> int:
+        """Gives the model the weights that the run leaves, and returns the step that they are of."""
+        best = self._state.best
+        if self._config["keep"] == "best" and best is not None and self._state.restore_best():
+            return best["step"]
+        take_averages(self._optimizer, self._task.model, self._config["ema"])
+        return last
 
     def _train_from(self, step: int, last: int, preemption: Preemption) -> None:
         """Trains from a step to the last one, or until the run returned to a checkpoint."""
@@ -148,9 +159,10 @@ class Trainer:
             asked = self._asked_to_end(preemption)
             if self._is_multiple(step, "log_every"):
                 self._report(step)
-                if self._recovery.has_diverged(step == last):
-                    self._recovery.roll_back(step)
-                    return
+            if self._recovery.is_due(step) and self._recovery.has_diverged(step == last):
+                self._recovery.roll_back(step)
+                return
+            if self._is_multiple(step, "log_every"):
                 self._observe(step)
             if self._is_multiple(step, "inspect_every"):
                 self._inspect(step)
@@ -159,8 +171,10 @@ class Trainer:
             if asked or self._state.is_due(step):
                 self._save(step, required=step == last or asked)
             if asked and step < last:
+                saved = int(self._state.step)
+                there = "there" if saved == step else f"step {saved}: the last steps went wrong"
                 self._progress.say(
-                    f"Asked to end at step {step}; the same command goes on from there."
+                    f"Asked to end at step {step}; the same command goes on from {there}."
                 )
                 raise Preempted(step)
 
@@ -213,6 +227,7 @@ class Trainer:
         if not self._recovery.may_save(required):
             return
         self._pause(step)
+        self._progress.flush()
         self._state.save(step)
         self._clock.start(step)
 
@@ -285,7 +300,7 @@ class Trainer:
         self._pause(step)
         with averaged_weights(self._optimizer, self._task.model, self._config["ema"]):
             results = self._task.evaluate()
+            if self._recovery.weights_are_finite():
+                self._state.save_if_best(step, next(iter(results.values()), math.inf))
         self._progress.evaluation(step, results)
-        if self._recovery.may_save(required=False):
-            self._state.save_if_best(step, next(iter(results.values()), math.inf))
         self._clock.start(step)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from absl import app, flags
 
-from trainers.flag_groups import GROUPS
+from trainers.flag_groups import GROUPS, REMOVED
 
 _PACKAGES = ("trainers", "export", "benchmarks")
 _WIDTH = 100
@@ -59,8 +59,12 @@ def own_flags(main_module: str) -> list[str]:
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         own = module in (main_module, sys.argv[0], "__main__")
         if own or set(module.split(".")) & set(_PACKAGES):
-            found += [flag.name for flag in defined if flags.FLAGS[flag.name] is flag]
-    return [name for name in found if not isinstance(flags.FLAGS[name], _Help)]
+            found += [flag for flag in defined if flags.FLAGS[flag.name] is flag]
+    return [
+        flag.name
+        for flag in found
+        if not isinstance(flag, _Help) and not (flag.help or "").startswith(REMOVED)
+    ]
 
 
 def _described(name: str) -> str:

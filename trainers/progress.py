@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from trainers import event_files
 from trainers.workdir import Curves
 
 
@@ -48,10 +50,31 @@ class Progress:
         self, workdir: str, display: Callable[[Mapping[str, float]], dict[str, float]], steps: int
     ):
         self.curves = Curves(os.path.join(workdir, "curves.jsonl"))
-        self.writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+        self._folder = os.path.join(workdir, "tensorboard")
+        self._writer: tf.summary.SummaryWriter | None = None
         self._display = display
         self._steps = steps
         self._bar: tqdm | None = None
+
+    @property
+    def writer(self) -> tf.summary.SummaryWriter:
+        """TensorBoard's writer; its file begins when it is asked for."""
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(self._folder)
+        return self._writer
+
+    def rewind(self, step: int) -> None:
+        """Drops what was kept of the steps after one: that part of the run comes again."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self.curves.rewind(step)
+        event_files.rewind(self._folder, step)
+
+    def flush(self) -> None:
+        """Puts on the disk what TensorBoard is shown: a checkpoint must not know of more than that."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def bar(self, step: int) -> tqdm:
         """Returns the progress bar, a context, from a step on."""
@@ -78,7 +101,9 @@ class Progress:
         with self.writer.as_default(step=step):
             for name, value in values.items():
                 if value is not None and name != "step":
-                    tf.summary.scalar(f"{group}/{name}", value)
+                    # Here, and not by TensorFlow, which refuses what float32 cannot hold.
+                    with np.errstate(over="ignore"):
+                        tf.summary.scalar(f"{group}/{name}", np.float32(value))
 
     def histograms(self, step: int) -> Callable[..., Any]:
         """Returns (name, values) -> None, which writes a histogram to TensorBoard."""
@@ -104,15 +129,6 @@ class Progress:
         """Moves the bar to a step."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-
-    def best(self) -> dict[str, float] | None:
-        """Returns the lowest validation score and the step that it was reached at."""
-        rows = []
-        for row in self.curves.rows:
-            scores = [value for name, value in row.items() if name.startswith("validation_")]
-            if scores and scores[0] is not None:
-                rows.append({"step": row["step"], "score": scores[0]})
-        return min(rows, key=lambda row: row["score"], default=None)
 
     def last_finite_row(self) -> dict[str, Any] | None:
         """Returns the last row of steps none of which was skipped."""

@@ -14,39 +14,69 @@ from trainers.checkpoints import Checkpoints
 class RunState:
     """The checkpoints of a run, and the figures that they keep beside the model's.
 
+    The best checkpoint holds what was evaluated, and its score and step; no other place does. So a
+    run that goes on, wherever its own checkpoints end, knows of the best what is there to be kept.
+
     Args:
         folder: where checkpoints are written; the best one below it, in best/.
         read_from: where they are restored from; a worker that is not the chief reads the chief's.
         config: checkpoint_every, checkpoint_minutes, max_rollbacks.
         objects: name -> what a checkpoint holds (model, optimizer, variables).
+        evaluated: those among them that an evaluation depends on: what the best checkpoint holds.
 
     Attributes:
-        step: steps made. seconds: that they took. rollbacks: returns to a checkpoint. best: the lowest
-            validation score.
+        step: steps made. seconds: that they took. rollbacks: returns to a checkpoint.
     """
 
     def __init__(
-        self, folder: str, read_from: str, config: Mapping[str, Any], objects: Mapping[str, Any]
+        self,
+        folder: str,
+        read_from: str,
+        config: Mapping[str, Any],
+        objects: Mapping[str, Any],
+        evaluated: Mapping[str, Any],
     ):
         self._config = config
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="seconds")
         self.rollbacks = tf.Variable(0, trainable=False, name="rollbacks")
-        self.best = tf.Variable(math.inf, dtype=tf.float64, trainable=False, name="best")
-        own = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "rollbacks": self.rollbacks,
-            "best": self.best,
-        }
+        own = {"step": self.step, "seconds": self.seconds, "rollbacks": self.rollbacks}
+        self._score = tf.Variable(math.inf, dtype=tf.float64, trainable=False, name="best")
+        self._best_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="best_step")
+        best = {"best": self._score, "step": self._best_step}
         other = None if read_from == folder else read_from
         self._checkpoints = Checkpoints(folder, read_from=other, **own, **objects)
-        self._best = Checkpoints(os.path.join(folder, "best"), keep=1, **own, **objects)
+        self._best_folders = [os.path.join(name, "best") for name in (folder, read_from)]
+        self._best = Checkpoints(self._best_folders[0], keep=1, **best, **evaluated)
+        self._best_figures = best
         self._saved_at = time.monotonic()
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The lowest validation score and the step that it was reached at; None before there is one."""
+        score = float(self._score)
+        return {"step": int(self._best_step), "score": score} if score < math.inf else None
 
     def restore(self) -> bool:
         """Restores the newest checkpoint that can be read and returns whether there was one."""
+        own, read_from = self._best_folders
+        figures = Checkpoints(own, read_from=read_from, **self._best_figures)
+        try:
+            figures.restore(words="The best so far is")
+        except ValueError as error:
+            print(f"{error} Until then the best is looked for anew.", flush=True)
         return self._checkpoints.restore()
+
+    def restore_best(self) -> bool:
+        """Gives the model what the best checkpoint holds; False, saying so, if it cannot be read.
+
+        A worker that is not the chief has nothing to give, where the best is of a start before.
+        """
+        try:
+            return self._best.restore(words="The model is that of")
+        except ValueError as error:
+            print(f"{error} The last weights are kept.", flush=True)
+            return False
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after a step."""
@@ -62,20 +92,38 @@ class RunState:
         self._saved_at = time.monotonic()
 
     def save_if_best(self, step: int, score: float) -> None:
-        """Writes the best checkpoint anew if a validation score is lower than all before."""
-        if score < float(self.best):
-            self.best.assign(score)
-            self.step.assign(step)
+        """Writes the best checkpoint anew if a validation score is lower than all before.
+
+        To be called while the model has the weights that were evaluated.
+        """
+        if score < float(self._score):
+            self._score.assign(score)
+            self._best_step.assign(step)
             self._best.save(step)
 
-    def roll_back(self) -> bool:
+    def roll_back(self, before: int | None = None) -> bool:
         """Returns to the last checkpoint, counting it, and says whether there was one to return to.
+
+        The best stays the best, also if it is of a step that is taken back.
+
+        Args:
+            before: see `Checkpoints.restore`.
 
         Raises:
             ValueError: if there are checkpoints and none of them can be read.
         """
         rollbacks = int(self.rollbacks) + 1
-        if rollbacks > self._config["max_rollbacks"] or not self.restore():
+        if rollbacks > self._config["max_rollbacks"] or not self._checkpoints.restore(before):
             return False
         self.rollbacks.assign(rollbacks)
         return True
+
+    def what_is_there(self) -> str:
+        """What a run that cannot go on leaves, in a sentence."""
+        newest = self._checkpoints.newest
+        if newest is None:
+            return "No checkpoint had been written before."
+        sentence = f"The last checkpoint from before is kept: {newest}."
+        if self.best is None:
+            return sentence
+        return f"{sentence} The best, of step {self.best['step']}, is in {self._best_folders[0]}."

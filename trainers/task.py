@@ -37,6 +37,8 @@ class Task(NamedTuple):
     # (rows) -> a nest of tensors [rows, …]: what a batch hands on to the next one, of nothing before
     # the first; None: batches have nothing to do with each other
     memory: Callable[[int], Any] | None = None
+    # the loss of a guess that knows nothing, for example ln of the number of tokens; None: not known
+    uniform_loss: float | None = None
 
 
 class StepSettings(NamedTuple):
