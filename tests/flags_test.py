@@ -67,6 +67,9 @@ def test_what_a_continuation_may_change():
     assert "log_every" in may_differ({**config, "equilibrium_watch": "penalty", "depth": 2})
     for name in ("strategy", "jit_compile", "accumulation_steps", "loss_chunk", "max_rollbacks"):
         assert name in may_differ({**config, "equilibrium_watch": "penalty"})
+    # What is kept is the best of what is evaluated.
+    assert "evaluate_every" in may_differ({**config, "keep": "last"})
+    assert "evaluate_every" not in may_differ({**config, "keep": "best"})
 
 
 def test_a_run_gets_another_length_only_by_a_flag():

@@ -162,7 +162,7 @@ def may_differ(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = list(_MAY_DIFFER)
     if is_used("watch_residual", config):
         names.remove("log_every")  # the watch acts on rows: how long they are changes what it does
-    if config["keep"] == "best":
+    if config.get("keep", "best") == "best":
         names.remove("evaluate_every")  # what is kept is one of the evaluated
     if not (FLAGS.is_parsed() and FLAGS["train_steps"].using_default_value):
         names.append("train_steps")
