@@ -1,5 +1,6 @@
 import time
 
+import pytest
 import tensorflow as tf
 
 from trainers.run_state import RunState
@@ -12,9 +13,23 @@ CONFIG = {
 }
 
 
-def make(folder, read_from=None):
+class Told:
+    """An agreement of several workers: what the chief says, and what a worker found itself."""
+
+    alone = False
+
+    def __init__(self, is_chief, says=None):
+        self.is_chief, self.found, self._says = is_chief, [], says
+
+    def on(self, value):
+        self.found.append(value)
+        return value if self.is_chief else self._says
+
+
+def make(folder, read_from=None, agreement=None):
     value = tf.Variable(0.0)
-    state = RunState(str(folder), str(read_from or folder), CONFIG, {"value": value})
+    folders = str(folder), str(read_from or folder)
+    state = RunState(*folders, CONFIG, {"value": value}, agreement)
     return state, value
 
 
@@ -23,10 +38,11 @@ def test_due_by_steps_by_time_and_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     state, _ = make(tmp_path)
     assert [step for step in range(1, 11) if state.is_due(step)] == [4, 8, 10]
+    assert not state.is_late()
     now[0] = 61.0
-    assert state.is_due(5)
+    assert state.is_late()
     state.save(5)
-    assert not state.is_due(6)
+    assert not state.is_late()
 
 
 def test_returns_as_often_as_allowed_and_counts(tmp_path):
@@ -64,3 +80,33 @@ def test_a_worker_reads_the_chiefs_checkpoints_and_writes_its_own(tmp_path):
     worker.save(8)
     assert not (tmp_path / "chief" / "ckpt-8.index").exists()
     assert (tmp_path / "own" / "ckpt-8.index").exists()
+
+
+def test_workers_restore_what_the_chief_could_read(tmp_path):
+    state, value = make(tmp_path / "chief")
+    for step in (4, 8):
+        value.assign(float(step))
+        state.save(step)
+    chief = Told(True)
+    assert make(tmp_path / "chief", agreement=chief)[0].restore()
+    assert chief.found == [8.0]
+    # A newer one that this worker could read, and the chief could not.
+    for says, expected in ((4.0, True), (-1.0, False)):
+        worker, value = make(tmp_path / "own", tmp_path / "chief", Told(False, says))
+        assert worker.restore() is expected
+        assert (float(value), int(worker.step)) == ((4.0, 4) if expected else (0.0, 0))
+    worker, _ = make(tmp_path / "own", tmp_path / "chief", Told(False, 12.0))
+    with pytest.raises(ValueError, match="ckpt-12 can be read"):
+        worker.restore()
+    nothing = Told(True)
+    assert not make(tmp_path / "none", agreement=nothing)[0].restore()
+    assert nothing.found == [-1.0]
+
+
+def test_workers_keep_the_best_of_the_chiefs_scores(tmp_path):
+    for says, kept in ((0.3, True), (0.5, False)):
+        worker, _ = make(tmp_path / str(says), agreement=Told(False, says))
+        worker.best.assign(0.4)
+        worker.save_if_best(4, 0.9 - says)
+        assert (tmp_path / str(says) / "best" / "ckpt-4.index").exists() is kept
+        assert float(worker.best) == min(says, 0.4)

@@ -13,8 +13,9 @@ from trainers import dry_run as rehearsal
 from trainers import environment
 from trainers.flags import may_differ
 from trainers.loop import Trainer
+from trainers.lost_workers import other_worker_lost
 from trainers.optimizers import learning_rate_schedule, make_optimizer
-from trainers.strategies import is_chief
+from trainers.strategies import is_chief, several_workers
 from trainers.task import Task
 from trainers.workdir import (
     check_configuration,
@@ -70,6 +71,8 @@ def train(
 
     Raises:
         ValueError: if workdir holds a run of another configuration.
+        OSError: if workdir cannot be written.
+        Preempted: if the run was asked to end, or another worker was lost.
     """
     strategy = strategy or tf.distribute.get_strategy()
     resumed = check_configuration(workdir, config, may_differ=may_differ(config))
@@ -77,13 +80,14 @@ def train(
     if metrics is not None:
         print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
         return metrics
-    if not is_chief(strategy):
+    with other_worker_lost(several_workers(strategy)):
+        if is_chief(strategy):
+            with locked(workdir):
+                return _train(build, config, workdir, strategy, resumed)
         with tempfile.TemporaryDirectory(prefix="tfdeq-worker-") as own:
             experiment = _build(build, config, strategy)
             make_trainer(config, own, experiment, strategy, read_from=workdir).train()
-        return None
-    with locked(workdir):
-        return _train(build, config, workdir, strategy, resumed)
+    return None
 
 
 def make_trainer(
@@ -151,9 +155,8 @@ def _train(
         "train": curves,
         "test": test,
     }
-    writer = trainer.progress.writer
-    experiment.after(workdir, metrics, writer)
-    writer.close()
+    experiment.after(workdir, metrics, trainer.progress.writer)
+    trainer.progress.close()
     write_json(os.path.join(workdir, "metrics.json"), metrics)
     return metrics
 

@@ -25,7 +25,13 @@ from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.processes import Runs
 from trainers.strategies import several_workers
 from trainers.task import Task
-from trainers.workdir import check_configuration, read_json, write_atomically, write_json
+from trainers.workdir import (
+    check_configuration,
+    read_json,
+    write_atomically,
+    write_json,
+    writing,
+)
 
 FLAGS = flags.FLAGS
 
@@ -224,9 +230,11 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
     residuals = read_json(_residuals_path(workdir)) or {}
     curves = {name: value["train"] for name, value in baselines.items()}
-    writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
-    pictures.draw_all(workdir, metrics, curves, residuals, writer)
-    writer.close()
+    logs = os.path.join(workdir, "tensorboard")
+    with writing(logs, tf.errors.OpError):
+        writer = tf.summary.create_file_writer(logs)
+        pictures.draw_all(workdir, metrics, curves, residuals, writer)
+        writer.close()
     # Last: until it stands there, the pictures are drawn again.
     write_json(os.path.join(workdir, "metrics.json"), metrics)
 
@@ -289,7 +297,7 @@ def main() -> None:
 
 def run() -> None:
     """Entry point of the console script."""
-    program.run(main)
+    program.run(main, resumable=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from trainers.plotting import BLUE, GREEN, GREY, LOWEST, ORANGE, defined, tidy
+from trainers.workdir import write_atomically, writing
 
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
 
@@ -53,7 +54,9 @@ def draw_all(
         paths.append(path)
         if writer is not None:
             image = tf.io.decode_png(tf.io.read_file(path), channels=3)
-            with writer.as_default(step=config["train_steps"]):
+            logs = os.path.join(workdir, "tensorboard")
+            step = config["train_steps"]
+            with writing(logs, tf.errors.OpError), writer.as_default(step=step):
                 tf.summary.image(name.removesuffix(".png"), image[None])
     return paths
 
@@ -138,6 +141,6 @@ def _save(path: str, draw: Callable[[Any], None]) -> None:
         draw(figure)
         for axes in figure.axes:
             tidy(axes)
-        figure.savefig(path)
+        write_atomically(path, figure.savefig)
     finally:
         pyplot.close(figure)

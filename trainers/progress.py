@@ -1,5 +1,6 @@
 """What a run shows while it trains: rows of curves, TensorBoard, a progress bar, and its own clock."""
 
+import contextlib
 import os
 import sys
 import time
@@ -9,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
-from trainers.workdir import Curves
+from trainers.workdir import Curves, writing
 
 
 class Clock:
@@ -48,10 +49,20 @@ class Progress:
         self, workdir: str, display: Callable[[Mapping[str, float]], dict[str, float]], steps: int
     ):
         self.curves = Curves(os.path.join(workdir, "curves.jsonl"))
-        self.writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+        self._folder = os.path.join(workdir, "tensorboard")
+        with self._writing():
+            self.writer = tf.summary.create_file_writer(self._folder)
         self._display = display
         self._steps = steps
         self._bar: tqdm | None = None
+
+    def close(self) -> None:
+        """Closes TensorBoard's file, with all that was written to it."""
+        with self._writing():
+            self.writer.close()
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._folder, tf.errors.OpError)
 
     def bar(self, step: int) -> tqdm:
         """Returns the progress bar, a context, from a step on."""
@@ -75,7 +86,7 @@ class Progress:
 
     def scalars(self, step: int, group: str, values: Mapping[str, Any]) -> None:
         """Writes numbers to TensorBoard, under group/name."""
-        with self.writer.as_default(step=step):
+        with self._writing(), self.writer.as_default(step=step):
             for name, value in values.items():
                 if value is not None and name != "step":
                     tf.summary.scalar(f"{group}/{name}", value)
@@ -84,7 +95,7 @@ class Progress:
         """Returns (name, values) -> None, which writes a histogram to TensorBoard."""
 
         def write(name: str, values: tf.Tensor) -> None:
-            with self.writer.as_default(step=step):
+            with self._writing(), self.writer.as_default(step=step):
                 tf.summary.histogram(name, values)
 
         return write
