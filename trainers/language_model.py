@@ -25,13 +25,7 @@ from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.processes import Runs
 from trainers.strategies import several_workers
 from trainers.task import Task
-from trainers.workdir import (
-    check_configuration,
-    read_json,
-    write_atomically,
-    write_json,
-    writing,
-)
+from trainers.workdir import check_configuration, read_json, write_atomically, write_json
 
 FLAGS = flags.FLAGS
 
@@ -230,11 +224,7 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
     residuals = read_json(_residuals_path(workdir)) or {}
     curves = {name: value["train"] for name, value in baselines.items()}
-    logs = os.path.join(workdir, "tensorboard")
-    with writing(logs, tf.errors.OpError):
-        writer = tf.summary.create_file_writer(logs)
-        pictures.draw_all(workdir, metrics, curves, residuals, writer)
-        writer.close()
+    pictures.draw_again(workdir, metrics, curves, residuals)
     # Last: until it stands there, the pictures are drawn again.
     write_json(os.path.join(workdir, "metrics.json"), metrics)
 

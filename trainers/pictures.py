@@ -61,6 +61,22 @@ def draw_all(
     return paths
 
 
+def draw_again(
+    workdir: str,
+    metrics: Mapping[str, Any],
+    baselines: Mapping[str, Mapping[str, Any]],
+    residuals: Mapping[str, Any],
+) -> list[str]:
+    """Draws the pictures of a run that is over; TensorBoard receives them in a file of their own."""
+    logs = os.path.join(workdir, "tensorboard")
+    with writing(logs, tf.errors.OpError):
+        writer = tf.summary.create_file_writer(logs)
+    paths = draw_all(workdir, metrics, baselines, residuals, writer)
+    with writing(logs, tf.errors.OpError):
+        writer.close()
+    return paths
+
+
 def _quality(figure, curves, baselines, takeover, unit, label):
     axes = figure.add_subplot()
     step, loss = defined(curves, "loss")
