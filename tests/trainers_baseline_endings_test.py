@@ -12,7 +12,13 @@ import pytest
 from tests import ending_cases as cases
 
 # The baselines evaluate often, so that they are still at it when the model is done.
-FLAGS = (*cases.FLAGS, "--baseline", "--train_steps=4", "--evaluation_windows=100")
+FLAGS = (
+    *cases.FLAGS,
+    "--baseline",
+    "--train_steps=20",
+    "--evaluate_every=2",
+    "--evaluation_windows=100",
+)
 BASELINE = "depth_1_penalty_0"
 
 
@@ -36,13 +42,16 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.01)
 
 
-def children(process):
+def baseline(process):
+    """The process id of its baseline's trainer, if it runs."""
     task = f"/proc/{process.pid}/task"
-    found = []
     for thread in os.listdir(task):
         with open(f"{task}/{thread}/children") as file:
-            found += map(int, file.read().split())
-    return found
+            for child in map(int, file.read().split()):
+                with open(f"/proc/{child}/cmdline") as command:
+                    if "--workdir=run/baselines" in command.read():
+                        return child
+    return None
 
 
 def finish(process, status):
@@ -71,8 +80,8 @@ def test_ends_with_its_baselines_and_goes_on(tmp_path):
     assert "Asked to end at step" in log.read_text()
 
     process = start(tmp_path)
-    wait_for(lambda: children(process), process)
-    (child,) = children(process)
+    wait_for(lambda: baseline(process), process)
+    child = baseline(process)
     os.kill(child, signal.SIGSTOP)  # until the model is done
     wait_for((tmp_path / "run" / "metrics.json").exists, process)
     os.kill(child, signal.SIGCONT)
@@ -83,8 +92,8 @@ def test_ends_with_its_baselines_and_goes_on(tmp_path):
 
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(tmp_path)
-        wait_for(lambda process=process: children(process), process)
-        (child,) = children(process)
+        wait_for(lambda process=process: baseline(process), process)
+        child = baseline(process)
         os.kill(child, signal.SIGSTOP)
         time.sleep(10)  # it waits for the baseline by now
         process.send_signal(number)

@@ -1,4 +1,4 @@
-"""A folder that becomes full or read-only at any moment of a run: one line, and on from there."""
+"""A folder that is read-only, or full at any moment of a run: one line, and on from there."""
 
 import ctypes
 import importlib
@@ -32,7 +32,7 @@ FAST = (("model.keras", "full"),)
 
 
 def put_on_a_disk(folder, place, call, how):
-    """Mounts folder/disk, seen by this process alone, and has it be filled, or made read-only, at a call."""
+    """Mounts folder/disk, seen by this process alone, and fills it or makes it read-only at a call."""
     disk = os.path.join(folder, "disk")
     os.makedirs(disk, exist_ok=True)
     # CLONE_NEWNS: nobody else sees the mount, and it ends with the process.
@@ -78,8 +78,8 @@ def put_on_a_disk(folder, place, call, how):
         pytest.param(
             what, how, id=f"{how}, {what}", marks=() if (what, how) in FAST else pytest.mark.slow
         )
-        for what in MOMENTS
-        for how in ("full", "read-only")
+        # A disk with files that are being written does not become read-only.
+        for what, how in [*((one, "full") for one in MOMENTS), ("the folder", "read-only")]
     ],
 )
 def test_one_line_says_what_cannot_be_written(tmp_path, what, how):

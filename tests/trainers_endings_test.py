@@ -73,7 +73,7 @@ def test_ends_with_the_status_that_asks_to_be_run_again(folder, moment, number):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
-    ["trainers.training_step:TrainingStep.run", "trainers.evaluation:Evaluator.results"],
+    ["trainers.training_step:TrainingStep.run", "trainers.evaluation:Evaluator.evaluate"],
 )
 def test_a_second_interrupt_ends_at_once(folder, place):
     name = f"twice_{place.split('.')[-1]}"
