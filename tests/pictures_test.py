@@ -46,6 +46,17 @@ def test_draws_every_picture_and_shows_it_in_tensorboard(tmp_path):
         "quality",
         "residual_by_solver_steps",
     ]
+    assert not list(tmp_path.glob(".partial-*"))
+    assert pictures.draw_again(str(tmp_path), metrics, {}, residuals) == paths
+    assert len(images_in(tmp_path / "tensorboard")) == 3
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
+    metrics = {"train": CURVES, "config": CONFIG, "test": {"bits_per_byte": 3.0}}
+    (tmp_path / "quality.png").mkdir()
+    with pytest.raises(OSError, match=r"quality\.png cannot be written: Is a directory"):
+        pictures.draw_all(str(tmp_path), metrics, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["quality.png"]
 
 
 @pytest.mark.parametrize("depth", [1, 4])

@@ -1,5 +1,7 @@
+import math
 import time
 
+import pytest
 import tensorflow as tf
 
 from trainers.run_state import RunState
@@ -12,11 +14,24 @@ CONFIG = {
 }
 
 
-def make(folder, read_from=None):
+class Told:
+    """An agreement of several workers: what the chief says, and what a worker found itself."""
+
+    alone = False
+
+    def __init__(self, is_chief, says=None):
+        self.is_chief, self.found, self._says = is_chief, [], says
+
+    def on(self, value):
+        self.found.append(value)
+        return value if self.is_chief else self._says
+
+
+def make(folder, read_from=None, agreement=None):
     value, other = tf.Variable(0.0), tf.Variable(0.0)
-    objects = {"value": value, "other": other}
-    evaluated = {"value": value}
-    state = RunState(str(folder), str(read_from or folder), CONFIG, objects, evaluated)
+    folders = str(folder), str(read_from or folder)
+    objects, evaluated = {"value": value, "other": other}, {"value": value}
+    state = RunState(*folders, CONFIG, objects, evaluated, agreement)
     return state, value
 
 
@@ -25,10 +40,11 @@ def test_due_by_steps_by_time_and_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     state, _ = make(tmp_path)
     assert [step for step in range(1, 11) if state.is_due(step)] == [4, 8, 10]
+    assert not state.is_late()
     now[0] = 61.0
-    assert state.is_due(5)
+    assert state.is_late()
     state.save(5)
-    assert not state.is_due(6)
+    assert not state.is_late()
 
 
 def test_returns_as_often_as_allowed_and_counts(tmp_path):
@@ -139,10 +155,47 @@ def test_a_worker_knows_the_chiefs_best(tmp_path):
     chief, value = make(tmp_path / "chief")
     chief.save(4)
     chief.save_if_best(4, 1.0)
-    worker, value = make(tmp_path / "own", read_from=tmp_path / "chief")
+    worker, value = make(tmp_path / "own", tmp_path / "chief", Told(False, 4.0))
     worker.restore()
     assert worker.best == {"step": 4, "score": 1.0}
     value.assign(5.0)
-    worker.save_if_best(5, 0.5)
+    worker, value = make(tmp_path / "other", tmp_path / "chief", Told(False, 0.5))
+    worker.save_if_best(5, 0.6)
+    assert worker.best == {"step": 5, "score": 0.5}
     assert worker.restore_best()
     assert (tmp_path / "chief" / "best" / "ckpt-4.index").exists()
+
+
+def test_workers_restore_what_the_chief_could_read(tmp_path):
+    state, value = make(tmp_path / "chief")
+    for step in (4, 8):
+        value.assign(float(step))
+        state.save(step)
+    chief = Told(True)
+    assert make(tmp_path / "chief", agreement=chief)[0].restore()
+    assert chief.found == [8.0]
+    # A newer one that this worker could read, and the chief could not.
+    for says, expected in ((4.0, True), (-1.0, False)):
+        worker, value = make(tmp_path / "own", tmp_path / "chief", Told(False, says))
+        assert worker.restore() is expected
+        assert (float(value), int(worker.step)) == ((4.0, 4) if expected else (0.0, 0))
+    worker, _ = make(tmp_path / "own", tmp_path / "chief", Told(False, 12.0))
+    with pytest.raises(ValueError, match="ckpt-12 can be read"):
+        worker.restore()
+    nothing = Told(True)
+    assert not make(tmp_path / "none", agreement=nothing)[0].restore()
+    assert nothing.found == [-1.0]
+
+
+def test_workers_keep_the_best_of_the_chiefs_scores(tmp_path):
+    # What the chief says: its score, if that is its best.
+    for own, says, kept in ((0.5, 0.3, True), (0.3, math.inf, False)):
+        worker, _ = make(tmp_path / str(says), agreement=Told(False, says))
+        worker.save_if_best(4, own)
+        assert (tmp_path / str(says) / "best" / "ckpt-4.index").exists() is kept
+        assert worker.best == ({"step": 4, "score": says} if kept else None)
+    chief = Told(True)
+    state, _ = make(tmp_path / "chief", agreement=chief)
+    for score in (0.5, 0.7, math.nan):
+        state.save_if_best(4, score)
+    assert chief.found == [0.5, math.inf, math.inf]

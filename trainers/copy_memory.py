@@ -143,7 +143,7 @@ def main() -> None:
 
 def run() -> None:
     """Entry point of the console script."""
-    program.run(main)
+    program.run(main, resumable=True)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from trainers import dry_run as rehearsal
 from trainers import environment
 from trainers.flags import before_it_existed, may_differ
 from trainers.loop import Trainer
+from trainers.lost_workers import other_worker_lost
 from trainers.optimizers import learning_rate_schedule, make_optimizer
 from trainers.process_memory import peak_resident_bytes
 from trainers.resumption import PLACES_OF_DATA, check_configuration, finished, going_on
-from trainers.strategies import is_chief
+from trainers.strategies import is_chief, several_workers
 from trainers.task import SHORTEST, Task
 from trainers.workdir import locked, read_json, write_atomically, write_json
 
@@ -66,6 +67,8 @@ def train(
 
     Raises:
         ValueError: if workdir holds a run of another configuration.
+        OSError: if workdir cannot be written.
+        Preempted: if the run was asked to end, or another worker was lost.
     """
     strategy = strategy or tf.distribute.get_strategy()
     resumed = check_resumption(workdir, config)
@@ -76,13 +79,14 @@ def train(
             _record(workdir, config)
         print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
         return metrics
-    if not is_chief(strategy):
+    with other_worker_lost(several_workers(strategy)):
+        if is_chief(strategy):
+            with locked(workdir):
+                return _train(build, config, workdir, strategy, resumed)
         with tempfile.TemporaryDirectory(prefix="tfdeq-worker-") as own:
             experiment = _build(build, config, strategy)
             make_trainer(config, own, experiment, strategy, read_from=workdir).train()
-        return None
-    with locked(workdir):
-        return _train(build, config, workdir, strategy, resumed)
+    return None
 
 
 def check_resumption(workdir: str, config: Mapping[str, Any]) -> bool:
@@ -155,9 +159,8 @@ def _train(
         "train": curves,
         "test": test,
     }
-    writer = trainer.progress.writer
-    experiment.after(workdir, metrics, writer)
-    writer.close()
+    experiment.after(workdir, metrics, trainer.progress.writer)
+    trainer.progress.close()
     write_json(os.path.join(workdir, "metrics.json"), metrics)
     return metrics
 

@@ -237,11 +237,8 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
     residuals = read_json(_residuals_path(workdir)) or {}
     curves = {name: value["train"] for name, value in baselines.items()}
-    tensorboard = os.path.join(workdir, "tensorboard")
-    event_files.drop_pictures(tensorboard)
-    writer = tf.summary.create_file_writer(tensorboard)
-    pictures.draw_all(workdir, metrics, curves, residuals, writer)
-    writer.close()
+    event_files.drop_pictures(os.path.join(workdir, "tensorboard"))
+    pictures.draw_again(workdir, metrics, curves, residuals)
     # Last: until it stands there, the pictures are drawn again.
     write_json(os.path.join(workdir, "metrics.json"), metrics)
 
@@ -303,7 +300,7 @@ def main() -> None:
 
 def run() -> None:
     """Entry point of the console script."""
-    program.run(main)
+    program.run(main, resumable=True)
 
 
 if __name__ == "__main__":

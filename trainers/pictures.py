@@ -13,6 +13,7 @@ from matplotlib import pyplot
 
 from trainers.plotting import BLUE, GREEN, GREY, LOWEST, ORANGE, defined, tidy
 from trainers.task import takeover_step
+from trainers.workdir import write_atomically, writing
 
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
 
@@ -54,8 +55,26 @@ def draw_all(
         paths.append(path)
         if writer is not None:
             image = tf.io.decode_png(tf.io.read_file(path), channels=3)
-            with writer.as_default(step=config["train_steps"]):
+            logs = os.path.join(workdir, "tensorboard")
+            step = config["train_steps"]
+            with writing(logs, tf.errors.OpError), writer.as_default(step=step):
                 tf.summary.image(name.removesuffix(".png"), image[None])
+    return paths
+
+
+def draw_again(
+    workdir: str,
+    metrics: Mapping[str, Any],
+    baselines: Mapping[str, Mapping[str, Any]],
+    residuals: Mapping[str, Any],
+) -> list[str]:
+    """Draws the pictures of a run that is over; TensorBoard receives them in a file of their own."""
+    logs = os.path.join(workdir, "tensorboard")
+    with writing(logs, tf.errors.OpError):
+        writer = tf.summary.create_file_writer(logs)
+    paths = draw_all(workdir, metrics, baselines, residuals, writer)
+    with writing(logs, tf.errors.OpError):
+        writer.close()
     return paths
 
 
@@ -139,6 +158,6 @@ def _save(path: str, draw: Callable[[Any], None]) -> None:
         draw(figure)
         for axes in figure.axes:
             tidy(axes)
-        figure.savefig(path)
+        write_atomically(path, figure.savefig)
     finally:
         pyplot.close(figure)

@@ -1,5 +1,6 @@
 """What a run shows while it trains: rows of curves, TensorBoard, a progress bar, and its own clock."""
 
+import contextlib
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from trainers import event_files
-from trainers.workdir import Curves
+from trainers.workdir import Curves, writing
 
 
 class Clock:
@@ -60,21 +61,32 @@ class Progress:
     def writer(self) -> tf.summary.SummaryWriter:
         """TensorBoard's writer; its file begins when it is asked for."""
         if self._writer is None:
-            self._writer = tf.summary.create_file_writer(self._folder)
+            with self._writing():
+                self._writer = tf.summary.create_file_writer(self._folder)
         return self._writer
 
     def rewind(self, step: int) -> None:
         """Drops what was kept of the steps after one: that part of the run comes again."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self.close()
         self.curves.rewind(step)
-        event_files.rewind(self._folder, step)
+        with self._writing():
+            event_files.rewind(self._folder, step)
 
     def flush(self) -> None:
         """Puts on the disk what TensorBoard is shown: a checkpoint must not know of more than that."""
         if self._writer is not None:
-            self._writer.flush()
+            with self._writing():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Closes TensorBoard's file, with all that was written to it."""
+        if self._writer is not None:
+            with self._writing():
+                self._writer.close()
+            self._writer = None
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._folder, tf.errors.OpError)
 
     def bar(self, step: int) -> tqdm:
         """Returns the progress bar, a context, from a step on."""
@@ -98,7 +110,7 @@ class Progress:
 
     def scalars(self, step: int, group: str, values: Mapping[str, Any]) -> None:
         """Writes numbers to TensorBoard, under group/name."""
-        with self.writer.as_default(step=step):
+        with self._writing(), self.writer.as_default(step=step):
             for name, value in values.items():
                 if value is not None and name != "step":
                     # Here, and not by TensorFlow, which refuses what float32 cannot hold.
@@ -109,7 +121,7 @@ class Progress:
         """Returns (name, values) -> None, which writes a histogram to TensorBoard."""
 
         def write(name: str, values: tf.Tensor) -> None:
-            with self.writer.as_default(step=step):
+            with self._writing(), self.writer.as_default(step=step):
                 tf.summary.histogram(name, values)
 
         return write

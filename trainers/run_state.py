@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainers.agreement import Agreement
 from trainers.checkpoints import Checkpoints
 
 
@@ -23,6 +24,7 @@ class RunState:
         config: checkpoint_every, checkpoint_minutes, max_rollbacks.
         objects: name -> what a checkpoint holds (model, optimizer, variables).
         evaluated: those among them that an evaluation depends on: what the best checkpoint holds.
+        agreement: with the other workers; None: there are none.
 
     Attributes:
         step: steps made. seconds: that they took. rollbacks: returns to a checkpoint.
@@ -35,8 +37,10 @@ class RunState:
         config: Mapping[str, Any],
         objects: Mapping[str, Any],
         evaluated: Mapping[str, Any],
+        agreement: Agreement | None = None,
     ):
         self._config = config
+        self._agreement = agreement or Agreement(tf.distribute.get_strategy())
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="seconds")
         self.rollbacks = tf.Variable(0, trainable=False, name="rollbacks")
@@ -58,14 +62,29 @@ class RunState:
         return {"step": int(self._best_step), "score": score} if score < math.inf else None
 
     def restore(self) -> bool:
-        """Restores the newest checkpoint that can be read and returns whether there was one."""
+        """Restores the newest checkpoint that can be read and returns whether there was one.
+
+        The chief finds it; the other workers restore that one.
+
+        Raises:
+            ValueError: if there are checkpoints and none of them can be read, or not the chief's one.
+        """
         own, read_from = self._best_folders
         figures = Checkpoints(own, read_from=read_from, **self._best_figures)
         try:
             figures.restore(words="The best so far is")
         except ValueError as error:
             print(f"{error} Until then the best is looked for anew.", flush=True)
-        return self._checkpoints.restore()
+        return self._restore()
+
+    def _restore(self, before: int | None = None) -> bool:
+        if self._agreement.alone:
+            return self._checkpoints.restore(before)
+        found = self._agreement.is_chief and self._checkpoints.restore(before)
+        step = int(self._agreement.on(float(self.step) if found else -1.0))
+        if step >= 0 and not self._agreement.is_chief:
+            self._checkpoints.restore(only=step)
+        return step >= 0
 
     def restore_best(self) -> bool:
         """Gives the model what the best checkpoint holds; False, saying so, if it cannot be read.
@@ -79,11 +98,14 @@ class RunState:
             return False
 
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint is to be written after a step."""
-        minutes = self._config["checkpoint_minutes"]
-        waited = minutes and time.monotonic() - self._saved_at >= 60.0 * minutes
+        """Whether a checkpoint is to be written after a step, whatever the clock says."""
         last = step == self._config["train_steps"]
-        return bool(step % self._config["checkpoint_every"] == 0 or last or waited)
+        return step % self._config["checkpoint_every"] == 0 or last
+
+    def is_late(self) -> bool:
+        """Whether checkpoint_minutes have passed since the last one, by this process's clock."""
+        minutes = self._config["checkpoint_minutes"]
+        return bool(minutes and time.monotonic() - self._saved_at >= 60.0 * minutes)
 
     def save(self, step: int) -> None:
         """Writes a checkpoint."""
@@ -94,10 +116,12 @@ class RunState:
     def save_if_best(self, step: int, score: float) -> None:
         """Writes the best checkpoint anew if a validation score is lower than all before.
 
-        To be called while the model has the weights that were evaluated.
+        To be called while the model has the weights that were evaluated. The chief's score counts: workers
+        round differently, and all of them have to save, or none.
         """
-        if score < float(self._score):
-            self._score.assign(score)
+        lowest = self._agreement.on(score if score < float(self._score) else math.inf)
+        if lowest < math.inf:
+            self._score.assign(lowest)
             self._best_step.assign(step)
             self._best.save(step)
 
@@ -113,7 +137,7 @@ class RunState:
             ValueError: if there are checkpoints and none of them can be read.
         """
         rollbacks = int(self.rollbacks) + 1
-        if rollbacks > self._config["max_rollbacks"] or not self._checkpoints.restore(before):
+        if rollbacks > self._config["max_rollbacks"] or not self._restore(before):
             return False
         self.rollbacks.assign(rollbacks)
         return True

@@ -32,7 +32,8 @@ class TrainingStep:
     Attributes:
         divergence: counts the steps in a row, up to now, that went wrong. skipped: all steps that were
             not finite.
-        asked: whether a worker of several was asked to end (see `run`).
+        asked: of several workers, whether one was asked to end, and whether the chief wants a checkpoint
+            (see `run`).
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class TrainingStep:
             self._metrics = (self._loss, self._gradient_norm, self._skipped)
             self.divergence = Divergence(config["divergence_patience"], task.uniform_loss)
             self.skipped = tf.Variable(0, trainable=False, name="all_skipped")
-            self.asked = tf.Variable(False, trainable=False, name="asked")
+            self.asked = tf.Variable([False, False], trainable=False, name="asked")
             self._loss_scale = LossScale(config["precision"])
             self._memory = SegmentMemory(task.memory, config["batch_size"], strategy)
         self._layer_state = LayerState([task.model, *task.equilibria])
@@ -77,18 +78,21 @@ class TrainingStep:
         }
 
     def run(
-        self, batches: Iterator[Any], settings: Sequence[StepSettings], asked: bool = False
+        self,
+        batches: Iterator[Any],
+        settings: Sequence[StepSettings],
+        asked: Sequence[bool] = (False, False),
     ) -> bool:
         """Makes a step for each of the settings and returns whether something was compiled first.
 
         Args:
             batches: what `distribute` returned.
             settings: of the steps, with the same explicit_steps in all of them.
-            asked: whether this process was asked to end; with several workers, `asked` is True after
-                the step if any of them was.
+            asked: whether this process was asked to end, and whether it wants a checkpoint. With several
+                workers the attribute `asked` says after the step what holds for any of them.
         """
         explicit_steps = settings[0].explicit_steps
-        asked = tf.constant(float(asked))
+        asked = tf.constant([float(one) for one in asked])
         if len(settings) > 1:
             new = explicit_steps not in self._loops
             # Of one length, so that a call of fewer steps needs no graph of its own.
@@ -106,7 +110,10 @@ class TrainingStep:
         return new
 
     def run_timed(
-        self, batches: Iterator[Any], settings: StepSettings, asked: bool = False
+        self,
+        batches: Iterator[Any],
+        settings: StepSettings,
+        asked: Sequence[bool] = (False, False),
     ) -> dict[str, float] | None:
         """Makes one step and returns what its parts took, in seconds.
 
@@ -120,7 +127,7 @@ class TrainingStep:
         moments = [time.perf_counter()]
         batch = next(batches)
         moments.append(time.perf_counter())
-        asked = tf.constant(float(asked))
+        asked = tf.constant([float(one) for one in asked])
         if settings.explicit_steps not in self._called:
             self._call(batch, settings, asked, apply=True)
             return None
