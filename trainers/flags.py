@@ -171,7 +171,8 @@ def may_differ(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def before_it_existed(names: Iterable[str]) -> dict[str, Any]:
     """Returns what flags did in effect in runs that were begun without them: flag -> value."""
-    return {**{name: FLAGS[name].default for name in names if name in FLAGS}, **_BEFORE}
+    defaults = {name: FLAGS[name].default for name in names if name in FLAGS}
+    return {**defaults, **{name: value for name, value in _BEFORE.items() if name in defaults}}
 
 
 def check_uses() -> None:
