@@ -227,13 +227,23 @@ def test_several_without_their_index_are_an_error(tmp_path):
     assert len(list(tmp_path.glob("ckpt-*.data*"))) == 2
 
 
-def test_one_step_alone_may_be_restored(tmp_path):
-    save_steps(str(tmp_path), [1, 2])
+def test_the_newest_that_can_be_read_and_one_step_alone(tmp_path, capsys):
+    save_steps(str(tmp_path), [1, 2, 3])
     step = tf.Variable(0)
-    assert Checkpoints(str(tmp_path), step=step).restore(1)
+    checkpoints = Checkpoints(str(tmp_path), step=step)
+    assert checkpoints.newest() == 3
+    data = tmp_path / "ckpt-3.data-00000-of-00001"
+    data.write_bytes(b"\xff" * data.stat().st_size)
+    (tmp_path / "ckpt-2.index").unlink()
+    assert checkpoints.newest() == 1
+    assert "ckpt-3 cannot be read; trying the one before it" in capsys.readouterr().out
+    assert int(step) == 0
+    checkpoints.restore_step(1)
     assert int(step) == 1
-    with pytest.raises(ValueError, match=r"None of the checkpoints .*ckpt-3 can be read"):
-        Checkpoints(str(tmp_path), step=step).restore(3)
+    for damaged in (2, 3, 4):
+        with pytest.raises(ValueError, match=f"ckpt-{damaged} cannot be read: .*same --workdir"):
+            checkpoints.restore_step(damaged)
+    assert Checkpoints(str(tmp_path / "none"), step=step).newest() is None
 
 
 def _save_until(folder, call, before, steps=(1, 2, 3, 3)):

@@ -6,7 +6,10 @@ import tensorflow as tf
 from trainers.lost_workers import other_worker_lost
 from trainers.preemption import EXIT_CODE, Preempted
 
-ABORTED = "Graph execution error:\n\nDetected at node x\n Collective ops is aborted by: reset\n"
+ABORTED = (
+    "Graph execution error:\n\nDetected at node x defined at (most recent call last):\n"
+    '  File "a.py", line 1, in <module>\n Collective ops is aborted by: reset\n'
+)
 
 
 def lose(several_workers, error):

@@ -115,3 +115,19 @@ def test_a_second_interrupt_ends_a_program_and_a_second_sigterm_does_not():
 def test_a_program_that_is_done_is_not_disturbed_any_more():
     body = "preemption.ignore_requests()\nask({})\nask({})\nprint('done')"
     assert end(body.format(int(signal.SIGTERM), int(signal.SIGINT))) == (0, ["done"])
+
+
+def test_a_handler_of_a_library_below_does_not_stay():
+    body = (
+        # As TensorFlow does for several workers: below Python, which does not learn of it.
+        "import ctypes\n"
+        f"ctypes.CDLL(None).signal({int(signal.SIGTERM)}, ctypes.c_void_p(1))  # SIG_IGN\n"
+        f"ask({int(signal.SIGTERM)})\n"
+        "print('unheard', flush=True)\n"
+        "{}\n"
+        f"    ask({int(signal.SIGTERM)})\n"
+        "    print('noted', flush=True)\n"
+    )
+    assert end(body.format("preemption.hear_requests()\nif True:")) == (EXIT_CODE, ["unheard"])
+    noted = body.format("with preemption.noted_requests() as requests:")
+    assert end(noted + "print(requests.asked)") == (0, ["unheard", "noted", "True"])

@@ -20,11 +20,11 @@ class Told:
     alone = False
 
     def __init__(self, is_chief, says=None):
-        self.is_chief, self.found, self._says = is_chief, [], says
+        self.is_chief, self.found, self.says = is_chief, [], says
 
     def on(self, value):
         self.found.append(value)
-        return value if self.is_chief else self._says
+        return value if self.is_chief else self.says
 
 
 def make(folder, read_from=None, agreement=None):
@@ -159,10 +159,14 @@ def test_a_worker_knows_the_chiefs_best(tmp_path):
     worker.restore()
     assert worker.best == {"step": 4, "score": 1.0}
     value.assign(5.0)
-    worker, value = make(tmp_path / "other", tmp_path / "chief", Told(False, 0.5))
+    told = Told(False, 4.0)
+    worker, value = make(tmp_path / "other", tmp_path / "chief", told)
+    # The chief's, also where this worker has one of its own.
+    assert worker.restore_best()
+    assert worker.best == {"step": 4, "score": 1.0}
+    told.says = 0.5
     worker.save_if_best(5, 0.6)
     assert worker.best == {"step": 5, "score": 0.5}
-    assert worker.restore_best()
     assert (tmp_path / "chief" / "best" / "ckpt-4.index").exists()
 
 
@@ -180,7 +184,10 @@ def test_workers_restore_what_the_chief_could_read(tmp_path):
         assert worker.restore() is expected
         assert (float(value), int(worker.step)) == ((4.0, 4) if expected else (0.0, 0))
     worker, _ = make(tmp_path / "own", tmp_path / "chief", Told(False, 12.0))
-    with pytest.raises(ValueError, match="ckpt-12 can be read"):
+    with pytest.raises(ValueError, match="ckpt-12 cannot be read"):
+        worker.restore()
+    worker, _ = make(tmp_path / "own", tmp_path / "chief", Told(False, -2.0))
+    with pytest.raises(ValueError, match="The first worker can read none"):
         worker.restore()
     nothing = Told(True)
     assert not make(tmp_path / "none", agreement=nothing)[0].restore()

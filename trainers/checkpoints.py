@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +14,7 @@ _NAME = re.compile(r"ckpt-([0-9]+)\.(?:index|data-.*)")
 _STATE = "checkpoint"
 _UNFINISHED = "unfinished"
 _FINISHED = "finished"
+_DAMAGE = (tf.errors.NotFoundError, tf.errors.DataLossError, tf.errors.OutOfRangeError)
 
 
 class Checkpoints:
@@ -97,53 +98,93 @@ class Checkpoints:
         )
 
     @property
-    def newest(self) -> str | None:
+    def latest_path(self) -> str | None:
         """Path of the newest checkpoint that there is to restore, whether or not it can be read."""
         return next(iter(reversed(_checkpoint_paths(self._read_from))), None)
 
-    def restore(
-        self,
-        before: int | None = None,
-        words: str = "Resuming from",
-        only: int | None = None,
-    ) -> bool:
+    def restore(self, before: int | None = None, words: str = "Resuming from") -> bool:
         """Restores the newest readable checkpoint and returns whether there was one.
 
         A single one without its index was never whole: a run was killed while it wrote its first.
 
         Args:
             before: prefer those of earlier steps than this one. words: what is said, before the path.
-            only: the step of the only one to be tried; None: all of them.
 
         Raises:
             ValueError: if there are checkpoints and none of them can be read.
         """
+        path = self._first_good(self._restore, before)
+        if path is not None:
+            print(f"{words} {path}.", flush=True)
+        return path is not None
+
+    def newest(self, before: int | None = None) -> int | None:
+        """Returns the step of the newest checkpoint whose values can all be read; None without any.
+
+        Args:
+            before: prefer those of earlier steps than this one.
+
+        Raises:
+            ValueError: as `restore` does.
+        """
+
+        def read(path: str) -> None:
+            reader = tf.train.load_checkpoint(path)
+            for name in reader.get_variable_to_shape_map():
+                reader.get_tensor(name)
+
+        path = self._first_good(read, before)
+        return None if path is None else _number(path)
+
+    def restore_step(self, step: int, words: str = "Resuming from") -> None:
+        """Restores the checkpoint of a step.
+
+        Args:
+            words: what is said, before the path.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        path = os.path.join(self._read_from, f"ckpt-{step}")
+        try:
+            self._restore(path)
+        except Exception as error:  # a damaged file raises whatever the reader maps it to
+            if isinstance(error, tf.errors.OpError) and not isinstance(error, _DAMAGE):
+                raise  # another worker may be lost
+            raise ValueError(
+                f"The checkpoint {path} cannot be read: {_first_line(error)}. All workers need to see the "
+                "same --workdir."
+            ) from error
+        print(f"{words} {path}.", flush=True)
+
+    def _restore(self, path: str) -> None:
+        status = self._checkpoint.restore(path).assert_existing_objects_matched()
+        status.expect_partial()  # else it warns of what was not asked for
+
+    def _first_good(self, attempt: Callable[[str], None], before: int | None) -> str | None:
+        """The newest checkpoint that an attempt at it does not fail with."""
         paths = list(reversed(_checkpoint_paths(self._read_from)))
-        if only is not None:
-            paths = [os.path.join(self._read_from, f"ckpt-{only}")]
-        elif len(paths) == 1 and not _is_there(paths[0]):
+        if len(paths) == 1 and not _is_there(paths[0]):
             print(f"{paths[0]} is not whole, and the only one; starting over.", flush=True)
-            return False
+            return None
         if before is not None:
             paths.sort(key=lambda path: _number(path) >= before)
         for path in paths:
             try:
-                status = self._checkpoint.restore(path).assert_existing_objects_matched()
-                status.expect_partial()  # else it warns of what was not asked for
+                attempt(path)
             except Exception as error:  # a damaged file raises whatever the reader maps it to
                 logging.warning("The checkpoint %s cannot be read: %s", path, _first_line(error))
-                before = "" if path == paths[-1] else "; trying the one before it"
-                print(f"The checkpoint {path} cannot be read{before}.", flush=True)
+                rest = "" if path == paths[-1] else "; trying the one before it"
+                print(f"The checkpoint {path} cannot be read{rest}.", flush=True)
                 self._remove_first(path)
                 continue
-            print(f"{words} {path}.", flush=True)
-            return True
+            return path
         if paths:
             raise ValueError(
                 f"None of the checkpoints {', '.join(paths)} can be read. Restore a copy of them, or "
                 "delete their folder to start over."
             )
-        return False
+        return None
 
     def _remove_first(self, path: str) -> None:
         """Has a damaged checkpoint be the first to be removed, before any that is good."""

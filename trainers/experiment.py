@@ -14,6 +14,7 @@ from trainers.flags import before_it_existed, may_differ
 from trainers.loop import Trainer
 from trainers.lost_workers import other_worker_lost
 from trainers.optimizers import learning_rate_schedule, make_optimizer
+from trainers.preemption import hear_requests
 from trainers.process_memory import peak_resident_bytes
 from trainers.resumption import PLACES_OF_DATA, check_configuration, finished, going_on
 from trainers.strategies import is_chief, several_workers
@@ -70,6 +71,7 @@ def train(
         OSError: if workdir cannot be written.
         Preempted: if the run was asked to end, or another worker was lost.
     """
+    hear_requests()
     strategy = strategy or tf.distribute.get_strategy()
     resumed = check_resumption(workdir, config)
     config = going_on(workdir, config)

@@ -52,10 +52,11 @@ def _is_lost(error: tf.errors.OpError) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says something."""
+    """The first line of an error that says what was lost, or else that says something."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(_SAYS_NOTHING)]
-    return f"{type(error).__name__}: {said[0] if said else 'no reason'}"
+    said = [*filter(_GONE.search, said), *said, "no reason"]
+    return f"{type(error).__name__}: {said[0]}"
 
 
-_SAYS_NOTHING = ("Graph execution error", "Detected at node")
+_SAYS_NOTHING = ("Graph execution error", "Detected at node", 'File "')

@@ -53,8 +53,14 @@ class _Requests:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def hear(self) -> None:
+        """Sets the handler of SIGTERM anew: TensorFlow sets one of its own for several workers."""
+        if self._before and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._receive)
+
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
+        self.hear()
         before, self._noted = self._noted, True
         try:
             yield
@@ -86,6 +92,15 @@ def end_on_request() -> None:
     global _program
     _program = _Requests(end=True)
     _program.open()
+
+
+def hear_requests() -> None:
+    """Sets the handler of `end_on_request` anew, where that was called, after TensorFlow set its own.
+
+    It does so for SIGTERM when a strategy of several workers is made.
+    """
+    if _program is not None:
+        _program.hear()
 
 
 def ignore_requests() -> None:

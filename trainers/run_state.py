@@ -11,6 +11,9 @@ import tensorflow as tf
 from trainers.agreement import Agreement
 from trainers.checkpoints import Checkpoints
 
+# What the chief tells in place of a step.
+_NOTHING, _UNREADABLE = -1.0, -2.0
+
 
 class RunState:
     """The checkpoints of a run, and the figures that they keep beside the model's.
@@ -51,7 +54,10 @@ class RunState:
         other = None if read_from == folder else read_from
         self._checkpoints = Checkpoints(folder, read_from=other, **own, **objects)
         self._best_folders = [os.path.join(name, "best") for name in (folder, read_from)]
-        self._best = Checkpoints(self._best_folders[0], keep=1, **best, **evaluated)
+        own, read_from = self._best_folders
+        self._best = Checkpoints(
+            own, keep=1, read_from=None if own == read_from else read_from, **best, **evaluated
+        )
         self._best_figures = best
         self._saved_at = time.monotonic()
 
@@ -64,10 +70,11 @@ class RunState:
     def restore(self) -> bool:
         """Restores the newest checkpoint that can be read and returns whether there was one.
 
-        The chief finds it; the other workers restore that one.
+        The chief finds it, and all workers restore that one.
 
         Raises:
-            ValueError: if there are checkpoints and none of them can be read, or not the chief's one.
+            ValueError: if there are checkpoints and none of them can be read, or one that the chief could
+                read cannot here.
         """
         own, read_from = self._best_folders
         figures = Checkpoints(own, read_from=read_from, **self._best_figures)
@@ -75,27 +82,33 @@ class RunState:
             figures.restore(words="The best so far is")
         except ValueError as error:
             print(f"{error} Until then the best is looked for anew.", flush=True)
-        return self._restore()
-
-    def _restore(self, before: int | None = None) -> bool:
-        if self._agreement.alone:
-            return self._checkpoints.restore(before)
-        found = self._agreement.is_chief and self._checkpoints.restore(before)
-        step = int(self._agreement.on(float(self.step) if found else -1.0))
-        if step >= 0 and not self._agreement.is_chief:
-            self._checkpoints.restore(only=step)
-        return step >= 0
+        return self._restore_together(self._checkpoints)
 
     def restore_best(self) -> bool:
-        """Gives the model what the best checkpoint holds; False, saying so, if it cannot be read.
-
-        A worker that is not the chief has nothing to give, where the best is of a start before.
-        """
+        """Gives the model what the best checkpoint holds; False, saying so, if it cannot be read."""
         try:
-            return self._best.restore(words="The model is that of")
+            return self._restore_together(self._best, words="The model is that of")
         except ValueError as error:
             print(f"{error} The last weights are kept.", flush=True)
             return False
+
+    def _restore_together(self, checkpoints: Checkpoints, *how: Any, **settings: Any) -> bool:
+        """`Checkpoints.restore` by all workers, of what the chief could read."""
+        if self._agreement.alone:
+            return checkpoints.restore(*how, **settings)
+        found, refusal = None, None
+        if self._agreement.is_chief:
+            try:
+                found = checkpoints.newest(*how)
+            except ValueError as error:
+                refusal = error
+        told = _UNREADABLE if refusal else _NOTHING if found is None else float(found)
+        step = int(self._agreement.on(told))
+        if step == _UNREADABLE:
+            raise refusal or ValueError("The first worker can read none of its checkpoints.")
+        if step >= 0:
+            checkpoints.restore_step(step, **settings)
+        return step >= 0
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after a step, whatever the clock says."""
@@ -137,14 +150,16 @@ class RunState:
             ValueError: if there are checkpoints and none of them can be read.
         """
         rollbacks = int(self.rollbacks) + 1
-        if rollbacks > self._config["max_rollbacks"] or not self._restore(before):
+        if rollbacks > self._config["max_rollbacks"] or not self._restore_together(
+            self._checkpoints, before
+        ):
             return False
         self.rollbacks.assign(rollbacks)
         return True
 
     def what_is_there(self) -> str:
         """What a run that cannot go on leaves, in a sentence."""
-        newest = self._checkpoints.newest
+        newest = self._checkpoints.latest_path
         if newest is None:
             return "No checkpoint had been written before."
         sentence = f"The last checkpoint from before is kept: {newest}."
