@@ -6,8 +6,11 @@ python -m benchmarks.compare --workdir=runs/recipes --rivals=recipes [flags of t
 First the seconds per step of every variant are measured, in turns, in one process. They give each
 variant the number of steps that fits the equilibrium's training time (with --equal=steps, all have
 --train_steps), so that the runs that follow need no quiet machine: only their number of steps matters.
+Then every variant looks for its learning rate, by the same search on validation data; the test data are
+read after the runs with that rate, once each.
 """
 
+import math
 import os
 import statistics
 import tempfile
@@ -20,6 +23,7 @@ import matplotlib
 import tensorflow as tf
 from absl import flags
 
+from benchmarks import rate_search
 from benchmarks.recipes import recipe_variants
 from benchmarks.tables import comparison_table
 from trainers import experiment, language_model, program
@@ -43,6 +47,13 @@ flags.DEFINE_enum(
 flags.DEFINE_enum("equal", "time", ["time", "steps"], "What all variants are given as much of.")
 flags.DEFINE_list("only", [], "Names to train, those with commas in double quotes; none: all.")
 flags.DEFINE_list("depths", ["1", "4", "8"], "Explicit applications to compare with.")
+flags.DEFINE_list(
+    "learning_rates",
+    ["0.003", "0.006", "0.012"],
+    "Peak rates, ascending, that every variant tries in a shorter run of seed 0; next to the lowest and the "
+    "highest up to two more, where they are the best. One rate: no search.",
+)
+flags.DEFINE_float("search_share", 0.25, "Share of the steps of the runs that search, in (0, 1].")
 flags.DEFINE_integer("seeds", 3, "Runs of each variant, seeds 0, 1, …. Default: 3.")
 flags.DEFINE_integer("parallel", 2, "Training processes at a time, one core each. Default: 2.")
 flags.DEFINE_integer("timing_rounds", 8, "Rounds of timed steps, each variant once a round.")
@@ -119,13 +130,20 @@ def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
 
     With --equal=steps, with those of the flags.
     """
+    configs = {name: _with_rate(config) for name, config in configs.items()}
     if FLAGS.equal == "steps":
-        return {name: dict(config) for name, config in configs.items()}
+        return configs
     total = configs["equilibrium"]["train_steps"] * seconds["equilibrium"]
     return {
         name: {**config, "train_steps": round(total / seconds[name])}
         for name, config in configs.items()
     }
+
+
+def _with_rate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With the only rate of --learning_rates, if there is but one."""
+    rates = FLAGS.learning_rates
+    return {**config, "learning_rate": float(rates[0])} if len(rates) == 1 else dict(config)
 
 
 def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
@@ -136,16 +154,53 @@ def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
     Raises:
         ValueError: if a finished run is of another configuration.
     """
+    _train(
+        {
+            run_folder(workdir, name, seed): {**config, "seed": seed}
+            # The closest rivals first: what is cut off can be made up by running again.
+            for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"])
+            for seed in range(FLAGS.seeds)
+        }
+    )
+
+
+def _train(runs: Mapping[str, Mapping[str, Any]], may_fail: bool = False) -> None:
+    """Trains folder -> configuration, those that are not finished."""
     with Runs("trainers.language_model", FLAGS.parallel) as processes:
-        # The closest rivals first: what is cut off can be made up by running again.
-        for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"]):
-            for seed in range(FLAGS.seeds):
-                folder, config = run_folder(workdir, name, seed), {**config, "seed": seed}
-                experiment.check_resumption(folder, config)
-                if finished(folder, config) is None:
-                    flags_ = {name: config[name] for name in config if name != FINGERPRINT}
-                    processes.start(folder, used({**_program_flags(), **flags_}))
-        processes.wait()
+        for folder, config in runs.items():
+            experiment.check_resumption(folder, config)
+            if finished(folder, config) is None:
+                flags_ = {name: config[name] for name in config if name != FINGERPRINT}
+                processes.start(folder, used({**_program_flags(), **flags_}))
+        processes.wait(may_fail)
+
+
+def search_rates(
+    runs: Mapping[str, Mapping[str, Any]], workdir: str
+) -> dict[str, dict[float, float]]:
+    """Returns name -> rate -> lowest validation score of a run of --search_share of the steps."""
+
+    def train(candidates):
+        folders = {
+            candidate: run_folder(
+                os.path.join(workdir, "search"), f"{candidate[0]}, rate {candidate[1]:g}", 0
+            )
+            for candidate in candidates
+        }
+        # The test data are not for choosing: as few as can be are read.
+        settled = {"seed": 0, "test_windows": 1}
+        found = {folders[c]: {**config, **settled} for c, config in candidates.items()}
+        _train(found, may_fail=True)
+        return {c: _validation_score(folders[c], found[folders[c]]) for c in candidates}
+
+    rates = [float(rate) for rate in FLAGS.learning_rates]
+    return rate_search.search(runs, rates, FLAGS.search_share, train)
+
+
+def _validation_score(folder: str, config: Mapping[str, Any]) -> float:
+    """NaN for a run that failed, or that never had a finite score."""
+    best = ((finished(folder, config) or {}).get("train") or {}).get("best") or {}
+    return best.get("score", math.nan)
 
 
 def _program_flags() -> dict[str, Any]:
@@ -169,6 +224,7 @@ def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str)
         key = "bits_per_byte" if "bits_per_byte" in metrics[0]["test"] else "bits_per_word"
         bits = [value["test"][key] for value in metrics]
         results[name] = {
+            "learning_rate": config["learning_rate"],
             "steps": config["train_steps"],
             "seconds_per_step": seconds[name],
             "seconds": seconds[name] * config["train_steps"],
@@ -210,6 +266,9 @@ def main() -> None:
     config = configuration(language_model.CONFIGURATION_FLAGS)
     if config["depth"]:
         raise ValueError("--depth is set by the comparison; see --depths.")
+    if FLAGS["learning_rate"].present:
+        raise ValueError("Give rates by --learning_rates; --learning_rate would change nothing.")
+    _check_rates([float(rate) for rate in FLAGS.learning_rates])
     data = None if FLAGS.report_only else _data()
     if data is not None:
         config[FINGERPRINT] = data.fingerprint
@@ -225,6 +284,19 @@ def main() -> None:
     runs = plan(configs, seconds)
     wanted = {name: run for name, run in runs.items() if not FLAGS.only or name in FLAGS.only}
     print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
+    rates_path = os.path.join(FLAGS.workdir, "learning_rates.json")
+    if len(FLAGS.learning_rates) > 1:
+        found = {} if FLAGS.report_only else search_rates(wanted, FLAGS.workdir)
+        chosen = {name: rate_search.best(scores) for name, scores in found.items()}
+        chosen = {**(read_json(rates_path) or {}), **chosen}
+        write_json(rates_path, chosen)
+        print("Rates: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()), flush=True)
+        runs = {
+            name: {**run, "learning_rate": chosen[name]}
+            for name, run in runs.items()
+            if name in chosen
+        }
+        wanted = {name: runs[name] for name in wanted if name in runs}
     if not FLAGS.report_only:
         train_all(wanted, FLAGS.workdir)
     results = collect(runs, seconds, FLAGS.workdir)
@@ -240,6 +312,15 @@ def main() -> None:
         file.write(comparison_table(results))
     print(comparison_table(results))
     print(f"The same, with a picture beside it: {document}")
+
+
+def _check_rates(rates: list[float]) -> None:
+    if not rates or min(rates) <= 0 or sorted(set(rates)) != rates:
+        raise ValueError(
+            f"--learning_rates must be numbers above 0, ascending; received {FLAGS.learning_rates}."
+        )
+    if not 0 < FLAGS.search_share <= 1:
+        raise ValueError(f"--search_share must be in (0, 1]; received {FLAGS.search_share}.")
 
 
 def _data() -> TokenData:

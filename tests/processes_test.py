@@ -57,6 +57,15 @@ def test_a_failed_run_is_named_with_its_log(program, tmp_path):
             runs.wait()
 
 
+def test_runs_that_may_fail(program, tmp_path, capsys):
+    with processes.Runs(program) as runs:
+        runs.start(str(tmp_path / "bad"), {"fail": 1})
+        runs.start(str(tmp_path / "good"), {})
+        runs.wait(may_fail=True)
+    assert "bad ended with status 3" in capsys.readouterr().out
+    assert (tmp_path / "good" / "flags.json").exists()
+
+
 @pytest.mark.parametrize("how", [{"status": EXIT_CODE}, {"signal": int(signal.SIGTERM)}])
 def test_a_run_that_was_asked_to_end_has_the_program_be_run_again(program, tmp_path, capsys, how):
     with processes.Runs(program) as runs:

@@ -64,14 +64,24 @@ class Runs:
         """Queues a run; its output goes to WORKDIR.log."""
         self._futures.append(self._pool.submit(self._run, workdir, dict(flags)))
 
-    def wait(self) -> None:
+    def wait(self, may_fail: bool = False) -> None:
         """Returns when all runs are done.
+
+        Args:
+            may_fail: whether runs that end with an error, which is printed, are no error here.
 
         Raises:
             RunFailed: for the first run that failed; its folder keeps its checkpoints.
             Preempted: if none failed, but one was asked to end.
         """
-        ended = [future.result() for future in self._futures]
+        ended = []
+        for future in self._futures:
+            try:
+                ended.append(future.result())
+            except RunFailed as error:
+                if not may_fail:
+                    raise
+                print(error, flush=True)
         if any(status in _ASKED for status in ended):
             raise Preempted
 
