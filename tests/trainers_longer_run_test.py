@@ -29,6 +29,12 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _train_steps_are_given(monkeypatch):
+    """As if by the flag, whether or not another test has parsed a command line."""
+    monkeypatch.setattr(flags.FLAGS["train_steps"], "using_default_value", False)
+
+
 def text(seed=0):
     streams = {
         name: np.random.default_rng(seed + index).integers(0, 9, 200).astype(np.uint8)
