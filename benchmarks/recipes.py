@@ -26,8 +26,6 @@ RECIPES: dict[str, Recipe] = {
             "training_max_steps": 30,
             "backward_solver": "broyden",
             "backward_max_steps": 30,
-            "optimizer": "adam",
-            "learning_rate": 1e-3,
         },
     ),
     "implicit, penalty grows": Recipe(

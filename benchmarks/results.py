@@ -249,7 +249,7 @@ equilibrium cannot read at all: its attention has a bias for each of 420 distanc
 """
 _PTB_WORDS = """## Penn Treebank words
 
-All held-out text, in eight rows with the memory carried on; every word counts once. The equilibrium is
+All test text, in eight rows with the memory carried on; every word counts once. The equilibrium is
 solved by Anderson acceleration, each row to a relative residual of 2e-3: its budget of 16 evaluations is
 room for the slowest row, and a larger one changes nothing. The twelve applications and the LSTM had at
 least its time: 80 and 86 minutes of one core for the equilibrium's 5,000 steps, 90 minutes of one core for

@@ -14,7 +14,7 @@ _SUFFIXES = {"K": 1e3, "M": 1e6}
 
 
 def draw_curves(runs: Mapping[str, list[dict[str, Any]]], path: str) -> None:
-    """Draws held-out quality, and residual and steps of the equilibria, along training.
+    """Draws validation quality, and residual and steps of the equilibria, along training.
 
     Of residual and steps, those in training too, as thin lines.
     """
@@ -25,18 +25,18 @@ def draw_curves(runs: Mapping[str, list[dict[str, Any]]], path: str) -> None:
             curves = row["curves"]
             label = model if not number else None
             quality = next(
-                f"held_out_{n}" for n in ("perplexity", "loss", "bits_per_byte")
-                 if f"held_out_{n}" in curves
+                f"validation_{n}" for n in ("perplexity", "loss", "bits_per_byte")
+                 if f"validation_{n}" in curves
             )  # fmt: skip
             axes[0].plot(*zip(*curves[quality], strict=True), color=color, label=label)
             if row["config"]["depth"]:
                 continue
             for axis, name in ((axes[1], "residual"), (axes[2], "steps")):
-                trained, held_out = curves.get(name, []), curves.get(f"held_out_{name}", [])
+                trained, validation = curves.get(name, []), curves.get(f"validation_{name}", [])
                 if trained:
                     axis.plot(*zip(*trained, strict=True), color=color, linewidth=0.6, alpha=0.6)
-                if held_out:
-                    axis.plot(*zip(*held_out, strict=True), color=color, label=label)
+                if validation:
+                    axis.plot(*zip(*validation, strict=True), color=color, label=label)
     axes[0].set(xlabel="training steps", ylabel=quality.replace("_", " "), yscale="log")
     axes[1].set(xlabel="training steps", ylabel="residual; thin: in training", yscale="log")
     axes[2].set(xlabel="training steps", ylabel="evaluations of the cell; thin: in training")

@@ -20,7 +20,7 @@ from benchmarks.tables import markdown_table
 from export import language_model_signatures, saved_model, serving_program, warm_up
 from export.isolated import Request
 from export.quality import quality_by_tolerance
-from export.trained_run import held_out_text, load_run, windows_of
+from export.trained_run import load_run, tokens_of_test, windows_of
 from tfdeq.models import LanguageModel
 from trainers import program
 from trainers.workdir import write_json
@@ -295,7 +295,7 @@ def _quality_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     model, card, _ = load_run(FLAGS.workdir)
-    stream, _ = held_out_text(card["flags"], model.vocabulary_size, None)
+    stream, _ = tokens_of_test(card["flags"], model.vocabulary_size, None)
     windows = windows_of(stream, model.sequence_length, 64)
     if model.sequence_length < NEW_TOKENS + 16:
         raise ValueError(

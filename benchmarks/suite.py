@@ -21,7 +21,7 @@ from trainers.workdir import read_json, write_json
 FLAGS = flags.FLAGS
 
 POINTS = 60  # of a curve that is kept
-CURVES = ("loss", "residual", "steps")  # and what is held out
+CURVES = ("loss", "residual", "steps")  # and those of validation
 PLACES = ("data_dir", "files", "prepared_dir")  # of a machine; nothing of a result
 
 
@@ -86,7 +86,7 @@ def collect(
 def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a report needs of metrics.json."""
     train = metrics["train"]
-    kept = [name for name in train if name in CURVES or name.startswith("held_out_")]
+    kept = [name for name in train if name in CURVES or name.startswith("validation_")]
     numbers = {k: v for k, v in train.items() if not isinstance(v, list)}
     residuals = [value for value in train.get("residual", ()) if value is not None]
     if residuals:

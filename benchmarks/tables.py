@@ -13,12 +13,13 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> 
 def comparison_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the results as a Markdown table."""
     columns = (
-        *("trained", "steps", "s/step", "seconds", "held-out bits, mean (each seed)"),
+        *("trained", "rate", "steps", "s/step", "seconds", "test bits, mean (each seed)"),
         *("residual", "peak MiB"),
     )
     rows = [
         (
             name,
+            f"{row['learning_rate']:g}" if "learning_rate" in row else "",
             f"{row['steps']:,}",
             f"{row['seconds_per_step']:.3f}",
             f"{row['seconds']:.0f}",

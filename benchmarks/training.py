@@ -24,7 +24,8 @@ from absl import flags
 from benchmarks.tables import markdown_table
 from trainers import experiment, language_model, program
 from trainers.data import TokenData, load
-from trainers.flags import configuration
+from trainers.flag_uses import used
+from trainers.flags import check_uses, configuration
 from trainers.optimizers import learning_rate_schedule, make_optimizer
 from trainers.processes import flag_text
 from trainers.task import settings_at
@@ -64,7 +65,7 @@ def bare_step(config: Mapping[str, Any], data: TokenData) -> Callable[[], None]:
     """Returns a training step of an equal model on one batch: one XLA program, and nothing else."""
     task = language_model.make_experiment(config, data).task
     schedule = learning_rate_schedule(
-        config["learning_rate"], config["train_steps"], config["warmup_steps"]
+        config["learning_rate"], config["train_steps"], config["warmup_share"]
     )
     optimizer = make_optimizer(config, schedule, adam_layers=["readout"])
     variables = task.model.trainable_variables
@@ -132,13 +133,17 @@ def measure_overhead(
     }
 
 
-def measure_scaling(workdir: str, arguments: list[str], steps: int) -> dict[str, dict[str, float]]:
+def measure_scaling(
+    workdir: str, config: Mapping[str, Any], steps: int
+) -> dict[str, dict[str, float]]:
     """Returns for every strategy the median seconds per step of the real program."""
     results = {}
+    settings = used({**config, "evaluation_windows": 16})
+    arguments = [f"--{n}={flag_text(value)}" for n, value in settings.items() if value is not None]
     for name, (processes, strategy) in _STRATEGIES.items():
         folder = os.path.join(workdir, name.replace(" ", "_"))
         own = [f"--train_steps={steps}", f"--workdir={folder}", "--log_every=5", *strategy]
-        own += [f"--evaluate_every={_NEVER}", "--inspect_every=0", "--evaluation_windows=16"]
+        own += [f"--evaluate_every={_NEVER}", "--inspect_every=0", "--test_windows=16"]
         _run_together([[*arguments, *own]] * processes)
         train = (read_json(os.path.join(folder, "metrics.json")) or {})["train"]
         tokens = [value for value in train["tokens_per_second"] if value]
@@ -240,6 +245,7 @@ def document(results: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
+    check_uses()
     config = configuration(language_model.CONFIGURATION_FLAGS)
     data = load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
@@ -253,10 +259,7 @@ def main() -> None:
         varied = {**config, "steps_per_call": steps_per_call}
         results["overhead"].append(measure_overhead(varied, data, folder, FLAGS.rows))
         print(results["overhead"][-1], flush=True)
-    arguments = [
-        f"--{name}={flag_text(value)}" for name, value in config.items() if value is not None
-    ]
-    results["scaling"] = measure_scaling(FLAGS.workdir, arguments, FLAGS.scaling_steps)
+    results["scaling"] = measure_scaling(FLAGS.workdir, config, FLAGS.scaling_steps)
     text = document(results)
     print(text)
     if FLAGS.results:

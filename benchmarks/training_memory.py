@@ -23,7 +23,7 @@ from absl import flags
 from benchmarks.peers.protocol import memory_environment, peak_beyond_rest
 from benchmarks.tables import memory_table
 from trainers import experiment, language_model, program
-from trainers.flags import configuration
+from trainers.flags import check_uses, configuration
 from trainers.task import StepSettings
 from trainers.workdir import write_json
 
@@ -93,6 +93,7 @@ def main() -> None:
     if FLAGS.point:
         print(ANSWER + json.dumps(measure_here()))
         return
+    check_uses()
     rows = []
     for depth in (0, *map(int, FLAGS.depths)):
         rows.append(measure(depth, sys.argv[1:]))

@@ -17,7 +17,7 @@ _BATCH = 16
 def quality_by_tolerance(
     score: Signature, windows: np.ndarray, tolerances: Sequence[float] = TOLERANCES
 ) -> list[dict[str, Any]]:
-    """Scores held-out windows at each tolerance with the very function that is served.
+    """Scores windows of the test text at each tolerance with the very function that is served.
 
     Args:
         score: the signature `score`.

@@ -20,7 +20,7 @@ from export import language_model_signatures as language_model
 from export.quality import TOLERANCES, quality_by_tolerance
 from export.signatures import STATUS_TEXTS, Signature, keras_signatures
 from export.text_requests import LANGUAGE_STATUS_TEXTS, is_equilibrium
-from export.trained_run import VOCABULARY, held_out_text, load_run, windows_of
+from export.trained_run import VOCABULARY, load_run, tokens_of_test, windows_of
 from tfdeq import DEQLayer
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
@@ -31,7 +31,7 @@ Function = tf.types.experimental.ConcreteFunction
 
 FLAGS = flags.FLAGS
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-# Held-out windows for the card's table and the warm-up records.
+# Windows of the test text for the card's table and the warm-up records.
 WINDOWS = 64
 
 
@@ -186,7 +186,7 @@ def export_language_model(
     Args:
         model: a built `tfdeq.models.LanguageModel` or `ExplicitLanguageModel`.
         output, version, jit_compile, batch_sizes, card: see `export`.
-        windows: [N, T] int32 held-out token ids, for the card's table of bits per token by tolerance
+        windows: [N, T] int32 token ids of the test text, for the card's table of bits per token by tolerance
             and for the warm-up records. None: neither.
         vocabulary: text of a file of the words by id, one a line; kept as
             `assets.extra/vocabulary.txt`.
@@ -269,7 +269,7 @@ def main() -> None:
     model, card, vocabulary = load_run(FLAGS.workdir)
     windows = None
     if FLAGS.text:
-        stream, note = held_out_text(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)
+        stream, note = tokens_of_test(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)
         windows = windows_of(stream, model.sequence_length, WINDOWS)
         if note:
             print(f"{note} The card's quality table is of this text.")
@@ -315,7 +315,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "text",
         True,
-        "Use the run's held-out text: for the card's table of quality by tolerance and for the "
+        "Use the run's test text: for the card's table of quality by tolerance and for the "
         "warm-up records. Without it the version has neither.",
     )
     flags.DEFINE_list(

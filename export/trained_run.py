@@ -63,7 +63,7 @@ def load_run(workdir: str | os.PathLike) -> tuple[TokenModel, dict[str, Any], st
     return model, card, vocabulary
 
 
-def held_out_text(
+def tokens_of_test(
     config: dict[str, Any], vocabulary_size: int, prepared_dir: str | None
 ) -> tuple[np.ndarray, str]:
     """Returns the test split's tokens, and "" or a note that the text is not the trainer's."""

@@ -3,7 +3,7 @@
     python -m export.verify --workdir=runs/quickstart --model=runs/quickstart/export/1
 
 The version is loaded in two fresh processes that cannot import tfdeq: with tf.saved_model.load, and
-in TensorFlow's C++ runtime without any TensorFlow Python. Both answer held-out text.
+in TensorFlow's C++ runtime without any TensorFlow Python. Both answer text of the test split.
 """
 
 import concurrent.futures
@@ -30,7 +30,7 @@ from export import (
 from export.checks import Check
 from export.isolated import Request
 from export.text_requests import is_equilibrium
-from export.trained_run import held_out_text, load_run, windows_of
+from export.trained_run import load_run, tokens_of_test, windows_of
 from tfdeq import DEQLayer
 from tfdeq.models.token_model import TokenModel
 from trainers import program
@@ -84,7 +84,7 @@ def verify_language_model(
     Args:
         model: the model that the version was made from.
         path: the version folder.
-        stream: [N] token ids of held-out text.
+        stream: [N] token ids of the test text.
     """
     windows = windows_of(stream, model.sequence_length, max(checks.BATCHES))
     batches = language_model_checks.batch_requests(model, windows)
@@ -177,7 +177,7 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
             f"{program.command('export', 'saved_model')} --workdir={workdir} --output=OUTPUT"
         )
     model, card, _ = load_run(workdir)
-    stream, note = held_out_text(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)
+    stream, note = tokens_of_test(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)
     found = [check_source(path, card)]
     compared, facts = verify_language_model(model, path, stream)
     found += compared
@@ -202,7 +202,7 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
 
 def _lines(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"Verifying {result['model']} on held-out {result['dataset']}. {result['note']}".strip()
+        f"Verifying {result['model']} on the test text of {result['dataset']}. {result['note']}".strip()
     ]
     for runtime, facts in result["processes"].items():
         refused = ", ".join(facts["blocked"])

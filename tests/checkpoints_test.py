@@ -1,4 +1,6 @@
 import os
+import pathlib
+import signal
 
 import keras
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.checkpoint_cases import contents, restored_step, saved_numbers
+from tests.ending_cases import in_a_process
 from trainers.checkpoints import Checkpoints
 
 
@@ -205,3 +208,92 @@ def test_another_folder_is_only_read(tmp_path, state):
     nothing = Checkpoints(str(worker), read_from=str(tmp_path / "none"), step=step)
     assert not nothing.restore()
     assert not (tmp_path / "none").exists()
+
+
+def test_a_data_file_alone_was_never_whole(tmp_path, capsys):
+    (tmp_path / "ckpt-2.data-00000-of-00001").write_bytes(b"killed before the index came")
+    assert restored_step(str(tmp_path)) is None
+    assert "ckpt-2 is not whole, and the only one; starting over" in capsys.readouterr().out
+    save_steps(str(tmp_path), [4])
+    assert [path.name for path in tmp_path.glob("ckpt-*.data*")] == ["ckpt-4.data-00000-of-00001"]
+
+
+def test_several_without_their_index_are_an_error(tmp_path):
+    save_steps(str(tmp_path), [1, 2])
+    for name in ("ckpt-1.index", "ckpt-2.index"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="None of the checkpoints"):
+        restored_step(str(tmp_path))
+    assert len(list(tmp_path.glob("ckpt-*.data*"))) == 2
+
+
+def test_the_newest_that_can_be_read_and_one_step_alone(tmp_path, capsys):
+    save_steps(str(tmp_path), [1, 2, 3])
+    step = tf.Variable(0)
+    checkpoints = Checkpoints(str(tmp_path), step=step)
+    assert checkpoints.newest() == 3
+    data = tmp_path / "ckpt-3.data-00000-of-00001"
+    data.write_bytes(b"\xff" * data.stat().st_size)
+    (tmp_path / "ckpt-2.index").unlink()
+    assert checkpoints.newest() == 1
+    assert "ckpt-3 cannot be read; trying the one before it" in capsys.readouterr().out
+    assert int(step) == 0
+    checkpoints.restore_step(1)
+    assert int(step) == 1
+    for damaged in (2, 3, 4):
+        with pytest.raises(ValueError, match=f"ckpt-{damaged} cannot be read: .*same --workdir"):
+            checkpoints.restore_step(damaged)
+    assert Checkpoints(str(tmp_path / "none"), step=step).newest() is None
+
+
+def _save_until(folder, call, steps=(1, 2, 3, 3)):
+    """Saves steps and kills itself at one of the calls that rename or remove; 3 lies there already."""
+    count = [0]
+
+    def wrap(original):
+        def function(*args, **kwargs):
+            count[0] += 1
+            if count[0] == call:  # what is after a call is before the next one
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return function
+
+    for name in ("replace", "rename", "remove", "rmdir"):
+        setattr(os, name, wrap(getattr(os, name)))
+    step = tf.Variable(0)
+    checkpoints = Checkpoints(folder, keep=2, step=step)
+    for number, value in enumerate(steps):
+        with open(os.path.join(folder, "..", "done"), "w") as file:
+            file.write(str(number))
+        step.assign(value)
+        checkpoints.save(value)
+
+
+def _kill_at_every_call(folder):
+    """In a process of its own, which has not used TensorFlow: it is forked for every call."""
+    folder = pathlib.Path(folder)
+    for call in range(1, 100):
+        own = folder / str(call) / "checkpoints"
+        own.mkdir(parents=True)
+        child = os.fork()
+        if not child:
+            _save_until(str(own), call)
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            (folder / "calls").write_text(str(call - 1))
+            return
+
+
+def test_killed_at_every_call_that_renames_or_removes(tmp_path):
+    assert in_a_process(_kill_at_every_call, str(tmp_path)) == 0
+    assert int((tmp_path / "calls").read_text()) >= 20
+    for own in tmp_path.glob("[0-9]*"):
+        number = int((own / "done").read_text())
+        earlier, new = ((None, 1), (1, 2), (2, 3), (3, 3))[number]
+        folder = own / "checkpoints"
+        assert restored_step(str(folder)) in (earlier, new), own.name
+        save_steps(str(folder), [4, 5], keep=2)
+        assert saved_numbers(folder) == [4, 5]
+        assert not [path for path in folder.iterdir() if path.is_dir()]
+        assert len(list(folder.iterdir())) == 5  # two of each, and the state file

@@ -355,6 +355,7 @@ def test_compiled_by_xla(name):
 LAYERS = (
     (
         "tfdeq.version",
+        "tfdeq.batch_part",
         "tfdeq.samples",
         "tfdeq.xla",
         "tfdeq.arnoldi",

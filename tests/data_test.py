@@ -3,6 +3,7 @@
 import dataclasses
 import logging as python_logging
 import pathlib
+import random
 import sysconfig
 
 import numpy as np
@@ -11,7 +12,6 @@ import tensorflow_datasets as tfds
 
 from trainers import data
 from trainers.data import (
-    byte_documents,
     prepared,
     ptb,
     ptb_characters,
@@ -77,7 +77,10 @@ def _text_options(tmp_path, monkeypatch, stdlib_prepared_dir):
 
 def _write_files(folder: pathlib.Path, count: int) -> list[bytes]:
     """Writes files with contents of their own: bytes that are not UTF-8, and NUL at the ends."""
-    contents = [f"\nfile {i}: ".encode() + bytes(range(256)) + b"\0\0" for i in range(count)]
+    contents = [
+        f"\nfile {i}: ".encode() + bytes(random.Random(i).sample(range(256), 256)) + b"\0\0"
+        for i in range(count)
+    ]
     for i, content in enumerate(contents):
         path = folder / f"part{i % 3}" / f"{i:03d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,10 +151,10 @@ def _check_windows(loaded: data.TokenData) -> None:
     resumed = data.training_windows(loaded.train, **options, start_step=4)
     for expected, received in zip(whole[4:], resumed.as_numpy_iterator(), strict=False):
         np.testing.assert_array_equal(expected, received)
-    for inputs, targets in data.evaluation_windows(
+    for inputs, targets, weights in data.evaluation_windows(
         loaded.test, sequence_length=7, batch_size=3, max_windows=6
     ).as_numpy_iterator():
-        assert inputs.shape == targets.shape == (3, 7)
+        assert inputs.shape == targets.shape == weights.shape == (3, 7)
         assert max(inputs.max(), targets.max()) < loaded.vocabulary_size
 
 
@@ -159,13 +162,12 @@ def test_every_data_set_has_a_source_here():
     assert set(OPTIONS) == set(data.DATASETS)
 
 
-def test_python_stdlib_splits_by_file(stdlib_prepared_dir):
+def test_python_stdlib_joins_whole_files(stdlib_prepared_dir):
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
     documents = python_stdlib.source_documents(folder)
-    splits = byte_documents.split_by_file(documents, [d.path.encode() for d in documents])
+    splits = python_stdlib.split(documents)
     paths = {split: {document.path for document in splits[split]} for split in data.SPLITS}
-    assert sum(map(len, paths.values())) == len(set.union(*paths.values())) == len(documents)
-    assert 0.85 < len(paths["train"]) / len(documents) < 0.95
+    assert sum(map(len, paths.values())) == len(set.union(*paths.values())) > 0.9 * len(documents)
     for path in set.union(*paths.values()):
         assert not {"test", "tests", "site-packages", "__pycache__"} & set(path.split("/"))
 
@@ -175,18 +177,9 @@ def test_python_stdlib_splits_by_file(stdlib_prepared_dir):
         assert getattr(loaded, split).tobytes() == expected
 
 
-def test_a_file_keeps_its_split_when_others_go():
-    documents = [prepared.Document(f"{i}.py", b"x") for i in range(400)]
-    keys = [document.path.encode() for document in documents]
-    whole = byte_documents.split_by_file(documents, keys)
-    part = byte_documents.split_by_file(documents[::2], keys[::2])
-    for split in data.SPLITS:
-        assert set(part[split]) <= set(whole[split])
-
-
 def test_text_of_many_files_keeps_files_and_copies_whole(tmp_path):
-    contents = _write_files(tmp_path / "files", 40)
-    for i in range(0, 40, 4):
+    contents = _write_files(tmp_path / "files", 200)
+    for i in range(0, 200, 4):
         (tmp_path / "files" / f"copy{i}.txt").write_bytes(contents[i])
     loaded = data.load(
         "text", files=str(tmp_path / "files/**/*.txt"), prepared_dir=str(tmp_path / "prepared")
@@ -198,8 +191,8 @@ def test_text_of_many_files_keeps_files_and_copies_whole(tmp_path):
             copies
         ]
     # Files are joined by one newline byte.
-    documents = sum(map(len, contents)) + sum(len(contents[i]) for i in range(0, 40, 4))
-    assert sum(map(len, streams.values())) == documents + 50 - 3
+    documents = sum(map(len, contents)) + sum(len(contents[i]) for i in range(0, 200, 4))
+    assert sum(map(len, streams.values())) == documents + 250 - 3
 
 
 def test_text_of_few_files_is_cut_contiguously(tmp_path):
@@ -354,7 +347,7 @@ class _Failing(prepared.DocumentsBuilder, skip_registration=True):
 
 def _builder(tmp_path, builder_class=prepared.DocumentsBuilder):
     documents = {split: [prepared.Document(split, split.encode())] for split in data.SPLITS}
-    return builder_class(config_name="c", prepared_dir=str(tmp_path), documents=documents)
+    return builder_class(config_name="c", prepared_dir=str(tmp_path), documents=lambda: documents)
 
 
 def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
@@ -401,7 +394,7 @@ def test_order_survives_several_shards(tmp_path, monkeypatch):
         lambda: prepared.DocumentsBuilder(
             config_name="c",
             prepared_dir=str(tmp_path),
-            documents={split: documents for split in data.SPLITS},
+            documents=lambda: {split: documents for split in data.SPLITS},
         )
     )
     assert texts["train"] == [document.text for document in documents]

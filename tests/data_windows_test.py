@@ -20,9 +20,9 @@ def _batches(dataset, count=None):
 def test_targets_follow_inputs(windows, dtype):
     seed = {"seed": 1} if windows is training_windows else {}
     dataset = windows(TOKENS.astype(dtype), sequence_length=5, batch_size=4, **seed)
-    for spec in dataset.element_spec:
+    for spec in dataset.element_spec[:2]:
         assert spec == tf.TensorSpec([4, 5], tf.int32)
-    for inputs, targets in _batches(dataset, 20):
+    for inputs, targets, *_ in _batches(dataset.take(20 if windows is training_windows else 4)):
         np.testing.assert_array_equal(inputs, inputs[:, :1] + np.arange(5))
         np.testing.assert_array_equal(targets, inputs + 1)
 
@@ -59,33 +59,45 @@ def test_training_starts_late_at_no_cost():
     assert len(_batches(dataset, 2)) == 2
 
 
-def test_evaluation_covers_the_stream_once():
-    # 100 tokens hold 14 windows of 7 with targets; 3 batches of 4 of them.
+def test_evaluation_predicts_every_token_once():
+    # 99 predictions are 14 windows of 7 and one of 1; 4 batches of 4 windows, one of them nothing.
     dataset = evaluation_windows(TOKENS, sequence_length=7, batch_size=4)
-    assert dataset.cardinality() == 3
-    inputs = np.concatenate([inputs for inputs, _ in _batches(dataset)])
-    np.testing.assert_array_equal(inputs.ravel(), np.arange(12 * 7))
+    assert dataset.cardinality() == 4
+    batches = _batches(dataset)
+    assert {inputs.shape for inputs, _, _ in batches} == {(4, 7)}
+    inputs, targets, weights = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    assert weights.dtype == np.float32
+    np.testing.assert_array_equal(targets[weights > 0], np.arange(1, 100))
+    np.testing.assert_array_equal(inputs[weights > 0], np.arange(99))
+    assert set(weights.ravel()) == {0, 1}
 
 
 def test_evaluation_uses_the_last_window():
     dataset = evaluation_windows(TOKENS[:11], sequence_length=5, batch_size=2)
-    ((inputs, targets),) = _batches(dataset)
+    ((inputs, targets, weights),) = _batches(dataset)
     np.testing.assert_array_equal(inputs.ravel(), np.arange(10))
     np.testing.assert_array_equal(targets.ravel(), np.arange(1, 11))
-    with pytest.raises(ValueError, match="10 tokens has 1 windows of 5 tokens, fewer than one"):
+    np.testing.assert_array_equal(weights, np.ones([2, 5]))
+    # One target fewer, and the window is cut short.
+    _, targets, weights = _batches(
         evaluation_windows(TOKENS[:10], sequence_length=5, batch_size=2)
+    )[0]
+    np.testing.assert_array_equal(targets[weights > 0], np.arange(1, 10))
 
 
-@pytest.mark.parametrize(("max_windows", "expected"), [(6, 6), (7, 6), (32, 32), (1000, 32)])
+@pytest.mark.parametrize(
+    ("max_windows", "expected"), [(1, 1), (6, 6), (7, 7), (32, 32), (33, 33), (1000, 33)]
+)
 def test_evaluation_spreads_evenly(max_windows, expected):
+    """Exactly as many windows as were asked for, whatever the batch."""
     dataset = evaluation_windows(TOKENS, sequence_length=3, batch_size=2, max_windows=max_windows)
-    starts = np.concatenate([inputs[:, 0] for inputs, _ in _batches(dataset)])
+    batches = _batches(dataset)
+    starts = np.concatenate([inputs[weights[:, 0] > 0, 0] for inputs, _, weights in batches])
     assert len(starts) == expected
     assert (starts % 3 == 0).all()
-    gaps = np.diff(starts // 3)
+    gaps = np.diff(np.append(starts, 99) // 3)
     assert gaps.min() >= 1
     assert gaps.max() - gaps.min() <= 1
-    assert starts[-1] + max(gaps) * 3 >= 96
 
 
 @pytest.mark.parametrize(
@@ -110,8 +122,8 @@ def test_bad_arguments_of_both(options, match):
 def test_other_bad_arguments():
     with pytest.raises(ValueError, match="start_step must be 0 or more; received -3"):
         training_windows(TOKENS, sequence_length=5, batch_size=2, seed=0, start_step=-3)
-    with pytest.raises(ValueError, match="max_windows=3 is less than one batch of 4"):
-        evaluation_windows(TOKENS, sequence_length=5, batch_size=4, max_windows=3)
+    with pytest.raises(ValueError, match="max_windows must be 1 or more; received 0"):
+        evaluation_windows(TOKENS, sequence_length=5, batch_size=4, max_windows=0)
 
 
 def test_the_longest_window_is_the_whole_stream():

@@ -9,7 +9,13 @@ from tfdeq import FixedPointIteration
 from tfdeq.baselines import Recurrent
 from tfdeq.cells import TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
-from trainers.evaluation import TRACE_STEPS, Evaluator, segment_evaluator, token_evaluator
+from trainers.evaluation import (
+    TRACE_STEPS,
+    Evaluator,
+    figures_of,
+    segment_evaluator,
+    token_evaluator,
+)
 
 
 def make_model(explicit_steps=0):
@@ -102,6 +108,62 @@ def mean_nats(model, *texts):
     return float(tf.reduce_mean(tf.concat(losses, axis=1)))
 
 
+def by_hand(model, tokens, length=8):
+    """The mean nats and the number of predictions of each window of a text."""
+    parts = []
+    for start in range(0, len(tokens) - 1, length):
+        text = tokens[start : start + length + 1].astype("int32")
+        parts.append((mean_nats(model, text), len(text) - 1))
+    return tuple(np.array(column) for column in zip(*parts, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_the_test_predicts_every_token(tokens, batch_size):
+    """Also those of the last window, which is cut short, whatever the batches are."""
+    model = remembering("trellis")  # reads windows of any length
+    text = tokens[:61]
+    found = token_evaluator(model, text, "byte", batch_size=batch_size, jit_compile=False).results()
+    nats, weights = by_hand(model, text)
+    assert list(weights) == [8] * 7 + [4]
+    mean = (weights * nats).sum() / 60
+    assert found["bits_per_byte"] == pytest.approx(mean / math.log(2), rel=1e-5)
+    assert (found["examples"], found["tokens"]) == (8, 60)
+    variance = (weights * (nats - mean) ** 2).sum() / 60 * 8 / 7
+    error = math.sqrt(variance / 8) / math.log(2)
+    assert found["standard_error"] == pytest.approx(error, rel=1e-4)
+    assert found["by_budget"]["1.0"]["bits_per_byte"] == found["bits_per_byte"]
+
+
+@pytest.mark.parametrize("windows", [1, 5, 37])
+def test_as_many_windows_as_asked_for(tokens, windows):
+    found = token_evaluator(
+        make_model(), tokens, "word", windows=windows, batch_size=4, jit_compile=False
+    ).results()
+    assert found["examples"] == windows
+    assert found["tokens"] == 8 * windows
+    assert ("standard_error" in found) == (windows > 1)
+
+
+def test_segments_have_a_standard_error(tokens):
+    model, text = remembering("lstm"), tokens[:60]
+    found = segment_evaluator(model, text, "word", 7, batch_size=4, jit_compile=False).results()
+    # Three rows of 15 predictions and one of 14: two segments each, and one of a single prediction.
+    assert (found["examples"], found["tokens"]) == (11, 59)
+    assert 0 < found["standard_error"] < 1
+
+
+def test_rows_that_fill_up_do_not_count(tokens):
+    """Neither in the mean nor in residual and steps."""
+    model = make_model()
+    alone = token_evaluator(model, tokens[:41], "byte", batch_size=1, jit_compile=False).results()
+    filled = token_evaluator(model, tokens[:41], "byte", batch_size=3, jit_compile=False).results()
+    assert filled["examples"] == alone["examples"] == 5
+    for name in ("bits_per_byte", "residual", "steps", "standard_error"):
+        assert filled[name] == pytest.approx(alone[name], rel=1e-5), name
+    trace = token_evaluator(model, tokens[:41], "byte", batch_size=3, jit_compile=False)
+    assert np.shape(trace.residual_trace()["residual"]) == (len(TRACE_STEPS), 5)
+
+
 @pytest.mark.parametrize(
     ("kind", "jit_compile"), [("transformer", False), ("trellis", True), ("lstm", True)]
 )
@@ -152,7 +214,8 @@ def test_explicit_networks_have_one_budget_and_no_residual(tokens):
     by_window = token_evaluator(model, tokens, "byte", batch_size=4, windows=8, jit_compile=False)
     for each in (by_window, segment_evaluator(model, tokens, "byte", 8, jit_compile=False)):
         results = each.results()
-        assert set(results) == {"bits_per_byte", "by_budget"}
+        names = {"bits_per_byte", "standard_error", "examples", "tokens", "by_budget"}
+        assert set(results) == names
         assert results["by_budget"] == {"1.0": {"bits_per_byte": results["bits_per_byte"]}}
 
 
@@ -163,3 +226,10 @@ def test_budgets_of_an_equilibrium_with_a_memory(tokens):
     assert [row["steps"] for row in rows.values()][:3] == [2.0, 4.0, 8.0]
     residuals = [row["residual"] for row in rows.values()]
     assert residuals == sorted(residuals, reverse=True)
+
+
+def test_a_loss_beyond_what_exp_can_do_is_a_perplexity_too():
+    figures = figures_of("word")
+    assert figures(700.0)["perplexity"] == pytest.approx(math.exp(700.0))
+    assert figures(800.0) == {"bits_per_word": 800.0 / math.log(2), "perplexity": math.inf}
+    assert set(figures_of("byte")(800.0)) == {"bits_per_byte"}

@@ -26,7 +26,7 @@ def workdir(tmp_path_factory):
         model = contracting_language_model(256, LENGTH, tfdeq.Anderson(max_steps=40), seed=seed)
         model.save(folder / name)
     for place in range(3):
-        text = f"Held-out text number {place}, long enough for a window or two.\n" * 20
+        text = f"Text number {place}, long enough for a window or two.\n" * 20
         (folder / f"{place}.txt").write_text(text)
     config = {"dataset": "text", "data_dir": None, "files": str(folder / "*.txt")}
     (folder / "config.json").write_text(json.dumps(config))
@@ -184,7 +184,7 @@ def test_config_without_a_data_set():
     with pytest.raises(
         ValueError, match=r"config\.json is missing, or names no data set.*--notext"
     ):
-        trained_run.held_out_text({}, 256, None)
+        trained_run.tokens_of_test({}, 256, None)
 
 
 def dial(residuals, status=0):

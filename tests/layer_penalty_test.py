@@ -80,19 +80,19 @@ def test_the_same_seed_draws_the_same_rows():
 
     first = run()
     assert first == run()
-    assert len(set(first)) > 2
+    assert len(set(first)) == 2  # every second row, from the first or the second on
 
 
 def test_masks_go_along_with_their_rows():
     """Rows of which the mask makes f zero add nothing."""
     layer = _layer(0.5)
     x = _x([0.5, 0.5, 0.5, 0.5])
-    mask = {"add": tf.constant([True, True, False, False]), "scale": None}
+    mask = {"add": tf.constant([True, True, False, True]), "scale": None}
     values = set()
     for _ in range(20):
         layer(x, training=True, mask=mask)
         values.add(round(float(layer.losses[0]) / 0.0625, 5))
-    assert values == {0.0, 0.5, 1.0}
+    assert values == {0.5, 1.0}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -116,14 +116,3 @@ def test_gradient_reaches_the_chosen_rows_of_x():
     assert chosen.sum() == 2
     # d/ds of (0.5 s)² / 2
     np.testing.assert_allclose(gradient, 0.25 * x["scale"][:, 0] * chosen, rtol=1e-5)
-
-
-@pytest.mark.parametrize("batch", [0, 1, 5])
-def test_random_rows_keep_what_samples_share(batch):
-    values = (tf.range(batch), tf.ones([1, 3]), tf.constant(2.0), tf.range(batch)[:, None])
-    rows, shared, scalar, other = tfdeq.samples.random_rows(values, min(batch, 2), [1, 2])
-    assert rows.shape == other.shape[:1] == [min(batch, 2)]
-    np.testing.assert_array_equal(rows, other[:, 0])
-    assert len(set(rows.numpy())) == min(batch, 2)
-    np.testing.assert_array_equal(shared, np.ones([1, 3]))
-    assert float(scalar) == 2.0

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.trainer_cases import CONFIG, make_trainer, weights_of
+from trainers import agreement, training_step
 from trainers.preemption import EXIT_CODE, Preempted
+from trainers.progress import Progress
 from trainers.workdir import Curves
 
 
@@ -67,15 +69,6 @@ def test_checkpoints_by_time(tmp_path, monkeypatch):
     assert numbers == ["ckpt-12", "ckpt-6", "ckpt-9"]  # the last three; every third step
 
 
-def test_the_best_checkpoint_stays(tmp_path):
-    config = {**CONFIG, "evaluate_every": 3}
-    trainer, _ = make_trainer(tmp_path, config=config)
-    columns = trainer.train()
-    assert columns["best"] == {"step": 12, "score": 0.2}
-    (found,) = (tmp_path / "checkpoints" / "best").glob("ckpt-*.index")
-    assert found.stem == "ckpt-12"
-
-
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_accumulated_parts_are_one_large_batch(tmp_path, jit_compile):
     results = []
@@ -88,3 +81,60 @@ def test_accumulated_parts_are_one_large_batch(tmp_path, jit_compile):
         for weight, expected in zip(weights, results[0][0], strict=True):
             np.testing.assert_allclose(weight, expected, rtol=1e-5)
         assert losses == pytest.approx(results[0][1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("is_chief", "expected"), [(True, [4, 8, 12]), (False, [12])])
+def test_of_several_workers_the_chiefs_clock_decides(tmp_path, monkeypatch, is_chief, expected):
+    for module in (agreement, training_step):
+        monkeypatch.setattr(module, "several_workers", lambda strategy: True)
+    monkeypatch.setattr(agreement, "is_chief", lambda strategy: is_chief)
+    config = {**CONFIG, "checkpoint_every": 10**6, "checkpoint_minutes": 1}
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def hurry(step, model):
+        now[0] += 25.0
+
+    trainer, _ = make_trainer(tmp_path, config=config, at_step=hurry)
+    trainer.train()
+    found = (tmp_path / "checkpoints").glob("ckpt-*.index")
+    # Known before a step, told in it, done after it.
+    assert sorted(int(path.stem[5:]) for path in found) == expected
+
+
+@pytest.mark.parametrize("moment", ["last step", "last evaluation"])
+def test_sigterm_at_the_end_is_not_lost(tmp_path, monkeypatch, moment):
+    last = CONFIG["train_steps"]
+
+    def end(step, model):
+        if moment == "last step" and step == last - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def evaluation(self, step, results):
+        if moment == "last evaluation" and step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "evaluation", evaluation)
+    trainer, _ = make_trainer(tmp_path, at_step=end)
+    with pytest.raises(Preempted) as caught:
+        trainer.train()
+    assert caught.value.step == last
+    assert (tmp_path / "checkpoints" / f"ckpt-{last}.index").exists()
+    seen = []
+    make_trainer(tmp_path, seen=seen)[0].train()
+    assert not seen
+
+
+def test_sigterm_before_the_first_step_has_nothing_to_save(tmp_path, monkeypatch):
+    trainer, _ = make_trainer(tmp_path)
+    batches = trainer.batches
+
+    def end(start_step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batches(start_step)
+
+    monkeypatch.setattr(trainer, "batches", end)
+    with pytest.raises(Preempted) as caught:
+        trainer.train()
+    assert caught.value.step == 0
+    assert not list((tmp_path / "checkpoints").glob("ckpt-*"))

@@ -13,8 +13,8 @@ CONFIG = {
 CURVES = {
     "step": [10, 20, 20, 30, 40, 40],
     "loss": [3.0, 2.5, None, 2.2, 2.0, None],
-    "held_out_bits_per_byte": [None, None, 3.7, None, None, 3.0],
-    "held_out_residual": [None, None, 1e-2, None, None, 5e-3],
+    "validation_bits_per_byte": [None, None, 3.7, None, None, 3.0],
+    "validation_residual": [None, None, 1e-2, None, None, 5e-3],
     "residual": [None, None, None, 2e-2, 1e-2, None],
     "steps": [None, None, None, 6.0, 5.5, None],
 }
@@ -46,11 +46,22 @@ def test_draws_every_picture_and_shows_it_in_tensorboard(tmp_path):
         "quality",
         "residual_by_solver_steps",
     ]
+    assert not list(tmp_path.glob(".partial-*"))
+    assert pictures.draw_again(str(tmp_path), metrics, {}, residuals) == paths
+    assert len(images_in(tmp_path / "tensorboard")) == 3
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
+    metrics = {"train": CURVES, "config": CONFIG, "test": {"bits_per_byte": 3.0}}
+    (tmp_path / "quality.png").mkdir()
+    with pytest.raises(OSError, match=r"quality\.png cannot be written: Is a directory"):
+        pictures.draw_all(str(tmp_path), metrics, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["quality.png"]
 
 
 @pytest.mark.parametrize("depth", [1, 4])
 def test_an_explicit_model_has_no_convergence_to_draw(tmp_path, depth):
-    curves = {key: CURVES[key] for key in ("step", "loss", "held_out_bits_per_byte")}
+    curves = {key: CURVES[key] for key in ("step", "loss", "validation_bits_per_byte")}
     metrics = {"train": curves, "config": {**CONFIG, "depth": depth}, "test": {"bits_per_byte": 3}}
     paths = pictures.draw_all(str(tmp_path), metrics, {}, {})
     assert [path.rsplit("/", 1)[-1] for path in paths] == ["quality.png"]

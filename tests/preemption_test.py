@@ -1,45 +1,49 @@
-"""SIGTERM while the context is open, and what it leaves when it closes."""
+"""SIGTERM and Ctrl-C where they are noted, and where they end a program."""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
-import tensorflow as tf
 
-from trainers.preemption import EXIT_CODE, Preempted, Preemption, other_worker_lost
+from trainers.preemption import EXIT_CODE, Preempted, noted_requests
 
 
 def test_sigterm_is_noted_and_the_handler_from_before_comes_back():
     received = []
     before = signal.signal(signal.SIGTERM, lambda *_: received.append("before"))
     try:
-        with Preemption() as preemption:
-            assert not preemption.asked
+        with noted_requests() as requests:
+            assert not requests.asked
             os.kill(os.getpid(), signal.SIGTERM)
-            assert preemption.asked
+            assert requests.asked
         os.kill(os.getpid(), signal.SIGTERM)
         assert received == ["before"]
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_first_interrupt_is_noted_and_the_second_ends():
-    before = signal.getsignal(signal.SIGINT)
-    with Preemption() as preemption:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert preemption.asked
-        with pytest.raises(KeyboardInterrupt):
+def test_the_first_interrupt_is_noted_and_the_second_does_what_it_did_before():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with noted_requests() as requests:
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert requests.asked
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def test_other_threads_may_open_it():
+def test_other_threads_may_note_them():
     asked = []
 
     def run():
-        with Preemption() as preemption:
-            asked.append(preemption.asked)
+        with noted_requests() as requests:
+            asked.append(requests.asked)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -51,23 +55,79 @@ def test_preempted_is_an_exit_with_the_code_of_a_temporary_failure():
     assert Preempted(7).code == EXIT_CODE == os.EX_TEMPFAIL
 
 
-def _lose(several_workers, error):
-    with other_worker_lost(several_workers, 7):
-        raise error
+PROGRAM = """
+import os, signal, sys
+from trainers import preemption
+
+preemption.end_on_request()
+ask = lambda number: os.kill(os.getpid(), number)
+{body}
+"""
 
 
-def test_a_lost_worker_ends_the_others_with_the_status_that_asks_for_a_restart(capsys):
-    message = "Graph execution error:\n\nDetected at node x\n Collective ops is aborted by: reset\n"
-    with pytest.raises(Preempted) as caught:
-        _lose(True, tf.errors.UnavailableError(None, None, message))
-    assert (caught.value.code, caught.value.step) == (EXIT_CODE, 7)
-    printed = capsys.readouterr().out
-    assert "every worker has to be started again" in printed
-    assert "UnavailableError: Collective ops is aborted by: reset" in printed
+def end(body):
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in found.stderr, found.stderr
+    return found.returncode, found.stdout.split()
 
 
-def test_other_errors_stay_what_they_are():
-    with pytest.raises(tf.errors.UnavailableError):
-        _lose(False, tf.errors.UnavailableError(None, None, "no worker here"))
-    with pytest.raises(ValueError, match="mine"):
-        _lose(True, ValueError("mine"))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_program_ends_at_once_but_where_requests_are_noted_or_held_back(number):
+    assert end(f"ask({number})\nprint('on')") == (EXIT_CODE, [])
+    noted = (
+        "with preemption.noted_requests() as requests:\n"
+        "    print(requests.asked)\n"
+        f"    ask({number})\n"
+        "    print(requests.asked)\n"
+        "print('after')\n"  # whoever noted it decides
+    )
+    assert end(noted) == (0, ["False", "True", "after"])
+    held = (
+        "with preemption.requests_held_back():\n"
+        "    with preemption.requests_held_back():\n"
+        f"        ask({number})\n"
+        "    print('inside')\n"
+        "print('after')\n"
+    )
+    assert end(held) == (EXIT_CODE, ["inside"])
+
+
+def test_a_second_interrupt_ends_a_program_and_a_second_sigterm_does_not():
+    body = (
+        "with preemption.noted_requests():\n"
+        "    ask({})\n"
+        "    ask({})\n"
+        "    print('on', flush=True)\n"
+        "    ask({})\n"
+        "    print('and on', flush=True)\n"
+    )
+    term, interrupt = int(signal.SIGTERM), int(signal.SIGINT)
+    assert end(body.format(term, interrupt, interrupt)) == (-signal.SIGINT, ["on"])
+    assert end(body.format(interrupt, term, term)) == (0, ["on", "and", "on"])
+
+
+def test_a_program_that_is_done_is_not_disturbed_any_more():
+    body = "preemption.ignore_requests()\nask({})\nask({})\nprint('done')"
+    assert end(body.format(int(signal.SIGTERM), int(signal.SIGINT))) == (0, ["done"])
+
+
+def test_a_handler_of_a_library_below_does_not_stay():
+    body = (
+        # As TensorFlow does for several workers: below Python, which does not learn of it.
+        "import ctypes\n"
+        f"ctypes.CDLL(None).signal({int(signal.SIGTERM)}, ctypes.c_void_p(1))  # SIG_IGN\n"
+        f"ask({int(signal.SIGTERM)})\n"
+        "print('unheard', flush=True)\n"
+        "{}\n"
+        f"    ask({int(signal.SIGTERM)})\n"
+        "    print('noted', flush=True)\n"
+    )
+    assert end(body.format("preemption.hear_requests()\nif True:")) == (EXIT_CODE, ["unheard"])
+    noted = body.format("with preemption.noted_requests() as requests:")
+    assert end(noted + "print(requests.asked)") == (0, ["unheard", "noted", "True"])

@@ -1,10 +1,12 @@
 import os
+import signal
 import textwrap
 import time
 
 import pytest
 
 from trainers import processes
+from trainers.preemption import EXIT_CODE, Preempted
 
 
 @pytest.fixture
@@ -20,6 +22,10 @@ def program(tmp_path, monkeypatch):
             print("seen", flags)
             if flags.get("fail"):
                 sys.exit(3)
+            if flags.get("status"):
+                sys.exit(int(flags["status"]))
+            if flags.get("signal"):
+                os.kill(os.getpid(), int(flags["signal"]))
             os.makedirs(flags["workdir"])
             with open(os.path.join(flags["workdir"], "flags.json"), "w") as file:
                 json.dump({**flags, "threads": os.environ["TF_NUM_INTRAOP_THREADS"]}, file)
@@ -47,7 +53,45 @@ def test_runs_every_job_with_its_flags(program, tmp_path, parallel):
 def test_a_failed_run_is_named_with_its_log(program, tmp_path):
     with processes.Runs(program) as runs:
         runs.start(str(tmp_path / "bad"), {"fail": 1})
-        with pytest.raises(RuntimeError, match=r"ended with status 3; .*bad\.log says why"):
+        with pytest.raises(processes.RunFailed, match=r"ended with status 3; .*bad\.log says why"):
+            runs.wait()
+
+
+def test_runs_that_may_fail(program, tmp_path, capsys):
+    with processes.Runs(program) as runs:
+        runs.start(str(tmp_path / "bad"), {"fail": 1})
+        runs.start(str(tmp_path / "good"), {})
+        runs.wait(may_fail=True)
+    assert "bad ended with status 3" in capsys.readouterr().out
+    assert (tmp_path / "good" / "flags.json").exists()
+
+
+@pytest.mark.parametrize("how", [{"status": EXIT_CODE}, {"signal": int(signal.SIGTERM)}])
+def test_a_run_that_was_asked_to_end_has_the_program_be_run_again(program, tmp_path, capsys, how):
+    with processes.Runs(program) as runs:
+        runs.start(str(tmp_path / "asked"), how)
+        runs.start(str(tmp_path / "other"), {})
+        with pytest.raises(Preempted) as caught:
+            runs.wait()
+    assert caught.value.code == EXIT_CODE
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/asked was asked to end; the same command goes on" in said
+    assert f"Finished the run in {tmp_path}/other" in said
+
+
+def test_a_failure_counts_more_than_a_request(program, tmp_path):
+    with processes.Runs(program) as runs:
+        runs.start(str(tmp_path / "asked"), {"status": EXIT_CODE})
+        runs.start(str(tmp_path / "killed"), {"signal": int(signal.SIGKILL)})
+        with pytest.raises(processes.RunFailed, match=r"status -9; .*killed\.log says why"):
+            runs.wait()
+
+
+def test_a_log_that_cannot_be_written(program, tmp_path):
+    (tmp_path / "file").write_text("")
+    with processes.Runs(program) as runs:
+        runs.start(str(tmp_path / "file" / "run"), {})
+        with pytest.raises(OSError, match=r"run\.log cannot be written: .*another --workdir"):
             runs.wait()
 
 
@@ -81,8 +125,7 @@ def test_a_package_of_the_same_name_in_the_current_folder_is_not_run(tmp_path, m
     monkeypatch.chdir(tmp_path)
     with processes.Runs("trainers.language_model") as runs:
         runs.start("run", {"help": True})
-        with pytest.raises(RuntimeError, match="ended with status 1"):  # as absl has it
-            runs.wait()
+        runs.wait()
     log = (tmp_path / "run.log").read_text()
     assert "another program ran" not in log
-    assert "--help" in log
+    assert "--workdir=TEXT" in log

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -72,3 +73,36 @@ def test_success_says_nothing_of_its_own():
     result = run("print('done')")
     assert result.returncode == 0
     assert result.stdout == "done\n"
+
+
+def test_a_run_that_failed_is_one_line():
+    result = run("from trainers.processes import RunFailed; raise RunFailed('see its log')")
+    assert result.returncode == 1
+    assert result.stderr.strip() == "Error: see its log"
+
+
+@pytest.mark.parametrize(
+    ("resumable", "number", "status"),
+    [
+        (True, signal.SIGTERM, 75),
+        (True, signal.SIGINT, 75),
+        (False, signal.SIGTERM, 143),
+    ],
+)
+def test_signals_end_a_program_by_what_it_is(resumable, number, status):
+    code = f"""
+import os
+from trainers import program
+def main():
+    print("on", flush=True)
+    os.kill(os.getpid(), {int(number)})
+    print("after", flush=True)
+program.run(main, resumable={resumable})
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == status, result.stderr
+    assert "after" not in result.stdout
+    assert ("goes on from the last checkpoint" in result.stdout) is resumable
+    assert not result.stderr

@@ -1,5 +1,7 @@
+import math
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from trainers.progress import Clock, Progress
@@ -45,15 +47,48 @@ def test_rows_evaluations_and_histograms_reach_curves_and_tensorboard(tmp_path, 
         progress.evaluation(4, {"error": 0.25, "other": 9.0})
         progress.histograms(4)("samples/steps", tf.constant([1.0, 2.0]))
     progress.writer.close()
-    assert progress.best() == {"step": 4, "score": 0.25}
     assert progress.last_finite_row() == ROW
-    assert "step 4: held-out error 0.25, other 9" in capsys.readouterr().out
+    assert "step 4: validation error 0.25, other 9" in capsys.readouterr().out
     (events,) = (tmp_path / "tensorboard").iterdir()
     tags = {
         value.tag
         for event in tf.compat.v1.train.summary_iterator(str(events))
         for value in event.summary.value
     }
-    assert {"train/loss", "train/twice", "train/residual", "held_out/error"} <= tags
+    assert {"train/loss", "train/twice", "train/residual", "validation/error"} <= tags
     assert "samples/steps" in tags
     assert "train/step" not in tags
+
+
+def test_numbers_that_float32_cannot_hold_reach_tensorboard(tmp_path):
+    progress = Progress(str(tmp_path), lambda row: {"perplexity": 1e300}, steps=4)
+    with progress.bar(0):
+        progress.row({**ROW, "loss": 690.8})
+    progress.scalars(3, "validation", {"perplexity": math.inf})
+    progress.writer.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    values = {
+        (value.tag, event.step): float(tf.make_ndarray(value.tensor))
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    }
+    assert values["train/perplexity", 2] == values["validation/perplexity", 3] == math.inf
+    assert values["train/loss", 2] == np.float32(690.8)
+
+
+def test_what_comes_again_is_dropped_everywhere(tmp_path):
+    progress = Progress(str(tmp_path), lambda row: {}, steps=4)
+    with progress.bar(0):
+        progress.row(ROW)
+        progress.row({**ROW, "step": 3})
+        progress.rewind(2)
+        progress.row({**ROW, "step": 3})
+    progress.writer.close()
+    assert [row["step"] for row in progress.curves.rows] == [2, 3]
+    steps = [
+        event.step
+        for path in (tmp_path / "tensorboard").iterdir()
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        if any(value.tag == "train/loss" for value in event.summary.value)
+    ]
+    assert sorted(steps) == [2, 3]

@@ -1,10 +1,15 @@
 """Steps that go wrong: skipped, counted, and after a number in a row back to the last good checkpoint."""
 
+import os
+import signal
+
 import keras
 import numpy as np
 import pytest
 
+from tests.checkpoint_cases import saved_numbers
 from tests.trainer_cases import CONFIG, make_trainer, weights_of
+from trainers.preemption import Preempted
 
 
 def poison_once(at):
@@ -110,3 +115,106 @@ def test_a_run_that_keeps_diverging_ends_with_a_diagnosis(tmp_path):
     assert "The last finite report, at step 9: gradient_norm" in text
     assert "spectral_radius 0.7" in text
     assert "--learning_rate" in text
+
+
+def spoil_once(at, value=1e4):
+    """Before a step, the first time that it is made, a weight becomes huge."""
+    spoilt = []
+
+    def spoil(step, model):
+        if step == at and not spoilt:
+            spoilt.append(step)
+            model.weights[0].assign(np.full([2, 1], value))
+
+    return spoil
+
+
+# Nothing but divergence_patience says when to look.
+SELDOM = {**CONFIG, "log_every": 1000, "evaluate_every": 1000, "checkpoint_every": 4}
+
+
+@pytest.mark.parametrize("config", [CONFIG, SELDOM], ids=["often", "seldom"])
+def test_finite_losses_far_above_a_guess_return_the_run_to_its_last_good_checkpoint(
+    tmp_path, config, capsys
+):
+    """From step 5 on the loss is about 1e8: the checkpoint of step 8 is not written."""
+    config = {**config, "max_rollbacks": 1}
+    trainer, model = make_trainer(tmp_path, config=config, at_step=spoil_once(5), uniform_loss=2.0)
+    columns = trainer.train()
+    assert columns["rollbacks"] == 1
+    assert columns["all_skipped_steps"] == 0
+    assert np.abs(model.weights[0].numpy()).max() < 10
+    text = capsys.readouterr().out
+    assert "a uniform guess has 2 nats" in text
+    assert "Going on from step 4 with 0.5 of the learning rate" in text
+
+
+def test_a_checkpoint_of_weights_that_were_bad_already_is_passed_over(tmp_path, capsys):
+    """What spoils the weights before step 8 was not seen yet when the checkpoint was written."""
+
+    config = {**CONFIG, "max_rollbacks": 1}
+    trainer, model = make_trainer(tmp_path, config=config, uniform_loss=2.0)
+    save, spoilt = trainer._state.save, []
+
+    def save_spoilt(step):
+        if step == 8 and not spoilt:
+            spoilt.append(step)
+            model.weights[0].assign(np.full([2, 1], 1e4))
+        save(step)
+
+    trainer._state.save = save_spoilt
+    assert trainer.train()["rollbacks"] == 1
+    assert "Going on from step 4" in capsys.readouterr().out
+    assert np.abs(model.weights[0].numpy()).max() < 10
+
+
+def test_a_lost_run_without_a_checkpoint_says_that_there_is_none(tmp_path):
+    trainer, _ = make_trainer(
+        tmp_path,
+        config={**CONFIG, "checkpoint_every": 1000, "max_rollbacks": 2},
+        at_step=spoil_once(2),
+        uniform_loss=2.0,
+    )
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train()
+    assert "No checkpoint had been written before." in str(caught.value)
+    assert "is kept" not in str(caught.value)
+
+
+def test_a_lost_run_names_what_it_leaves(tmp_path):
+    config = {**CONFIG, "evaluate_every": 3}
+    trainer, _ = make_trainer(tmp_path, config=config, nan_from=9)
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train()
+    assert f"The last checkpoint from before is kept: {tmp_path}" in str(caught.value)
+    assert "ckpt-8" in str(caught.value)
+    assert "The best, of step 6, is in" in str(caught.value)
+
+
+def test_weights_that_are_lost_are_not_saved_at_the_end_of_a_process(tmp_path, capsys):
+    spoil = spoil_once(6)
+
+    def spoil_and_end(step, model):
+        spoil(step, model)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer, _ = make_trainer(tmp_path, at_step=spoil_and_end, uniform_loss=2.0)
+    with pytest.raises(Preempted):
+        trainer.train()
+    assert "goes on from step 4" in capsys.readouterr().out
+    assert saved_numbers(tmp_path / "checkpoints") == [4]
+
+
+def test_a_spike_that_comes_right_by_itself_changes_nothing(tmp_path):
+    """Two steps of a loss ten times that of a guess are fewer than the patience."""
+
+    def spike(step, model):
+        kernel = model.weights[0]
+        if step == 5:
+            kernel.assign_add(np.full([2, 1], 9.0))
+        elif step == 7:
+            kernel.assign_add(np.full([2, 1], -9.0))
+
+    trainer, _ = make_trainer(tmp_path, at_step=spike, uniform_loss=2.0)
+    assert trainer.train()["rollbacks"] == 0

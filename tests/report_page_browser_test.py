@@ -19,7 +19,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 PLOTS = [
-    *("Loss", "Held-out bits per byte", "Residual, forward", "Residual, backward"),
+    *("Loss", "Validation bits per byte", "Residual, forward", "Residual, backward"),
     *("Solver steps, forward", "Solver steps, backward", "Learning rate", "Gradient norm"),
     "Bits per byte by budget",
 ]
@@ -41,7 +41,7 @@ def curves(loss):
         solve = {"residual": 1 / step, "steps": 5.0, "backward_residual": 0.1, "backward_steps": 2}
         rows.append({**row, "gradient_norm": None if step == 40 else 1.0, **solve})
         if step % 100 == 0:
-            rows.append({"step": step, **{f"held_out_{name}": v for name, v in ROW.items()}})
+            rows.append({"step": step, **{f"validation_{name}": v for name, v in ROW.items()}})
     return rows
 
 

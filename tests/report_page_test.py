@@ -25,7 +25,10 @@ FINISHED = Run(
             "seconds_per_step": 0.25,
             "peak_memory_mib": 1590.6,
         },
-        "test": {**ROW, "by_budget": {"0.5": ROW, "1.0": ROW}},
+        "test": {
+            **{**ROW, "standard_error": 0.125, "examples": 12, "tokens": 96},
+            "by_budget": {"0.5": ROW, "1.0": ROW},
+        },
     },
     {"train_steps": 40, "learning_rate": 0.01, "seed": 0},
     {"step": [20, 40], "loss": [3.0, 2.0]},
@@ -82,9 +85,11 @@ def test_tells_the_runs():
         "Steps": ("40", "20 of 80"),
         "Test bits per word": ("7.25", "–"),
         "Test perplexity": ("152.2", "–"),
+        "Test standard error": ("0.125", "–"),
+        "Examples tested": ("12", "–"),
         "Residual at the budget": ("5.0e-03", "–"),
         "Solver steps at the budget": ("6", "–"),
-        "Best step (held-out score)": ("40 (7.5)", "–"),
+        "Best step (validation score)": ("40 (7.5)", "–"),
         "Skipped steps": ("3", "2"),
         "Rollbacks": ("1", "–"),
         "Seconds per step": ("0.25", "0.5"),
@@ -127,7 +132,7 @@ def test_everything_from_files_is_escaped():
     start |= {"started": bad, "platform": bad, "commit": {"hash": bad, "changed": bad}}
     row = {bad: 1.0, "residual": bad, "steps": bad}
     metrics = {"test": {**row, "by_budget": {"1": row, bad: row}}, "train": {"best": bad}}
-    curves = {"step": [1, 2], "loss": [bad, 1.0], f"held_out_{bad}": [1.0, 2.0]}
+    curves = {"step": [1, 2], "loss": [bad, 1.0], f"validation_{bad}": [1.0, 2.0]}
     run = Run(bad, metrics, {bad: bad, "seed": [bad]}, curves, [start])
     text = page([run, TRAINING], bad)
     assert "<script" not in text

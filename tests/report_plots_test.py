@@ -11,9 +11,9 @@ CURVES = {
     "loss": [3.0, 2.5, None, 2.0],
     "residual": [None, 0.0, None, math.nan],
     "steps": [None, 4.0, None, 5.0],
-    "held_out_accuracy": [None, None, 0.5, None],
-    "held_out_residual": [None, None, 1e-2, None],
-    "held_out_steps": [None, None, 6.0, None],
+    "validation_accuracy": [None, None, 0.5, None],
+    "validation_residual": [None, None, 1e-2, None],
+    "validation_steps": [None, None, 6.0, None],
 }
 TEST = {
     "by_budget": {"0.5": {"accuracy": 0.8}, "1.0": {"accuracy": None}, "2.0": {"accuracy": 0.9}}
@@ -29,7 +29,7 @@ def test_draws_the_curves_that_any_run_has():
     plots = {plot.title: plot for plot in report_plots.curve_plots(runs)}
     assert list(plots) == [
         "Loss",
-        "Held-out accuracy",
+        "Validation accuracy",
         "Residual, forward",
         "Solver steps, forward",
     ]
@@ -38,7 +38,7 @@ def test_draws_the_curves_that_any_run_has():
     )
     assert {"a", "b"} <= set(texts(plots["Loss"].svg))
     # A run without the curve is not in the legend either.
-    assert "b" not in texts(plots["Held-out accuracy"].svg)
+    assert "b" not in texts(plots["Validation accuracy"].svg)
 
 
 def test_draws_quality_against_the_budget():

@@ -29,6 +29,13 @@ def test_reads_a_finished_run_and_one_that_trains(tmp_path):
     assert second.last("residual") is None
 
 
+def test_a_run_that_is_made_longer_is_in_progress(tmp_path):
+    folder = make_run(tmp_path / "a", {"config": {"train_steps": 40}}, rows=[{"step": 60}])
+    for steps, state in ((40, "finished"), (80, "in progress at step 60")):
+        write_json(f"{folder}/config.json", {"train_steps": steps})
+        assert report_run.read([folder])[0].state == state
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_folder_without_a_run_is_an_error_that_names_the_command(tmp_path, exists):
     folder = tmp_path / "empty"

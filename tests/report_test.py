@@ -15,16 +15,64 @@ def test_says_quality_places_and_next_steps(tmp_path):
     (tmp_path / "export" / "1").mkdir(parents=True)
     (tmp_path / "export" / "1" / "saved_model.pb").write_bytes(b"")
     text = "\n".join(report.summary(str(tmp_path)) + report.next_steps(str(tmp_path)))
-    assert "Held-out bits per byte: 1.900" in text
+    assert "Test bits per byte: 1.900" in text
     assert str(tmp_path / "export" / "1") in text
     assert "tensorboard --logdir" in text
     assert "-m trainers.language_model --dataset=text" in text
 
 
-def test_compares_with_the_baseline(tmp_path):
-    baseline = {"name": "1 explicit application", **ROW, "bits_per_byte": 2.05}
+@pytest.mark.parametrize(
+    ("bits", "words"),
+    [
+        (2.05, "(the equilibrium is better by 0.150 bits per byte)"),
+        (1.89, "(the baseline is better by 0.010 bits per byte)"),
+        (1.9001, "(the equilibrium is as good)"),
+    ],
+)
+def test_says_which_is_better(tmp_path, bits, words):
+    baseline = {"name": "1 explicit application", **ROW, "bits_per_byte": bits}
     write_json(str(tmp_path / "metrics.json"), {**METRICS, "baseline": baseline})
-    assert any("better by 0.150" in line for line in report.summary(str(tmp_path)))
+    assert any(words in line for line in report.summary(str(tmp_path)))
+
+
+def test_says_the_standard_error_and_of_what_it_is(tmp_path):
+    test = {**METRICS["test"], "standard_error": 0.0123, "examples": 3653, "tokens": 467584}
+    write_json(str(tmp_path / "metrics.json"), {"test": test})
+    lines = report.summary(str(tmp_path))
+    assert (
+        "  standard error of the bits per byte: 0.012, over 3,653 examples of 467,584 tokens in all"
+    ) in lines
+    assert not any("examples:" in line for line in lines)  # no figure of quality
+
+
+def test_names_no_export_that_is_not_there(tmp_path):
+    """The command that makes it, then the one that verifies it, then the one that serves it."""
+    write_json(str(tmp_path / "metrics.json"), METRICS)
+    write_json(str(tmp_path / "config.json"), {"dataset": "text"})
+
+    def said():
+        return [*report.summary(str(tmp_path)), *report.next_steps(str(tmp_path))]
+
+    export = tmp_path / "export"
+    (command,) = [line for line in said() if str(export) in line]
+    assert command.startswith("  export: ")
+    assert command.endswith(f" -m export.saved_model --workdir={tmp_path} --output={export}")
+    for version in ("9", "10"):
+        (export / version).mkdir(parents=True)
+        (export / version / "saved_model.pb").write_bytes(b"")
+    found = [line for line in said() if str(export) in line]
+    assert [line.split()[0] for line in found] == [
+        *(str(export / "9"), str(export / "10")),
+        *("verify:", "serve:"),
+    ]
+    assert found[2].endswith(f"--model={export / '10'}")
+    write_json(str(tmp_path / "export_report.json"), {})
+    assert not any(line.startswith("  verify:") for line in said())
+
+
+def test_a_run_without_a_text_is_exported_without(tmp_path):
+    write_json(str(tmp_path / "config.json"), {"train_steps": 5})
+    assert report.next_steps(str(tmp_path))[-1].endswith(" --notext")
 
 
 def test_no_run_is_an_error_that_names_the_command(tmp_path):
@@ -37,11 +85,11 @@ def test_no_run_is_an_error_that_names_the_command(tmp_path):
     [
         (
             {"bits_per_word": 7.0, "perplexity": 128.0, "residual": 5e-3, "steps": 6.0},
-            "Held-out bits per word: 7.000, perplexity: 128.000 "
+            "Test bits per word: 7.000, perplexity: 128.000 "
             "(relative residual 5.0e-03 after 6.0 steps on average)",
         ),
-        ({"accuracy": 0.9}, "Held-out accuracy: 0.900"),
-        ({}, "metrics.json holds no figures of held-out data."),
+        ({"accuracy": 0.9}, "Test accuracy: 0.900"),
+        ({}, "metrics.json holds no test figures."),
     ],
 )
 def test_figures_have_any_name(tmp_path, test, line):
@@ -68,7 +116,7 @@ def test_the_program_tells_every_run_and_writes_one_page(tmp_path):
     result = run(*folders)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    assert result.stdout.count("Held-out bits per byte: 1.900") == 2
+    assert result.stdout.count("Test bits per byte: 1.900") == 2
     assert result.stdout.count("What to do next:") == 1
     assert f"{folders[2]}: in progress at step 20" in result.stdout
     page = tmp_path / "a" / "run" / "report.html"

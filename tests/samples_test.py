@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfdeq
 from tfdeq import solvers
 from tfdeq.iteration import iterate
 from tfdeq.samples import aligned, choose, per_sample
@@ -45,3 +46,14 @@ def test_choose_takes_rows_of_a_nest():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         iterate(lambda z: 0.5 * z, tf.zeros([2, 3]), solvers.get("broyden"), **settings)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_rows_are_taken_but_for_what_samples_share(batch):
+    values = (tf.range(batch), tf.ones([1, 3]), tf.constant(2.0), tf.range(batch)[:, None])
+    indices = tf.range(batch)[::-1][:2]
+    rows, shared, scalar, other = tfdeq.samples.take_rows(values, indices)
+    np.testing.assert_array_equal(rows, indices)
+    np.testing.assert_array_equal(other[:, 0], indices)
+    np.testing.assert_array_equal(shared, np.ones([1, 3]))
+    assert float(scalar) == 2.0

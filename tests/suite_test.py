@@ -25,8 +25,8 @@ def _finished(folder, loss, depth=0):
         "loss": [loss + 1 / step for step in steps],
         # The highest is one that the thinned curve leaves out.
         "residual": [0.05 if step == 30 else 2e-3 for step in steps] if not depth else [None] * 100,
-        "held_out_loss": [loss if step % 500 == 0 else None for step in steps],
-        "held_out_residual": [1e-3 if step % 500 == 0 and not depth else None for step in steps],
+        "validation_loss": [loss if step % 500 == 0 else None for step in steps],
+        "validation_residual": [1e-3 if step % 500 == 0 and not depth else None for step in steps],
         "seconds_per_step": 0.6,
         "peak_memory_mib": 900.0,
     }
@@ -52,7 +52,7 @@ def test_what_is_kept_of_finished_runs(runs):
         "LSTM of ours": [0],
     }
     curves = runs["DEQ"][0]["curves"]
-    assert curves["held_out_loss"] == [[500, 1e-6], [1000, 1e-6]]
+    assert curves["validation_loss"] == [[500, 1e-6], [1000, 1e-6]]
     assert len(curves["loss"]) <= suite.POINTS
     assert curves["loss"][-1][0] == 1000
     assert 30 not in [step for step, _ in curves["residual"]]

@@ -9,6 +9,9 @@ def test_explicit_steps_follow_depth_and_the_shallow_start():
     assert task.explicit_steps_at(11, {**CONFIG, "depth": 4}) == 4
     assert task.explicit_steps_at(0, {**CONFIG, "shallow_share": 0.0}) == 0
     assert task.takeover_step(CONFIG) == 6
+    # It does not come again in a run that is made longer.
+    longer = {**CONFIG, "train_steps": 40, "shortest_train_steps": 12}
+    assert task.takeover_step(longer) == 6
 
 
 def test_the_budget_grows_from_the_takeover_to_the_end():

@@ -29,6 +29,8 @@ CONFIG = {
     "batch_size": 4,
     "precision": "float32",
     "ema": 0.0,
+    "keep": "last",
+    "seed": 0,
     "equilibrium_watch": "none",
     "watch_residual": 0.1,
     "steps_per_call": 1,
@@ -37,12 +39,19 @@ CONFIG = {
 }
 
 
-def make_trainer(
-    folder, nan_from=None, nan_once=False, seen=None, config=CONFIG, at_step=None, layers=()
+def make_task(
+    nan_from=None,
+    nan_once=False,
+    seen=None,
+    at_step=None,
+    layers=(),
+    evaluate=None,
+    uniform_loss=None,
 ):
-    """A trainer of a small regression.
+    """A small regression.
 
     at_step: (step, model) -> None, called before each batch. layers: what stands before the last one.
+    evaluate: (model) -> its validation error; None: some numbers. uniform_loss: see Task.
     """
     keras.utils.set_random_seed(3)
     model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
@@ -66,20 +75,27 @@ def make_trainer(
     def loss(model, batch, explicit_steps, max_steps, training):
         return tf.reduce_mean(tf.square(model(batch[0], training=training) - batch[1]))
 
-    task = Task(
+    return Task(
         model=model,
         loss=loss,
         batches=batches,
-        evaluate=lambda: {"error": next(scores)},
+        evaluate=lambda: {"error": evaluate(model) if evaluate else next(scores)},
         display=lambda row: {"loss": row["loss"]},
         tokens_per_step=4,
         equilibria=(),
         spectral_radius=lambda batch: tf.constant([0.7]),
+        uniform_loss=uniform_loss,
     )
+
+
+def make_trainer(folder, config=CONFIG, **settings):
+    """A trainer of `make_task`, and its model."""
+    task = make_task(**settings)
     schedule = ScalableSchedule(0.1)
-    optimizer = keras.optimizers.Adam(schedule)
+    average = {"use_ema": True, "ema_momentum": config["ema"]} if config["ema"] else {}
+    optimizer = keras.optimizers.Adam(schedule, **average)
     trainer = loop.Trainer(task, config, str(folder), optimizer, schedule.scale)
-    return trainer, model
+    return trainer, task.model
 
 
 def weights_of(model):

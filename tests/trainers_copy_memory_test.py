@@ -30,7 +30,7 @@ def test_learns_that_most_positions_are_blank(tmp_path):
         "--sequence_length=10",
         "--train_steps=60",
         "--learning_rate=1e-2",
-        "--warmup_steps=5",
+        "--warmup_share=0.08",
         "--width=16",
         "--heads=2",
         "--evaluate_every=60",

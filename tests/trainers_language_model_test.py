@@ -65,6 +65,12 @@ def test_leaves_metrics_pictures_logs_checkpoint_and_model(trained):
     metrics = json.loads((workdir / "metrics.json").read_text())
     keys = {"bits_per_byte", "residual", "steps"}
     assert keys | {"by_budget"} <= set(metrics["test"])
+    # The last twentieth of the one file, every byte but the first; the last window is cut short.
+    tokens = (trained / "words.txt").stat().st_size
+    tokens -= round(0.95 * tokens) + 1
+    assert metrics["test"]["tokens"] == tokens
+    assert metrics["test"]["examples"] == -(-tokens // 16)
+    assert 0 < metrics["test"]["standard_error"] < metrics["test"]["bits_per_byte"]
     assert keys | {"by_budget", "name"} <= set(metrics["baseline"])
     assert set(metrics["test"]["by_budget"]) == {"0.5", "1.0", "2.0", "4.0"}
     assert all(keys <= set(row) for row in metrics["test"]["by_budget"].values())
@@ -72,6 +78,7 @@ def test_leaves_metrics_pictures_logs_checkpoint_and_model(trained):
     rows = [metrics["test"]["by_budget"][budget] for budget in ("0.5", "1.0", "2.0")]
     assert rows[0]["steps"] < rows[1]["steps"]
     assert rows[0]["residual"] > rows[1]["residual"]
+    assert "validation_bits_per_byte" in metrics["train"]
     assert metrics["train"]["step"][-1] == 8
     for name in ("quality.png", "residual_by_solver_steps.png", "convergence.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
@@ -164,7 +171,7 @@ def test_resumes_from_the_checkpoint_before_a_corrupt_one(trained):
     [
         (("--files=/nonexistent/*.txt",), "/nonexistent"),
         (("--dataset=ptb", "--data_dir=/nonexistent"), "/nonexistent"),
-        (("--baseline", "--model=lstm", "--depth=1"), "--baseline trains one application of"),
+        (("--baseline", "--depth=1"), "--baseline trains one application of"),
         (("--heads=3",), "heads must divide width; received width 16, heads 3"),
     ],
 )

@@ -14,6 +14,7 @@ from tfdeq import FixedPointIteration, baselines
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from trainers import language_model  # defines the flags
+from trainers.data import TokenData
 from trainers.models import (
     BASELINES,
     CELLS,
@@ -251,3 +252,17 @@ def test_the_radius_is_the_same_each_time_and_below_one_where_it_contracts(model
     assert first.shape == (3,)
     np.testing.assert_array_equal(first, second)
     assert 0 < float(tf.reduce_max(first)) < 1
+
+
+@pytest.mark.parametrize("unit", ["byte", "word"])
+def test_a_task_knows_the_uniform_guess_and_shows_any_loss(unit):
+    tokens = np.zeros(100, "int32")
+    data = TokenData(tokens, tokens, tokens, 9, unit, None, "")
+    config = configuration(evaluation_windows=4)
+    task = language_model.make_experiment(config, data).task
+    assert task.uniform_loss == pytest.approx(math.log(9))
+    # exp of it is beyond float32 in the first, beyond any number in the second.
+    for loss, perplexity in ((100.0, math.exp(100.0)), (800.0, math.inf)):
+        shown = task.display({"loss": loss})
+        assert shown["loss"] == loss
+        assert shown.get("perplexity", perplexity) == pytest.approx(perplexity)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tfdeq.models  # noqa: F401, registers the model that Keras loads
+from tests.event_files_test import events
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 FLAGS = ("--train_steps=6", "--log_every=1", "--evaluate_every=6", "--checkpoint_every=1",
@@ -21,8 +22,7 @@ FLAGS = ("--train_steps=6", "--log_every=1", "--evaluate_every=6", "--checkpoint
          "--feedforward=32", "--recurrent_scale=1", "--dropout=0.1", "--shallow_share=0.2",
          "--nojit_compile", "--steps_per_call=2", "--ema=0.5")  # fmt: skip
 TRAINERS = {
-    "language_model": ("--dataset=text", "--files=words.txt", "--prepared_dir=prepared",
-                       "--evaluation_windows=8"),
+    "language_model": ("--dataset=text", "--files=words.txt", "--prepared_dir=prepared"),
     "copy_memory": ("--evaluation_batches=2",),
 }  # fmt: skip
 # Segments whose keys and values go on from step to step, and from checkpoint to continuation.
@@ -56,7 +56,7 @@ def results(workdir):
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        pytest.param("language_model", (), id="language_model"),
+        pytest.param("language_model", ("--evaluation_windows=8",), id="language_model"),
         pytest.param("copy_memory", (), id="copy_memory", marks=pytest.mark.slow),
         pytest.param("language_model", MEMORY, id="memory", marks=pytest.mark.slow),
     ],
@@ -80,3 +80,8 @@ def test_killed_after_three_steps(name, flags, tmp_path):
     assert killed[:2] == whole[:2]
     for one, other in zip(killed[2], whole[2], strict=True):
         np.testing.assert_array_equal(one, other)
+    shown = events(tmp_path / "killed" / "tensorboard")
+    missing = {*events(tmp_path / "whole" / "tensorboard")} - {*shown}
+    # A start's first step, which compiles, has no time.
+    assert all("second" in tag for tag, _ in missing), missing
+    assert set(shown.values()) == {1}

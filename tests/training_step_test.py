@@ -113,7 +113,7 @@ def test_steps_that_are_not_finite_are_counted_in_a_row_and_in_all():
         before = model.get_weights()
         step.run(data, [SETTINGS])
         same = all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
-        seen.append((int(step.consecutive), int(step.skipped), same))
+        seen.append((int(step.divergence.consecutive), int(step.skipped), same))
     assert seen == [
         (0, 0, False),
         (1, 1, True),

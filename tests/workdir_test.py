@@ -23,41 +23,6 @@ def test_write_atomically_leaves_the_old_file_when_the_writer_fails(tmp_path):
     assert os.listdir(tmp_path) == ["value.json"]
 
 
-CONFIG = {"width": 8, "log_every": 10}
-
-
-def write_config(folder):
-    workdir.write_json(os.path.join(folder, "config.json"), CONFIG)
-
-
-def test_a_new_folder_is_free_and_stays_untouched(tmp_path):
-    folder = tmp_path / "run"
-    assert not workdir.check_configuration(str(folder), CONFIG)
-    assert not folder.exists()
-
-
-def test_the_same_configuration_goes_on_and_another_is_refused(tmp_path):
-    write_config(tmp_path)
-    assert workdir.check_configuration(str(tmp_path), CONFIG)
-    with pytest.raises(ValueError, match=r"another configuration: --width: 8 there, 16 received"):
-        workdir.check_configuration(str(tmp_path), {**CONFIG, "width": 16})
-    assert workdir.read_json(tmp_path / "config.json") == CONFIG
-
-
-def test_reporting_may_differ(tmp_path):
-    write_config(tmp_path)
-    assert workdir.check_configuration(
-        str(tmp_path), {**CONFIG, "log_every": 5}, may_differ=("log_every",)
-    )
-
-
-def test_a_file_is_no_workdir(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("x")
-    with pytest.raises(NotADirectoryError, match="is a file"):
-        workdir.check_configuration(str(path), {})
-
-
 def test_a_folder_has_one_writer_who_removes_what_a_killed_one_left(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -88,8 +53,15 @@ def test_curves_survive_a_half_written_line_and_rewind(tmp_path):
         file.write('{"step": 40, "lo')
     again = workdir.Curves(path)
     again.rewind(20)
-    again.append({"step": 30, "held_out": 2.0})
+    again.append({"step": 30, "validation": 2.0})
     columns = workdir.Curves(path).columns()
     assert columns["step"] == [10, 20, 30]
     assert columns["loss"] == [0.1, 0.05, None]
-    assert columns["held_out"] == [None, None, 2.0]
+    assert columns["validation"] == [None, None, 2.0]
+
+
+def test_rows_of_older_runs_are_read(tmp_path):
+    """What is called validation now was called held_out."""
+    path = tmp_path / "curves.jsonl"
+    path.write_text('{"step": 4, "held_out_loss": 2.0}\n')
+    assert workdir.Curves(str(path)).columns() == {"step": [4], "validation_loss": [2.0]}

@@ -17,9 +17,8 @@ FLAGS = (
     "--heads=2",
     "--feedforward=32",
     "--recurrent_scale=1",  # something to solve from the first step on
-    "--warmup_steps=10",
+    "--warmup_share=0.2",
     "--shallow_share=0.2",
-    "--jacobian_penalty=0",  # each replica draws its own noise, for its own rows
     "--evaluation_windows=16",
     "--log_every=1",
 )
@@ -30,13 +29,21 @@ def write_text(folder):
     (folder / "words.txt").write_text(" ".join(words))
 
 
-def start(folder, workdir, *flags, tf_config=None):
-    """Starts the language model's trainer on the text in a folder; returns the process."""
+def start(folder, workdir, *flags, tf_config=None, before=""):
+    """Starts the language model's trainer on the text in a folder; returns the process.
+
+    Args:
+        before: Python code that its process runs first.
+    """
     environment = {**os.environ}
     environment.pop("TF_CONFIG", None)
     if tf_config is not None:
         environment["TF_CONFIG"] = json.dumps(tf_config)
-    command = [sys.executable, "-m", "trainers.language_model", *FLAGS, f"--workdir={workdir}"]
+    # With a memory all of the validation and test text is read, and a number of windows is refused.
+    own = [f for f in FLAGS if "--carry_memory" not in flags or "windows" not in f]
+    program = f"{before}\nfrom trainers import language_model\nlanguage_model.run()"
+    how = ["-c", program] if before else ["-m", "trainers.language_model"]
+    command = [sys.executable, *how, *own, f"--workdir={workdir}"]
     command += [f"--files={folder / '*.txt'}", f"--prepared_dir={folder / 'prepared'}", *flags]
     return subprocess.Popen(
         command,
@@ -48,8 +55,12 @@ def start(folder, workdir, *flags, tf_config=None):
     )
 
 
-def start_workers(count, folder, workdir, *flags):
-    """Starts so many workers of one run, on free ports of loopback; the first is the chief."""
+def start_workers(count, folder, workdir, *flags, before=None):
+    """Starts so many workers of one run, on free ports of loopback; the first is the chief.
+
+    Args:
+        before: index of a worker -> Python code that its process runs first.
+    """
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
     for one in sockets:
@@ -64,6 +75,7 @@ def start_workers(count, folder, workdir, *flags):
                 "cluster": {"worker": addresses},
                 "task": {"type": "worker", "index": index},
             },
+            before=(before or {}).get(index, ""),
         )
         for index in range(count)
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeq import adjoints, solvers
+from tfdeq import adjoints, batch_part, solvers
 from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.explicit import apply_explicitly
 from tfdeq.fixed_point import fixed_point, mark_non_finite
@@ -15,8 +15,8 @@ from tfdeq.functional_cell import UnknownSizeError
 from tfdeq.limits import Limits
 from tfdeq.masks import attach_masks
 from tfdeq.pure_cell import PureCell, require_two_inputs
-from tfdeq.regularizers import jacobian_penalty as jacobian_penalty_of
-from tfdeq.samples import finite_rows, random_rows, rows_of, without_rows
+from tfdeq.regularizers import estimated_penalty
+from tfdeq.samples import finite_rows, rows_of, take_rows, without_rows
 from tfdeq.scoped_call import ScopedCall
 from tfdeq.solution import Solution
 from tfdeq.solvers.solver import require_integer, require_positive_integer
@@ -56,8 +56,9 @@ class DEQLayer(keras.layers.Layer):
         jacobian_penalty: weight of ‖∂f/∂z‖²_F / D in the loss, >= 0 (see
             `tfdeq.jacobian_penalty`); 0.1 to 1 keeps long training steady. Default 0: none.
         jacobian_penalty_fraction: share of the batch that the penalty is estimated on, in (0, 1]:
-            rows drawn anew in each call, by the layer's seed generator. What the cell draws or
-            averages for a batch (Dropout, BatchNormalization) it does for these rows. Default 0.25.
+            rows evenly spread from a first one that each call draws, by the layer's seed generator.
+            What the cell draws or averages for a batch (Dropout, BatchNormalization) it does for
+            these rows. Default 0.25.
         jacobian_penalty_power_steps: power iterations on the penalty's noise, >= 0 (see
             `tfdeq.jacobian_penalty`). Default 0.
         training_max_steps: evaluations at most in training, where a call names none: a number; or a
@@ -471,7 +472,8 @@ class DEQLayer(keras.layers.Layer):
         if not isinstance(self.training_max_steps, tuple):
             return self.training_max_steps
         lowest, highest = self.training_max_steps
-        return keras.random.randint((), lowest, highest + 1, seed=self._seed_generator)
+        seed = tf.cast(self._next_seed(), tf.int64)
+        return tf.random.stateless_uniform((), seed, lowest, highest + 1, tf.int32)
 
     def _as_output(self, z: Any, masks: Any) -> Any:
         z = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), z)
@@ -483,22 +485,32 @@ class DEQLayer(keras.layers.Layer):
     def _add_penalty(self, f, z, x, theta, masks):
         if self.jacobian_penalty == 0.0:
             return
-        if self.jacobian_penalty_fraction < 1.0:
-            batch = tf.nest.flatten(z)[0].shape[0]
-            if batch is None:
-                batch = tf.cast(tf.shape(tf.nest.flatten(z)[0])[0], tf.float64)
-                rows = tf.cast(tf.math.ceil(batch * self.jacobian_penalty_fraction), tf.int32)
-            else:
-                rows = math.ceil(batch * self.jacobian_penalty_fraction)
-            z, x, masks = random_rows((z, x, masks), rows, self._seed_generator.next())
-        penalty = jacobian_penalty_of(
+        part, chosen = batch_part.current(), None
+        if self.jacobian_penalty_fraction < 1.0 or part is not None:
+            batch = rows_of(tf.nest.flatten(z)[0])
+            fraction = self.jacobian_penalty_fraction
+            chosen = batch_part.choose_rows(batch, fraction, self._next_seed(), part)
+            if fraction < 1.0:
+                z, x, masks = take_rows((z, x, masks), chosen.rows)
+        penalty = estimated_penalty(
             f,
             z,
             (x, theta, masks) if masks else (x, theta),
+            probes=1,
             power_steps=self.jacobian_penalty_power_steps,
-            seed=self._seed_generator.next(),
+            seed=self._next_seed(),
+            chosen=chosen,
         )
+        if chosen is not None and chosen.there is not None:
+            # Parts count alike in the mean over them, which is to be that over the rows.
+            here = tf.cast(tf.math.count_nonzero(chosen.there), penalty.dtype)
+            penalty *= here * part.count / tf.cast(tf.maximum(chosen.total, 1), penalty.dtype)
         self.add_loss(self.jacobian_penalty * penalty)
+
+    def _next_seed(self) -> tf.Tensor:
+        """[2] integers: the layer's generator's, or what all parts of a batch share."""
+        part = batch_part.current()
+        return self._seed_generator.next() if part is None else part.next_seed()
 
 
 def _checked_budget(budget: Any, most: int) -> int | tuple[int, int] | None:

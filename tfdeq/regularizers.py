@@ -7,6 +7,7 @@ import tensorflow as tf
 from ml_dtypes import finfo  # numpy's does not know bfloat16
 
 from tfdeq.arnoldi import krylov_space, largest_modulus
+from tfdeq.batch_part import ChosenRows
 from tfdeq.samples import aligned
 from tfdeq.solvers.solver import require_integer, require_positive_integer
 from tfdeq.state_layout import StateLayout
@@ -64,13 +65,34 @@ def jacobian_penalty(
     """
     require_positive_integer("probes", probes)
     require_integer("power_steps", power_steps, lowest=0)
+    return estimated_penalty(f, z, args, probes, power_steps, seed)
+
+
+def estimated_penalty(
+    f: Callable[..., Any],
+    z: Any,
+    args: Any,
+    probes: int,
+    power_steps: int,
+    seed: Any,
+    chosen: ChosenRows | None = None,
+) -> tf.Tensor:
+    """`jacobian_penalty` of some of the rows that were chosen in a batch, with the noise of these.
+
+    Args:
+        chosen: what the rows of z are among all that were chosen, whose noise follows from the seed
+            and their number there. Default None: they are all.
+    """
     leaves, product = _linearise(f, z, args)
     dtype = StateLayout(leaves).dtype
     elements = tf.cast(_elements(leaves, product, seed), dtype)
+    if chosen is not None and chosen.there is not None:
+        elements *= tf.cast(chosen.there, dtype)
     total = tf.zeros([], dtype)
     for probe in range(probes):
         vectors = [
-            _signs(leaf, seed, probe * len(leaves) + index) for index, leaf in enumerate(leaves)
+            _signs(leaf, seed, probe * len(leaves) + index, chosen)
+            for index, leaf in enumerate(leaves)
         ]
         for _ in range(power_steps):
             images = [tf.stop_gradient(part) for part in product(vectors)]
@@ -178,7 +200,7 @@ def _elements(leaves: list[tf.Tensor], product: Callable[..., Any], seed: Any) -
         return tf.fill(batch, tf.add_n(sizes))
     # Sums of signs cancel exactly in some Jacobians; those of normal noise do not.
     noise = [
-        tf.cast(_noise("normal", leaf, seed, -1 - index), leaf.dtype)
+        tf.cast(_noise("normal", tf.shape(leaf), seed, -1 - index), leaf.dtype)
         for index, leaf in enumerate(leaves)
     ]
     counts = tf.zeros(batch, tf.float32)
@@ -192,20 +214,25 @@ def _elements(leaves: list[tf.Tensor], product: Callable[..., Any], seed: Any) -
     return tf.stop_gradient(counts)
 
 
-def _signs(leaf: tf.Tensor, seed: Any, index: int) -> tf.Tensor:
-    """Independent signs ±1 of the leaf's shape and dtype."""
-    uniform = _noise("uniform", leaf, seed, index)
-    return tf.where(uniform < 0.5, -tf.ones_like(leaf), tf.ones_like(leaf))
+def _signs(leaf: tf.Tensor, seed: Any, index: int, chosen: ChosenRows | None = None) -> tf.Tensor:
+    """Independent signs ±1 of the leaf's shape and dtype; zeros in rows that only fill it up."""
+    if chosen is None or chosen.numbers is None:
+        uniform = _noise("uniform", tf.shape(leaf), seed, index)
+        return tf.where(uniform < 0.5, -tf.ones_like(leaf), tf.ones_like(leaf))
+    shape = tf.concat([[chosen.total], tf.shape(leaf)[1:]], axis=0)
+    uniform = tf.gather(_noise("uniform", shape, seed, index), chosen.numbers)
+    signs = tf.where(uniform < 0.5, -tf.ones_like(leaf), tf.ones_like(leaf))
+    return tf.where(aligned(chosen.there, leaf), signs, tf.zeros_like(leaf))
 
 
-def _noise(name: str, leaf: tf.Tensor, seed: Any, index: int) -> tf.Tensor:
-    """Noise "uniform" or "normal" of the leaf's shape, float32."""
+def _noise(name: str, shape: tf.Tensor, seed: Any, index: int) -> tf.Tensor:
+    """Noise "uniform" or "normal" of a shape, float32."""
     if seed is None:
-        return getattr(tf.random, name)(tf.shape(leaf))
+        return getattr(tf.random, name)(shape)
     # Hashed: [s, t] plus an index would be [s, t + 1], which a seed generator gives next.
     seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
     seed = tf.random.experimental.stateless_fold_in(seed, tf.constant(index, tf.int64))
-    return getattr(tf.random, f"stateless_{name}")(tf.shape(leaf), seed)
+    return getattr(tf.random, f"stateless_{name}")(shape, seed)
 
 
 def _unit_mean_square(parts: list[tf.Tensor], elements: tf.Tensor) -> list[tf.Tensor]:

@@ -163,22 +163,6 @@ def power_of_two(values: tf.Tensor) -> tf.Tensor:
     return tf.where(usable, power, tf.ones_like(power))
 
 
-def random_rows(values: Any, rows: tf.Tensor, seed: Any) -> Any:
-    """Returns some of the batch's rows, the same ones of every leaf, drawn without repetition.
-
-    Args:
-        values: nest of [B, ...], or [1, ...] and scalars for what all samples share; the first leaf
-            has the batch's B rows.
-        rows: how many, at most B: an integer, or a scalar tensor.
-        seed: [2] integers.
-    """
-    first = tf.nest.flatten(values)[0]
-    seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
-    order = tf.argsort(tf.random.stateless_uniform(tf.shape(first)[:1], seed))[:rows]
-
-    return take_rows(values, order)
-
-
 def take_rows(values: Any, indices: tf.Tensor) -> Any:
     """Returns the rows that indices [n] int32 name.
 

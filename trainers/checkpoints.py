@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,13 +13,17 @@ from absl import logging
 _NAME = re.compile(r"ckpt-([0-9]+)\.(?:index|data-.*)")
 _STATE = "checkpoint"
 _UNFINISHED = "unfinished"
+_FINISHED = "finished"
+_DAMAGE = (tf.errors.NotFoundError, tf.errors.DataLossError, tf.errors.OutOfRangeError)
 
 
 class Checkpoints:
     """The last few checkpoints of a run, restored from the newest one that is whole.
 
     A checkpoint is written in a folder of its own inside `folder`, with the state file that will name
-    it, and moved into place when all of it is on the disk; older ones are removed after that.
+    it. That folder is renamed when all of it is on the disk, and its files are moved into place; older
+    ones are removed after that. Where a process was killed between two of these moves, the next one
+    makes the rest of them.
 
     Args:
         folder: where they lie and are written.
@@ -36,6 +40,7 @@ class Checkpoints:
         self._keep = keep
         self._read_from = folder if read_from is None else read_from
         self._checkpoint = tf.train.Checkpoint(**objects)
+        _finish_moves(folder)
         self._paths = _checkpoint_paths(folder)  # the one saved last is the last
         _repair_state(folder)
 
@@ -49,24 +54,31 @@ class Checkpoints:
         path = os.path.join(self._folder, f"ckpt-{step}")
         others = [other for other in self._paths if other != path]
         kept = [*filter(_is_there, others), path][-self._keep :]
-        unfinished = os.path.join(self._folder, _UNFINISHED)
+        unfinished, finished = self._own_folders()
         try:
             self._write(unfinished, path, kept)
+            # From here on it is whole, wherever its files lie.
+            os.rename(unfinished, finished)
             self._paths = [*others, path]
-            _move_into_place(unfinished, self._folder)
+            _move_into_place(finished, self._folder)
         except (OSError, tf.errors.OpError) as error:
             if not _is_there(path):
                 _remove(path)
             raise OSError(self._failure(step, error)) from error
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            for folder in (unfinished, finished):
+                shutil.rmtree(folder, ignore_errors=True)
         for other in others:
             if other not in kept:
                 _remove(other)
         self._paths = kept
 
+    def _own_folders(self) -> list[str]:
+        return [os.path.join(self._folder, name) for name in (_UNFINISHED, _FINISHED)]
+
     def _write(self, unfinished: str, path: str, kept: Sequence[str]) -> None:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it wrote
+        for folder in self._own_folders():  # of a run that was killed while it wrote
+            shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(unfinished)
         self._checkpoint.save_counter.assign_add(1)  # Checkpoint.restore asks for it
         self._checkpoint.write(os.path.join(unfinished, os.path.basename(path)))
@@ -85,31 +97,94 @@ class Checkpoints:
             "right what the reason names; the same command then goes on from the last good checkpoint."
         )
 
-    def restore(self) -> bool:
+    @property
+    def latest_path(self) -> str | None:
+        """Path of the newest checkpoint that there is to restore, whether or not it can be read."""
+        return next(iter(reversed(_checkpoint_paths(self._read_from))), None)
+
+    def restore(self, before: int | None = None, words: str = "Resuming from") -> bool:
         """Restores the newest readable checkpoint and returns whether there was one.
+
+        A single one without its index was never whole: a run was killed while it wrote its first.
+
+        Args:
+            before: prefer those of earlier steps than this one. words: what is said, before the path.
 
         Raises:
             ValueError: if there are checkpoints and none of them can be read.
         """
+        path = self._first_good(self._restore, before)
+        if path is not None:
+            print(f"{words} {path}.", flush=True)
+        return path is not None
+
+    def newest(self, before: int | None = None) -> int | None:
+        """Returns the step of the newest checkpoint whose values can all be read; None without any.
+
+        Args:
+            before: prefer those of earlier steps than this one.
+
+        Raises:
+            ValueError: as `restore` does.
+        """
+
+        def read(path: str) -> None:
+            reader = tf.train.load_checkpoint(path)
+            for name in reader.get_variable_to_shape_map():
+                reader.get_tensor(name)
+
+        path = self._first_good(read, before)
+        return None if path is None else _number(path)
+
+    def restore_step(self, step: int, words: str = "Resuming from") -> None:
+        """Restores the checkpoint of a step.
+
+        Args:
+            words: what is said, before the path.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        path = os.path.join(self._read_from, f"ckpt-{step}")
+        try:
+            self._restore(path)
+        except Exception as error:  # a damaged file raises whatever the reader maps it to
+            if isinstance(error, tf.errors.OpError) and not isinstance(error, _DAMAGE):
+                raise  # another worker may be lost
+            raise ValueError(
+                f"The checkpoint {path} cannot be read: {_first_line(error)}. All workers need to see the "
+                "same --workdir."
+            ) from error
+        print(f"{words} {path}.", flush=True)
+
+    def _restore(self, path: str) -> None:
+        status = self._checkpoint.restore(path).assert_existing_objects_matched()
+        status.expect_partial()  # else it warns of what was not asked for
+
+    def _first_good(self, attempt: Callable[[str], None], before: int | None) -> str | None:
+        """The newest checkpoint that an attempt at it does not fail with."""
         paths = list(reversed(_checkpoint_paths(self._read_from)))
+        if len(paths) == 1 and not _is_there(paths[0]):
+            print(f"{paths[0]} is not whole, and the only one; starting over.", flush=True)
+            return None
+        if before is not None:
+            paths.sort(key=lambda path: _number(path) >= before)
         for path in paths:
             try:
-                self._checkpoint.restore(path).assert_existing_objects_matched()
+                attempt(path)
             except Exception as error:  # a damaged file raises whatever the reader maps it to
                 logging.warning("The checkpoint %s cannot be read: %s", path, _first_line(error))
-                print(
-                    f"The checkpoint {path} cannot be read; trying the one before it.", flush=True
-                )
+                rest = "" if path == paths[-1] else "; trying the one before it"
+                print(f"The checkpoint {path} cannot be read{rest}.", flush=True)
                 self._remove_first(path)
                 continue
-            print(f"Resuming from {path}.", flush=True)
-            return True
+            return path
         if paths:
             raise ValueError(
                 f"None of the checkpoints {', '.join(paths)} can be read. Restore a copy of them, or "
                 "delete their folder to start over."
             )
-        return False
+        return None
 
     def _remove_first(self, path: str) -> None:
         """Has a damaged checkpoint be the first to be removed, before any that is good."""
@@ -125,6 +200,10 @@ def _checkpoint_paths(folder: str) -> list[str]:
     return [os.path.join(folder, f"ckpt-{number}") for number in numbers]
 
 
+def _number(path: str) -> int:
+    return int(path.rpartition("-")[2])
+
+
 def _is_there(path: str) -> bool:
     return os.path.exists(f"{path}.index")  # moved into place after the data
 
@@ -137,11 +216,22 @@ def _remove(path: str) -> None:
             os.remove(os.path.join(folder, name))
 
 
-def _move_into_place(unfinished: str, folder: str) -> None:
-    names = sorted(name for name in os.listdir(unfinished) if name != _STATE)
-    for name in [*names, _STATE]:  # data, index, and what names them
-        os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
+def _move_into_place(finished: str, folder: str) -> None:
+    # Data, index, and what names them.
+    for name in sorted(os.listdir(finished), key=lambda name: (name == _STATE, name)):
+        os.replace(os.path.join(finished, name), os.path.join(folder, name))
     _flush(folder)
+    os.rmdir(finished)
+
+
+def _finish_moves(folder: str) -> None:
+    """Moves into place what a process that was killed had written whole."""
+    finished = os.path.join(folder, _FINISHED)
+    if os.path.isdir(finished):
+        try:
+            _move_into_place(finished, folder)
+        except OSError as error:  # what is in place is restored, or the one before
+            logging.warning("%s cannot be moved into place: %s", finished, error)
 
 
 def _flush(path: str) -> None:

@@ -3,6 +3,7 @@
 --sequence_length is the task's T, the steps that ten symbols are to be remembered for.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +14,20 @@ from trainers import experiment, program
 from trainers.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
 from trainers.evaluation import Evaluator
 from trainers.experiment import Experiment
-from trainers.flags import bound, configuration, define_shared_flags, set_up_process
+from trainers.flags import (
+    bound,
+    check_uses,
+    configuration,
+    define_shared_flags,
+    set_up_process,
+)
+from trainers.last_lines import last_lines
 from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.task import Task
 
 FLAGS = flags.FLAGS
 
-# Batches of held-out examples are drawn by seeds that no training seed has.
+# Examples of validation and test are drawn by seeds that no training seed has.
 _VALIDATION, _TEST = 2**62, 2**62 + 1
 
 
@@ -31,9 +39,17 @@ def _define_flags() -> list[str]:
         *define_model_flags(width=32, feedforward=64),
     ]
     flags.DEFINE_integer(
-        "evaluation_batches", 8, "Batches of fresh examples per evaluation. Default: 8."
+        "evaluation_batches",
+        2,
+        "Batches of fresh examples in each evaluation during training. Default: 2.",
     )
-    bound("evaluation_batches", lambda value: value >= 1, "must be at least 1")
+    flags.DEFINE_integer(
+        "test_batches",
+        8,
+        "Batches of other fresh examples in the test after training, of each T. Default: 8.",
+    )
+    for name in ("evaluation_batches", "test_batches"):
+        bound(name, lambda value: value >= 1, "must be at least 1")
     flags.DEFINE_list(
         "test_lengths",
         ["100", "200", "300"],
@@ -45,7 +61,7 @@ def _define_flags() -> list[str]:
         lambda value: all(one.isdigit() and int(one) for one in value),
         "must be whole numbers of at least 1",
     )
-    return [*names, "evaluation_batches", "test_lengths"]
+    return [*names, "evaluation_batches", "test_batches", "test_lengths"]
 
 
 def make_experiment(config: Mapping[str, Any]) -> Experiment:
@@ -78,27 +94,26 @@ def make_experiment(config: Mapping[str, Any]) -> Experiment:
             jit_compile=config["jit_compile"],
         )
 
-    count = config["evaluation_batches"]
-    quarter = max(count // 4, 1)
-
     def test() -> dict[str, Any]:
+        count = config["test_batches"]
         lengths = [int(other) for other in config["test_lengths"]]
         readable = [other for other in lengths if model.remembers or other + 2 * COPIED <= length]
         if len(readable) < len(lengths):
             left_out = ", ".join(str(other) for other in lengths if other not in readable)
             print(f"Not tested on T = {left_out}: this model reads no longer texts than its own.")
-        by_length = {str(T): evaluator(_TEST, quarter, T).evaluate() for T in readable}
+        by_length = {str(T): evaluator(_TEST, count, T).evaluate() for T in readable}
         return {**evaluator(_TEST, count).results(), "by_length": by_length}
 
     task = Task(
         model=model,
         loss=make_loss(config),
         batches=batches,
-        evaluate=evaluator(_VALIDATION, quarter).evaluate,
+        evaluate=evaluator(_VALIDATION, config["evaluation_batches"]).evaluate,
         display=lambda row: {"loss": row["loss"]},
         tokens_per_step=config["batch_size"] * length,
         equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
+        uniform_loss=math.log(VOCABULARY_SIZE),
     )
     return Experiment(task, test, output_layers=["readout"])
 
@@ -114,7 +129,8 @@ def train(
 
 
 def main() -> None:
-    # First of all: it sets up the devices.
+    check_uses()
+    # Before anything else is computed: it sets up the devices.
     strategy = set_up_process()
     config = configuration(CONFIGURATION_FLAGS)
     if FLAGS.dry_run:
@@ -122,13 +138,12 @@ def main() -> None:
         return
     metrics = train(config, FLAGS.workdir, strategy)
     if metrics:
-        numbers = {k: v for k, v in metrics["test"].items() if isinstance(v, float)}
-        print(f"test: {', '.join(f'{k} {v:.4g}' for k, v in numbers.items())}")
+        print("\n".join(last_lines(metrics, FLAGS.workdir)))
 
 
 def run() -> None:
     """Entry point of the console script."""
-    program.run(main)
+    program.run(main, resumable=True)
 
 
 if __name__ == "__main__":

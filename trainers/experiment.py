@@ -10,19 +10,16 @@ import tensorflow as tf
 
 from trainers import dry_run as rehearsal
 from trainers import environment
-from trainers.flags import may_differ
+from trainers.flags import before_it_existed, may_differ
 from trainers.loop import Trainer
+from trainers.lost_workers import other_worker_lost
 from trainers.optimizers import learning_rate_schedule, make_optimizer
+from trainers.preemption import hear_requests
 from trainers.process_memory import peak_resident_bytes
-from trainers.strategies import is_chief
-from trainers.task import Task
-from trainers.workdir import (
-    check_configuration,
-    locked,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from trainers.resumption import PLACES_OF_DATA, check_configuration, finished, going_on
+from trainers.strategies import is_chief, several_workers
+from trainers.task import SHORTEST, Task
+from trainers.workdir import locked, read_json, write_atomically, write_json
 
 
 class Experiment(NamedTuple):
@@ -57,8 +54,9 @@ def train(
     """Trains to the end, resuming from workdir, and returns the metrics.
 
     Leaves in workdir: config.json, environment.json, checkpoints/, tensorboard/, curves.jsonl,
-    model.keras, metrics.json and what the experiment adds. A finished run is not trained again. Of
-    several workers the chief writes; workdir must be a folder that all of them see.
+    model.keras, metrics.json and what the experiment adds. A finished run is not trained again, but one
+    of fewer steps goes on from its last checkpoint. Of several workers the chief writes; workdir must be
+    a folder that all of them see.
 
     Args:
         build: makes the experiment; is called in the strategy's scope, with Keras's seed set.
@@ -70,20 +68,32 @@ def train(
 
     Raises:
         ValueError: if workdir holds a run of another configuration.
+        OSError: if workdir cannot be written.
+        Preempted: if the run was asked to end, or another worker was lost.
     """
+    hear_requests()
     strategy = strategy or tf.distribute.get_strategy()
-    resumed = check_configuration(workdir, config, may_differ=may_differ(config))
-    metrics = read_json(os.path.join(workdir, "metrics.json"))
+    resumed = check_resumption(workdir, config)
+    config = going_on(workdir, config)
+    metrics = finished(workdir, config)
     if metrics is not None:
+        if is_chief(strategy):
+            _record(workdir, config)
         print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
         return metrics
-    if not is_chief(strategy):
+    with other_worker_lost(several_workers(strategy)):
+        if is_chief(strategy):
+            with locked(workdir):
+                return _train(build, config, workdir, strategy, resumed)
         with tempfile.TemporaryDirectory(prefix="tfdeq-worker-") as own:
             experiment = _build(build, config, strategy)
             make_trainer(config, own, experiment, strategy, read_from=workdir).train()
-        return None
-    with locked(workdir):
-        return _train(build, config, workdir, strategy, resumed)
+    return None
+
+
+def check_resumption(workdir: str, config: Mapping[str, Any]) -> bool:
+    """Returns whether workdir holds a run of this configuration; see `check_configuration`."""
+    return check_configuration(workdir, config, may_differ(config), before_it_existed(config))
 
 
 def make_trainer(
@@ -134,11 +144,11 @@ def _train(
     experiment = _build(build, config, strategy)
     model = experiment.task.model
     trainer = make_trainer(config, workdir, experiment, strategy)
+    said = _start(workdir, config, resumed)
     # Only now: settings that the model refuses must not claim the folder.
     write_json(os.path.join(workdir, "config.json"), config)
     environment.record(workdir)
-    start = "Going on with" if resumed else "Starting"
-    print(f"{start} {describe(config)} in {workdir}.", flush=True)
+    print(said, flush=True)
     experiment.before(workdir)
     curves = trainer.train()
     curves["peak_memory_mib"] = peak_resident_bytes() / 2**20
@@ -151,11 +161,29 @@ def _train(
         "train": curves,
         "test": test,
     }
-    writer = trainer.progress.writer
-    experiment.after(workdir, metrics, writer)
-    writer.close()
+    experiment.after(workdir, metrics, trainer.progress.writer)
+    trainer.progress.close()
     write_json(os.path.join(workdir, "metrics.json"), metrics)
     return metrics
+
+
+def _start(workdir: str, config: Mapping[str, Any], resumed: bool) -> str:
+    """What a run says of itself when it starts."""
+    known = (read_json(os.path.join(workdir, "config.json")) or {}).get("train_steps")
+    length = ""
+    if resumed and known != config["train_steps"]:
+        length = f", to {config['train_steps']:,} steps instead of {known:,}"
+    return f"{'Going on with' if resumed else 'Starting'} {describe(config)} in {workdir}{length}."
+
+
+def _record(workdir: str, config: Mapping[str, Any]) -> None:
+    """Has a finished run's config.json say where its text lies now; programs that export it look there."""
+    path = os.path.join(workdir, "config.json")
+    if any(
+        read_json(path).get(name) != config.get(name) for name in ("train_steps", *PLACES_OF_DATA)
+    ):
+        with locked(workdir):
+            write_json(path, config)
 
 
 def _build(
@@ -167,9 +195,7 @@ def _build(
 
 
 def _schedule(config: Mapping[str, Any]) -> Any:
-    return learning_rate_schedule(
-        config["learning_rate"],
-        config["train_steps"],
-        config["warmup_steps"],
-        config["schedule"],
-    )
+    steps = config["train_steps"]
+    # A run that is made longer has warmed up already.
+    warmup_share = config["warmup_share"] * config.get(SHORTEST, steps) / steps
+    return learning_rate_schedule(config["learning_rate"], steps, warmup_share, config["schedule"])

@@ -1,6 +1,7 @@
 """The flags that trainers share, and the configuration made of them."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -10,6 +11,8 @@ from tfdeq import adjoints, solvers
 from trainers.allocator import keep_freed_memory
 from trainers.data import DATASETS
 from trainers.equilibrium_watch import ACTIONS
+from trainers.flag_groups import REMOVED
+from trainers.flag_uses import is_used, refuse_unused, unused, when_used
 from trainers.optimizers import SCHEDULES
 from trainers.strategies import STRATEGIES, make_strategy
 
@@ -17,9 +20,10 @@ FLAGS = flags.FLAGS
 
 # What may differ between a run and its continuation: where it lies, and what of the machine it takes.
 _NOT_CONFIGURATION = ("workdir", "prepared_dir", "tpu", "keep_freed_memory")
-# What may differ too, although the run records it: no result depends on it, but for rounding on other
-# devices.
-REPORTING = (
+# What may differ too, although the run records it: how often to report and save, how the same step is
+# computed (but for rounding, and for the noise that parts and replicas draw for themselves), and what is
+# done about steps that are not finite.
+_MAY_DIFFER = (
     "log_every",
     "evaluate_every",
     "checkpoint_every",
@@ -29,7 +33,15 @@ REPORTING = (
     "steps_per_call",
     "strategy",
     "logical_devices",
+    "accumulation_steps",
+    "jit_compile",
+    "loss_chunk",
+    "divergence_patience",
+    "max_rollbacks",
 )
+# What a flag was, in effect, before it existed, for the runs from then: flag -> value. Without an entry
+# here a new flag's default does what the code did before.
+_BEFORE: dict[str, Any] = {"keep": "last"}
 
 
 def define_shared_flags(**defaults: Any) -> list[str]:
@@ -38,14 +50,14 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_string, "workdir", None, "Folder of the run: made if missing, resumed from if it holds this run."),
         (flags.DEFINE_integer, "train_steps", 2000, "Optimiser steps."),
         (flags.DEFINE_integer, "batch_size", 16, "Examples per step, over all devices."),
-        (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step. They divide --batch_size."),
+        (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step but for dropout masks, which each part draws, and batch statistics. They divide --batch_size."),
         (flags.DEFINE_integer, "sequence_length", 128, "Tokens per example."),
-        (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: linear warm-up, then --schedule."),
-        (flags.DEFINE_integer, "warmup_steps", 100, "Steps of linear warm-up."),
+        (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: after a linear warm-up, then --schedule."),
+        (flags.DEFINE_float, "warmup_share", 0.05, "Share of the steps, at the start, in which the learning rate rises evenly to its peak."),
         (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt with the square root of the steps, constant not at all.", sorted(SCHEDULES)),
         (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
         (flags.DEFINE_enum, "optimizer", "muon", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
-        (flags.DEFINE_float, "adam_rate_ratio", 1.0, "Of --optimizer=muon: the learning rate of what Muon leaves to Adam, embeddings above all, over --learning_rate."),
+        (flags.DEFINE_float, "adam_rate_ratio", 1.0, "The learning rate of what Muon leaves to Adam, embeddings above all, over --learning_rate."),
         (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
         (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
         (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
@@ -63,6 +75,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_float, "shallow_share", 0.05, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
         (flags.DEFINE_integer, "shallow_steps", 1, "Explicit applications during that share."),
         (flags.DEFINE_float, "ema", 0.0, "Momentum of a moving average of the weights, which is then what is evaluated and kept, for example 0.999; 0: none."),
+        (flags.DEFINE_enum, "keep", "best", "Weights that the run leaves, tests and exports: those of the best evaluation on validation data, or the last; with --ema the averages.", ["best", "last"]),
         (flags.DEFINE_enum, "precision", "float32", "Precision of the cell's arithmetic; weights, the state of the solve and the loss are float32.", ["float32", "mixed_bfloat16", "mixed_float16"]),
         (flags.DEFINE_enum, "equilibrium_watch", "penalty", "What rises while a row's mean residual at the budget is above --watch_residual: the Jacobian penalty (twofold a row, at most 16 times), the budget (by a quarter a row, at most 4 times), or nothing.", ACTIONS),
         (flags.DEFINE_float, "watch_residual", 0.1, "The equilibrium watch's threshold; below half of it the changes are taken back."),
@@ -75,13 +88,13 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_bool, "keep_freed_memory", True, "Whether the process keeps memory that a step frees for the next one, with glibc: faster on the CPU, for more of it."),
         (flags.DEFINE_bool, "jit_compile", True, "Whether XLA compiles the training step."),
         (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
-        (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on held-out data."),
+        (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on validation data."),
         (flags.DEFINE_integer, "checkpoint_every", 200, "Steps between checkpoints."),
         (flags.DEFINE_float, "checkpoint_minutes", 10.0, "Minutes after which a checkpoint is written anyway; 0: none but every --checkpoint_every steps."),
-        (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row whose loss or gradient may be NaN or Inf, each of them skipped, until the run returns to its last checkpoint."),
+        (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row that may go wrong until the run returns to its last checkpoint: their loss or gradient is NaN or Inf (they are skipped), or their loss is above twice a uniform guess's and twice the lowest so far."),
         (flags.DEFINE_integer, "max_rollbacks", 2, "Returns to a checkpoint, each with half the learning rate, before the run ends with a diagnosis."),
     ]  # fmt: skip
-    names = _define(definitions, defaults)
+    names = define(definitions, defaults)
     flags.DEFINE_bool(
         "dry_run",
         False,
@@ -90,6 +103,7 @@ def define_shared_flags(**defaults: Any) -> list[str]:
     )
     flags.mark_flag_as_required("workdir")
     _define_bounds()
+    _removed("warmup_steps", "--warmup_share, a share of --train_steps")
     flags.register_multi_flags_validator(
         ["batch_size", "accumulation_steps"],
         lambda values: values["batch_size"] % values["accumulation_steps"] == 0,
@@ -102,22 +116,33 @@ def define_data_flags() -> list[str]:
     """Defines the flags of trainers that read text, and returns their names."""
     definitions = [
         (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
-        (flags.DEFINE_string, "files", None, "For --dataset=text: globs of text files, separated by commas; ** descends."),
-        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files, for ptb, ptb_characters, wikitext2, wikitext103 and tiny_shakespeare."),
+        (flags.DEFINE_string, "files", None, "Globs of text files, separated by commas; ** descends."),
+        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files."),
         (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
     ]  # fmt: skip
-    return _define(definitions, {})
+    return define(definitions, {})
 
 
-def _define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
+def define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
+    """Defines flags and returns their names.
+
+    Args:
+        definitions: (absl's function, name, default, help, further arguments). The help gets what else
+            has to be set for the flag to be used, and the default.
+        defaults: name -> what to take instead of that default.
+    """
     names = [definition[1] for definition in definitions]
     unknown = set(defaults) - set(names)
     if unknown:
         raise ValueError(f"No shared flags of these names: {sorted(unknown)}.")
-    for define, name, default, text, *choices in definitions:
+    for define_flag, name, default, text, *choices in definitions:
         value = defaults.get(name, default)
-        described = text if value is None or "efault" in text else f"{text} Default: {value}."
-        define(name, value, *choices, described)
+        if when_used(name):
+            text = f"{text} Used with {when_used(name)}."
+        described = (
+            text if value in (None, []) or "efault:" in text else f"{text} Default: {value}."
+        )
+        define_flag(name, value, *choices, described)
     return names
 
 
@@ -129,11 +154,56 @@ def set_up_process() -> tf.distribute.Strategy:
 
 
 def may_differ(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns what a continuation of a run may set otherwise."""
-    if config["equilibrium_watch"] == "none":
-        return REPORTING
-    # The watch acts on rows: how long they are changes what it does.
-    return tuple(name for name in REPORTING if name != "log_every")
+    """Returns what a continuation of a run may set otherwise.
+
+    train_steps is among it, unless it is at its default because nobody gave it: a run does not become
+    longer or shorter by an oversight.
+    """
+    names = list(_MAY_DIFFER)
+    if is_used("watch_residual", config):
+        names.remove("log_every")  # the watch acts on rows: how long they are changes what it does
+    if config.get("keep", "best") == "best":
+        names.remove("evaluate_every")  # what is kept is one of the evaluated
+    if not (FLAGS.is_parsed() and FLAGS["train_steps"].using_default_value):
+        names.append("train_steps")
+    return tuple(names)
+
+
+def before_it_existed(names: Iterable[str]) -> dict[str, Any]:
+    """Returns what flags did in effect in runs that were begun without them: flag -> value."""
+    defaults = {name: FLAGS[name].default for name in names if name in FLAGS}
+    return {**defaults, **{name: value for name, value in _BEFORE.items() if name in defaults}}
+
+
+def check_uses() -> None:
+    """Refuses flags on the command line that change nothing; those of a --flagfile it only names.
+
+    A file of flags may serve several models, as the presets do.
+
+    Raises:
+        ValueError: with a sentence for each of them.
+    """
+    values = FLAGS.flag_values_dict()
+    defaults = {name: FLAGS[name].default for name in values}
+    given = on_command_line(sys.argv[1:])
+    refuse_unused(values, defaults, given)
+    others = [name for name in values if FLAGS[name].present and name not in given]
+    ignored = unused(values, defaults, others)
+    if ignored:
+        names = ", ".join(f"--{name}" for name in ignored)
+        print(f"Of the --flagfile, these change nothing here: {names}.", flush=True)
+
+
+def on_command_line(arguments: Iterable[str]) -> set[str]:
+    """Returns the names of the flags that arguments name themselves, not in a --flagfile."""
+    found = set()
+    for argument in arguments:
+        if argument == "--":
+            break
+        name = argument.lstrip("-").split("=")[0]
+        if argument.startswith("-"):
+            found.add(name if name in FLAGS else name.removeprefix("no"))
+    return found & set(FLAGS)
 
 
 def configuration(names: list[str]) -> dict[str, Any]:
@@ -154,11 +224,18 @@ def _define_bounds() -> None:
         "watch_residual",
     ):
         bound(name, lambda value: value > 0, "must be greater than 0")
-    at_least(0, "depth", "sampled_depth", "warmup_steps", "jacobian_penalty",
+    at_least(0, "depth", "sampled_depth", "jacobian_penalty",
              "jacobian_penalty_end", "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",
              "logical_devices", "profile_step", "inspect_every")  # fmt: skip
     bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
-    bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
+    for name in ("shallow_share", "warmup_share"):
+        bound(name, lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def _removed(name: str, instead: str) -> None:
+    """Refuses a flag that there was once, and says what to give instead."""
+    flags.DEFINE_string(name, None, f"{REMOVED} Give {instead}.")
+    bound(name, lambda value: value is None, f"is no more. Give {instead}")
 
 
 def at_least(lowest: int, *names: str) -> None:

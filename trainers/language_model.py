@@ -1,5 +1,6 @@
 """Trains a deep equilibrium language model: python -m trainers.language_model --workdir=DIR."""
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,23 +10,26 @@ import tensorflow as tf
 from absl import flags
 
 from tfdeq.models.token_model import TokenModel
-from trainers import experiment, pictures, program
+from trainers import event_files, experiment, pictures, program
 from trainers.data import TokenData, load, stand_in, training_segments, training_windows
-from trainers.evaluation import Evaluator, segment_evaluator, token_evaluator
+from trainers.evaluation import Evaluator, figures_of, segment_evaluator, token_evaluator
 from trainers.experiment import Experiment
+from trainers.flag_uses import used
 from trainers.flags import (
     bound,
+    check_uses,
     configuration,
     define_data_flags,
     define_shared_flags,
-    may_differ,
     set_up_process,
 )
+from trainers.last_lines import last_lines
 from trainers.models import define_model_flags, make_loss, make_model, radius_of
 from trainers.processes import Runs
+from trainers.resumption import finished
 from trainers.strategies import several_workers
 from trainers.task import Task
-from trainers.workdir import check_configuration, read_json, write_atomically, write_json
+from trainers.workdir import read_json, write_atomically, write_json
 
 FLAGS = flags.FLAGS
 
@@ -33,18 +37,30 @@ FLAGS = flags.FLAGS
 def _define_flags() -> list[str]:
     names = [*define_shared_flags(), *define_data_flags(), *define_model_flags()]
     flags.DEFINE_integer(
-        "evaluation_windows", 256, "Held-out windows per evaluation. Default: 256."
+        "evaluation_windows",
+        64,
+        "Windows of the validation text in each evaluation during training, spread evenly over it. "
+        "Default: 64.",
     )
     bound("evaluation_windows", lambda value: value >= 1, "must be at least 1")
+    flags.DEFINE_integer(
+        "test_windows",
+        0,
+        "Windows of the test text in the test after training, spread evenly over it; 0: all of the "
+        "text. Default: 0.",
+    )
+    bound("test_windows", lambda value: value >= 0, "must be at least 0")
     flags.DEFINE_bool(
         "carry_memory",
         False,
         "Read the text in its order, --batch_size rows side by side, and hand the model's memory on "
-        "from segment to segment, in training and evaluation; then all held-out text is evaluated. A "
-        "transformer needs --attention_span. Default: false.",
+        "from segment to segment, in training and evaluation; every evaluation then reads all of its "
+        "text. A transformer needs --attention_span. Default: false.",
     )
     flags.DEFINE_integer(
-        "evaluation_rows", 8, "Rows that held-out text is read in with --carry_memory. Default: 8."
+        "evaluation_rows",
+        8,
+        "Rows that validation and test are read in with --carry_memory. Default: 8.",
     )
     bound("evaluation_rows", lambda value: value >= 1, "must be at least 1")
     flags.DEFINE_bool(
@@ -53,7 +69,7 @@ def _define_flags() -> list[str]:
         "Also train one explicit application of the same cell for as many steps, with and without "
         "the penalty, under WORKDIR/baselines. Default: false.",
     )
-    return [*names, "evaluation_windows", "carry_memory", "evaluation_rows"]
+    return [*names, "evaluation_windows", "test_windows", "carry_memory", "evaluation_rows"]
 
 
 def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
@@ -65,9 +81,8 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
             f"{config['model']} --attention_span={config['attention_span']}. Give a transformer the "
             "positions that it sees, for example --attention_span=128."
         )
-    quarter = max(config["evaluation_windows"] // 4, 1)
-    evaluator = _evaluator(config, model, data.validation, data.unit, quarter)
-    test = _evaluator(config, model, data.test, data.unit, config["evaluation_windows"])
+    evaluator = _evaluator(config, model, data.validation, data.unit, config["evaluation_windows"])
+    test = _evaluator(config, model, data.test, data.unit, config["test_windows"] or None)
 
     def before(workdir):
         if not config["depth"] and read_json(_residuals_path(workdir)) is None:
@@ -82,8 +97,12 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
             _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
         pictures.draw_all(workdir, metrics, {}, residuals, writer)
 
+    def tested():
+        print("Testing the trained model on the test text.", flush=True)  # may take minutes
+        return test.results()
+
     task = _task(config, model, data, evaluator.evaluate)
-    return Experiment(task, test.results, ["readout"], before, after)
+    return Experiment(task, tested, ["readout"], before, after)
 
 
 def train(
@@ -132,16 +151,14 @@ def train_with_baselines(
     Args:
         program_flags: further flags of the baselines' program, no part of the configuration.
     """
-    check_configuration(workdir, _with_fingerprint(config, data), may_differ=may_differ(config))
+    experiment.check_resumption(workdir, _with_fingerprint(config, data))
     folders = {}
     for baseline in baseline_configurations(config, depth=1):
         folder = os.path.join(
             workdir, "baselines", f"depth_1_penalty_{baseline['jacobian_penalty']:g}"
         )
-        folders[experiment.describe(baseline)] = folder, {**program_flags, **baseline}
-    missing = [
-        run for run in folders.values() if not os.path.exists(os.path.join(run[0], "metrics.json"))
-    ]
+        folders[experiment.describe(baseline)] = folder, used({**program_flags, **baseline})
+    missing = [run for run in folders.values() if finished(run[0], config) is None]
     # On a GPU, whose memory one process fills, the baselines wait for the model.
     at_once = not tf.config.list_physical_devices("GPU")
     with Runs("trainers.language_model", parallel=2) as runs:
@@ -170,8 +187,10 @@ def _residuals_path(workdir: str) -> str:
     return os.path.join(workdir, "residuals.json")
 
 
-def _evaluator(config, model: TokenModel, tokens: np.ndarray, unit: str, windows: int) -> Evaluator:
-    """All of a held-out stream where memory is carried, some windows of it where not."""
+def _evaluator(
+    config, model: TokenModel, tokens: np.ndarray, unit: str, windows: int | None
+) -> Evaluator:
+    """Of a stream of validation or test: all where memory is carried or windows is None, else some."""
     compiled = config["jit_compile"]
     if config["carry_memory"]:
         length, rows = config["sequence_length"], config["evaluation_rows"]
@@ -194,14 +213,7 @@ def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
         )
 
     def display(row):
-        nats = tf.constant(row["loss"], tf.float64)
-        shown = {"loss": float(nats)}
-        if data.unit == "byte":
-            return {
-                **shown,
-                "bits_per_byte": float(nats / tf.math.log(tf.constant(2.0, tf.float64))),
-            }
-        return {**shown, "perplexity": float(tf.exp(nats))}
+        return {"loss": row["loss"], **figures_of(data.unit)(row["loss"])}
 
     return Task(
         model=model,
@@ -213,6 +225,7 @@ def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
         equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
         memory=model.initial_memory if config["carry_memory"] else None,
+        uniform_loss=math.log(data.vocabulary_size),
     )
 
 
@@ -224,9 +237,8 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
     residuals = read_json(_residuals_path(workdir)) or {}
     curves = {name: value["train"] for name, value in baselines.items()}
-    writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
-    pictures.draw_all(workdir, metrics, curves, residuals, writer)
-    writer.close()
+    event_files.drop_pictures(os.path.join(workdir, "tensorboard"))
+    pictures.draw_again(workdir, metrics, curves, residuals)
     # Last: until it stands there, the pictures are drawn again.
     write_json(os.path.join(workdir, "metrics.json"), metrics)
 
@@ -259,7 +271,8 @@ CONFIGURATION_FLAGS = _define_flags()
 
 
 def main() -> None:
-    # First of all: it sets up the devices.
+    check_uses()
+    # Before anything else is computed: it sets up the devices.
     strategy = set_up_process()
     config = configuration(CONFIGURATION_FLAGS)
     if FLAGS.dry_run:
@@ -281,15 +294,13 @@ def main() -> None:
         metrics = train_with_baselines(config, FLAGS.workdir, data, program_flags, strategy)
     else:
         metrics = train(config, FLAGS.workdir, data, strategy)
-    for name in ("test", "baseline"):
-        if metrics and name in metrics:
-            numbers = {k: v for k, v in metrics[name].items() if isinstance(v, float)}
-            print(f"{name}: {', '.join(f'{k} {v:.4g}' for k, v in numbers.items())}")
+    if metrics:
+        print("\n".join(last_lines(metrics, FLAGS.workdir)))
 
 
 def run() -> None:
     """Entry point of the console script."""
-    program.run(main)
+    program.run(main, resumable=True)
 
 
 if __name__ == "__main__":

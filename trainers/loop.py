@@ -2,21 +2,22 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import keras
 import tensorflow as tf
 
+from trainers.agreement import Agreement
 from trainers.averages import averaged_weights, take_averages
 from trainers.equilibrium_watch import EquilibriumWatch
 from trainers.inspection import Inspection, write_histograms
-from trainers.preemption import Preempted, Preemption, other_worker_lost
+from trainers.preemption import Preempted, noted_requests
 from trainers.profiler import Profiler
 from trainers.progress import Clock, Progress
 from trainers.recovery import Recovery
 from trainers.run_state import RunState
-from trainers.strategies import check_batch_size, distribute, several_workers
+from trainers.strategies import check_batch_size, distribute
 from trainers.task import StepSettings, Task, settings_at, takeover_step
 from trainers.training_step import TrainingStep
 
@@ -53,6 +54,7 @@ class Trainer:
         self._optimizer = optimizer
         self._strategy = strategy or tf.distribute.get_strategy()
         check_batch_size(self._strategy, config["batch_size"], config["accumulation_steps"])
+        self._agreement = Agreement(self._strategy)
         self._step = TrainingStep(task, config, optimizer, self._strategy)
         self._watch = EquilibriumWatch(config)
         self._inspection = Inspection(task, config["jit_compile"])
@@ -60,10 +62,13 @@ class Trainer:
         self._clock = Clock()
         self._split: dict[str, float] = {}
         self._profiler = Profiler(os.path.join(workdir, "tensorboard"), config["profile_step"])
-        objects = {
+        evaluated = {
             "model": task.model,
             # Seeds and moving statistics: Keras's seed generators are not found through the model.
             "state": list(task.model.non_trainable_variables),
+        }
+        objects = {
+            **evaluated,
             "optimizer": optimizer,
             "learning_rate_scale": learning_rate_scale,
             "watch": self._watch.level,
@@ -75,7 +80,7 @@ class Trainer:
         folders = [
             os.path.join(folder, "checkpoints") for folder in (workdir, read_from or workdir)
         ]
-        self._state = RunState(*folders, config, objects)
+        self._state = RunState(*folders, config, objects, evaluated, self._agreement)
         self._recovery = Recovery(
             config,
             task.model,
@@ -110,61 +115,71 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """Trains to the end and returns the curves, as columns, with `seconds_per_step`.
 
-        Beside the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), and `best`, the
-        lowest held-out score and its step. With --ema the model has its averaged weights after it.
+        Beside the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), `best`, the
+        lowest validation score and its step, and `kept_step`. After it the model has the weights of that
+        step: of the best one or the last one, as config["keep"] says; with --ema their averages.
 
         Raises:
-            FloatingPointError: if the loss or its gradient was NaN or Inf in too many steps in a row
-                (divergence_patience) once more than max_rollbacks times; the last checkpoint from
-                before stays.
-            Preempted: after SIGTERM, once a checkpoint of the last step was written; or when another
-                worker was lost, without one.
+            FloatingPointError: if too many steps in a row (divergence_patience) went wrong, see
+                `Divergence`, once more than max_rollbacks times, or before the first checkpoint.
+            Preempted: after SIGTERM or Ctrl-C, once a checkpoint of the last step was written.
         """
+        self._agreement.check_same(self._config)
         self._state.restore()
         # Also without a checkpoint: a run that was killed before its first one left rows.
-        self._progress.curves.rewind(int(self._state.step))
+        self._progress.rewind(int(self._state.step))
         last = self._config["train_steps"]
-        with Preemption() as preemption, self._progress.bar(int(self._state.step)):
+        with noted_requests() as requests, self._progress.bar(int(self._state.step)):
             # Again after each return to a checkpoint.
             while int(self._state.step) < last:
-                with other_worker_lost(several_workers(self._strategy), int(self._state.step)):
-                    self._train_from(int(self._state.step), last, preemption)
+                self._train_from(int(self._state.step), last, requests)
+            if requests.asked:
+                self._end(last)
         self._profiler.stop()
-        take_averages(self._optimizer, self._task.model, self._config["ema"])
         columns = self._progress.curves.columns()
         columns["seconds_per_step"] = float(self._state.seconds) / max(last, 1)
         columns["all_skipped_steps"] = int(self._step.skipped.numpy())
         columns["rollbacks"] = int(self._state.rollbacks)
-        columns["best"] = self._progress.best()
+        columns["best"] = self._state.best
+        columns["kept_step"] = self._keep(last)
         return columns
 
-    def _train_from(self, step: int, last: int, preemption: Preemption) -> None:
+    def _keep(self, last: int) -> int:
+        """Gives the model the weights that the run leaves, and returns the step that they are of."""
+        best = self._state.best
+        if self._config["keep"] == "best" and best is not None and self._state.restore_best():
+            return best["step"]
+        take_averages(self._optimizer, self._task.model, self._config["ema"])
+        return last
+
+    def _train_from(self, step: int, last: int, requests: Any) -> None:
         """Trains from a step to the last one, or until the run returned to a checkpoint."""
         batches = self.batches(step)
+        if self._agreement.alone and requests.asked:
+            self._end(step)  # the checkpoint that it starts from is as good as one of now
         self._clock.start(step)
         while step < last:
-            step = self._advance(batches, step, preemption.asked)
+            late = self._agreement.is_chief and self._state.is_late()
+            step = self._advance(batches, step, [requests.asked, late])
             self._progress.move_to(step)
-            asked = self._asked_to_end(preemption)
             if self._is_multiple(step, "log_every"):
                 self._report(step)
-                if self._recovery.has_diverged(step == last):
-                    self._recovery.roll_back(step)
-                    return
+            if self._recovery.is_due(step) and self._has_diverged(step == last):
+                self._recovery.roll_back(step)
+                return
+            if self._is_multiple(step, "log_every"):
                 self._observe(step)
             if self._is_multiple(step, "inspect_every"):
                 self._inspect(step)
             if self._is_multiple(step, "evaluate_every"):
                 self._evaluate(step)
-            if asked or self._state.is_due(step):
+            asked, late = self._asked(requests)
+            if asked or late or self._state.is_due(step):
                 self._save(step, required=step == last or asked)
             if asked and step < last:
-                self._progress.say(
-                    f"Asked to end at step {step}; the same command goes on from there."
-                )
-                raise Preempted(step)
+                self._end(step)
 
-    def _advance(self, batches: Iterator[Any], step: int, asked: bool) -> int:
+    def _advance(self, batches: Iterator[Any], step: int, asked: Sequence[bool]) -> int:
         """Makes the steps of one call, and returns how many steps the run has made then."""
         self._profiler.at(step)
         # In the first step after an inspection the parts of a step are timed.
@@ -202,18 +217,37 @@ class Trainer:
         period = self._config[name]
         return bool(period and (step % period == 0 or step == self._config["train_steps"]))
 
-    def _asked_to_end(self, preemption: Preemption) -> bool:
-        """Whether this process, or with several workers any of them, was asked to end."""
-        if several_workers(self._strategy):
-            return bool(self._step.asked.numpy())
-        return preemption.asked
+    def _asked(self, requests: Any) -> tuple[bool, bool]:
+        """Whether the run was asked to end, and whether the time for a checkpoint has come.
+
+        With several workers that is what they told each other in the last step: all of them end, or
+        save, after the same one.
+        """
+        if self._agreement.alone:
+            return requests.asked, self._state.is_late()
+        asked, late = self._step.asked.numpy()
+        return bool(asked), bool(late)
+
+    def _end(self, step: int) -> NoReturn:
+        saved = int(self._state.step)
+        there = "there" if saved == step else f"step {saved}: the last steps went wrong"
+        self._progress.say(f"Asked to end at step {step}; the same command goes on from {there}.")
+        raise Preempted(step)
+
+    def _has_diverged(self, at_end: bool) -> bool:
+        diverged = self._recovery.has_diverged(at_end)
+        # At the end weights are looked at, which each worker has of its own.
+        return bool(self._agreement.on(diverged)) if at_end else diverged
 
     def _save(self, step: int, required: bool = False) -> None:
         """Writes a checkpoint, unless the steps before it went wrong: the last good one stays."""
-        if not self._recovery.may_save(required):
+        may_save = self._recovery.may_save(required)
+        if not (self._agreement.on(may_save) if required else may_save):
             return
         self._pause(step)
+        self._progress.flush()
         self._state.save(step)
+        self._step.asked.assign([False, False])
         self._clock.start(step)
 
     def _pause(self, step: int) -> None:
@@ -285,7 +319,7 @@ class Trainer:
         self._pause(step)
         with averaged_weights(self._optimizer, self._task.model, self._config["ema"]):
             results = self._task.evaluate()
+            if self._recovery.weights_are_finite():
+                self._state.save_if_best(step, next(iter(results.values()), math.inf))
         self._progress.evaluation(step, results)
-        if self._recovery.may_save(required=False):
-            self._state.save_if_best(step, next(iter(results.values()), math.inf))
         self._clock.start(step)

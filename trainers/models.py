@@ -13,7 +13,7 @@ from tfdeq.baselines import Recurrent, TemporalConvolution, TransformerStack, Tr
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
-from trainers.flags import at_least, bound
+from trainers.flags import at_least, bound, define
 
 CELLS = ("transformer", "trellis")
 # Explicit networks of --depth layers, none of which shares its weights but trellisnet's.
@@ -25,7 +25,7 @@ def define_model_flags(**defaults: Any) -> list[str]:
     """Defines the model's flags and returns their names; defaults override those below."""
     definitions = [
         (flags.DEFINE_enum, "model", "deq", "deq: an equilibrium, or --depth applications, of --cell. Or an explicit network of --depth layers: an untied transformer, lstm, gru, tcn (weight-normalised dilated convolutions), or trellisnet (weight-tied).", MODELS),
-        (flags.DEFINE_enum, "cell", "transformer", "Cell of --model=deq.", CELLS),
+        (flags.DEFINE_enum, "cell", "transformer", "Cell of the equilibrium, or of its applications.", CELLS),
         (flags.DEFINE_integer, "width", 128, "Size of the state per token."),
         (flags.DEFINE_integer, "embedding_width", 0, "Size of the embedding; 0: --width, which a transformer needs."),
         (flags.DEFINE_integer, "heads", 4, "Attention heads; they divide --width."),
@@ -33,11 +33,11 @@ def define_model_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "attention_span", 0, "Positions that attention sees, the own one the last; 0: all of a window, without a memory of windows before."),
         (flags.DEFINE_float, "distance_slope", 1.0, "How much attention prefers what is near, at the start; 0: not at all."),
         (flags.DEFINE_enum, "norm", "pre", "Where a transformer cell has its norms.", ["pre", "post"]),
-        (flags.DEFINE_integer, "kernel_size", 2, "Positions that a convolution sees: trellis, trellisnet, tcn."),
+        (flags.DEFINE_integer, "kernel_size", 2, "Positions that a convolution sees."),
         (flags.DEFINE_float, "dropout", 0.0, "Dropout rate in the cell, in [0, 1)."),
         (flags.DEFINE_bool, "locked_dropout", False, "Whether a transformer cell's dropout masks are the same at all positions; those of all other layers always are."),
         (flags.DEFINE_bool, "query_key_norm", False, "Whether a transformer cell norms queries and keys, which bounds attention's logits."),
-        (flags.DEFINE_float, "weight_dropout", 0.0, "Dropout rate on the weights that the state enters by, in [0, 1): trellis, trellisnet."),
+        (flags.DEFINE_float, "weight_dropout", 0.0, "Dropout rate on the weights that the state enters by, in [0, 1)."),
         (flags.DEFINE_float, "input_dropout", 0.0, "Dropout rate on the embeddings, in [0, 1)."),
         (flags.DEFINE_float, "output_dropout", 0.0, "Dropout rate on what the readout reads, in [0, 1)."),
         (flags.DEFINE_enum, "normalization", "none", "Reparameterisation of the cell's weights.", ["none", "weight", "spectral"]),
@@ -48,13 +48,10 @@ def define_model_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "loss_chunk", 0, "Positions whose logits are held at a time, which costs four products with the output matrix instead of three; 0: all."),
         (flags.DEFINE_list, "correction_steps", [], "Fixed-point correction: evaluations of the solve, for example 2,4, after which the loss is taken too; none: at its end alone."),
         (flags.DEFINE_float, "correction_weight", 0.3, "Weight of each of those losses in the mean, where that at the end has 1."),
-        (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that --adjoint=unrolled or phantom_gradient differentiates."),
-        (flags.DEFINE_float, "adjoint_damping", 1.0, "Damping of --adjoint=phantom_gradient's, in (0, 1]."),
+        (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that are differentiated."),
+        (flags.DEFINE_float, "adjoint_damping", 1.0, "Damping of the applications that are differentiated, in (0, 1]."),
     ]  # fmt: skip
-    for define, name, default, text, *choices in definitions:
-        value = defaults.get(name, default)
-        shown = "" if value == [] else f" Default: {value}."
-        define(name, value, *choices, f"{text}{shown}")
+    names = define(definitions, defaults)
     sizes = ("width", "heads", "feedforward", "kernel_size", "cutoff_factor", "adjoint_steps")
     at_least(1, *sizes)
     for name in ("dropout", "weight_dropout", "input_dropout", "output_dropout"):
@@ -74,7 +71,7 @@ def define_model_flags(**defaults: Any) -> list[str]:
         lambda values: values["model"] == "deq" or values["depth"] >= 1,
         "Explicit networks want --depth, how many layers they have.",
     )
-    return [definition[1] for definition in definitions]
+    return names
 
 
 def make_model(

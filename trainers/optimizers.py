@@ -1,9 +1,10 @@
 """Optimisers and learning rates, from the shared flags."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -73,53 +74,60 @@ def make_optimizer(
     )
 
 
-class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from 0 to peak at warmup_steps, then peak · sqrt(warmup_steps / step).
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A linear warm-up, from peak / warmup_steps at the first step to peak, and what comes after it.
+
+    Args:
+        peak: the highest rate.
+        warmup_steps: how many steps the rate rises; the first after them is at the peak too.
+        after: (steps since the warm-up, [] float32, 0 at the first step after it) -> share of the peak.
+    """
+
+    def __init__(self, peak: float, warmup_steps: int, after: Callable[[tf.Tensor], Any]):
+        self._peak, self._warmup, self._after = peak, warmup_steps, after
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        step = tf.cast(step, tf.float32)
+        rising = (step + 1.0) / max(self._warmup, 1)
+        falling = self._after(tf.maximum(step - self._warmup, 0.0))
+        return self._peak * tf.where(step < self._warmup, rising, falling)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"peak": self._peak, "warmup_steps": self._warmup, "after": self._after}
+
+
+def _cosine(steps: int, warmup: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Half a cosine from 1 to 0.05 at the run's end."""
+
+    def share(since):
+        done = tf.minimum(since / max(steps - warmup, 1), 1.0)
+        return 0.05 + 0.95 * 0.5 * (1.0 + tf.cos(np.pi * done))
+
+    return share
+
+
+def _inverse_square_root(steps: int, warmup: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """sqrt(warmup / step), with steps counted from 1.
 
     Source: Vaswani et al., arXiv:1706.03762, section 5.3.
     """
-
-    def __init__(self, peak: float, warmup_steps: int):
-        self._peak, self._warmup = peak, max(warmup_steps, 1)
-
-    def __call__(self, step: Any) -> tf.Tensor:
-        share = tf.cast(step, tf.float32) / self._warmup
-        return self._peak * tf.minimum(share, tf.math.rsqrt(tf.maximum(share, 1.0)))
-
-    def get_config(self) -> dict[str, Any]:
-        return {"peak": self._peak, "warmup_steps": self._warmup}
+    return lambda since: tf.minimum(tf.sqrt(max(warmup, 1) / (since + warmup + 1.0)), 1.0)
 
 
-def _cosine(peak: float, train_steps: int, warmup: int) -> Any:
-    return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else peak,
-        decay_steps=train_steps - warmup,
-        alpha=0.05,
-        warmup_target=peak if warmup else None,
-        warmup_steps=warmup,
-    )
+def _constant(steps: int, warmup: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    return tf.ones_like
 
 
-def _constant(peak: float, train_steps: int, warmup: int) -> Any:
-    if not warmup:
-        return peak
-    # A cosine that falls by nothing.
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, train_steps - warmup, alpha=1.0, warmup_target=peak, warmup_steps=warmup
-    )
-
-
-# name -> (peak, train_steps, warmup_steps) -> the rate at each step
-SCHEDULES = {
-    "cosine": _cosine,
-    "inverse_sqrt": lambda peak, train_steps, warmup: InverseSquareRoot(peak, warmup),
-    "constant": _constant,
-}
+# name -> (train_steps, warmup_steps) -> the share of the peak after the warm-up, see `WarmUp`
+SCHEDULES = {"cosine": _cosine, "inverse_sqrt": _inverse_square_root, "constant": _constant}
 
 
 def learning_rate_schedule(
-    peak: float, train_steps: int, warmup_steps: int, kind: str = "cosine"
+    peak: float, train_steps: int, warmup_share: float, kind: str = "cosine"
 ) -> ScalableSchedule:
-    """Linear warm-up from 0 to peak, then what kind, a name in SCHEDULES, says."""
-    warmup = min(warmup_steps, max(train_steps - 1, 0))
-    return ScalableSchedule(SCHEDULES[kind](peak, train_steps, warmup))
+    """Linear warm-up to peak over a share of the steps, then what kind, a name in SCHEDULES, says.
+
+    The first step has a rate above 0 already: peak divided by the steps of the warm-up.
+    """
+    warmup = round(warmup_share * train_steps)
+    return ScalableSchedule(WarmUp(peak, warmup, SCHEDULES[kind](train_steps, warmup)))

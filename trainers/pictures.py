@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from trainers.plotting import BLUE, GREEN, GREY, LOWEST, ORANGE, defined, tidy
+from trainers.task import takeover_step
+from trainers.workdir import write_atomically, writing
 
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
 
@@ -34,7 +36,7 @@ def draw_all(
     """
     curves, config = metrics["train"], metrics["config"]
     depth = config["depth"]
-    takeover = 0 if depth else round(config["shallow_share"] * config["train_steps"])
+    takeover = 0 if depth else takeover_step(config)
     label = f"{depth} explicit application{'s' * (depth > 1)}" if depth else "equilibrium"
     unit = "byte" if "bits_per_byte" in metrics["test"] else "word"
     drawings: dict[str, Callable[[Any], None]] = {
@@ -53,8 +55,26 @@ def draw_all(
         paths.append(path)
         if writer is not None:
             image = tf.io.decode_png(tf.io.read_file(path), channels=3)
-            with writer.as_default(step=config["train_steps"]):
+            logs = os.path.join(workdir, "tensorboard")
+            step = config["train_steps"]
+            with writing(logs, tf.errors.OpError), writer.as_default(step=step):
                 tf.summary.image(name.removesuffix(".png"), image[None])
+    return paths
+
+
+def draw_again(
+    workdir: str,
+    metrics: Mapping[str, Any],
+    baselines: Mapping[str, Mapping[str, Any]],
+    residuals: Mapping[str, Any],
+) -> list[str]:
+    """Draws the pictures of a run that is over; TensorBoard receives them in a file of their own."""
+    logs = os.path.join(workdir, "tensorboard")
+    with writing(logs, tf.errors.OpError):
+        writer = tf.summary.create_file_writer(logs)
+    paths = draw_all(workdir, metrics, baselines, residuals, writer)
+    with writing(logs, tf.errors.OpError):
+        writer.close()
     return paths
 
 
@@ -63,13 +83,13 @@ def _quality(figure, curves, baselines, takeover, unit, label):
     step, loss = defined(curves, "loss")
     axes.plot(step, loss / np.log(2), color=BLUE, alpha=0.35, linewidth=1, label="training batches")
     for (name, baseline), (color, style) in zip(baselines.items(), _BASELINE_STYLES, strict=False):
-        axes.plot(*defined(baseline, f"held_out_bits_per_{unit}"), style, color=color, label=name)
-    held_out = defined(curves, f"held_out_bits_per_{unit}")
-    axes.plot(*held_out, "o-", color=BLUE, markersize=4, label=f"{label}, held-out text")
-    if len(held_out[1]):
+        axes.plot(*defined(baseline, f"validation_bits_per_{unit}"), style, color=color, label=name)
+    validation = defined(curves, f"validation_bits_per_{unit}")
+    axes.plot(*validation, "o-", color=BLUE, markersize=4, label=f"{label}, validation text")
+    if len(validation[1]):
         shown = [
-            held_out[1],
-            *(defined(b, f"held_out_bits_per_{unit}")[1] for b in baselines.values()),
+            validation[1],
+            *(defined(b, f"validation_bits_per_{unit}")[1] for b in baselines.values()),
         ]
         low = min(values.min() for values in shown if len(values))
         axes.set_ylim(0.95 * low, 2.2 * low)
@@ -96,7 +116,7 @@ def _trace(figure, residuals, budget):
     axes.annotate(" budget", (budget, 1), xycoords=("data", "axes fraction"), va="top", color=GREY)
     axes.set_yscale("log")
     axes.set(xlabel="evaluations of the cell", ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
-    axes.set_title("How far from equilibrium: median and range over held-out examples")
+    axes.set_title("How far from equilibrium: median and range over validation examples")
     axes.legend()
 
 
@@ -108,8 +128,8 @@ def _convergence(figure, curves, config, takeover):
     ):
         upper.plot(*defined(curves, f"{prefix}residual"), style, color=color, label=label)
         lower.plot(*defined(curves, f"{prefix}steps"), style, color=color, label=label)
-    step, residual = defined(curves, "held_out_residual")
-    upper.plot(step, residual, "o", color=GREEN, markersize=4, label="forward, held-out text")
+    step, residual = defined(curves, "validation_residual")
+    upper.plot(step, residual, "o", color=GREEN, markersize=4, label="forward, validation text")
     upper.axhline(config["tolerance"], color=GREY, linewidth=1, linestyle=":", label="tolerance")
     upper.set_yscale("log")
     upper.set_ylabel("mean relative residual")
@@ -138,6 +158,6 @@ def _save(path: str, draw: Callable[[Any], None]) -> None:
         draw(figure)
         for axes in figure.axes:
             tidy(axes)
-        figure.savefig(path)
+        write_atomically(path, figure.savefig)
     finally:
         pyplot.close(figure)

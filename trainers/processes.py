@@ -10,12 +10,21 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from trainers.preemption import EXIT_CODE, Preempted
+from trainers.workdir import writing
+
+# Status of a run that was asked to end; by the signal itself while it was only starting.
+_ASKED = (EXIT_CODE, -signal.SIGTERM)
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def cores_per_process(processes: int) -> int:
     """Returns the share of the processor's cores that each of some processes gets, at least 1."""
     return max(1, (os.cpu_count() or 1) // processes)
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error of its own, which its log has."""
 
 
 class Runs:
@@ -55,27 +64,40 @@ class Runs:
         """Queues a run; its output goes to WORKDIR.log."""
         self._futures.append(self._pool.submit(self._run, workdir, dict(flags)))
 
-    def wait(self) -> None:
+    def wait(self, may_fail: bool = False) -> None:
         """Returns when all runs are done.
 
+        Args:
+            may_fail: whether runs that end with an error, which is printed, are no error here.
+
         Raises:
-            RuntimeError: for the first run that failed; its folder keeps its checkpoints.
+            RunFailed: for the first run that failed; its folder keeps its checkpoints.
+            Preempted: if none failed, but one was asked to end.
         """
+        ended = []
         for future in self._futures:
-            future.result()
+            try:
+                ended.append(future.result())
+            except RunFailed as error:
+                if not may_fail:
+                    raise
+                print(error, flush=True)
+        if any(status in _ASKED for status in ended):
+            raise Preempted
 
     def _start(self, command: list[str], log: Any, environment: Mapping[str, str]):
         with self._lock:
             if self._closed:
-                raise RuntimeError("No run is started any more: the program is ending.")
+                raise RunFailed("No run is started any more: the program is ending.")
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, preexec_fn=_end_with_parent
             )
             self._processes.append(process)
             return process
 
-    def _run(self, workdir: str, flags: Mapping[str, Any]) -> None:
-        os.makedirs(os.path.dirname(workdir) or ".", exist_ok=True)
+    def _run(self, workdir: str, flags: Mapping[str, Any]) -> int:
+        """Returns the status that the run ended with."""
+        path = f"{workdir}.log"
         arguments = [f"--{n}={flag_text(value)}" for n, value in flags.items() if value is not None]
         environment = {
             **os.environ,
@@ -83,7 +105,10 @@ class Runs:
             "TF_NUM_INTRAOP_THREADS": self._threads,
             "OMP_NUM_THREADS": self._threads,
         }
-        with open(f"{workdir}.log", "a", encoding="utf-8") as log:
+        with writing(path):
+            os.makedirs(os.path.dirname(workdir) or ".", exist_ok=True)
+            file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        with file as log:
             process = self._start(
                 # -P: not a package of the same name in the current folder.
                 [sys.executable, "-P", "-m", self._module, f"--workdir={workdir}", *arguments],
@@ -91,12 +116,20 @@ class Runs:
                 environment,
             )
             status = process.wait()
-        if status:
-            raise RuntimeError(
+        if status in _ASKED:
+            print(
+                f"The run in {workdir} was asked to end; the same command goes on from its last "
+                "checkpoint.",
+                flush=True,
+            )
+        elif status:
+            raise RunFailed(
                 f"The run in {workdir} ended with status {status}; {workdir}.log says why. The same "
                 "command goes on from its last checkpoint."
             )
-        print(f"Finished the run in {workdir}.", flush=True)
+        else:
+            print(f"Finished the run in {workdir}.", flush=True)
+        return status
 
 
 def flag_text(value: Any) -> str:
@@ -109,6 +142,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """In a new process: have the kernel end it when its parent dies, however that happens."""
+    """In a new process: have the kernel end it when its parent dies, however that happens.
+
+    At once, as the parent was: the same command may be started again while it would still be saving.
+    """
     if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,15 +1,18 @@
 """What a run shows while it trains: rows of curves, TensorBoard, a progress bar, and its own clock."""
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from trainers.workdir import Curves
+from trainers import event_files
+from trainers.workdir import Curves, writing
 
 
 class Clock:
@@ -48,10 +51,42 @@ class Progress:
         self, workdir: str, display: Callable[[Mapping[str, float]], dict[str, float]], steps: int
     ):
         self.curves = Curves(os.path.join(workdir, "curves.jsonl"))
-        self.writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+        self._folder = os.path.join(workdir, "tensorboard")
+        self._writer: tf.summary.SummaryWriter | None = None
         self._display = display
         self._steps = steps
         self._bar: tqdm | None = None
+
+    @property
+    def writer(self) -> tf.summary.SummaryWriter:
+        """TensorBoard's writer; its file begins when it is asked for."""
+        if self._writer is None:
+            with self._writing():
+                self._writer = tf.summary.create_file_writer(self._folder)
+        return self._writer
+
+    def rewind(self, step: int) -> None:
+        """Drops what was kept of the steps after one: that part of the run comes again."""
+        self.close()
+        self.curves.rewind(step)
+        with self._writing():
+            event_files.rewind(self._folder, step)
+
+    def flush(self) -> None:
+        """Puts on the disk what TensorBoard is shown: a checkpoint must not know of more than that."""
+        if self._writer is not None:
+            with self._writing():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Closes TensorBoard's file, with all that was written to it."""
+        if self._writer is not None:
+            with self._writing():
+                self._writer.close()
+            self._writer = None
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._folder, tf.errors.OpError)
 
     def bar(self, step: int) -> tqdm:
         """Returns the progress bar, a context, from a step on."""
@@ -75,26 +110,28 @@ class Progress:
 
     def scalars(self, step: int, group: str, values: Mapping[str, Any]) -> None:
         """Writes numbers to TensorBoard, under group/name."""
-        with self.writer.as_default(step=step):
+        with self._writing(), self.writer.as_default(step=step):
             for name, value in values.items():
                 if value is not None and name != "step":
-                    tf.summary.scalar(f"{group}/{name}", value)
+                    # Here, and not by TensorFlow, which refuses what float32 cannot hold.
+                    with np.errstate(over="ignore"):
+                        tf.summary.scalar(f"{group}/{name}", np.float32(value))
 
     def histograms(self, step: int) -> Callable[..., Any]:
         """Returns (name, values) -> None, which writes a histogram to TensorBoard."""
 
         def write(name: str, values: tf.Tensor) -> None:
-            with self.writer.as_default(step=step):
+            with self._writing(), self.writer.as_default(step=step):
                 tf.summary.histogram(name, values)
 
         return write
 
     def evaluation(self, step: int, results: Mapping[str, float]) -> None:
-        """Shows and keeps what was found on held-out data."""
-        self.curves.append({"step": step, **{f"held_out_{k}": v for k, v in results.items()}})
-        self.scalars(step, "held_out", results)
+        """Shows and keeps what was found on the validation data."""
+        self.curves.append({"step": step, **{f"validation_{k}": v for k, v in results.items()}})
+        self.scalars(step, "validation", results)
         text = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
-        self.say(f"step {step}: held-out {text}")
+        self.say(f"step {step}: validation {text}")
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
@@ -104,15 +141,6 @@ class Progress:
         """Moves the bar to a step."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-
-    def best(self) -> dict[str, float] | None:
-        """Returns the lowest held-out score and the step that it was reached at."""
-        rows = []
-        for row in self.curves.rows:
-            scores = [value for name, value in row.items() if name.startswith("held_out_")]
-            if scores and scores[0] is not None:
-                rows.append({"step": row["step"], "score": scores[0]})
-        return min(rows, key=lambda row: row["score"], default=None)
 
     def last_finite_row(self) -> dict[str, Any] | None:
         """Returns the last row of steps none of which was skipped."""

@@ -17,7 +17,7 @@ class Recovery:
     Args:
         config: divergence_patience and max_rollbacks.
         model: the model.
-        step: what counts the steps that were not finite.
+        step: what counts the steps that went wrong.
         state: what holds the checkpoints.
         progress: what shows the run.
         learning_rate_scale: halved at each return.
@@ -41,13 +41,19 @@ class Recovery:
         self._progress = progress
         self._learning_rate_scale = learning_rate_scale
         self._look = look
+        self._divergence = step.divergence
+        self._looked = 0  # the step at which the run was judged last
 
     def may_save(self, required: bool) -> bool:
         """Whether a checkpoint may be written now: not after steps that went wrong.
 
         required: at the end a run whose last steps were skipped saves, if its weights are finite.
         """
-        return not self._consecutive() or (required and self.weights_are_finite())
+        if not self._count(self._divergence.consecutive):
+            return True
+        # Steps of too high a loss were applied: no checkpoint is to hold what they left.
+        high = self._count(self._divergence.high)
+        return required and not high and self.weights_are_finite()
 
     def weights_are_finite(self) -> bool:
         """Whether no weight is NaN or Inf."""
@@ -56,49 +62,65 @@ class Recovery:
             for variable in self._model.trainable_variables
         )
 
+    def is_due(self, step: int) -> bool:
+        """Whether the run is to be judged after a step: by steps alone, so that all workers agree."""
+        every = ("log_every", "evaluate_every", "checkpoint_every")
+        due = any(step % self._config[name] == 0 for name in every)
+        waited = step - self._looked >= self._config["divergence_patience"]
+        if not (due or waited or step == self._config["train_steps"]):
+            return False
+        self._looked = step
+        return True
+
     def has_diverged(self, at_end: bool) -> bool:
-        """Whether too many steps in a row were skipped, or the last one would leave NaN behind."""
-        consecutive = self._consecutive()
-        if consecutive >= self._config["divergence_patience"]:
+        """Whether too many steps in a row went wrong, or the last ones would leave a bad model."""
+        if self._divergence.has_diverged():
             return True
-        return bool(at_end and consecutive and not self.weights_are_finite())
+        return at_end and not self.may_save(required=True)
 
     def roll_back(self, step: int) -> None:
-        """Returns to the last checkpoint with half the learning rate.
+        """Returns to the last good checkpoint with half the learning rate.
 
         Raises:
             FloatingPointError: with a diagnosis, if that was done max_rollbacks times already, or
                 there is no checkpoint.
         """
-        consecutive, skipped = self._consecutive(), int(self._step.skipped.numpy())
+        consecutive, skipped = (
+            self._count(self._divergence.consecutive),
+            self._count(self._step.skipped),
+        )
         scale = 0.5 * float(self._learning_rate_scale)
-        found = f"The loss or its gradient was NaN or Inf in each of the last {consecutive} steps, up to "
+        found = f"{self._divergence.described()} in each of the last {consecutive} steps, up to "
         found += f"step {step}. {self._last_words()}"
-        if not self._state.roll_back():
+        # The first loss that was too high is that of the weights before it.
+        first = step - consecutive if self._count(self._divergence.high) else None
+        if not self._state.roll_back(before=first):
             raise FloatingPointError(
-                f"{found} The last checkpoint from before is kept. Look at the data of these steps, lower "
+                f"{found} {self._state.what_is_there()} Look at the data of these steps, lower "
                 "--learning_rate or raise --jacobian_penalty, and start in a new --workdir."
             )
-        self._step.consecutive.assign(0)
+        self._divergence.reset()
         self._step.skipped.assign(skipped)
         self._learning_rate_scale.assign(scale)
         restored = int(self._state.step)
-        self._progress.curves.rewind(restored)
+        self._looked = restored
+        self._progress.rewind(restored)
         self._progress.move_to(restored)
         self._progress.say(
             f"{found} Going on from step {restored} with {scale:g} of the learning rate "
             f"(return {int(self._state.rollbacks)} of at most {self._config['max_rollbacks']})."
         )
 
-    def _consecutive(self) -> int:
-        return int(self._step.consecutive.numpy())
+    @staticmethod
+    def _count(variable: tf.Variable) -> int:
+        return int(variable.numpy())
 
     def _last_words(self) -> str:
         """What the last row with a finite loss said, and a look at the model as it is."""
-        names = ("gradient_norm", "residual", "backward_residual", "learning_rate")
+        names = ("gradient_norm", "loss", "residual", "backward_residual", "learning_rate")
         known = self._progress.last_finite_row()
         if known is None:
-            return "No step before was finite."
+            return "No report before was of finite steps alone."
         numbers = {name: known[name] for name in names if known.get(name) is not None}
         numbers.update(self._look(int(known["step"])))
         text = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import app, flags
 
-from trainers import program, report_page, report_run
+from trainers import program, report_html, report_page, report_run
 from trainers.plotting import number
 from trainers.report_plots import words
 from trainers.workdir import read_json, write_atomically
@@ -61,10 +61,16 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
     test = report_run.mapping(metrics.get("test"))
     names = list(report_run.scores(test))
     if not names:
-        return ["", "metrics.json holds no figures of held-out data."]
+        return ["", "metrics.json holds no test figures."]
     key, unit = names[0], words(names[0])
     quality = ", ".join(f"{words(name)}: {test[name]:.3f}" for name in names)
-    lines = ["", f"Held-out {quality}{_solve(test)}"]
+    lines = ["", f"Test {quality}{_solve(test)}"]
+    if number(test.get("standard_error")) is not None:
+        lines.append(
+            f"  standard error of the {unit}: {test['standard_error']:.3f}, over "
+            f"{report_html.text(test.get('examples'))} examples of "
+            f"{report_html.text(test.get('tokens'))} tokens in all"
+        )
     for budget, row in report_run.mapping(test.get("by_budget")).items():
         if number(row.get(key)) is not None:
             lines.append(f"  at {budget} x the budget: {row[key]:.3f}{_residual(row, ', ')}")
@@ -72,9 +78,17 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
     if number(baseline.get(key)) is not None:
         line = f"Best baseline, {baseline.get('name')}, as many steps: {baseline[key]:.3f}"
         if key.startswith("bits_per_"):  # of other figures, more may be better
-            line += f" (the equilibrium is better by {baseline[key] - test[key]:.3f} {unit})"
+            line += f" ({_comparison(test[key], baseline[key], unit)})"
         lines.append(line)
     return lines
+
+
+def _comparison(own: float, other: float, unit: str) -> str:
+    difference = round(other - own, 3)
+    if not difference:
+        return "the equilibrium is as good"
+    better = "the equilibrium" if difference > 0 else "the baseline"
+    return f"{better} is better by {abs(difference):.3f} {unit}"
 
 
 def _solve(row: Mapping[str, Any]) -> str:
@@ -95,26 +109,50 @@ def _places(workdir: str) -> list[str]:
         ("*.png", "pictures"),
         ("model.keras", "the Keras model"),
         ("checkpoints", "checkpoints"),
-        ("export/*/saved_model.pb", "the SavedModel for TF Serving"),
-        ("export_report.json", "what its verification found"),
     ):
-        for path in sorted(glob.glob(os.path.join(workdir, name))):
-            path = os.path.dirname(path) if path.endswith("saved_model.pb") else path
-            lines.append(f"  {path}  ({what})")
+        found = sorted(glob.glob(os.path.join(glob.escape(workdir), name)))
+        lines += [f"  {path}  ({what})" for path in found]
+    lines += [f"  {path}  (the SavedModel for TF Serving)" for path in _versions(workdir)]
+    verified = os.path.join(workdir, "export_report.json")
+    if os.path.exists(verified):
+        lines.append(f"  {verified}  (what its verification found)")
     return lines
 
 
+def _versions(workdir: str) -> list[str]:
+    """The version folders that were exported into the run's own folder."""
+    pattern = os.path.join(glob.escape(workdir), "export", "*", "saved_model.pb")
+    folders = [os.path.dirname(path) for path in glob.glob(pattern)]
+    return sorted(folders, key=lambda path: (len(path), path))  # 10 comes after 9
+
+
 def next_steps(workdir: str) -> list[str]:
-    """Returns what one may do with a run, line by line."""
-    return [
+    """Returns what one may do with a run, line by line; of an export, what is not done yet."""
+    lines = [
         "",
         "What to do next:",
         f"  look:   {_tensorboard()} --logdir={workdir}",
         f"  learn:  {program.command('trainers', 'language_model')} --dataset=text "
         "--files='YOUR/*.txt' --workdir=runs/mine",
-        "  serve:  see 'Export and serve' in README.md; the model's folder is "
-        + os.path.join(workdir, "export"),
     ]
+    export = os.path.join(workdir, "export")
+    versions = _versions(workdir)
+    if not versions:
+        command = program.command("export", "saved_model")
+        config = read_json(os.path.join(workdir, "config.json"))
+        # A run of examples that a trainer makes itself has no text.
+        text = " --notext" if config and "dataset" not in config else ""
+        lines.append(f"  export: {command} --workdir={workdir} --output={export}{text}")
+        return lines
+    if not os.path.exists(os.path.join(workdir, "export_report.json")):
+        command = program.command("export", "verify")
+        lines.append(f"  verify: {command} --workdir={workdir} --model={versions[-1]}")
+    command = program.command("export", "serving_config")
+    lines.append(
+        f"  serve:  {command} --models=language_model={export} --output=runs/serving "
+        "(see 'Export and serve' in README.md)"
+    )
+    return lines
 
 
 def _tensorboard() -> str:

@@ -53,9 +53,11 @@ def _runs(runs: Sequence[Run]) -> str:
     for name in _names(run.test for run in runs):
         columns[f"test {words(name)}"] = [run.test.get(name) for run in runs]
     columns |= {
+        "test standard error": [run.test.get("standard_error") for run in runs],
+        "examples tested": [run.test.get("examples") for run in runs],
         "residual at the budget": [residual(run.test.get("residual")) for run in runs],
         "solver steps at the budget": [run.test.get("steps") for run in runs],
-        "best step (held-out score)": [_best(run) for run in runs],
+        "best step (validation score)": [_best(run) for run in runs],
         "skipped steps": [_skipped(run) for run in runs],
         "rollbacks": [_scalar(run, "rollbacks") for run in runs],
         "seconds per step": [_scalar(run, "seconds_per_step") for run in runs],
@@ -65,13 +67,16 @@ def _runs(runs: Sequence[Run]) -> str:
     columns = {name: cells for name, cells in columns.items() if any(c is not None for c in cells)}
     heads = [_run_head(run, index) for index, run in enumerate(runs)]
     rows = list(zip(heads, zip(*columns.values(), strict=True), strict=True))
-    caption = "The runs. Test figures are of data that neither training nor the choice of the best step saw."
+    caption = (
+        "The runs. Test figures are of data that neither training nor the choice of the best step saw; "
+        "the standard error is of the first of them, over the examples."
+    )
     return table(caption, ["Run", *map(capitalized, columns)], rows, kind="numbers")
 
 
 def _steps(run: Run) -> str | float | None:
     planned = number(run.config.get("train_steps"))
-    if run.metrics is not None and run.step in (0, planned):
+    if run.is_finished and run.step in (0, planned):
         return planned
     return run.step if planned is None else f"{run.step:,} of {text(planned)}"
 

@@ -34,12 +34,12 @@ _SETTINGS = {
     "grid.color": _INK,
 }
 
-# Column -> title, caption, whether the axis is logarithmic. Those of held-out data come second.
+# Column -> title, caption, whether the axis is logarithmic. Those of the validation data come second.
 _CURVES = {
     "loss": ("Loss", "Mean loss of the training batches since the row before.", False),
     "residual": (
         "Residual, forward",
-        "Mean relative residual of the forward solves in training; circles: on held-out data.",
+        "Mean relative residual of the forward solves in training; circles: on validation data.",
         True,
     ),
     "backward_residual": (
@@ -49,7 +49,7 @@ _CURVES = {
     ),
     "steps": (
         "Solver steps, forward",
-        "Mean solver steps of an example in training; circles: on held-out data.",
+        "Mean solver steps of an example in training; circles: on validation data.",
         False,
     ),
     "backward_steps": (
@@ -84,23 +84,23 @@ def line_style(index: int) -> tuple[str, tuple[float, ...]]:
 
 def curve_plots(runs: Sequence[Run]) -> list[Plot]:
     """Draws every curve over the training steps that any run has."""
-    held_out = dict.fromkeys(
+    validation = dict.fromkeys(
         name
         for run in runs
         for name in run.curves
-        if name.startswith("held_out_") and name.removeprefix("held_out_") not in SOLVE
+        if name.startswith("validation_") and name.removeprefix("validation_") not in SOLVE
     )
     described = {"loss": _CURVES["loss"]}
-    for name in held_out:
-        score = words(name.removeprefix("held_out_"))
-        described[name] = f"Held-out {score}", f"Held-out {score} during training.", False
+    for name in validation:
+        score = words(name.removeprefix("validation_"))
+        described[name] = f"Validation {score}", f"Validation {score} during training.", False
     described |= _CURVES
     plots = []
     for name, (title, caption, logarithmic) in described.items():
         lines = {index: defined(run.curves, name) for index, run in enumerate(runs)}
         points = {}
         if name in SOLVE:
-            points = {i: defined(run.curves, f"held_out_{name}") for i, run in enumerate(runs)}
+            points = {i: defined(run.curves, f"validation_{name}") for i, run in enumerate(runs)}
         if any(len(steps) for steps, _ in lines.values()):
             plots.append(
                 _plot(runs, title, caption, "training steps", lines, logarithmic, points=points)
@@ -166,9 +166,9 @@ def _plot(
             pattern = (0, dashes) if dashes else "-"
             marker = "o" if len(steps) <= 20 else None
             axes.plot(steps, values, marker=marker, markersize=3, color=color, linestyle=pattern)
-            held_out, there = (points or {}).get(index, ((), ()))
+            validation, there = (points or {}).get(index, ((), ()))
             there = np.maximum(there, LOWEST) if logarithmic else there
-            axes.plot(held_out, there, "o", markersize=4, color=color, fillstyle="none")
+            axes.plot(validation, there, "o", markersize=4, color=color, fillstyle="none")
         axes.set_xlabel(label)
         if logarithmic:
             axes.set_yscale("log")

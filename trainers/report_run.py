@@ -11,6 +11,7 @@ from trainers.workdir import Curves, read_json
 
 # What stands beside the figures of quality in a row of results.
 SOLVE = ("residual", "steps")
+_BESIDE = (*SOLVE, "standard_error", "examples", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Run:
 
     @property
     def test(self) -> Mapping[str, Any]:
-        """What metrics.json says of the held-out test data; empty while it trains."""
+        """What metrics.json says of the test data; empty while it trains."""
         return mapping(mapping(self.metrics).get("test"))
 
     @property
@@ -62,7 +63,16 @@ class Run:
     @property
     def state(self) -> str:
         """Whether the run is finished, and where it stands."""
-        return "finished" if self.metrics is not None else f"in progress at step {self.step}"
+        return "finished" if self.is_finished else f"in progress at step {self.step}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has results, and is not being made longer since."""
+        planned = mapping(mapping(self.metrics).get("config")).get("train_steps")
+        longer = None not in (planned, self.config.get("train_steps")) and (
+            planned != self.config["train_steps"]
+        )
+        return self.metrics is not None and not longer
 
     def last(self, name: str) -> float | None:
         """Returns the last value of a curve, or None."""
@@ -76,11 +86,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def scores(row: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures of quality of a row of results: every number but residual and steps."""
+    """Returns the figures of quality of a row of results: every number but what stands beside them."""
     return {
         name: value
         for name, value in row.items()
-        if number(value) is not None and name not in SOLVE
+        if number(value) is not None and name not in _BESIDE
     }
 
 

@@ -9,6 +9,10 @@ import tensorflow as tf
 
 from tfdeq import DEQLayer
 
+# The smallest --train_steps that a run has had, in the configuration of one that was made longer: what is
+# done at the start of a run is a share of that.
+SHORTEST = "shortest_train_steps"
+
 
 class Task(NamedTuple):
     """What a trainer tells the loop."""
@@ -21,7 +25,7 @@ class Task(NamedTuple):
     # (start_step, shard, shards) -> batches from that step on, of each the shard's rows; a
     # tf.data.Dataset, or for one device and one step a call any iterable
     batches: Callable[[int, int, int], Any]
-    # () -> {name: number} on held-out data, the first one lower for better models
+    # () -> {name: number} on validation data, the first one lower for better models
     evaluate: Callable[[], dict[str, float]]
     # {"loss": nats, …} -> what the progress bar shows, name -> number
     display: Callable[[Mapping[str, float]], dict[str, float]]
@@ -33,6 +37,8 @@ class Task(NamedTuple):
     # (rows) -> a nest of tensors [rows, …]: what a batch hands on to the next one, of nothing before
     # the first; None: batches have nothing to do with each other
     memory: Callable[[int], Any] | None = None
+    # the loss of a guess that knows nothing, for example ln of the number of tokens; None: not known
+    uniform_loss: float | None = None
 
 
 class StepSettings(NamedTuple):
@@ -45,7 +51,7 @@ class StepSettings(NamedTuple):
 
 def takeover_step(config: Mapping[str, Any]) -> int:
     """Returns the first step that trains the equilibrium."""
-    return round(config["shallow_share"] * config["train_steps"])
+    return round(config["shallow_share"] * config.get(SHORTEST, config["train_steps"]))
 
 
 def explicit_steps_at(step: int, config: Mapping[str, Any]) -> int:

@@ -7,6 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdeq.batch_part import part_of_batch
+from trainers.accumulation import mean_over_parts
+from trainers.divergence import Divergence
 from trainers.layer_state import LayerState
 from trainers.loss_scale import LossScale
 from trainers.segment_memory import SegmentMemory
@@ -27,8 +30,10 @@ class TrainingStep:
         strategy: the model's.
 
     Attributes:
-        consecutive: steps in a row, up to now, that were not finite. skipped: all such steps.
-        asked: whether a worker of several was asked to end (see `run`).
+        divergence: counts the steps in a row, up to now, that went wrong. skipped: all steps that were
+            not finite.
+        asked: of several workers, whether one was asked to end, and whether the chief wants a checkpoint
+            (see `run`).
     """
 
     def __init__(
@@ -49,9 +54,9 @@ class TrainingStep:
             self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
             self._skipped = keras.metrics.Sum(name="skipped")
             self._metrics = (self._loss, self._gradient_norm, self._skipped)
-            self.consecutive = tf.Variable(0, trainable=False, name="consecutive")
+            self.divergence = Divergence(config["divergence_patience"], task.uniform_loss)
             self.skipped = tf.Variable(0, trainable=False, name="all_skipped")
-            self.asked = tf.Variable(False, trainable=False, name="asked")
+            self.asked = tf.Variable([False, False], trainable=False, name="asked")
             self._loss_scale = LossScale(config["precision"])
             self._memory = SegmentMemory(task.memory, config["batch_size"], strategy)
         self._layer_state = LayerState([task.model, *task.equilibria])
@@ -64,7 +69,7 @@ class TrainingStep:
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of the step: name -> variable or list of them."""
         return {
-            "consecutive": self.consecutive,
+            "divergence": self.divergence.saved,
             "all_skipped": self.skipped,
             # A row of the curves may span an interruption.
             "metrics": [variable for metric in self._metrics for variable in metric.variables],
@@ -73,18 +78,21 @@ class TrainingStep:
         }
 
     def run(
-        self, batches: Iterator[Any], settings: Sequence[StepSettings], asked: bool = False
+        self,
+        batches: Iterator[Any],
+        settings: Sequence[StepSettings],
+        asked: Sequence[bool] = (False, False),
     ) -> bool:
         """Makes a step for each of the settings and returns whether something was compiled first.
 
         Args:
             batches: what `distribute` returned.
             settings: of the steps, with the same explicit_steps in all of them.
-            asked: whether this process was asked to end; with several workers, `asked` is True after
-                the step if any of them was.
+            asked: whether this process was asked to end, and whether it wants a checkpoint. With several
+                workers the attribute `asked` says after the step what holds for any of them.
         """
         explicit_steps = settings[0].explicit_steps
-        asked = tf.constant(float(asked))
+        asked = tf.constant([float(one) for one in asked])
         if len(settings) > 1:
             new = explicit_steps not in self._loops
             # Of one length, so that a call of fewer steps needs no graph of its own.
@@ -102,7 +110,10 @@ class TrainingStep:
         return new
 
     def run_timed(
-        self, batches: Iterator[Any], settings: StepSettings, asked: bool = False
+        self,
+        batches: Iterator[Any],
+        settings: StepSettings,
+        asked: Sequence[bool] = (False, False),
     ) -> dict[str, float] | None:
         """Makes one step and returns what its parts took, in seconds.
 
@@ -116,7 +127,7 @@ class TrainingStep:
         moments = [time.perf_counter()]
         batch = next(batches)
         moments.append(time.perf_counter())
-        asked = tf.constant(float(asked))
+        asked = tf.constant([float(one) for one in asked])
         if settings.explicit_steps not in self._called:
             self._call(batch, settings, asked, apply=True)
             return None
@@ -142,7 +153,7 @@ class TrainingStep:
 
     def wait(self) -> None:
         """Returns when every step made so far is done."""
-        self.consecutive.numpy()
+        self.divergence.consecutive.numpy()
 
     def report(self) -> dict[str, Any]:
         """Returns the means since the last report, and starts new ones."""
@@ -208,13 +219,14 @@ class TrainingStep:
         return self._loops[explicit_steps]
 
     def _reduced(self, on_replica, batch, max_steps, penalty_share, asked, apply):
-        """On a replica: (finite, asked, gradients, memory), the same on all of them.
+        """On a replica: (finite, loss, asked, gradients, memory), the same on all of them.
 
         And its layers' state from before.
         """
         replicas = self._strategy.num_replicas_in_sync
         before = self._layer_state.values()
-        found, memory = on_replica(batch, self._memory.rows(), max_steps, penalty_share)
+        memory = self._memory.rows()
+        found, memory = on_replica(batch, memory, self._first_part(), max_steps, penalty_share)
         spoilt = tf.cast(self._layer_state.is_spoilt(before), tf.float32)
         if replicas > 1:
             # Divided first, by an operation on the replica's device: a reduction goes by the device
@@ -233,11 +245,12 @@ class TrainingStep:
         self._skipped.update_state(tf.cast(~finite & apply, tf.float32))
         # As a factor: tf.clip_by_global_norm would make NaN of all when one is.
         clip = tf.minimum(1.0, self._config["gradient_clip"] / tf.maximum(norm, 1e-30))
-        return finite, asked, [clip * gradient for gradient in gradients], memory, before
+        return finite, loss, asked, [clip * gradient for gradient in gradients], memory, before
 
     def _update(
         self,
         finite: Any,
+        loss: Any,
         asked: Any,
         gradients: list[Any],
         memory: Any,
@@ -264,60 +277,45 @@ class TrainingStep:
         # is the one that never saw the batch.
         tf.cond(finite & apply, run(update, gradients), run(put_back, before))
         self._memory.keep(memory, finite & apply, self._local)
-        wrong = tf.where(finite, 0, self.consecutive + 1)
-        self.consecutive.assign(tf.where(apply, wrong, self.consecutive))
+        self.divergence.note(self._local(loss), finite, apply)
         self.skipped.assign_add(tf.where(finite | ~apply, 0, 1))
         self._loss_scale.update(finite, apply)
         if self._several_workers:
             asked_before = tf.convert_to_tensor(self.asked)
             self.asked.assign(asked_before | (self._local(asked) > 0.0))
 
+    def _first_part(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """On a replica: the index of its first part of the batch, and the seed [2] of the batch."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        # Of the steps that were applied: one that is skipped leaves no trace here either.
+        made = keras.ops.cast(self._optimizer.iterations, "int64")
+        seed = tf.stack([tf.constant(self._config["seed"], tf.int64), made])
+        return tf.cast(replica, tf.int32) * self._config["accumulation_steps"], seed
+
     def _mean_over_parts(
         self,
         explicit_steps: int,
         batch: Any,
         memory: Any,
+        first_part: tuple[tf.Tensor, tf.Tensor],
         max_steps: tf.Tensor,
         penalty_share: tf.Tensor,
     ) -> tuple[list[tf.Tensor], Any]:
-        """[loss, loss with penalties, *gradients]: means over the parts of a batch, one at a time.
+        """[loss, loss with penalties, *gradients], means over the parts of a replica's rows.
 
         And the memory after the batch.
         """
-
-        def of_part(batch, memory):
-            return self._of_part(explicit_steps, batch, memory, max_steps, penalty_share)
-
         count = self._config["accumulation_steps"]
-        if count == 1:
-            return of_part(batch, memory)
-        batch, memory = tf.nest.map_structure(
-            lambda leaf: tf.reshape(leaf, [count, leaf.shape[0] // count, *leaf.shape[1:]]),
-            (batch, memory),
-        )
+        first, seed = first_part
 
-        def body(index, sums, memory):
-            part = tf.nest.map_structure(lambda leaf: leaf[index], (batch, memory))
-            found, new = of_part(*part)
-            sums = [sum_ + part / count for sum_, part in zip(sums, found, strict=True)]
-            memory = tf.nest.map_structure(
-                lambda all_, own: tf.tensor_scatter_nd_update(all_, [[index]], own[None]),
-                memory,
-                new,
-            )
-            return index + 1, sums, memory
+        def compute(index, batch, memory):
+            parts = self._strategy.num_replicas_in_sync * count
+            with part_of_batch(first + index, parts, seed):
+                return self._of_part(explicit_steps, batch, memory, max_steps, penalty_share)
 
-        zeros = [tf.zeros(()), tf.zeros(())]
-        zeros += [tf.zeros(v.shape, v.dtype) for v in self._task.model.trainable_variables]
-        _, sums, memory = tf.while_loop(
-            lambda index, *_: index < count,
-            body,
-            [tf.constant(0), zeros, memory],
-            parallel_iterations=1,
-        )
-        return sums, tf.nest.map_structure(
-            lambda leaf: tf.reshape(leaf, [-1, *leaf.shape[2:]]), memory
-        )
+        shapes = [tf.TensorSpec([]), tf.TensorSpec([])]
+        shapes += [tf.TensorSpec(v.shape, v.dtype) for v in self._task.model.trainable_variables]
+        return mean_over_parts(compute, count, batch, memory, shapes)
 
     def _of_part(
         self,

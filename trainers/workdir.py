@@ -5,10 +5,47 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from trainers.preemption import requests_held_back
+
 _PARTIAL = ".partial-"
+
+
+@contextlib.contextmanager
+def writing(path: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Inside it, what keeps a file or folder from being written is raised as one line.
+
+    Args:
+        path: of the file or folder.
+        kinds: exceptions that say so, beside OSError.
+
+    Raises:
+        OSError: with the path, the reason, and what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _refusal(error, (OSError, *kinds))
+        if reason is None:
+            raise
+        raise OSError(
+            f"{path} cannot be written: {reason}. Free space there, put right what the reason names, or "
+            "name another folder (a trainer: another --workdir)."
+        ) from error
+
+
+def _refusal(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> str | None:
+    """The first line of an error, or of one that it came from, if it is of these kinds."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kinds):
+            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            return text.splitlines()[0]
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_json(path: str, value: Any) -> None:
@@ -17,17 +54,23 @@ def write_json(path: str, value: Any) -> None:
 
 
 def write_atomically(path: str, write: Callable[[str], None]) -> None:
-    """Calls write(temporary name beside path), then renames the result to path."""
+    """Calls write(temporary name beside path), then renames the result to path.
+
+    Raises:
+        OSError: if it cannot be written; path is as it was.
+    """
     folder, name = os.path.split(path)
-    os.makedirs(folder or ".", exist_ok=True)
     # The name's end stays as it is: Keras chooses the format by it.
     temporary = os.path.join(folder, f"{_PARTIAL}{os.getpid()}-{name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with requests_held_back():
+        try:
+            with writing(path):
+                os.makedirs(folder or ".", exist_ok=True)
+                write(temporary)
+                os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -51,40 +94,6 @@ def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
     return value
 
 
-def check_configuration(
-    workdir: str, config: Mapping[str, Any], may_differ: Iterable[str] = ()
-) -> bool:
-    """Returns whether workdir holds this very run; writes nothing.
-
-    Args:
-        may_differ: names of settings that change no result, such as how often to report.
-
-    Raises:
-        NotADirectoryError: if workdir is a file.
-        ValueError: if workdir belongs to a run of another configuration.
-    """
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise NotADirectoryError(
-            f"--workdir={workdir} is a file. Name a folder, new or of this run."
-        )
-    known = read_json(os.path.join(workdir, "config.json"))
-    if known is None:
-        return False
-    received = json.loads(json.dumps(dict(config)))
-    differences = [
-        f"--{name}: {known.get(name)!r} there, {received.get(name)!r} received"
-        for name in sorted({*known, *received})
-        if known.get(name) != received.get(name) and name not in may_differ
-    ]
-    if differences:
-        raise ValueError(
-            f"--workdir={workdir} holds a run of another configuration: {'; '.join(differences)}. "
-            "Name another --workdir, give the flags of that run to go on with it, or delete the "
-            "folder to start over. Nothing was changed."
-        )
-    return True
-
-
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
     """Holds workdir for this process, making it if it is missing, until the context ends.
@@ -93,9 +102,12 @@ def locked(workdir: str) -> Iterator[None]:
 
     Raises:
         BlockingIOError: if another process holds it.
+        OSError: if it cannot be written.
     """
-    os.makedirs(workdir, exist_ok=True)
-    with open(os.path.join(workdir, ".lock"), "w", encoding="utf-8") as lock:
+    with writing(f"--workdir={workdir}"):
+        os.makedirs(workdir, exist_ok=True)
+        file = open(os.path.join(workdir, ".lock"), "w", encoding="utf-8")  # noqa: SIM115
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -103,9 +115,10 @@ def locked(workdir: str) -> Iterator[None]:
                 f"Another process trains in --workdir={workdir}. Wait for it or end it, or name "
                 "another folder."
             ) from error
-        for name in os.listdir(workdir):
-            if name.startswith(_PARTIAL):
-                os.remove(os.path.join(workdir, name))
+        with writing(f"--workdir={workdir}"):
+            for name in os.listdir(workdir):
+                if name.startswith(_PARTIAL):
+                    os.remove(os.path.join(workdir, name))
         yield
 
 
@@ -124,7 +137,8 @@ class Curves:
                 lines = file.read().splitlines()
             for line in lines:
                 try:
-                    self.rows.append(json.loads(line))
+                    # Runs of before 0.1.0 say "held_out".
+                    self.rows.append(json.loads(line.replace('"held_out_', '"validation_')))
                 except json.JSONDecodeError:
                     break  # a run that was killed while it wrote: that row comes again
 
@@ -134,9 +148,20 @@ class Curves:
         write_atomically(self._path, self._write)
 
     def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row.
+
+        Raises:
+            OSError: if it cannot be written; nothing half-written stays.
+        """
         self.rows.append(dict(row))
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(row)) + "\n")
+        length = os.path.getsize(self._path) if os.path.exists(self._path) else 0
+        try:
+            with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(row)) + "\n")
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, length)
+            raise
 
     def columns(self) -> dict[str, list[Any]]:
         """name -> the values of all rows, None where a row lacks it."""

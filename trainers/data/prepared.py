@@ -30,8 +30,8 @@ class DocumentsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     Args:
         config_name: names the content; see `content_name`.
         prepared_dir: folder of the prepared copies; None: TFDS's own.
-        documents: the documents of each split; a subclass that overrides `split_documents` needs
-            none.
+        documents: returns the documents of each split, is called when a copy is prepared; a subclass
+            that overrides `split_documents` needs none.
     """
 
     # Raise it when the splits of the same content change: it names the prepared copies.
@@ -42,7 +42,7 @@ class DocumentsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         *,
         config_name: str,
         prepared_dir: str | None = None,
-        documents: Mapping[str, Sequence[Document]] | None = None,
+        documents: Callable[[], Mapping[str, Sequence[Document]]] | None = None,
     ):
         self._documents = documents
         super().__init__(config=tfds.core.BuilderConfig(name=config_name), data_dir=prepared_dir)
@@ -50,7 +50,7 @@ class DocumentsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def split_documents(self, manual_dir: Callable[[], str]) -> Mapping[str, Sequence[Document]]:
         """Returns the documents of each split; `manual_dir()` is the folder that the user named."""
         del manual_dir
-        return self._documents
+        return self._documents()
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

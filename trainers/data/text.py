@@ -1,17 +1,18 @@
 """text: the bytes of the user's own files."""
 
+import functools
 import glob
 import os
 import pathlib
 from collections.abc import Sequence
 
+import tensorflow_datasets as tfds
 from absl import logging
 
 from trainers.data import byte_documents, prepared
 from trainers.data.prepared import Document
 from trainers.data.token_data import TokenData
 
-SPLIT_BY_FILE_FROM = 20  # files; with fewer, one file would weigh too much in a split
 LARGEST_FILE = 2**30  # bytes; a TFDS example must stay under 2 GiB
 
 
@@ -19,14 +20,18 @@ class Text(prepared.DocumentsBuilder, skip_registration=True):
     """A user's own files as bytes; the config carries a digest of paths and contents."""
 
     name = "tfdeq_text"
+    # 2: near-copies share a split; splits are shares of the bytes.
+    VERSION = tfds.core.Version("2.0.0")
 
 
 def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None = None) -> TokenData:
     """Loads files as bytes.
 
-    From 20 files on, whole files go to a split, by a hash of their contents: copies of one file
-    share a split. With fewer, each file is cut contiguously: its first 90 % train, then 5 %
-    validation, 5 % test. Empty files are left out.
+    Whole files go to a split, about 90/5/5 by bytes, by a hash of their contents; copies and files that
+    share many lines go together, see `byte_documents.split_by_groups`. Where such groups are too few or
+    too large for that (fewer than some 80 files, if they are equally long), each file is cut
+    contiguously: its first 90 % train, then 5 % validation, 5 % test, but for files that have
+    near-copies, see `byte_documents.split_within_files`. Empty files are left out.
 
     Args:
         files: globs, comma-separated or a sequence; `**` matches any number of folders.
@@ -42,9 +47,20 @@ def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None =
     paths = matching_files(files)
     documents = _read_documents(paths)
     config_name = prepared.content_name("files", documents)
-    if len(documents) >= SPLIT_BY_FILE_FROM:
-        splits = byte_documents.split_by_file(documents, [d.text for d in documents])
-    else:
+
+    split = functools.cache(lambda: _split(documents, files))
+
+    def make_builder() -> Text:
+        return Text(config_name=config_name, prepared_dir=prepared_dir, documents=split)
+
+    if not prepared.is_prepared(make_builder):
+        split()  # Raises before anything is written.
+    return byte_documents.byte_data(prepared.read_texts(make_builder))
+
+
+def _split(documents: Sequence[Document], files: object) -> dict[str, list[Document]]:
+    splits = byte_documents.split_by_groups(documents, [document.text for document in documents])
+    if splits is None:
         splits = byte_documents.split_within_files(documents)
     for split, part in splits.items():
         if not part:
@@ -53,11 +69,7 @@ def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None =
                 f"--files={files!r} holds {total:,} bytes in {len(documents)} files, which leaves "
                 f"the {split} split empty. Give more text."
             )
-
-    def make_builder() -> Text:
-        return Text(config_name=config_name, prepared_dir=prepared_dir, documents=splits)
-
-    return byte_documents.byte_data(prepared.read_texts(make_builder))
+    return splits
 
 
 def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:

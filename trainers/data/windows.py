@@ -69,41 +69,47 @@ def evaluation_windows(
 ) -> tf.data.Dataset:
     """Yields batches of consecutive windows that do not overlap, once.
 
-    Every batch has B full windows: the last windows that fill no batch are left out, and the last
-    tokens that fill no window. With `max_windows`, the windows are spread evenly over the stream.
+    Without `max_windows` every token but the first of the stream is the target of exactly one
+    prediction with weight 1. What fills up the last window, and the last batch, has weight 0. With
+    `max_windows`, exactly so many windows are spread evenly over the stream, or all where it has no
+    more.
 
     Args:
         tokens: [N] integer ids.
         sequence_length: T, tokens in a window.
-        batch_size: B, windows in a batch (over all replicas).
-        max_windows: windows at most, B or more; None: as many as there are.
+        batch_size: B, windows in a batch.
+        max_windows: windows at most, 1 or more; None: all.
 
     Returns:
-        A tf.data.Dataset of known cardinality of (inputs, targets), both [B, T] int32.
+        A tf.data.Dataset of known cardinality of (inputs, targets, weights), all [B, T]: int32, int32
+        and float32.
 
     Raises:
-        ValueError: a stream too short for one batch, or an argument out of range.
+        ValueError: a stream shorter than T + 1, or an argument out of range.
     """
     _check(tokens, sequence_length=sequence_length, batch_size=batch_size)
-    if max_windows is not None and max_windows < batch_size:
-        raise ValueError(
-            f"max_windows={max_windows} is less than one batch of {batch_size}. Raise it or lower "
-            "the batch size."
-        )
-    available = (len(tokens) - 1) // sequence_length
-    if available < batch_size:
-        raise ValueError(
-            f"The stream of {len(tokens):,} tokens has {available} windows of {sequence_length} "
-            f"tokens, fewer than one batch of {batch_size}. Lower the batch size or the sequence "
-            "length, or give more text."
-        )
-    index = np.arange(available)
-    if max_windows is not None and max_windows < available:
-        kept = max_windows - max_windows % batch_size
-        index = np.arange(kept) * available // kept
-    starts = tf.data.Dataset.from_tensor_slices(index.astype(np.int64) * sequence_length)
-    batches = starts.batch(batch_size, drop_remainder=True).map(reader(tokens, sequence_length))
-    return prefetched(batches)
+    if max_windows is not None and max_windows < 1:
+        raise ValueError(f"max_windows must be 1 or more; received {max_windows}.")
+    predictions = len(tokens) - 1
+    available = window_count(tokens, sequence_length)
+    kept = available if max_windows is None else min(max_windows, available)
+    starts = np.arange(kept, dtype=np.int64) * available // kept * sequence_length
+    # Behind the stream's end nothing is predicted: such rows fill up the last batch.
+    starts = np.pad(starts, (0, -kept % batch_size), constant_values=predictions)
+    read = reader(tokens, sequence_length)
+    offsets = tf.range(sequence_length, dtype=tf.int64)
+
+    def batch(starts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        weights = tf.cast(starts[:, None] + offsets < predictions, tf.float32)
+        return *read(starts), weights
+
+    places = tf.data.Dataset.from_tensor_slices(starts).batch(batch_size, drop_remainder=True)
+    return prefetched(places.map(batch))
+
+
+def window_count(tokens: np.ndarray, sequence_length: int) -> int:
+    """Returns how many windows of T tokens a stream has, the last one cut short where it ends."""
+    return -(-(len(tokens) - 1) // sequence_length)
 
 
 def _check(tokens: np.ndarray, *, sequence_length: int, batch_size: int) -> None:

@@ -1,0 +1,70 @@
+"""The same search for each variant of a comparison: which learning rate suits it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Candidate = tuple[str, float]  # a variant's name and a rate
+
+
+def search(
+    configs: Mapping[str, Mapping[str, Any]],
+    rates: Sequence[float],
+    share: float,
+    train: Callable[[Mapping[Candidate, Mapping[str, Any]]], Mapping[Candidate, float]],
+    extensions: int = 2,
+) -> dict[str, dict[float, float]]:
+    """Returns name -> rate -> validation score of a shorter run, lower is better.
+
+    Every variant tries the same rates. While the best of a variant is the lowest or the highest that it
+    has tried, the next one beyond it is tried too.
+
+    Args:
+        configs: name -> configuration with `learning_rate` and `train_steps`.
+        rates: ascending, two at least; the last two give the factor to the next one.
+        share: of the steps, for each of these runs.
+        train: candidate -> configuration; returns the candidates' scores, infinite or NaN for runs that
+            failed.
+        extensions: rates beyond the given ones, at most, for each variant.
+    """
+    factor = rates[-1] / rates[-2]
+    scores: dict[str, dict[float, float]] = {name: {} for name in configs}
+    wanted = {name: list(rates) for name in configs}
+    for _ in range(extensions + 1):
+        runs = {
+            (name, rate): {
+                **configs[name],
+                "learning_rate": rate,
+                "train_steps": max(1, round(share * configs[name]["train_steps"])),
+            }
+            for name, tried in wanted.items()
+            for rate in tried
+        }
+        for (name, rate), score in train(runs).items() if runs else ():
+            scores[name][rate] = score if math.isfinite(score) else math.inf
+        wanted = {name: _beyond(tried, factor) for name, tried in scores.items()}
+    return {name: dict(sorted(tried.items())) for name, tried in scores.items()}
+
+
+def best(scores: Mapping[float, float]) -> float:
+    """Returns the rate with the lowest score, the lower one of equals.
+
+    Raises:
+        ValueError: if every run failed.
+    """
+    rate = min(scores, key=lambda rate: (scores[rate], rate))
+    if not math.isfinite(scores[rate]):
+        tried = ", ".join(f"{rate:g}" for rate in scores)
+        raise ValueError(f"No run of the search ended well; rates tried: {tried}.")
+    return rate
+
+
+def _beyond(scores: Mapping[float, float], factor: float) -> list[float]:
+    """The next rate, where the best one is at an end of those tried; rounded to three digits."""
+    lowest, highest = min(scores), max(scores)
+    if not any(map(math.isfinite, scores.values())):
+        return [float(f"{lowest / factor:.3g}")]
+    found = best(scores)
+    if found == lowest:
+        return [float(f"{lowest / factor:.3g}")]
+    return [float(f"{highest * factor:.3g}")] if found == highest else []

@@ -1,0 +1,42 @@
+"""The trainers' flags by what they are about, in the order in which --help shows them."""
+
+# How the help of a flag begins that there was once, which --help leaves out.
+REMOVED = "Is no more."
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Run": (
+        *("workdir", "train_steps", "batch_size", "accumulation_steps", "sequence_length"),
+        *("carry_memory", "seed", "baseline", "dry_run"),
+    ),
+    "Data": ("dataset", "files", "data_dir", "prepared_dir"),
+    "Model": (
+        *("model", "cell", "depth", "width", "embedding_width", "heads", "feedforward"),
+        *("attention_span", "distance_slope", "norm", "query_key_norm", "kernel_size"),
+        *("normalization", "recurrent_scale", "tied_output", "cutoffs", "cutoff_factor"),
+        *("loss_chunk", "dropout", "locked_dropout", "weight_dropout", "input_dropout"),
+        *("output_dropout", "precision"),
+    ),
+    "Solver and gradient": (
+        *("solver", "max_steps", "training_max_steps", "sampled_depth", "tolerance", "adjoint"),
+        *("adjoint_steps", "adjoint_damping", "backward_solver", "backward_max_steps"),
+        *("correction_steps", "correction_weight"),
+    ),
+    "Optimiser": (
+        *("optimizer", "learning_rate", "adam_rate_ratio", "warmup_share", "schedule"),
+        *("gradient_clip", "ema"),
+    ),
+    "Steadiness": (
+        *("jacobian_penalty", "jacobian_penalty_end", "jacobian_penalty_fraction"),
+        *("jacobian_penalty_power_steps", "shallow_share", "shallow_steps"),
+        *("equilibrium_watch", "watch_residual", "divergence_patience", "max_rollbacks"),
+    ),
+    "Devices": (
+        *("strategy", "logical_devices", "tpu", "steps_per_call", "jit_compile"),
+        "keep_freed_memory",
+    ),
+    "Evaluation, reports and checkpoints": (
+        *("evaluate_every", "evaluation_windows", "evaluation_rows", "evaluation_batches"),
+        *("test_windows", "test_batches", "test_lengths", "log_every", "inspect_every"),
+        *("profile_step", "checkpoint_every", "checkpoint_minutes", "keep"),
+    ),
+}
