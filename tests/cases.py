@@ -1,6 +1,6 @@
 """Cells, solvers and helpers that several tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,14 @@ EVERY_MODE = ("eager", "graph", "xla")
 MODES = tuple(
     mode if mode == "graph" else pytest.param(mode, marks=pytest.mark.slow) for mode in EVERY_MODE
 )
+
+
+def fast(chosen: Sequence[Any], values: Iterable[Any]) -> list[Any]:
+    """Values for parametrize, of which the chosen ones are in the fast run and the others are slow."""
+    return [
+        value if value in chosen else pytest.param(value, marks=pytest.mark.slow)
+        for value in values
+    ]
 
 
 def in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:

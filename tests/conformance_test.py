@@ -22,6 +22,7 @@ from tests.cases import (
     NoisyCell,
     PairCell,
     exact_solvers,
+    fast,
     in_mode,
     linear,
     linear_case,
@@ -176,7 +177,7 @@ def _mixed_gradients(adjoint, mode, rows=slice(None)):
     return in_mode(run, mode)(weights["a"], x)
 
 
-@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+@pytest.mark.parametrize("adjoint", fast(["implicit", "jacobian_free"], adjoints.REGISTRY))
 def test_rule_is_the_same_in_every_mode(adjoint):
     eager, graph, xla = (_mixed_gradients(adjoint, mode) for mode in EVERY_MODE)
     # What comes in bits of rounding in an estimate from differences: see Shine's tests.
@@ -188,7 +189,7 @@ def test_rule_is_the_same_in_every_mode(adjoint):
         _assert_close(other[1:], eager[1:], tolerance)
 
 
-@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+@pytest.mark.parametrize("adjoint", fast(["implicit", "jacobian_free"], adjoints.REGISTRY))
 def test_rule_treats_each_sample_as_if_alone(adjoint):
     together, d_a, d_x = _mixed_gradients(adjoint, "graph")
     alone = [_mixed_gradients(adjoint, "graph", slice(row, row + 1)) for row in range(4)]
@@ -208,7 +209,7 @@ def test_rule_gives_z0_no_gradient(adjoint):
     assert tape.gradient(z, tf.nest.flatten(z0)) == [None, None]
 
 
-@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+@pytest.mark.parametrize("adjoint", fast(["implicit", "jacobian_free"], adjoints.REGISTRY))
 def test_rule_trains_a_layer_that_is_saved_and_loaded(adjoint, tmp_path):
     solver = _solver_of(adjoints.get(adjoint))
     inputs = keras.Input([4])
@@ -311,7 +312,7 @@ def _input_spec(leaf):
     return tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype)
 
 
-@pytest.mark.parametrize("name", [*CELLS, *MODELS])
+@pytest.mark.parametrize("name", fast(["dense", "transformer"], [*CELLS, *MODELS]))
 def test_saving_and_exporting(name, tmp_path):
     model, x = _model(name)
     expected = model(_tensors(x))
@@ -341,7 +342,7 @@ def test_lengths_need_not_be_known(name):
         _assert_close(compiled(part), model(part), 1e-4)
 
 
-@pytest.mark.parametrize("name", [*CELLS, *MODELS])
+@pytest.mark.parametrize("name", fast(["dense", "transformer", "trellis"], [*CELLS, *MODELS]))
 def test_compiled_by_xla(name):
     model, x = _model(name)
     expected = model(_tensors(x))

@@ -65,6 +65,7 @@ def check_all(model, requests, answers):
         assert len(found.values["near"]) <= len(pairs) // 20
 
 
+@pytest.mark.slow
 def test_every_signature_and_batch_size(model, version, serving_executable):
     requests = requests_of(model, BATCHES, lengths_from=1)
     answers = {name: isolated.answer(version, requests, name).outputs for name in isolated.RUNTIMES}

@@ -83,6 +83,7 @@ def test_the_same_tokens_as_the_full_solve(model, solved_again, mode):
     assert (found.residual.numpy() <= 1e-5).all()
 
 
+@pytest.mark.slow
 def test_each_sample_is_what_it_is_alone(model):
     options = {
         "max_new_tokens": np.int32([3, 50, 0, 5]),

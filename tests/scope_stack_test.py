@@ -96,6 +96,7 @@ for way in ("graph", "xla", "eager"):
 """
 
 
+@pytest.mark.slow
 def test_replicas():
     result = subprocess.run(
         [sys.executable, "-c", _TWO_DEVICES],

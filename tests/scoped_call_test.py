@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
+from tests.cases import fast
 from tfdeq import SolveScope
 
 X = np.float32([[0.1, 0.2, 0.3], [1.0, -1.0, 0.5], [-0.4, 0.3, 2.0], [0.0, 0.7, -0.2]])
@@ -145,7 +146,7 @@ def test_evaluate_test_on_batch_and_metrics(way):
     assert again == pytest.approx(usual)
 
 
-@pytest.mark.parametrize("way", ["graph", "xla", "eager", "several_steps"])
+@pytest.mark.parametrize("way", fast(["graph"], ["graph", "xla", "eager", "several_steps"]))
 def test_fit_and_train_on_batch(way):
     model = model_with({"optimizer": "sgd", **WAYS[way]})
     y = np.zeros_like(X)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import MODES, in_mode, linear, linear_case, tanh_cell
+from tests.cases import MODES, fast, in_mode, linear, linear_case, tanh_cell
 from tfdeq import adjoints, solvers
 from tfdeq.function_evaluation import residual_of
 
@@ -20,7 +20,9 @@ def _residual(z, f_z):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-19, 1e-12, 1.0, 1e12, 1e20, 1e35])
+@pytest.mark.parametrize(
+    "size", fast([1e-30, 1e-19, 1.0, 1e35], [1e-30, 1e-22, 1e-19, 1e-12, 1.0, 1e12, 1e20, 1e35])
+)
 @pytest.mark.parametrize("name", solvers.REGISTRY)
 def test_a_solve_is_the_same_in_any_unit(name, size, mode):
     """A linear map in units of `size`: the same steps, residuals and answer in that unit."""

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 
 def run(*arguments):
     result = subprocess.run(
@@ -24,6 +26,7 @@ def test_the_papers_size_has_at_most_14_thousand_parameters(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_learns_that_most_positions_are_blank(tmp_path):
     output = run(
         f"--workdir={tmp_path}",

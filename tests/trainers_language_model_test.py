@@ -151,6 +151,7 @@ def test_another_configuration_is_refused_and_nothing_lost(trained):
     assert sorted(os.listdir(trained / "run")) == before
 
 
+@pytest.mark.slow
 def test_resumes_from_the_checkpoint_before_a_corrupt_one(trained):
     workdir = trained / "resumed"
     run(trained, f"--workdir={workdir}")

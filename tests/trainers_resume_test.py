@@ -53,6 +53,7 @@ def results(workdir):
     return rows, metrics["test"], keras.models.load_model(workdir / "model.keras").get_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags"),
     [

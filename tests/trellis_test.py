@@ -330,6 +330,7 @@ def test_masked_positions_stay_at_zero_and_change_no_other():
     np.testing.assert_array_equal(layer(segment, mask=mask)[:, 4:], np.zeros([2, 3, WIDTH]))
 
 
+@pytest.mark.slow
 def test_trains_with_the_jacobian_penalty():
     cell = TrellisCell(8, dropout=0.1, weight_dropout=0.1, normalization="weight")
     layer = tfdeq.DEQLayer(cell, "anderson", jacobian_penalty=0.1, name="deq")
