@@ -36,7 +36,7 @@ quickstart: $(RUNTIME)
 	$(RUN) -m export.verify --workdir=$(QUICKSTART) --model=$(QUICKSTART)/export/1
 	$(RUN) -m trainers.report $(QUICKSTART)
 
-# The equilibrium against explicit depth, three seeds each: about an hour and a half on two cores.
+# The equilibrium against explicit depth, three seeds each: about two and a half hours on two cores.
 compare: $(RUNTIME)
 	$(RUN) -m benchmarks.compare --dataset=python_stdlib --workdir=runs/compare --document=docs/compare.md
 
