@@ -268,7 +268,7 @@ def main() -> None:
         raise ValueError("--depth is set by the comparison; see --depths.")
     if FLAGS["learning_rate"].present:
         raise ValueError("Give rates by --learning_rates; --learning_rate would change nothing.")
-    _check_rates([float(rate) for rate in FLAGS.learning_rates])
+    _check_search()
     data = None if FLAGS.report_only else _data()
     if data is not None:
         config[FINGERPRINT] = data.fingerprint
@@ -314,7 +314,11 @@ def main() -> None:
     print(f"The same, with a picture beside it: {document}")
 
 
-def _check_rates(rates: list[float]) -> None:
+def _check_search() -> None:
+    try:
+        rates = [float(rate) for rate in FLAGS.learning_rates]
+    except ValueError:
+        rates = []
     if not rates or min(rates) <= 0 or sorted(set(rates)) != rates:
         raise ValueError(
             f"--learning_rates must be numbers above 0, ascending; received {FLAGS.learning_rates}."

@@ -25,6 +25,22 @@ class Flags(types.SimpleNamespace):
         return types.SimpleNamespace(present=False)
 
 
+class NoProcesses:
+    """In place of `Runs`: starts nothing."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait(self, may_fail=False):
+        pass
+
+
 @pytest.fixture(autouse=True, scope="module")
 def parsed_flags():
     if not flags.FLAGS.is_parsed():
@@ -106,6 +122,9 @@ def test_unknown_variants_are_refused_and_others_keep_their_figures(tmp_path, mo
     compare.FLAGS.learning_rates = ["0.004", "0.002"]
     with pytest.raises(ValueError, match="--learning_rates must be numbers above 0, ascending"):
         compare.main()
+    compare.FLAGS.learning_rates = ["fast"]
+    with pytest.raises(ValueError, match=r"ascending; received \['fast'\]"):
+        compare.main()
 
 
 def test_the_timed_phases_make_up_the_whole_schedule():
@@ -125,21 +144,9 @@ def test_the_timed_phases_make_up_the_whole_schedule():
 def test_runs_get_what_they_use_and_shorter_ones_go_on(tmp_path, monkeypatch):
     started = {}
 
-    class Processes:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
+    class Processes(NoProcesses):
         def start(self, folder, flags_):
             started[folder.removeprefix(f"{tmp_path}/")] = flags_
-
-        def wait(self, may_fail=False):
-            pass
 
     monkeypatch.setattr(compare, "Runs", Processes)
     monkeypatch.setattr(compare, "_program_flags", lambda: {"tpu": ""})
@@ -166,16 +173,7 @@ def test_the_search_trains_shorter_runs_on_validation_data_alone(tmp_path, monke
     best = {"equilibrium": 0.012, "1 explicit": 0.006}
     started = {}
 
-    class Processes:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
+    class Processes(NoProcesses):
         def start(self, folder, given):
             name, rate = folder.removeprefix(f"{tmp_path}/search/").split("_rate_")
             rate = float(rate.removesuffix("_seed_0"))
