@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.cases import in_mode
+from tests.cases import fast, in_mode
 from tfdeq import baselines
 
 WIDTH, LENGTH = 8, 11
@@ -53,7 +53,9 @@ def test_the_past_matters_and_the_future_does_not(name):
     assert np.abs(after[:, 5] - before[:, 5]).max() > 1e-4
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), fast([("float64", 1e-12)], [("float64", 1e-12), ("float32", 1e-5)])
+)
 @every_case
 def test_segments_are_one_piece(name, dtype, tolerance):
     layer, x = _layer(name, dtype=dtype), _inputs(dtype=dtype)
@@ -105,7 +107,7 @@ def test_padding_is_zero_and_changes_nothing(name):
     np.testing.assert_allclose(output, expected, rtol=1e-6, atol=1e-6)
 
 
-@every_case
+@pytest.mark.parametrize("name", fast(["lstm", "transformer"], CASES))
 def test_graph_and_xla_do_as_eager_mode_does(name):
     """Outputs, memory and gradients; a rate of 0, so that training has nothing random in it."""
     layer, x = _layer(name, dtype="float64"), _inputs(dtype="float64")
@@ -148,7 +150,7 @@ def test_batch_and_length_may_be_unknown(name):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("mode", fast(["eager"], ["eager", "xla"]))
 @every_case
 def test_mixed_bfloat16(name, mode):
     layer, x = _layer(name, dtype="mixed_bfloat16"), _inputs()

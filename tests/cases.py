@@ -22,10 +22,18 @@ MODES = tuple(
 
 def fast(chosen: Sequence[Any], values: Iterable[Any]) -> list[Any]:
     """Values for parametrize, of which the chosen ones are in the fast run and the others are slow."""
-    return [
-        value if value in chosen else pytest.param(value, marks=pytest.mark.slow)
-        for value in values
-    ]
+    return [value if value in chosen else _slow(value) for value in values]
+
+
+def _slow(value: Any) -> Any:
+    values = value if isinstance(value, tuple) else (value,)
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def fast_pairs(left: Iterable[Any], right: Iterable[Any], chosen: Sequence[Any]) -> list[Any]:
+    """Pairs for parametrize; the fast run has those whose left or right one is among the chosen ones."""
+    pairs = [(one, other) for one in left for other in right]
+    return fast([pair for pair in pairs if set(pair) & set(chosen)], pairs)
 
 
 def in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfdeq
-from tests.cases import MODES, NoisyCell, in_mode
+from tests.cases import MODES, NoisyCell, fast, in_mode
 
 TIGHT = tfdeq.Broyden(max_steps=60, tolerance=1e-6)
 EXACT = tfdeq.Broyden(max_steps=80, tolerance=1e-13)
@@ -70,7 +70,7 @@ def test_losses_of_the_cell_count_once_at_the_equilibrium(training):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("adjoint", ["implicit", tfdeq.Unrolled(80)])
+@pytest.mark.parametrize("adjoint", fast(["implicit"], ["implicit", tfdeq.Unrolled(80)]))
 def test_gradient_of_the_losses_against_finite_differences(mode, adjoint):
     """They are functions of z*, x and the weights; z* moves with x and the weights."""
     layer = tfdeq.DEQLayer(
@@ -102,7 +102,7 @@ def test_gradient_of_the_losses_against_finite_differences(mode, adjoint):
     np.testing.assert_allclose(received, difference, rtol=1e-8)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", fast([False], [False, True]))
 def test_losses_of_the_cell_enter_fit_and_evaluate(jit_compile):
     inputs = keras.Input((UNITS,))
     layer = tfdeq.DEQLayer(LossCell(), TIGHT)

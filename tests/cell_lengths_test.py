@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import in_mode
+from tests.cases import fast, in_mode
 from tfdeq.cells import TransformerCell, TrellisCell
 
 WIDTH, LENGTH = 8, 6
@@ -46,10 +46,10 @@ def _after(layer, segment, mask=None):
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [
-        *((name, "graph") for name in CELLS),
-        *(pytest.param(name, "xla", marks=pytest.mark.slow) for name in ("span 4", "kernel 4")),
-    ],
+    fast(
+        [("span 4", "graph"), ("kernel 4", "graph")],
+        [*((name, "graph") for name in CELLS), ("span 4", "xla"), ("kernel 4", "xla")],
+    ),
 )
 def test_what_is_remembered_is_that_of_the_example_alone(name, mode):
     layer = _layer(name)
@@ -72,7 +72,7 @@ def test_what_is_remembered_is_that_of_the_example_alone(name, mode):
             assert found[name].dtype == past[name].dtype
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", fast(["span 4", "kernel 4"], CELLS))
 def test_full_lengths_are_none(name):
     layer = _layer(name)
     segment = {"input": _inputs(LENGTH), "past": _past(layer)}

@@ -23,6 +23,7 @@ from tests.cases import (
     PairCell,
     exact_solvers,
     fast,
+    fast_pairs,
     in_mode,
     linear,
     linear_case,
@@ -106,8 +107,10 @@ MODELS = {
 # --- every solver and every rule --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    ("name", "adjoint"),
+    fast_pairs(SOLVERS, adjoints.REGISTRY, ["anderson", "implicit", "reversible"]),
+)
 def test_gradient_of_a_linear_cell(name, adjoint):
     """Every pair of a solver and a rule: z = x (I − A)^-1 and its gradient, or nearly that."""
     rule = adjoints.get(adjoint)
@@ -328,7 +331,11 @@ def test_saving_and_exporting(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CELLS if name.startswith(("transformer", "trellis"))]
+    "name",
+    fast(
+        ["transformer", "trellis"],
+        [name for name in CELLS if name.startswith(("transformer", "trellis"))],
+    ),
 )
 def test_lengths_need_not_be_known(name):
     make, x = CELLS[name]

@@ -178,6 +178,7 @@ def test_little_of_the_librarys_test_stands_in_its_training(library):
         assert overlap.overlap(parts["train"], parts[split], passage=3) < 0.02
 
 
+@pytest.mark.slow
 def test_the_librarys_splits_are_a_twentieth_of_its_bytes(library):
     whole = [document for split in data.SPLITS for document in library[1][split]]
     for split in ("validation", "test"):
@@ -187,6 +188,7 @@ def test_the_librarys_splits_are_a_twentieth_of_its_bytes(library):
     assert library[1] == python_stdlib.split(library[0])
 
 
+@pytest.mark.slow
 def test_the_librarys_near_copies_stay_together(library):
     places = {d.path: split for split in data.SPLITS for d in library[1][split]}
     programs = [d for d in library[0] if d.path in places]

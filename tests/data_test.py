@@ -162,6 +162,7 @@ def test_every_data_set_has_a_source_here():
     assert set(OPTIONS) == set(data.DATASETS)
 
 
+@pytest.mark.slow
 def test_python_stdlib_joins_whole_files(stdlib_prepared_dir):
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
     documents = python_stdlib.source_documents(folder)

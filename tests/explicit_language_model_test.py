@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.cases import in_mode
+from tests.cases import fast, in_mode
 from tests.memory_cases import training_step
 from tfdeq import baselines
 from tfdeq.models import ExplicitLanguageModel
@@ -126,7 +126,7 @@ def test_padding_behind_a_text_changes_no_answer(name):
             )
 
 
-@pytest.mark.parametrize("settings", [{}, {"cutoffs": (4,), "tied_output": True}])
+@pytest.mark.parametrize("settings", fast([{}], [{}, {"cutoffs": (4,), "tied_output": True}]))
 @every_network
 def test_saving(name, settings, tmp_path):
     settings = {**settings, "cutoff_factor": 2, "input_dropout": 0.1, "output_dropout": 0.2}

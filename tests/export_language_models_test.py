@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfdeq
 from export.language_model_signatures import language_model_signatures, signature_names
+from tests.cases import fast
 from tests.memory_cases import (
     LENGTH,
     MODELS,
@@ -32,7 +33,7 @@ def served():
     return functools.cache(lambda name: Served(MODELS[name]()))
 
 
-@pytest.mark.parametrize("name", ["span", "trellis", "lstm"])
+@pytest.mark.parametrize("name", fast(["trellis"], ["span", "trellis", "lstm"]))
 def test_a_text_that_begins_is_what_score_and_serving_default_say(served, name):
     lengths = np.int32([10, 4, 1])
     answer = served(name)(TEXT[:, :LENGTH], lengths)
@@ -90,7 +91,7 @@ def test_explicit_networks_have_nothing_to_solve():
         np.testing.assert_allclose(scores[row, 1:length], of_tokens, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["span", "trellis"])
+@pytest.mark.parametrize("name", fast(["span"], ["span", "trellis"]))
 def test_padding_changes_neither_answers_nor_residuals(served, name):
     """Of the signatures without a memory; a `TrellisCell` sums over all positions so far."""
     for signature in ("serving_default", "score", "encode"):
@@ -120,7 +121,7 @@ def test_padding_changes_neither_answers_nor_residuals(served, name):
     [
         pytest.param("span", "xla", marks=pytest.mark.slow),
         ("long span, cutoffs", "graph"),
-        ("trellis", "graph"),
+        pytest.param("trellis", "graph", marks=pytest.mark.slow),
     ],
 )
 def test_generate_is_decoding_by_whole_texts(served, name, mode):

@@ -24,6 +24,7 @@ def version(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_the_program(version, tmp_path):
     report = tmp_path / "report.json"
     finished = subprocess.run(

@@ -68,6 +68,7 @@ print(json.dumps(losses))
 """
 
 
+@pytest.mark.slow
 def test_fine_tuning_in_a_process_without_tfdeq(model, version, tmp_path):
     target = tmp_path / "gradients.npz"
     finished = subprocess.run(

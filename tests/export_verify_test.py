@@ -65,6 +65,7 @@ def test_the_program_passes_a_version_that_is_right(workdir, tmp_path):
     assert "The version answers as the Keras model does" in finished.stdout
 
 
+@pytest.mark.slow
 def test_a_version_of_another_model_is_found(workdir, monkeypatch):
     model, card, _ = trained_run.load_run(workdir)
     path = workdir / "export" / "2"

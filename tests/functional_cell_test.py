@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfdeq
-from tests.cases import MODES, DenseCell, in_mode
+from tests.cases import MODES, DenseCell, fast, in_mode
 
 TIGHT = tfdeq.Broyden(max_steps=50, tolerance=1e-6)
 
@@ -127,7 +127,7 @@ def test_a_cell_of_one_input_is_refused(make):
 # --- TimeDistributed --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [5, None])
+@pytest.mark.parametrize("length", fast([None], [5, None]))
 def test_a_layer_is_applied_at_every_time(length, tmp_path):
     layer = tfdeq.DEQLayer(DenseCell(4), TIGHT)
     inputs = keras.Input((length, 4))

@@ -106,6 +106,7 @@ def test_each_sample_is_what_it_is_alone(model):
         np.testing.assert_allclose(alone.residual[0], together.residual[row], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_where_texts_end(model):
     first = new_tokens(generate(model, PROMPTS[:1]), 0)
     stop = first[2]

@@ -7,12 +7,13 @@ import tensorflow as tf
 from hypothesis import strategies
 
 import tfdeq
-from tests.cases import MODES, Recorder, in_mode, linear, linear_case, tanh_cell
+from tests.cases import MODES, Recorder, fast, in_mode, linear, linear_case, tanh_cell
 from tfdeq import solvers
 from tfdeq.iteration import iterate
 
 Status = tfdeq.Status
 SOLVERS = tuple(solvers.REGISTRY)
+FEW = ("anderson", "broyden", "newton_krylov")  # in the fast run, of tests that compile much
 # Those for which an iterate costs one evaluation; the others make products with the Jacobian too.
 ONE_EVALUATION = tuple(name for name in SOLVERS if not solvers.REGISTRY[name].uses_products)
 WITH_PRODUCTS = tuple(name for name in SOLVERS if solvers.REGISTRY[name].uses_products)
@@ -113,7 +114,7 @@ def test_best_iterate_is_kept_when_later_ones_are_worse():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", fast(FEW, SOLVERS))
 def test_tolerance_and_budget_override_the_solver(name, mode):
     a, x = _tanh_case(3)
     solver = solvers.get(name, max_steps=4, tolerance=0.5)
@@ -183,7 +184,7 @@ def test_converging_with_the_last_evaluation_counts_as_converged():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", fast(FEW, SOLVERS))
 def test_non_finite_samples_end_alone(name, mode):
     a, x = _tanh_case(3)
     solver = solvers.get(name, max_steps=30, tolerance=1e-4)
@@ -270,7 +271,7 @@ def _assert_same_sample(one, row, other, other_row):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", fast(FEW, SOLVERS))
 def test_a_sample_is_the_same_in_any_company(name, mode):
     """Alone, first, last, in the middle, and beside samples that diverge or are NaN."""
     a, x = _tanh_case(6, seed=3)
@@ -317,7 +318,7 @@ def test_batch_invariance_holds_for_any_batch(name, seed, gain, order, poison, e
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", fast(FEW, SOLVERS))
 def test_nest_solves_as_the_one_matrix_it_stands_for(name, mode):
     a, x = _tanh_case(3, dtype="float64")
     split = lambda z: {"p": tf.reshape(z[:, :4], [-1, 2, 2]), "q": (z[:, 4:],)}  # noqa: E731

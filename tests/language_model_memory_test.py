@@ -178,6 +178,7 @@ def test_losses_are_those_of_the_logits(kind):
     _assert_close(also, memory_after, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_xla_does_as_a_graph_does():
     """A training step's forward and backward pass, with a memory that is not empty."""
     model = _model("transformer", solver=tfdeq.FixedPointIteration(100, 1e-7))

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import DenseCell, NoisyCell, compile_classifier, image_classifier, image_data
+from tests.cases import DenseCell, NoisyCell, compile_classifier, fast, image_classifier, image_data
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOGS = [
@@ -153,6 +153,7 @@ def _losses(rate, epochs=2, **settings):
     return np.array(logs["loss"])
 
 
+@pytest.mark.slow
 def test_compiled_by_xla_it_trains_to_the_same_losses():
     # Four optimiser steps on equilibria to 1e-5: what the solves leave open enters the loss as such.
     np.testing.assert_allclose(
@@ -210,7 +211,7 @@ def test_nested_layers_train(jit_compile):
     assert np.abs(kernel.numpy() - start).max() > 0
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", fast(["mixed_bfloat16"], ["mixed_bfloat16", "mixed_float16"]))
 def test_mixed_policies_train(policy):
     keras.config.set_dtype_policy(policy)
     images, labels = image_data(images_per_class=8)

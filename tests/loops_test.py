@@ -249,7 +249,8 @@ def cases(loops, rules, fast):
         (*LOOPS, *CARRYING),
         RULES,
         lambda loop, rule: (
-            loop is scan or (rule == "implicit" and loop in (map_fn, cond_in_loop, rnn))
+            (loop is scan and rule in ("implicit", "unrolled"))
+            or (rule == "implicit" and loop in (map_fn, cond_in_loop, rnn))
         ),
     ),
 )

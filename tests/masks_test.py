@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfdeq
-from tests.cases import MODES, in_mode
+from tests.cases import MODES, fast, in_mode
 from tfdeq.cells import stacked
 from tfdeq.masks import CellMasks, attach_masks, fits, masks_of
 
@@ -72,7 +72,7 @@ def _state_rank(cell):
     return 3 if isinstance(cell, RecurrentCell) else len(cell.inputs[0].shape)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", fast([True], [False, True]))
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("make", [_pooling_cell, _attending_cell, RecurrentCell])
 def test_layers_in_the_cell_see_the_mask_of_x(make, mode, training):

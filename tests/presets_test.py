@@ -18,7 +18,6 @@ PUBLISHED = {
     "wikitext103_trellisnet": 180_000_000,
 }
 AT_MOST = ("copy_memory", "ptb_words")
-LARGE = [path.stem for path in PRESETS if path.stem != "copy_memory"]
 # Fewer rows and shorter segments: the parameters are the same, and one step fits anywhere.
 SMALL = ("--batch_size=1", "--sequence_length=32")
 
@@ -27,9 +26,10 @@ def test_every_preset_is_here():
     assert {path.stem for path in PRESETS} >= set(PUBLISHED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preset",
-    [pytest.param(path, marks=pytest.mark.slow if path.stem in LARGE else ()) for path in PRESETS],
+    PRESETS,
     ids=lambda path: path.stem,
 )
 def test_a_dry_run_without_the_data(preset, tmp_path):

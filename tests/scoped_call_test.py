@@ -50,7 +50,7 @@ def predict(model, x=X, **settings):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("first_inside", [False, True])
+@pytest.mark.parametrize("first_inside", fast([True], [False, True]))
 def test_predict_before_inside_and_after(way, first_inside):
     model = model_with(WAYS[way])
     if not first_inside:
@@ -129,7 +129,7 @@ def test_scopes_in_one_another_and_entered_again():
         np.testing.assert_allclose(predict(model), after(2), atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["graph", "xla", "several_steps"])
+@pytest.mark.parametrize("way", fast(["graph"], ["graph", "xla", "several_steps"]))
 def test_evaluate_test_on_batch_and_metrics(way):
     model = model_with(WAYS[way])
     y = np.zeros_like(X)

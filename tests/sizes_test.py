@@ -21,7 +21,7 @@ def _residual(z, f_z):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "size", fast([1e-30, 1e-19, 1.0, 1e35], [1e-30, 1e-22, 1e-19, 1e-12, 1.0, 1e12, 1e20, 1e35])
+    "size", fast([1e-30, 1e35], [1e-30, 1e-22, 1e-19, 1e-12, 1.0, 1e12, 1e20, 1e35])
 )
 @pytest.mark.parametrize("name", solvers.REGISTRY)
 def test_a_solve_is_the_same_in_any_unit(name, size, mode):
@@ -83,7 +83,7 @@ def test_residual_at_zero(dtype):
     assert np.isnan(found.relative[3])
 
 
-@pytest.mark.parametrize("size", [1e-25, 1e-12, 1.0, 1e20])
+@pytest.mark.parametrize("size", fast([1e-25, 1e20], [1e-25, 1e-12, 1.0, 1e20]))
 @pytest.mark.parametrize("adjoint", ["implicit", "unrolled", "phantom_gradient", "shine"])
 def test_gradients_in_any_unit(adjoint, size):
     a, x = (part.astype("float32") for part in linear_case(batch=2, radius=0.4, seed=1))

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import NoisyCell
+from tests.cases import NoisyCell, fast
 from tests.trainer_cases import CONFIG
 from trainers.task import StepSettings, Task
 from trainers.training_step import TrainingStep
@@ -75,7 +75,9 @@ def check_same(found, expected):
 
 
 @pytest.mark.parametrize("jit_compile", COMPILED)
-@pytest.mark.parametrize("config", [{}, {"accumulation_steps": 2}, {"steps_per_call": 3}], ids=str)
+@pytest.mark.parametrize(
+    "config", fast([{}], [{}, {"accumulation_steps": 2}, {"steps_per_call": 3}]), ids=str
+)
 def test_the_run_is_the_one_that_never_saw_the_batch(config, jit_compile):
     """Moving statistics, generators, metrics, averages: to the bit."""
     together = "steps_per_call" in config
@@ -129,7 +131,7 @@ def test_only_the_loss_scale_of_float16_changes():
         np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.path)
 
 
-@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("bad", fast([True], [False, True]))
 def test_a_timed_step_leaves_what_a_step_leaves(bad):
     second = BAD if bad else GOOD[1]
     step, found = make()
@@ -179,6 +181,7 @@ print(step.skipped.numpy(), seen[0] != seen[1], seen[1] == seen[2], seen[2] != s
 """
 
 
+@pytest.mark.slow
 def test_each_replica_puts_back_its_own():
     """Of two replicas one has a NaN: the other's statistics, which differ, stay as they were too."""
     result = subprocess.run(

@@ -169,6 +169,7 @@ def test_settings_that_are_no_integers_or_no_vectors():
         model(X)
 
 
+@pytest.mark.slow
 def test_layers_inside_a_cell_keep_their_settings_and_stay_out():
     inner = tfdeq.DEQLayer(Contraction(), "anderson", name="inner")
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfdeq
-from tests.cases import MODES, NoisyCell, PairCell, in_mode
+from tests.cases import MODES, NoisyCell, PairCell, fast, in_mode
 from tests.cases import DenseCell as PlainCell
 from tfdeq.cells import DenseCell, TransformerCell, stacked, weight_tied
 
@@ -61,7 +61,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", fast(["neither", "nest under it", "transformers"], CASES))
 def test_one_solve_is_two(name, mode):
     make, x = CASES[name]
     a, b = make()

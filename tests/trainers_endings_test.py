@@ -27,7 +27,7 @@ MOMENTS = {
     "pictures are drawn": ("trainers.pictures:_quality", 1, "from the last checkpoint"),
     "metrics.json is written": ("trainers.workdir:_dump", 5, "from the last checkpoint"),
 }
-FAST = ("data are read", "between steps", "the test")
+FAST = ("between steps", "the test")
 
 
 @pytest.fixture(scope="module")

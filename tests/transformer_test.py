@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import MODES, in_mode
+from tests.cases import MODES, fast, in_mode
 from tfdeq.cells import TransformerCell
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
@@ -63,7 +63,10 @@ def _reference(cell, z, x):
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize(
     ("span", "query_key_norm"),
-    [(None, False), (None, True), (1, False), (2, False), (4, False), (4, True), (9, False)],
+    fast(
+        [(None, False), (4, True)],
+        [(None, False), (None, True), (1, False), (2, False), (4, False), (4, True), (9, False)],
+    ),
 )
 def test_one_application_is_the_documented_equation(span, query_key_norm, norm):
     """With a span, of a text that is longer than the sequence_length too."""
