@@ -10,7 +10,6 @@ import tensorflow as tf
 from export.checks import (
     BATCHES,
     DIAL_EXAMPLES,
-    DIAL_MAX_STEPS,
     TOLERANCES,
     Case,
     Outputs,
@@ -50,7 +49,6 @@ def dial_request(probe: Probe) -> Request:
     count = len(TOLERANCES)
     request = _request("dial", "serving_default", probe, np.repeat(np.arange(DIAL_EXAMPLES), count))
     request.inputs["tolerance"] = np.tile(TOLERANCES, DIAL_EXAMPLES).astype(np.float32)
-    request.inputs["max_steps"] = np.full(DIAL_EXAMPLES * count, DIAL_MAX_STEPS, np.int32)
     return request
 
 

@@ -8,7 +8,6 @@ import tensorflow as tf
 from export.checks import (
     BATCHES,
     DIAL_EXAMPLES,
-    DIAL_MAX_STEPS,
     TOLERANCES,
     Case,
     Outputs,
@@ -52,7 +51,7 @@ def dial_request(model: TokenModel, windows: np.ndarray) -> Request:
         np.repeat(windows[:DIAL_EXAMPLES], count, axis=0),
         np.full(DIAL_EXAMPLES * count, windows.shape[1]),
         np.tile(TOLERANCES, DIAL_EXAMPLES),
-        np.full(DIAL_EXAMPLES * count, DIAL_MAX_STEPS),
+        np.zeros(DIAL_EXAMPLES * count),
     )
 
 

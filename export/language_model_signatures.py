@@ -10,10 +10,12 @@ from export import memory_signature
 from export.signatures import (
     CONVERGENCE,
     INVALID,
-    MAX_STEPS_LIMIT,
     SETTING_SPECS,
     SETTINGS,
     Signature,
+    Solving,
+    budget,
+    solving_of,
     trace,
 )
 from export.text_requests import (
@@ -103,7 +105,11 @@ def signature_names(model: TokenModel) -> list[str]:
 
 
 def language_model_signatures(
-    model: TokenModel, *, jit_compile: bool = False, compaction: bool = True
+    model: TokenModel,
+    *,
+    jit_compile: bool = False,
+    compaction: bool = True,
+    max_steps_limit: int | None = None,
 ) -> dict[str, Signature]:
     """Traces `serving_default`, `score`, and what else makes sense for the model.
 
@@ -122,6 +128,7 @@ def language_model_signatures(
         jit_compile: compile with XLA; the server must allow it, and compiles for each batch size
             and length.
         compaction: whether examples that are done leave the batch, where not compiled.
+        max_steps_limit: see `export.signatures.solving_of`.
 
     Returns:
         Name -> `Signature`.
@@ -135,12 +142,13 @@ def language_model_signatures(
             f"{type(model).__name__}. export.signatures.keras_signatures traces any Keras model with "
             "a DEQLayer."
         )
+    solving = solving_of(model, max_steps_limit, compaction)
     signatures = {}
     for name in signature_names(model):
         if name == memory_signature.NAME:
-            signatures[name] = memory_signature.continue_text(model, jit_compile, compaction)
+            signatures[name] = memory_signature.continue_text(model, solving, jit_compile)
             continue
-        function, specs, meanings = _FUNCTIONS[name](model, compaction)
+        function, specs, meanings = _FUNCTIONS[name](model, solving)
         specs, meanings = {**_SPECS, **specs}, {**TEXT, **SETTINGS, **meanings}
         signatures[name] = Signature(trace(function, specs, jit_compile), meanings, _OUTPUTS[name])
     return signatures
@@ -166,28 +174,20 @@ def examples(windows: np.ndarray, model: TokenModel) -> dict[str, np.ndarray]:
     return found
 
 
-def own_settings(model: TokenModel) -> dict[str, Any]:
-    """Returns what the card says of requests that name no tolerance and no budget."""
-    if not is_equilibrium(model):
-        return {}
-    solver = model.equilibrium.solver
-    return {"own_tolerance": solver.tolerance, "own_max_steps": solver.max_steps}
-
-
-def _serving_default(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dict]:
+def _serving_default(model: TokenModel, solving: Solving) -> tuple[_Function, dict, dict]:
     def serving_default(**given):
         text = checked(model, given)
-        solved = solve(model, text, given, compaction=compaction)
+        solved = solve(model, text, given, solving)
         found = next_log_probabilities(model, text, solved.z)
         return {"log_probabilities": found, **solved.convergence}
 
     return serving_default, {}, {}
 
 
-def _score(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dict]:
+def _score(model: TokenModel, solving: Solving) -> tuple[_Function, dict, dict]:
     def score(**given):
         text = checked(model, given)
-        solved = solve(model, text, given, compaction=compaction)
+        solved = solve(model, text, given, solving)
         width = tf.shape(given["tokens"])[1]
         found = log_likelihood(model, text, solved.z, width)
         return {"log_likelihood": found, **solved.convergence}
@@ -195,20 +195,20 @@ def _score(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dict]:
     return score, {}, {}
 
 
-def _encode(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dict]:
+def _encode(model: TokenModel, solving: Solving) -> tuple[_Function, dict, dict]:
     def encode(**given):
         text = checked(model, given)
-        solved = solve(model, text, given, compaction=compaction)
+        solved = solve(model, text, given, solving)
         return {"equilibrium": _shown(text, solved.z, given), **solved.convergence}
 
     return encode, {}, {}
 
 
-def _step(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dict]:
+def _step(model: TokenModel, solving: Solving) -> tuple[_Function, dict, dict]:
     def step(**given):
         text = checked(model, given)
         start = _start(text, given["equilibrium"], given["equilibrium_lengths"])
-        solved = solve(model, text, given, start=start, compaction=compaction)
+        solved = solve(model, text, given, solving, start=start)
         return {
             "log_probabilities": next_log_probabilities(model, text, solved.z),
             "equilibrium": _shown(text, solved.z, given),
@@ -222,7 +222,7 @@ def _step(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dict]:
     return step, specs, _START
 
 
-def _generate(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dict]:
+def _generate(model: TokenModel, solving: Solving) -> tuple[_Function, dict, dict]:
     def generate_text(**given):
         text = checked(model, given)
         found = generate(
@@ -230,8 +230,8 @@ def _generate(model: TokenModel, compaction: bool) -> tuple[_Function, dict, dic
             text.tokens,
             text.lengths,
             tolerance=given["tolerance"],
-            max_steps=tf.minimum(given["max_steps"], MAX_STEPS_LIMIT),
-            compaction=compaction,
+            max_steps=budget(given, solving),
+            compaction=solving.compaction,
             **{name: given[name] for name in _SAMPLING},
         )
         solved = {name: getattr(found, name) for name in CONVERGENCE}

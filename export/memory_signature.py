@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.signatures import CONVERGENCE, SETTING_SPECS, SETTINGS, Signature, trace
+from export.signatures import CONVERGENCE, SETTING_SPECS, SETTINGS, Signature, Solving, trace
 from export.text_requests import (
     LOG_PROBABILITIES,
     TEXT,
@@ -48,7 +48,7 @@ class _Leaf:
     dtype: tf.DType  # the model's own
 
 
-def continue_text(model: TokenModel, jit_compile: bool, compaction: bool) -> Signature:
+def continue_text(model: TokenModel, solving: Solving, jit_compile: bool = False) -> Signature:
     """Traces `continue_text` of a built model that remembers.
 
     The memory's tensors are inputs and outputs of the same names, such as `memory_key`: a client
@@ -62,7 +62,7 @@ def continue_text(model: TokenModel, jit_compile: bool, compaction: bool) -> Sig
     layout = _layout(model)
 
     def function(**given):
-        return _answer(model, layout, given, compaction)
+        return _answer(model, layout, given, solving)
 
     leaves = keras.tree.flatten(layout)
     specs = {leaf.name: leaf.spec for leaf in leaves}
@@ -126,14 +126,14 @@ def _meanings(leaves: list[_Leaf], meaning: str) -> dict[str, str]:
     return shown
 
 
-def _answer(model, layout, given, compaction: bool) -> dict[str, tf.Tensor]:
+def _answer(model, layout, given, solving: Solving) -> dict[str, tf.Tensor]:
     leaves = keras.tree.flatten(layout)
     received = {leaf.name: given[leaf.name] for leaf in leaves}
     finite = _finite_rows(received)
     received = where_rows(finite, received, tf.nest.map_structure(tf.zeros_like, received))
     memory = keras.tree.map_structure(lambda leaf: tf.cast(received[leaf.name], leaf.dtype), layout)
     text = checked(model, given, also=finite & _possible_rows(model, received))
-    solved = solve(model, text, given, memory=memory, compaction=compaction)
+    solved = solve(model, text, given, solving, memory=memory)
     after = {
         leaf.name: tf.cast(value, leaf.spec.dtype)
         for leaf, value in zip(leaves, keras.tree.flatten(solved.memory), strict=True)

@@ -10,7 +10,6 @@ import tensorflow as tf
 from export.signatures import Signature
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-MAX_STEPS = 100
 _BATCH = 16
 
 
@@ -22,7 +21,7 @@ def quality_by_tolerance(
     Args:
         score: the signature `score`.
         windows: [N, T] int32 token ids.
-        tolerances: relative residuals; up to MAX_STEPS steps are spent on each example.
+        tolerances: relative residuals, named as a request names them: without max_steps.
 
     Returns:
         A row a tolerance: tolerance, bits_per_token (mean), residual (mean and largest), steps
@@ -38,7 +37,7 @@ def quality_by_tolerance(
                 tokens=tf.constant(tokens),
                 lengths=tf.fill([batch], length),
                 tolerance=tf.fill([batch], tf.constant(tolerance, tf.float32)),
-                max_steps=tf.fill([batch], MAX_STEPS),
+                max_steps=tf.zeros([batch], tf.int32),
             )
             parts.append({name: value.numpy() for name, value in outputs.items()})
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

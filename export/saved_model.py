@@ -18,7 +18,13 @@ from absl import flags
 from export import graph_checks, loading, model_card, versions, warm_up
 from export import language_model_signatures as language_model
 from export.quality import TOLERANCES, quality_by_tolerance
-from export.signatures import STATUS_TEXTS, Signature, keras_signatures
+from export.signatures import (
+    STATUS_TEXTS,
+    Signature,
+    keras_signatures,
+    own_settings,
+    solving_of,
+)
 from export.text_requests import LANGUAGE_STATUS_TEXTS, is_equilibrium
 from export.trained_run import VOCABULARY, load_run, tokens_of_test, windows_of
 from tfdeq import DEQLayer
@@ -47,8 +53,10 @@ def export(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     card: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
+    max_steps_limit: int | None = None,
     patience: int | None = None,
     absolute_tolerance: float | None = None,
+    gradients: bool = False,
 ) -> pathlib.Path:
     """Writes a Keras model with a `DEQLayer` in it as `output/<version>/`, atomically.
 
@@ -71,9 +79,15 @@ def export(
         batch_sizes: the server's allowed batch sizes.
         card: further entries of `assets.extra/model_card.json`, beside or over the general ones.
         files: name -> text of further files under `assets.extra/`.
+        max_steps_limit: evaluations of each solve that a request to the version's own signatures can ask
+            for, and what one that names a tolerance alone gets. None: 100, or what the model's solvers
+            have, if that is more. A Broyden solver keeps a state for each.
         patience, absolute_tolerance: of the solvers of the version's own signatures and of the model
             that `export.load_model` gives back; see `tfdeq.solvers.Solver`. None: as the layers have
             them.
+        gradients: write the implicit gradients of the signatures too, for those who train the loaded
+            version without tfdeq. Nothing that is served needs them, and they take nearly half the time of
+            an export; without them such a gradient is an error. `export.load_model` needs none.
 
     Returns:
         The path of the version.
@@ -92,9 +106,13 @@ def export(
         '1'
     """
     versions.check_free(output, version)
+    own: dict[str, Any] = {}
+    if signatures is not None and max_steps_limit is not None:
+        raise ValueError("max_steps_limit is of export's own signatures; received signatures too.")
     with _solvers_with(model, patience=patience, absolute_tolerance=absolute_tolerance):
         if signatures is None:
-            signatures = signatures_of(model, inputs, jit_compile)
+            signatures = signatures_of(model, inputs, jit_compile, max_steps_limit)
+            own = _own_settings(model, max_steps_limit)
         loadable = loading.to_json(model)
     signatures = {
         name: given if isinstance(given, Signature) else Signature(given, {}, {})
@@ -107,7 +125,7 @@ def export(
                 f"The signature {name!r} cannot be served: {'; '.join(found)}. Trace it for "
                 "inference (training=False), of TensorFlow operations only, without jit_compile."
             )
-    described = {**_described(model, jit_compile, examples, batch_sizes), **(card or {})}
+    described = {**_described(model, jit_compile, examples, batch_sizes), **own, **(card or {})}
     texts = {loading.NAME: loadable, **(files or {})}
 
     def write(folder: pathlib.Path) -> None:
@@ -116,7 +134,8 @@ def export(
         module.trainable_weights = [variable.value for variable in model.trainable_variables]
         functions = {name: signature.function for name, signature in signatures.items()}
         try:
-            tf.saved_model.save(module, str(folder), signatures=functions)
+            options = tf.saved_model.SaveOptions(experimental_custom_gradients=gradients)
+            tf.saved_model.save(module, str(folder), signatures=functions, options=options)
         except (
             AssertionError
         ) as error:  # what tf.saved_model says of a resource that it cannot reach
@@ -162,12 +181,23 @@ def _solvers_with(model: keras.Model, **settings: Any) -> Iterator[None]:
 
 
 def signatures_of(
-    model: keras.Model, inputs: Any = None, jit_compile: bool = False
+    model: keras.Model,
+    inputs: Any = None,
+    jit_compile: bool = False,
+    max_steps_limit: int | None = None,
 ) -> dict[str, Signature]:
     """Returns the signatures that `export` gives a model."""
+    settings = {"jit_compile": jit_compile, "max_steps_limit": max_steps_limit}
     if isinstance(model, LanguageModel | ExplicitLanguageModel):
-        return language_model.language_model_signatures(model, jit_compile=jit_compile)
-    return keras_signatures(model, inputs, jit_compile=jit_compile)
+        return language_model.language_model_signatures(model, **settings)
+    return keras_signatures(model, inputs, **settings)
+
+
+def _own_settings(model: keras.Model, max_steps_limit: int | None) -> dict[str, Any]:
+    """Those of requests without any; nothing for a model in which nothing is solved."""
+    if isinstance(model, TokenModel) and not is_equilibrium(model):
+        return {}
+    return own_settings(model, solving_of(model, max_steps_limit))
 
 
 def export_language_model(
@@ -180,12 +210,15 @@ def export_language_model(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     card: Mapping[str, Any] | None = None,
     vocabulary: str | None = None,
+    max_steps_limit: int | None = None,
+    gradients: bool = False,
 ) -> pathlib.Path:
     """Writes a language model with what only its text can give: quality table and warm-up records.
 
     Args:
         model: a built `tfdeq.models.LanguageModel` or `ExplicitLanguageModel`.
-        output, version, jit_compile, batch_sizes, card: see `export`.
+        output, version, jit_compile, batch_sizes, card, max_steps_limit, gradients: see
+            `export`.
         windows: [N, T] int32 token ids of the test text, for the card's table of bits per token by tolerance
             and for the warm-up records. None: neither.
         vocabulary: text of a file of the words by id, one a line; kept as
@@ -205,7 +238,7 @@ def export_language_model(
             f"The vocabulary has {words:,} lines; the model has {model.vocabulary_size:,} token "
             f"ids. Give the {VOCABULARY} of the run that trained the model."
         )
-    signatures = signatures_of(model, jit_compile=jit_compile)
+    signatures = signatures_of(model, jit_compile=jit_compile, max_steps_limit=max_steps_limit)
     described = {
         "status": LANGUAGE_STATUS_TEXTS,
         "sequence_length": model.sequence_length,
@@ -213,7 +246,7 @@ def export_language_model(
             "size": model.vocabulary_size,
             "file": None if vocabulary is None else VOCABULARY,
         },
-        **language_model.own_settings(model),
+        **_own_settings(model, max_steps_limit),
         **(card or {}),
     }
     examples = None
@@ -234,6 +267,7 @@ def export_language_model(
         batch_sizes=batch_sizes,
         card=described,
         files={} if vocabulary is None else {VOCABULARY: vocabulary},
+        gradients=gradients,
     )
 
 
@@ -282,6 +316,8 @@ def main() -> None:
         batch_sizes=[int(size) for size in FLAGS.batch_sizes],
         card=card,
         vocabulary=vocabulary,
+        max_steps_limit=FLAGS.max_steps_limit,
+        gradients=FLAGS.gradients,
     )
     print(f"Exported {path}.")
     written = read_json(path / model_card.FOLDER / model_card.NAME) or {}
@@ -317,6 +353,18 @@ def define_flags() -> None:
         True,
         "Use the run's test text: for the card's table of quality by tolerance and for the "
         "warm-up records. Without it the version has neither.",
+    )
+    flags.DEFINE_integer(
+        "max_steps_limit",
+        None,
+        "Evaluations that a request can ask for, and what one that names a tolerance alone gets. "
+        "Default: 100, or the model's own, if that is more.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool(
+        "gradients",
+        False,
+        "Write the implicit gradients too, for those who train the loaded version without tfdeq.",
     )
     flags.DEFINE_list(
         "batch_sizes",

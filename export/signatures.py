@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdeq import Solution, SolveScope, Status, describe
+from tfdeq import DEQLayer, Solution, SolveScope, Status, describe
 
 # Status of an example that cannot be answered; next to the values of `tfdeq.Status`.
 INVALID = -1
-# A request cannot ask for more than this, whatever it names.
-MAX_STEPS_LIMIT = 1000
+# What a request can ask for, where the export names no max_steps_limit and the model's own is not larger.
+MAX_STEPS_LIMIT = 100
 SETTINGS = {
     "tolerance": "[B] float32: relative residual at which to stop; not > 0: the model's own.",
     "max_steps": (
-        "[B] int32: applications of the cell at most; not > 0: the model's own; at most "
-        f"{MAX_STEPS_LIMIT:,}."
+        "[B] int32: applications of the cell at most, up to the version's max_steps_limit; not > 0: "
+        "that limit where the request names a tolerance, else the model's own."
     ),
 }
 SETTING_SPECS = {
@@ -32,6 +32,13 @@ CONVERGENCE = {
 STATUS_TEXTS = {str(int(status)): describe(status) for status in Status}
 _EQUILIBRIUM = "equilibrium"
 _AUTOMATIC = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
+
+
+class Solving(NamedTuple):
+    """How the signatures of a version solve."""
+
+    max_steps_limit: int  # evaluations that a request can ask for
+    compaction: bool = True  # whether examples that are done leave the batch, where not compiled
 
 
 class Signature(NamedTuple):
@@ -70,14 +77,65 @@ def input_specs(function: tf.types.experimental.ConcreteFunction) -> dict[str, t
     return {**{spec.name: spec for spec in positional}, **by_name}
 
 
+def solving_of(
+    model: keras.Model, max_steps_limit: int | None = None, compaction: bool = True
+) -> Solving:
+    """Returns how a model is served.
+
+    Args:
+        max_steps_limit: evaluations of each solve that a request can ask for. None: MAX_STEPS_LIMIT, or
+            what the model's solvers have, if that is more.
+
+    Raises:
+        ValueError: a limit below what a request without settings gets.
+    """
+    own = [layer.solver.max_steps for layer in _solving_layers(model)]
+    if max_steps_limit is None:
+        return Solving(max([MAX_STEPS_LIMIT, *own]), compaction)
+    if max_steps_limit < max([1, *own]):
+        raise ValueError(
+            f"max_steps_limit must be at least {max([1, *own])}, the steps of a request that names "
+            f"none; received {max_steps_limit}."
+        )
+    return Solving(max_steps_limit, compaction)
+
+
+def own_settings(model: keras.Model, solving: Solving) -> dict[str, Any]:
+    """Returns what the card says of requests that name no tolerance and no budget, and of the limit.
+
+    Of several layers, name -> value.
+    """
+    layers = _solving_layers(model)
+    found: dict[str, Any] = {"max_steps_limit": solving.max_steps_limit}
+    for setting in ("tolerance", "max_steps"):
+        own = {layer.name: getattr(layer.solver, setting) for layer in layers}
+        found[f"own_{setting}"] = own if len(own) > 1 else next(iter(own.values()), None)
+    return found
+
+
+def _solving_layers(model: keras.Model) -> list[DEQLayer]:
+    """Those that a request's settings reach: not the ones inside another's cell."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
+    inner = {id(part) for layer in layers for part in layer._flatten_layers(include_self=False)}
+    return [layer for layer in layers if id(layer) not in inner]
+
+
+def budget(given: Mapping[str, tf.Tensor], solving: Solving) -> tf.Tensor:
+    """Returns the evaluations [B] int32 that a request may spend; 0: the model's own.
+
+    A tolerance alone is an order to reach it: the model's own budget, which is made for its own
+    tolerance, would end the solve before.
+    """
+    limit = solving.max_steps_limit
+    unnamed = tf.where(given["tolerance"] > 0, limit, 0)
+    return tf.where(given["max_steps"] > 0, tf.minimum(given["max_steps"], limit), unnamed)
+
+
 def scope(
-    tolerance: tf.Tensor,
-    max_steps: tf.Tensor,
-    starts: Mapping[str, Any] | None = None,
-    compaction: bool = True,
+    given: Mapping[str, tf.Tensor], solving: Solving, starts: Mapping[str, Any] | None = None
 ) -> SolveScope:
-    """The scope in which a served model is called."""
-    return SolveScope(tolerance, tf.minimum(max_steps, MAX_STEPS_LIMIT), starts, compaction)
+    """The scope in which a served model is called with a request's tolerance and max_steps."""
+    return SolveScope(given["tolerance"], budget(given, solving), starts, solving.compaction)
 
 
 def convergence(solutions: Mapping[str, Solution]) -> dict[str, tf.Tensor]:
@@ -125,6 +183,7 @@ def keras_signatures(
     *,
     jit_compile: bool = False,
     compaction: bool = True,
+    max_steps_limit: int | None = None,
 ) -> dict[str, Signature]:
     """Traces `serving_default`, `encode` and `step` of a Keras model with at least one `DEQLayer`.
 
@@ -140,13 +199,16 @@ def keras_signatures(
             model's own.
         jit_compile: compile with XLA; the server must allow it, and compiles for each batch size.
         compaction: whether examples that are done leave the batch, where not compiled.
+        max_steps_limit: see `solving_of`.
 
     Returns:
         Name -> `Signature`.
 
     Raises:
-        ValueError: a model that makes no solve, has no inputs to read, or names that clash.
+        ValueError: a model that makes no solve, has no inputs to read, names that clash, or a limit
+            below the model's own steps.
     """
+    solving = solving_of(model, max_steps_limit, compaction)
     structure, names = input_structure(model, inputs)
     leaves = keras.tree.flatten(structure)
     specs = {
@@ -157,7 +219,7 @@ def keras_signatures(
 
     def call(given, starts=None):
         x = keras.tree.pack_sequence_as(structure, [given[name] for name in names])
-        with scope(given["tolerance"], given["max_steps"], starts, compaction) as solves:
+        with scope(given, solving, starts) as solves:
             outputs = model(x, training=False)
         if not solves.solutions:
             raise ValueError(

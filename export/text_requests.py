@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from export.signatures import INVALID, STATUS_TEXTS, convergence, scope
+from export.signatures import INVALID, STATUS_TEXTS, Solving, convergence, scope
 from tfdeq import Status
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
@@ -80,10 +80,10 @@ def solve(
     model: TokenModel,
     text: Text,
     given: dict[str, tf.Tensor],
+    solving: Solving,
     *,
     memory: Any = None,
     start: tf.Tensor | None = None,
-    compaction: bool = True,
 ) -> Solved:
     """The states of texts, for inference.
 
@@ -91,7 +91,6 @@ def solve(
         given: the request, for its tolerance and max_steps.
         memory: what the texts go on after, or None.
         start: [B, T', d], where an equilibrium's solve starts.
-        compaction: whether examples that are done leave the batch.
     """
     x = model.embed(text.tokens, training=False)
     if isinstance(model, ExplicitLanguageModel):
@@ -100,7 +99,7 @@ def solve(
     if memory is not None:
         x = {"input": x, "past": memory, "lengths": text.lengths}
     starts = None if start is None else {model.equilibrium.name: start}
-    with scope(given["tolerance"], given["max_steps"], starts, compaction) as solves:
+    with scope(given, solving, starts) as solves:
         z = model.equilibrium(
             x, mask=text.valid, training=False, explicit_steps=model.explicit_steps or None
         )

@@ -251,6 +251,17 @@ def test_a_request_cannot_ask_for_endless_steps(signatures, tokens):
     assert limit[0] <= MAX_STEPS_LIMIT
 
 
+def test_a_tolerance_alone_is_reached(tokens):
+    model = contracting_language_model(VOCABULARY, LENGTH, tfdeq.Anderson(3, 1e-3))
+    for name, signature in language_model_signatures(model).items():
+        found = call(signature.function, tokens[:2, :4], [4, 4], [1e-4, 0.0], [0, 0])
+        if name == "generate":
+            assert found["residual"][0] <= 1e-4, name
+            continue
+        assert (found["status"][0], found["steps"][1]) == (tfdeq.Status.CONVERGED, 3), name
+        assert found["residual"][0] <= 1e-4, name
+
+
 def test_examples_for_the_warm_up_leave_room(model):
     windows = np.zeros([3, LENGTH], np.int32)
     found = examples(windows, model)

@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def version(model, tmp_path_factory):
-    return saved_model.export(model, tmp_path_factory.mktemp("output"))
+    return saved_model.export(model, tmp_path_factory.mktemp("output"), gradients=True)
 
 
 TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, (4, LENGTH)).astype(np.int32)
@@ -93,6 +93,20 @@ def test_fine_tuning_in_a_process_without_tfdeq(model, version, tmp_path):
             # The backward solves agree to their tolerance, 1e-6 relative, and float32 rounding.
             scale = float(tf.reduce_max(tf.abs(gradient)))
             np.testing.assert_allclose(found[name], gradient, atol=1e-4 * scale)
+
+
+@pytest.mark.slow
+def test_a_version_without_gradients_refuses_to_give_them(model, tmp_path):
+    version = saved_model.export(model, tmp_path / "output")
+    finished = subprocess.run(
+        [sys.executable, "-c", FINE_TUNING, str(version), json.dumps(TOKENS.tolist()), "unused"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=58,
+    )
+    assert finished.returncode == 1
+    assert "LookupError: No gradient defined" in finished.stderr
 
 
 @pytest.mark.slow

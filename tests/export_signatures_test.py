@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfdeq
 from export import graph_checks
-from export.signatures import keras_signatures, trace
+from export.signatures import keras_signatures, own_settings, solving_of, trace
 from tfdeq import Status
 
 
@@ -97,6 +97,62 @@ def test_the_dial_of_each_example(signatures):
     )
     assert few["steps"][:4].tolist() == [1, 2, 3, 4]
     assert (few["status"][:4] == Status.MAX_STEPS).all()
+
+
+@pytest.fixture(scope="module")
+def frugal():
+    """A model that spends four evaluations of its own accord, where 1e-5 takes about twenty."""
+    x = keras.Input((5,), name="x")
+    return keras.Model(x, tfdeq.DEQLayer(Cell(5), tfdeq.FixedPointIteration(4, 1e-1))(x))
+
+
+def test_a_tolerance_alone_is_reached_whatever_the_models_own_steps(frugal):
+    served = keras_signatures(frugal, max_steps_limit=30)
+    x = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
+    asked = [(0.0, 0), (1e-5, 0), (1e-5, 7), (0.0, 7), (1e-30, 0), (1e-30, 2**31 - 1)]
+    tolerance, max_steps = (np.asarray(column) for column in zip(*asked, strict=True))
+    for name, signature in served.items():
+        starts = {"equilibrium": np.zeros_like(x)} if name == "step" else {}
+        settings = {"tolerance": np.float32(tolerance), "max_steps": np.int32(max_steps)}
+        found = call(signature, {"x": x, **settings, **starts})
+        assert found["steps"][0] <= 4
+        assert found["status"][1] == Status.CONVERGED, name
+        assert 7 < found["steps"][1] < 30
+        assert found["residual"][1] <= 1e-5
+        assert (found["steps"][2], found["status"][2]) == (7, Status.MAX_STEPS)
+        assert found["steps"][3] <= 7
+        assert found["residual"][3] <= 1e-1
+        # The limit ends what nothing else does; float32 may come to a residual of exactly 0 before.
+        exact = found["residual"][4:] == 0
+        assert (exact | (found["steps"][4:] == 30)).all()
+        assert (exact == (found["status"][4:] == Status.CONVERGED)).all()
+
+
+def test_the_limit_of_a_version(frugal):
+    assert solving_of(frugal).max_steps_limit == 100
+    assert solving_of(make_model()).max_steps_limit == 100
+    x = keras.Input((5,))
+    patient = keras.Model(x, tfdeq.DEQLayer(Cell(5), tfdeq.Anderson(400, 1e-3))(x))
+    assert solving_of(patient).max_steps_limit == 400
+    with pytest.raises(ValueError, match=r"at least 400, the steps.*received 399"):
+        keras_signatures(patient, max_steps_limit=399)
+    settings = own_settings(patient, solving_of(patient, 500))
+    assert settings == {"max_steps_limit": 500, "own_tolerance": 1e-3, "own_max_steps": 400}
+    two = own_settings(make_model(2), solving_of(make_model(2)))
+    assert two["own_max_steps"] == {"depth0": 60, "depth1": 60}
+
+
+def test_a_layer_inside_a_cell_has_no_say_in_the_limit():
+    z, h = keras.Input((5,)), keras.Input((5,))
+    inner = tfdeq.DEQLayer(Cell(5), tfdeq.Anderson(400, 1e-3))
+    cell = keras.Model([z, h], 0.3 * inner(h) + 0.3 * z)
+    x = keras.Input((5,))
+    model = keras.Model(x, tfdeq.DEQLayer(cell, tfdeq.Anderson(20, 1e-3))(x))
+    assert own_settings(model, solving_of(model)) == {
+        "max_steps_limit": 100,
+        "own_tolerance": 1e-3,
+        "own_max_steps": 20,
+    }
 
 
 def test_a_stream_starts_from_its_last_equilibrium(signatures):

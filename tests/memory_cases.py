@@ -9,6 +9,7 @@ import tensorflow as tf
 import tfdeq
 from export import memory_signature
 from export.language_model_signatures import language_model_signatures
+from export.signatures import solving_of
 from tfdeq.baselines import Recurrent, TemporalConvolution, TransformerStack, TrellisNetwork
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
@@ -69,7 +70,7 @@ class Served:
 
     def __init__(self, model, jit_compile=False):
         self.model = model
-        self.signature = memory_signature.continue_text(model, jit_compile, compaction=True)
+        self.signature = memory_signature.continue_text(model, solving_of(model), jit_compile)
 
     @functools.cached_property
     def functions(self):
