@@ -140,9 +140,7 @@ def test_what_is_not_in_the_table_is_read_whatever_is_trained(kind, tmp_path):
     assert set(DEFAULTS) - set(flag_uses.USES) - others <= config.names
 
 
-@pytest.mark.parametrize(
-    "kind", ["depth", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "depth")]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_what_the_table_calls_unused_changes_nothing(kind, tmp_path):
     """All of it at once, to the bit."""
     config = configuration(kind)
