@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from trainers import preemption, program_help
+from trainers import paths, preemption, program_help
 from trainers.processes import RunFailed
 
 # What bad input raises, here and in the libraries below; anything else is a defect, shown in full.
@@ -40,6 +40,7 @@ def run(main: Callable[..., None], arguments: bool = False, resumable: bool = Fa
             # Warnings only: TensorFlow notes every file that it writes at the level below.
             logging.set_verbosity(logging.WARNING)
             python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
+        paths.expand_flags(flags.FLAGS)
         try:
             main(*([argv[1:]] if arguments else []))
         except preemption.AskedToEnd:

@@ -6,6 +6,7 @@ python -m trainers.report WORKDIR... [--output=PAGE.html]
 import datetime
 import glob
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from absl import app, flags
 
 from trainers import program, report_html, report_page, report_run
+from trainers.paths import expanded
 from trainers.plotting import number
 from trainers.report_plots import words
 from trainers.workdir import read_json, write_atomically
@@ -131,7 +133,7 @@ def next_steps(workdir: str) -> list[str]:
     lines = [
         "",
         "What to do next:",
-        f"  look:   {_tensorboard()} --logdir={workdir}",
+        f"  look:   {_tensorboard()} {shlex.quote(f'--logdir={workdir}')}",
         f"  learn:  {program.command('trainers', 'language_model')} --dataset=text "
         "--files='YOUR/*.txt' --workdir=runs/mine",
     ]
@@ -142,14 +144,17 @@ def next_steps(workdir: str) -> list[str]:
         config = read_json(os.path.join(workdir, "config.json"))
         # A run of examples that a trainer makes itself has no text.
         text = " --notext" if config and "dataset" not in config else ""
-        lines.append(f"  export: {command} --workdir={workdir} --output={export}{text}")
+        arguments = shlex.join([f"--workdir={workdir}", f"--output={export}"])
+        lines.append(f"  export: {command} {arguments}{text}")
         return lines
     if not os.path.exists(os.path.join(workdir, "export_report.json")):
         command = program.command("export", "verify")
-        lines.append(f"  verify: {command} --workdir={workdir} --model={versions[-1]}")
+        arguments = shlex.join([f"--workdir={workdir}", f"--model={versions[-1]}"])
+        lines.append(f"  verify: {command} {arguments}")
     command = program.command("export", "serving_config")
     lines.append(
-        f"  serve:  {command} --models=language_model={export} --output=runs/serving "
+        f"  serve:  {command} {shlex.quote(f'--models=language_model={export}')} "
+        "--output=runs/serving "
         "(see 'Export and serve' in README.md)"
     )
     return lines
@@ -166,6 +171,7 @@ def main(workdirs: list[str]) -> None:
             "No folder of a run was given. Name one or more, for example: "
             f"{program.command('trainers', 'report')} runs/quickstart"
         )
+    workdirs = [str(expanded(workdir)) for workdir in workdirs]
     output = FLAGS.output or os.path.join(workdirs[0], "report.html")
     runs = write_page(workdirs, output)
     folders = report_run.distinct_folders(workdirs)

@@ -24,6 +24,7 @@ from trainers.data.segments import evaluation_segments, training_segments
 from trainers.data.stand_in import stand_in as make_stand_in
 from trainers.data.token_data import SPLITS, TokenData
 from trainers.data.windows import evaluation_windows, training_windows
+from trainers.paths import expanded
 
 __all__ = [
     "DATASETS",
@@ -90,6 +91,7 @@ def load(
     if name not in DATASETS:
         raise ValueError(f"Unknown data set {name!r}. Known: {', '.join(sorted(DATASETS))}.")
     loader = DATASETS[name]
+    prepared_dir = None if prepared_dir is None else str(expanded(prepared_dir))
     options = {"data_dir": data_dir, "files": files, "prepared_dir": prepared_dir}
     given = {option: value for option, value in options.items() if value is not None}
     taken = inspect.signature(loader).parameters

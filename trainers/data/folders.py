@@ -2,10 +2,12 @@
 
 import pathlib
 
+from trainers.paths import expanded
+
 
 def checked_folder(data_dir: str, instructions: str) -> pathlib.Path:
     """Returns the folder, expanded; raises FileNotFoundError or NotADirectoryError."""
-    folder = pathlib.Path(data_dir).expanduser()
+    folder = expanded(data_dir)
     if not folder.exists():
         raise FileNotFoundError(f"--data_dir={data_dir!r} does not exist. {instructions}")
     if not folder.is_dir():

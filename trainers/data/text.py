@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from absl import logging
 from trainers.data import byte_documents, prepared
 from trainers.data.prepared import Document
 from trainers.data.token_data import TokenData
+from trainers.paths import expanded
 
+_LONGEST_PATH = 4096
 LARGEST_FILE = 2**30  # bytes; a TFDS example must stay under 2 GiB
 
 
@@ -34,7 +37,8 @@ def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None =
     near-copies, see `byte_documents.split_within_files`. Empty files are left out.
 
     Args:
-        files: globs, comma-separated or a sequence; `**` matches any number of folders.
+        files: globs, comma-separated or a sequence; `**` matches any number of folders. The name of a
+            file that exists stands for it, whatever characters it has.
         prepared_dir: folder of the prepared copies, one for each content; None: TFDS's own.
 
     Returns:
@@ -73,9 +77,12 @@ def _split(documents: Sequence[Document], files: object) -> dict[str, list[Docum
 
 
 def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:
-    """Returns the files that globs match, each once, sorted; errors as `load`."""
-    globs = files.split(",") if isinstance(files, str) else list(files or ())
-    globs = [pattern.strip() for pattern in globs if pattern.strip()]
+    """Returns the files that globs match, each once, sorted; errors as `load`.
+
+    What exists is meant itself, whatever characters its name has: a comma, brackets, a question mark.
+    """
+    globs = _split_at_commas(files) if isinstance(files, str) else list(files or ())
+    globs = [pattern for pattern in globs if pattern.strip()]
     if not globs:
         raise ValueError(
             f"The data set 'text' needs the files to read; received --files={files!r}. "
@@ -83,12 +90,12 @@ def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:
         )
     paths: set[pathlib.Path] = set()
     for pattern in globs:
-        matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+        matches = _matches(pattern)
         found = {pathlib.Path(match).resolve() for match in matches if os.path.isfile(match)}
         if not found and any(os.path.isdir(match) for match in matches):
             raise ValueError(
                 f"--files={pattern!r} matches folders only. To read the files in a folder, write "
-                f"{os.path.join(pattern.rstrip('/*') or '.', '**', '*.txt')!r}."
+                f"{os.path.join(pattern.strip().rstrip('/*') or '.', '**', '*.txt')!r}."
             )
         if not found:
             raise FileNotFoundError(
@@ -97,6 +104,40 @@ def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:
             )
         paths |= found
     return sorted(paths)
+
+
+def _split_at_commas(files: str) -> list[str]:
+    """Splits a list of globs, but not the names of what exists at the commas in them."""
+    parts, globs = files.split(","), []
+    while parts:
+        joined = list(itertools.accumulate(parts, "{},{}".format))
+        joined = [text for text in joined if len(text) <= _LONGEST_PATH] or joined[:1]
+        exists = [text for text in joined if _existing(text)]
+        files_there = [text for text in exists if os.path.isfile(_existing(text) or "")]
+        globbed = (text for text in joined if any(map(os.path.isfile, _matches(text))))
+        # The longest name of a file, the shortest glob of files, or what the error will name.
+        globs.append(
+            files_there[-1] if files_there else next(globbed, exists[-1] if exists else parts[0])
+        )
+        parts = parts[globs[-1].count(",") + 1 :]
+    return globs
+
+
+def _existing(name: str) -> str | None:
+    """The path of what has this very name, which may begin or end with a space, or None."""
+    paths = (str(expanded(text)) for text in (name, name.strip()) if text)
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def _matches(pattern: str) -> list[str]:
+    """What exists under a name, or what a glob matches behind the folders in it that exist."""
+    path = _existing(pattern)
+    if path is not None:
+        return [path]
+    folder, rest = pathlib.Path(), expanded(pattern.strip()).parts
+    while rest and os.path.lexists(folder / rest[0]):
+        folder, rest = folder / rest[0], rest[1:]
+    return glob.glob(os.path.join(glob.escape(str(folder)), *rest), recursive=True)
 
 
 def _read_documents(paths: Sequence[pathlib.Path]) -> list[Document]:
