@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -10,9 +11,22 @@ import tensorflow as tf
 # Keras finds classes by name among those that were imported.
 import tfdeq.baselines
 import tfdeq.models  # noqa: F401
+from export import keras_state
+from trainers.paths import expanded
 
 # Under assets.extra: how to build the model again. The weights are those of the SavedModel.
 NAME = "keras_model.json"
+WITHOUT = (
+    "export with keras_model=False: the version is served the same, and export.load_model does not "
+    "give its model back"
+)
+
+
+class Description(NamedTuple):
+    """What gives a model back, beside its weights."""
+
+    text: str  # how to build it, as JSON
+    state: keras_state.State
 
 
 def to_json(model: keras.Model) -> str | None:
@@ -26,11 +40,49 @@ def to_json(model: keras.Model) -> str | None:
         return None
 
 
+def describe(model: keras.Model) -> Description | None:
+    """Returns what gives a model back, or None as `to_json`.
+
+    Raises:
+        ValueError: a layer that cannot save its state.
+    """
+    text = to_json(model)
+    if text is None:
+        return None
+    try:
+        state = keras_state.collect(model)
+        for place, value in keras_state.flat(state.variables):
+            try:
+                keras_state.to_numpy(value)
+            except Exception as error:
+                raise ValueError(f"{place}: {error}") from error
+    except Exception as error:  # a layer's own save_own_variables or save_assets may raise anything
+        raise ValueError(
+            f"The state of the model {model.name!r} cannot be saved as Keras saves it: {error}. Put the "
+            f"layer's save_own_variables or save_assets right, or {WITHOUT}."
+        ) from error
+    return Description(text, state)
+
+
+def build(text: str, custom_objects: dict | None = None) -> keras.Model:
+    """Builds a model anew from what `to_json` returned."""
+    return keras.saving.deserialize_keras_object(json.loads(text), custom_objects=custom_objects)
+
+
+def write(model: keras.Model, described: Description, extra: pathlib.Path) -> None:
+    """Writes a description into a version's folder of further files."""
+    (extra / NAME).write_text(described.text, encoding="utf-8")
+    keras_state.write(model, described.state, extra / keras_state.FOLDER)
+
+
 def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> keras.Model:
-    """Builds the Keras model of a version that `export.saved_model.export` wrote, with its weights.
+    """Builds the Keras model of a version that `export.saved_model.export` wrote, with its state.
+
+    Layers load what they saved by Keras's own methods (`save_own_variables`, `save_assets`), so a
+    vocabulary, quantised weights or statistics come back as from a .keras file.
 
     Args:
-        path: a version folder.
+        path: a version folder; `~` is the home folder.
         custom_objects: name -> class or function, for what is not registered with Keras.
 
     Returns:
@@ -38,11 +90,10 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
 
     Raises:
         FileNotFoundError: no version there, or one that does not say how its model is built.
-        ValueError: a model that is not what the version's weights belong to.
+        ValueError: a model that is not what the version's state belongs to.
 
     Example:
-        >>> import tempfile
-        >>> from export import saved_model
+        >>>         >>> from export import saved_model
         >>> from tfdeq.models import LanguageModel
         >>> model = LanguageModel(vocabulary_size=7, sequence_length=6, width=8, heads=2)
         >>> model.build((None, 6))
@@ -50,25 +101,43 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
         >>> load_model(path).vocabulary_size
         7
     """
-    path = pathlib.Path(path)
-    file = path / "assets.extra" / NAME
+    path = expanded(path)
+    file, state = (path / "assets.extra" / name for name in (NAME, keras_state.FOLDER))
     if not file.is_file():
         raise FileNotFoundError(
-            f"{str(file)!r} is missing: {str(path)!r} is no version of export.saved_model, or its "
-            "model's class has no get_config. Load the model from its .keras file."
+            f"{str(file)!r} is missing: {str(path)!r} is no version of export.saved_model, or it was "
+            "exported with keras_model=False, or its model's class has no get_config. Load the model "
+            "from its .keras file."
         )
-    model = keras.saving.deserialize_keras_object(
-        json.loads(file.read_text(encoding="utf-8")), custom_objects=custom_objects
-    )
+    if not state.is_dir():
+        raise FileNotFoundError(
+            f"{str(state)!r} is missing: {str(path)!r} was exported by an older release, which did not "
+            "keep the state of all layers. Export the model again."
+        )
+    model = build(file.read_text(encoding="utf-8"), custom_objects)
     weights = tf.saved_model.load(str(path)).weights
-    if len(weights) != len(model.variables) or any(
-        tuple(value.shape) != tuple(variable.shape)
-        for value, variable in zip(weights, model.variables, strict=True)
-    ):
+    try:
+        restore(model, keras_state.read(state, weights))
+    except ValueError as error:
         raise ValueError(
-            f"The model in {str(file)!r} has {len(model.variables)} variables, {str(path)!r} "
-            f"{len(weights)}, or of other shapes. Use the code of the release that exported it."
-        )
-    for variable, value in zip(model.variables, weights, strict=True):
-        variable.assign(value)
+            f"The model in {str(file)!r} is not that of the weights in {str(path)!r}: it has other "
+            f"layers, or weights of other shapes. {error} Use the code of the release that exported it."
+        ) from error
     return model
+
+
+def restore(model: keras.Model, state: keras_state.State) -> None:
+    """Gives a model that was built anew the state that another one saved.
+
+    Raises:
+        ValueError: state that the model does not take, or does not know.
+    """
+    keras_state.restore(model, state)
+    own = keras_state.collect(model)
+    names, known = ({place for place, _ in keras_state.flat(of.variables)} for of in (state, own))
+    if names != known:
+        raise ValueError(
+            f"{len(names)} values were saved, the model has {len(known)}, among them others: "
+            f"{', '.join(sorted(names ^ known)[:3])}."
+        )
+    keras_state.restore_others(own, state)

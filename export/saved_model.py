@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,16 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from export import graph_checks, loading, model_card, versions, warm_up
+from export import (
+    further_files,
+    graph_checks,
+    loading,
+    model_card,
+    restored_model,
+    saved_graph,
+    versions,
+    warm_up,
+)
 from export import language_model_signatures as language_model
 from export.quality import TOLERANCES, quality_by_tolerance
 from export.signatures import (
@@ -31,7 +41,8 @@ from tfdeq import DEQLayer
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
 from trainers import program
-from trainers.workdir import read_json
+from trainers.paths import expanded
+from trainers.workdir import read_json, writing
 
 Function = tf.types.experimental.ConcreteFunction
 
@@ -57,6 +68,7 @@ def export(
     patience: int | None = None,
     absolute_tolerance: float | None = None,
     gradients: bool = False,
+    keras_model: bool = True,
 ) -> pathlib.Path:
     """Writes a Keras model with a `DEQLayer` in it as `output/<version>/`, atomically.
 
@@ -67,7 +79,8 @@ def export(
 
     Args:
         model: a built model.
-        output: folder of the versions, made if missing; the server's model base path.
+        output: folder of the versions, made if missing; the server's model base path. `~` is the home
+            folder.
         signatures: others than these: name -> concrete function of named inputs that returns a dict
             of tensors (see `export.signatures.trace`), or `Signature` with the meanings.
         inputs: nest of tf.TensorSpec like the model's input; None: a functional model's own.
@@ -78,7 +91,7 @@ def export(
             version into service, at each of the batch sizes. None: no such records.
         batch_sizes: the server's allowed batch sizes.
         card: further entries of `assets.extra/model_card.json`, beside or over the general ones.
-        files: name -> text of further files under `assets.extra/`.
+        files: name -> text of further files under `assets.extra/`; names without a folder.
         max_steps_limit: evaluations of each solve that a request to the version's own signatures can ask
             for, and what one that names a tolerance alone gets. None: 100, or what the model's solvers
             have, if that is more. A Broyden solver keeps a state for each.
@@ -88,6 +101,8 @@ def export(
         gradients: write the implicit gradients of the signatures too, for those who train the loaded
             version without tfdeq. Nothing that is served needs them, and they take nearly half the time of
             an export; without them such a gradient is an error. `export.load_model` needs none.
+        keras_model: whether `export.load_model` can give the model back. It is built again for that
+            and compared with the one that is exported.
 
     Returns:
         The path of the version.
@@ -95,7 +110,9 @@ def export(
     Raises:
         export.versions.VersionExistsError: the version is there; nothing was touched.
         ValueError: a model without a solve, a signature that writes variables, calls Python or is
-            jit-compiled unasked, or examples that do not fit.
+            jit-compiled unasked, examples that do not fit, names of files that are taken or lead out
+            of the folder, or a model that `export.load_model` would give back as another one.
+        OSError: a full disk, or what else keeps the version from being written; nothing of it stays.
 
     Example:
         >>> import tempfile, tfdeq
@@ -105,7 +122,9 @@ def export(
         >>> export(model, tempfile.mkdtemp()).name
         '1'
     """
+    output = expanded(output)
     versions.check_free(output, version)
+    further_files.check_names(files or {})
     own: dict[str, Any] = {}
     if signatures is not None and max_steps_limit is not None:
         raise ValueError("max_steps_limit is of export's own signatures; received signatures too.")
@@ -113,7 +132,9 @@ def export(
         if signatures is None:
             signatures = signatures_of(model, inputs, jit_compile, max_steps_limit)
             own = _own_settings(model, max_steps_limit)
-        loadable = loading.to_json(model)
+        loadable = loading.describe(model) if keras_model else None
+        if loadable is not None:
+            restored_model.check(model, loadable, inputs, examples)
     signatures = {
         name: given if isinstance(given, Signature) else Signature(given, {}, {})
         for name, given in signatures.items()
@@ -126,31 +147,20 @@ def export(
                 "inference (training=False), of TensorFlow operations only, without jit_compile."
             )
     described = {**_described(model, jit_compile, examples, batch_sizes), **own, **(card or {})}
-    texts = {loading.NAME: loadable, **(files or {})}
+
+    records = [] if examples is None else list(warm_up.requests(signatures, examples, batch_sizes))
 
     def write(folder: pathlib.Path) -> None:
-        module = tf.Module()
-        module.weights = [variable.value for variable in model.variables]
-        module.trainable_weights = [variable.value for variable in model.trainable_variables]
-        functions = {name: signature.function for name, signature in signatures.items()}
-        try:
-            options = tf.saved_model.SaveOptions(experimental_custom_gradients=gradients)
-            tf.saved_model.save(module, str(folder), signatures=functions, options=options)
-        except (
-            AssertionError
-        ) as error:  # what tf.saved_model says of a resource that it cannot reach
-            raise ValueError(
-                f"The model {model.name!r} uses something that is no weight, such as the table of a "
-                "lookup layer, and is not written with it. Export the part of the model behind it. "
-                f"TensorFlow said: {str(error)[:500]}"
-            ) from error
-        (folder / model_card.FOLDER).mkdir()
-        for name, text in texts.items():
-            if text is not None:
-                (folder / model_card.FOLDER / name).write_text(text, encoding="utf-8")
-        if examples is not None:
-            records = warm_up.requests(signatures, examples, batch_sizes)
-            warm_up.write(folder, pathlib.Path(output).name, records)
+        extra = folder / model_card.FOLDER
+        with writing(str(output), tf.errors.OpError):
+            functions = {name: signature.function for name, signature in signatures.items()}
+            saved_graph.write(model, functions, folder, gradients)
+            extra.mkdir()
+            if loadable is not None:
+                loading.write(model, loadable, extra)
+            if records:
+                warm_up.write(folder, output.name, records)
+            further_files.write(files or {}, extra)
 
     def finish(folder: pathlib.Path, number: int) -> None:
         text = model_card.to_json(
@@ -160,7 +170,8 @@ def export(
                 "files": model_card.file_hashes(folder),
             }
         )
-        (folder / model_card.FOLDER / model_card.NAME).write_text(text, encoding="utf-8")
+        with writing(str(output)):
+            (folder / model_card.FOLDER / model_card.NAME).write_text(text, encoding="utf-8")
 
     return versions.publish(output, write, version, finish)
 
@@ -328,9 +339,8 @@ def main() -> None:
             f"{card['unit']} in {row['steps']:.1f} steps, largest residual "
             f"{row['largest_residual']:.1e}, {row['converged']:.0%} converged"
         )
-    print(
-        f"Verify it: {program.command('export', 'verify')} --workdir={FLAGS.workdir} --model={path}"
-    )
+    arguments = shlex.join([f"--workdir={FLAGS.workdir}", f"--model={path}"])
+    print(f"Verify it: {program.command('export', 'verify')} {arguments}")
 
 
 def define_flags() -> None:

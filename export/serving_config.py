@@ -8,9 +8,11 @@ Prometheus page on, compose.yaml starts the image with all three. The allowed ba
 XLA is needed are read from the models' newest cards.
 """
 
-import json
+import ipaddress
 import os
 import pathlib
+import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +20,21 @@ from absl import flags
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from export import model_card, versions
+from export import compose_text, model_card, versions
 from trainers import program
+from trainers.paths import expanded
 from trainers.workdir import read_json, write_atomically
 
 FLAGS = flags.FLAGS
+# Of the TensorFlow that the versions are written with. docs/serving.md says where it is documented.
 IMAGE = "tensorflow/serving:2.21.0"
+LOOPBACK = "127.0.0.1"
+PORTS = (8500, 8501)  # gRPC; REST and metrics
 METRICS_PATH = "/monitoring/prometheus/metrics"
 _CONFIG_FOLDER, _MODELS_FOLDER = "/config", "/models"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# [registry[:port]/]path[:tag][@digest]
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 
 
 def models_config(models: Mapping[str, Any], keep: int) -> str:
@@ -71,13 +80,21 @@ def monitoring_config() -> str:
 
 
 def compose_file(
-    models: Mapping[str, pathlib.Path], config_folder: pathlib.Path, image: str, xla: bool
+    models: Mapping[str, pathlib.Path],
+    config_folder: pathlib.Path,
+    image: str,
+    xla: bool,
+    bind_address: str = LOOPBACK,
 ) -> str:
     """Returns the text of a compose file: gRPC on 8500, REST and metrics on 8501.
 
     Args:
         models: name -> folder of versions. config_folder: where the other files are.
         image: the server's. xla: whether a model is jit-compiled.
+        bind_address: of this machine, on which the ports are open. The server asks nobody who they are.
+
+    Raises:
+        ValueError: a path that YAML cannot hold.
     """
     command = [
         f"--model_config_file={_CONFIG_FOLDER}/models.config",
@@ -91,20 +108,20 @@ def compose_file(
         command.append("--xla_cpu_compilation_enabled=true")
     mounts = [(config_folder, _CONFIG_FOLDER)]
     mounts += [(path, f"{_MODELS_FOLDER}/{name}") for name, path in models.items()]
-    # JSON is YAML, and quotes whatever a path may hold.
-    lines = ["services:", "  serving:", f"    image: {json.dumps(image)}", "    ports:"]
-    lines += [f"      - {json.dumps(f'{port}:{port}')}" for port in (8500, 8501)]
+    lines = ["services:", "  serving:", f"    image: {compose_text.value(image)}", "    ports:"]
+    for port in PORTS:
+        open_port = {"target": port, "published": str(port), "host_ip": bind_address}
+        lines.append(f"      - {compose_text.value(open_port)}")
     lines.append("    volumes:")
     for source, target in mounts:
-        path = str(source).replace("$", "$$")  # compose would take it for a variable
-        mount = {"type": "bind", "source": path, "target": target, "read_only": True}
-        lines.append(f"      - {json.dumps(mount)}")
+        mount = {"type": "bind", "source": str(source), "target": target, "read_only": True}
+        lines.append(f"      - {compose_text.value(mount)}")
     # The image's own entry point names one model by MODEL_NAME; these flags name ours.
     lines.append(
         '    entrypoint: ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501"]'
     )
     lines.append("    command:")
-    lines += [f"      - {json.dumps(argument)}" for argument in command]
+    lines += [f"      - {compose_text.value(argument)}" for argument in command]
     lines.append("    restart: unless-stopped")
     return "\n".join(lines) + "\n"
 
@@ -124,10 +141,14 @@ def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], l
     xla = False
     for pair in named:
         name, _, folder = pair.partition("=")
-        if not name or not folder or "/" in name or name in models:
+        if not folder or not _NAME.fullmatch(name) or name in models:
             raise ValueError(
-                f"--models takes NAME=FOLDER pairs of different names; received {pair!r}."
+                f"--models takes NAME=FOLDER pairs of different names; received {pair!r}. A name stands "
+                "in URLs: it begins with a letter or digit, and has letters, digits, '_', '-' and '.' "
+                "of ASCII only. A pair whose folder has a comma goes into double quotes: "
+                "--models='\"NAME=FOLDER\"'."
             )
+        folder = str(expanded(folder))
         found = versions.existing_versions(folder)
         card = found and read_json(found[max(found)] / model_card.FOLDER / model_card.NAME)
         if not card:
@@ -154,25 +175,44 @@ def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], l
     return models, sorted(sizes), xla
 
 
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+# Flag -> whether a compose file can take its value.
+SETTINGS = {
+    "image": lambda text: _IMAGE.fullmatch(text) is not None,
+    "bind_address": _is_address,
+}
+
+
 def main() -> None:
     models, batch_sizes, xla = read_models(FLAGS.models, FLAGS.keep_versions)
     output = pathlib.Path(FLAGS.output)
-    output.mkdir(parents=True, exist_ok=True)
     threads = FLAGS.batch_threads or os.cpu_count() or 1
     texts = {
         "models.config": models_config(models, FLAGS.keep_versions),
         "batching.config": batching_config(batch_sizes, FLAGS.batch_timeout_micros, threads),
         "monitoring.config": monitoring_config(),
-        "compose.yaml": compose_file(models, output.resolve(), FLAGS.image, xla),
+        "compose.yaml": compose_file(
+            models, output.resolve(), FLAGS.image, xla, FLAGS.bind_address
+        ),
     }
+    output.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_atomically(
             str(output / name),
             lambda path, text=text: pathlib.Path(path).write_text(text, encoding="utf-8"),
         )
         print(f"Wrote {output / name}.")
-    print(f"Start it: docker compose --file {output / 'compose.yaml'} up")
-    name = next(iter(models))
+    print(f"Start it: docker compose --file {shlex.quote(str(output / 'compose.yaml'))} up")
+    name, host = next(iter(models)), FLAGS.bind_address
+    print(
+        f"Ports {PORTS[0]} (gRPC) and {PORTS[1]} (REST) are open on {host}; whoever reaches them may ask."
+    )
     print(
         f"Ask it: {program.command('export', 'client')} --model_name={name} --text='import os'\n"
         f"Watch it: http://localhost:8501{METRICS_PATH}"
@@ -182,7 +222,13 @@ def main() -> None:
 def define_flags() -> None:
     flags.DEFINE_list("models", None, "NAME=FOLDER pairs: how clients name it, its versions.")
     flags.DEFINE_string("output", None, "Folder for the files; made if missing.")
-    flags.DEFINE_string("image", IMAGE, "The server's image.")
+    flags.DEFINE_string("image", IMAGE, "The server's image: name:tag.")
+    flags.DEFINE_string(
+        "bind_address",
+        LOOPBACK,
+        "IP address of this machine on which the ports are open; 0.0.0.0: on all of them. The server "
+        "asks nobody who they are.",
+    )
     flags.DEFINE_integer("keep_versions", 2, "Newest versions that stay loaded.", lower_bound=1)
     flags.DEFINE_integer(
         "batch_timeout_micros", 2000, "How long a request waits for others, in µs.", lower_bound=0
@@ -191,6 +237,8 @@ def define_flags() -> None:
         "batch_threads", 0, "Batches that run at once; 0: as many as cores here.", lower_bound=0
     )
     flags.mark_flags_as_required(["models", "output"])
+    for name, may_be in SETTINGS.items():
+        flags.register_validator(name, may_be, f"must be as {flags.FLAGS[name].default} is")
 
 
 def run() -> None:

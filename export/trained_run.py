@@ -1,7 +1,6 @@
 """What `trainers.language_model` left in its folder, as far as an export needs it."""
 
 import os
-import pathlib
 from typing import Any
 
 import keras
@@ -13,6 +12,7 @@ from export import model_card
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
 from trainers import data, program
+from trainers.paths import expanded
 from trainers.workdir import read_json
 
 VOCABULARY = "vocabulary.txt"
@@ -30,7 +30,7 @@ def load_run(workdir: str | os.PathLike) -> tuple[TokenModel, dict[str, Any], st
         FileNotFoundError: no such folder, or no model in it yet.
         ValueError: a file that cannot be read as what it should be, or another kind of model.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = expanded(workdir)
     path = workdir / "model.keras"
     if not path.is_file():
         raise FileNotFoundError(

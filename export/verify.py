@@ -34,6 +34,7 @@ from export.trained_run import load_run, tokens_of_test, windows_of
 from tfdeq import DEQLayer
 from tfdeq.models.token_model import TokenModel
 from trainers import program
+from trainers.paths import expanded
 from trainers.workdir import read_json, write_json
 
 FLAGS = flags.FLAGS
@@ -111,7 +112,7 @@ def _verify_version(
     explicit: bool,
     conversation: conversation_checks.Conversation | None = None,
 ) -> tuple[list[Check], dict[str, Any]]:
-    path = pathlib.Path(path)
+    path = expanded(path)
     records = [Request("warm-up", *record) for record in warm_up.read(path)]
     calls = [] if conversation is None else conversation.requests
     requests = [*batches, *(case.request for case in cases), dial, *records, *calls]

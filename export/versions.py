@@ -11,6 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from trainers.paths import expanded
+from trainers.workdir import writing
+
 # A version is every child whose whole name parses as a 64-bit integer >= 0: `0001` and ` 7` too.
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+[ \t\n\v\f\r]*")
 _LARGEST = 2**63 - 1
@@ -39,7 +42,7 @@ def version_number(name: str) -> int | None:
 
 def existing_versions(output: str | os.PathLike) -> dict[int, pathlib.Path]:
     """Returns version -> path of what a server would take for one under `output`; {} without it."""
-    folder = pathlib.Path(output)
+    folder = expanded(output)
     if not folder.exists():
         return {}
     if not folder.is_dir():
@@ -49,8 +52,20 @@ def existing_versions(output: str | os.PathLike) -> dict[int, pathlib.Path]:
 
 
 def next_version(output: str | os.PathLike) -> int:
-    """Returns the highest existing version + 1; 1 where there is none."""
-    return max(existing_versions(output), default=0) + 1
+    """Returns the highest existing version + 1; 1 where there is none.
+
+    Raises:
+        VersionExistsError: the highest is the largest that there can be.
+    """
+    found = existing_versions(output)
+    highest = max(found, default=0)
+    if highest >= _LARGEST:
+        raise VersionExistsError(
+            f"No version can follow {highest}, the largest number that a server reads: "
+            f"{str(found[highest])!r} is there. Nothing was touched. Name a version that is free, which "
+            "a server counts as older, or rename that folder."
+        )
+    return highest + 1
 
 
 def publish(
@@ -77,14 +92,16 @@ def publish(
         The path of the version.
 
     Raises:
-        VersionExistsError: the version is there; nothing was touched.
+        VersionExistsError: the version is there, or no number is left; nothing was touched.
         ValueError: a number that is no version.
+        OSError: what keeps it from being written, as one line.
     """
-    output = pathlib.Path(output)
+    output = expanded(output)
     check_free(output, version)
-    output.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(output)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=output))
+    with writing(str(output)):
+        output.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(output)
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=output))
     lock = os.open(temporary, os.O_RDONLY)
     try:
         _lock(lock)
@@ -131,17 +148,20 @@ def _publish_whole(
 
 
 def check_free(output: str | os.PathLike, version: int | None) -> None:
-    """Raises what `publish` would for a version that is there or is none; None is always free."""
+    """Raises what `publish` would for a version that is there or is none; None: the next one."""
     versions = existing_versions(output)
     if version is None:
+        next_version(output)
         return
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= _LARGEST:
         raise ValueError(f"version must be an integer of 0 … 2^63 − 1; received {version!r}.")
     if version in versions:
+        free = "Name another"
+        if max(versions) < _LARGEST:
+            free = f"Leave the version out for the next free one, {max(versions) + 1}"
         raise VersionExistsError(
             f"Version {version} is there already: {str(versions[version])!r}. Nothing was "
-            f"touched. Leave the version out for the next free one, {max(versions) + 1}, or remove "
-            "that folder."
+            f"touched. {free}, or remove that folder."
         )
 
 
@@ -156,7 +176,8 @@ def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
                 f"{str(target)!r} appeared while its content was written, by another writer. "
                 "Nothing of it was touched. Run again for the next version."
             ) from error
-        raise
+        with writing(str(target)):
+            raise
 
 
 def _rename_to_free_name(source: pathlib.Path, target: pathlib.Path) -> bool:
@@ -173,10 +194,11 @@ def _rename_to_free_name(source: pathlib.Path, target: pathlib.Path) -> bool:
 
 
 def _flush_tree(folder: pathlib.Path) -> None:
-    for parent, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            _flush(pathlib.Path(parent, name))
-        _flush(pathlib.Path(parent))
+    with writing(str(folder.parent)):  # some file systems say only here that they are full
+        for parent, _, files in os.walk(folder, topdown=False):
+            for name in files:
+                _flush(pathlib.Path(parent, name))
+            _flush(pathlib.Path(parent))
 
 
 def _flush(path: pathlib.Path) -> None:

@@ -195,6 +195,51 @@ def test_any_keras_model_with_signatures_of_its_own(tmp_path):
     np.testing.assert_allclose(answer["y"], model(x), rtol=1e-6)
 
 
+def plain_model():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    function = tf.function(lambda x: {"y": model(x)}, autograph=False)
+    traced = function.get_concrete_function(tf.TensorSpec([None, 3], tf.float32, "x"))
+    return model, {"serving_default": traced}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../stolen", "/stolen", "", ".", "..", "a/b"),
+        *("model_card.json", "keras_model.json", "tf_serving_warmup_requests"),
+    ],
+)
+def test_further_files_stay_in_their_folder(name, tmp_path):
+    model, signatures = plain_model()
+    with pytest.raises(ValueError, match="files names"):
+        saved_model.export(model, tmp_path / "output", signatures, files={name: "text"})
+    assert names_in(tmp_path) == []
+    path = saved_model.export(
+        model, tmp_path / "output", signatures, files={"notes [1].txt": "text"}
+    )
+    assert (path / "assets.extra" / "notes [1].txt").read_text() == "text"
+    assert "assets.extra/notes [1].txt" in card_of(path)["files"]
+
+
+def test_paths_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    model, signatures = plain_model()
+    path = saved_model.export(model, "~/models", signatures)
+    assert path == tmp_path / "home" / "models" / "1"
+    assert names_in(tmp_path) == ["home"]
+    x = np.ones([2, 3], np.float32)
+    np.testing.assert_array_equal(loading.load_model("~/models/1")(x), model(x))
+
+
+def test_no_version_number_is_left(tmp_path):
+    (tmp_path / str(2**63 - 1)).mkdir()
+    model, signatures = plain_model()
+    with pytest.raises(versions.VersionExistsError, match="No version can follow"):
+        saved_model.export(model, tmp_path, signatures)
+    assert names_in(tmp_path) == [str(2**63 - 1)]
+
+
 def test_signature_that_cannot_be_served_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     function = tf.function(lambda x: {"y": model(x)}, autograph=False, jit_compile=True)

@@ -35,6 +35,14 @@ def contents(folder):
         ("0", 0),
         ("0001", 1),
         (" 7", 7),
+        ("7\n", 7),
+        ("-0", 0),
+        ("--7", None),
+        ("7 7", None),
+        ("0x7", None),
+        ("7e0", None),
+        ("7\xa0", None),
+        ("1" * 200, None),
         ("+3", 3),
         ("-1", None),
         ("1_0", None),
@@ -58,6 +66,40 @@ def test_next_version_among_odd_names(tmp_path):
     assert versions.next_version(tmp_path) == 2
     (tmp_path / " 7").mkdir()
     assert versions.publish(tmp_path, write).name == "8"
+
+
+LARGEST = 2**63 - 1
+
+
+@pytest.mark.parametrize("name", [str(LARGEST), f"000{LARGEST}", f"+{LARGEST} "])
+def test_no_number_is_left(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / str(LARGEST + 1)).mkdir()  # no version: a server does not read it
+    for call in (versions.next_version, lambda output: versions.publish(output, write)):
+        with pytest.raises(versions.VersionExistsError, match=f"No version can follow {LARGEST}"):
+            call(tmp_path)
+    with pytest.raises(versions.VersionExistsError, match="No version can follow"):
+        versions.check_free(tmp_path, None)
+    with pytest.raises(versions.VersionExistsError, match="already.*Name another, or remove"):
+        versions.publish(tmp_path, write, version=LARGEST)
+    assert contents(tmp_path) == sorted([name, str(LARGEST + 1)])
+    # One that is free is written all the same.
+    assert versions.publish(tmp_path, write, version=3).name == "3"
+    with pytest.raises(versions.VersionExistsError, match="Version 3 is .*Name another"):
+        versions.publish(tmp_path, write, version=3)
+
+
+def test_the_largest_number_can_be_written(tmp_path):
+    assert versions.publish(tmp_path, write, version=LARGEST).name == str(LARGEST)
+    assert versions.existing_versions(tmp_path).keys() == {LARGEST}
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert versions.publish("~/output", write) == tmp_path / "output" / "1"
+    assert versions.existing_versions("~/output").keys() == {1}
+    assert versions.next_version("~/output") == 2
 
 
 def test_publish_writes_a_whole_version_that_others_can_read(tmp_path):

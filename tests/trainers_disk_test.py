@@ -1,20 +1,16 @@
 """A folder that is read-only, or full at any moment of a run: one line, and on from there."""
 
-import ctypes
-import importlib
-import multiprocessing.util
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import pytest
 
 from tests import ending_cases as cases
+from tests.disk_cases import MAY_NOT_MOUNT, put_on_a_disk
 from trainers.workdir import Curves
 
-MAY_NOT_MOUNT = 77
 # what is being written -> the function that begins it, which call of it
 MOMENTS = {
     "the folder": ("trainers.experiment:check_configuration", 1),
@@ -29,46 +25,6 @@ MOMENTS = {
     "metrics.json": ("trainers.progress:Progress.close", 1),
 }
 FAST = (("model.keras", "full"),)
-
-
-def put_on_a_disk(folder, place, call, how):
-    """Mounts folder/disk, seen by this process alone, and fills it or makes it read-only at a call."""
-    disk = os.path.join(folder, "disk")
-    os.makedirs(disk, exist_ok=True)
-    # CLONE_NEWNS: nobody else sees the mount, and it ends with the process.
-    if ctypes.CDLL(None).unshare(0x00020000):
-        sys.exit(MAY_NOT_MOUNT)
-    for command in (
-        ["mount", "--make-rprivate", "/"],
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", disk],
-    ):
-        if subprocess.run(command, check=False).returncode:
-            sys.exit(MAY_NOT_MOUNT)
-    module, names = place.split(":")
-    owner = importlib.import_module(module)
-    *owners, name = names.split(".")
-    for part in owners:
-        owner = getattr(owner, part)
-    original, calls = getattr(owner, name), [0]
-
-    def function(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == call:
-            if how == "full":
-                with open(os.path.join(disk, "filler"), "wb", buffering=0) as file:
-                    try:
-                        while True:
-                            file.write(bytes(4096))
-                    except OSError:
-                        pass
-            else:
-                subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        return original(*args, **kwargs)
-
-    setattr(owner, name, function)
-    # What the disk holds in the end, for the test and for the next process.
-    left = os.path.join(folder, "left")
-    multiprocessing.util.Finalize(None, shutil.copytree, (disk, left), exitpriority=10)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
