@@ -163,6 +163,43 @@ def test_weights_that_the_cell_assigns_are_kept(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_gradients_of_lora_are_those_of_the_kernel_that_it_makes(mode):
+    """It freezes the kernel by itself: the layer, and TensorFlow's variable, stay trainable."""
+    z, h = keras.Input((UNITS,)), keras.Input((UNITS,))
+    dense = keras.layers.Dense(UNITS, kernel_initializer=_small())
+    layer = tfdeq.DEQLayer(keras.Model([z, h], ops.tanh(dense(z) + h)), TIGHT)
+    x, factors = _x(), None
+
+    def gradients(x):
+        weights = [weight.value for weight in factors or [dense.kernel]]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x, training=True) ** 2)
+        return tape.gradient(loss, weights)
+
+    layer(x)
+    kernel = dense.kernel.numpy()
+    dense.enable_lora(2)
+    factors = [dense.lora_kernel_a, dense.lora_kernel_b]
+    a, b = (
+        np.random.default_rng(5).normal(size=weight.shape, scale=0.2).astype("float32")
+        for weight in factors
+    )
+    for weight, value in zip(factors, (a, b), strict=True):
+        weight.assign(value)
+    found = in_mode(gradients, mode)(x)
+
+    plain = keras.layers.Dense(UNITS)
+    layer = tfdeq.DEQLayer(keras.Model([z, h], ops.tanh(plain(z) + h)), TIGHT)
+    layer(x)
+    plain.set_weights([kernel + a @ b, dense.bias.numpy()])
+    dense, factors = plain, None
+    (of_kernel,) = gradients(x)
+    # The solves' tolerance is 1e-6; the gradients are of order 1.
+    np.testing.assert_allclose(found[0], of_kernel @ b.T, atol=2e-5)
+    np.testing.assert_allclose(found[1], a.T @ of_kernel, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("training", [False, True])
 def test_a_stateful_layer_goes_on_once_a_call(mode, training):
     """From the equilibrium; it keeps a state for each row, so that no row may leave the batch."""

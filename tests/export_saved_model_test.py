@@ -205,7 +205,7 @@ def plain_model():
 @pytest.mark.parametrize(
     "name",
     [
-        *("../stolen", "/stolen", "", ".", "..", "a/b"),
+        *("../stolen", "/no-such-folder/stolen", "", ".", "..", "a/b"),
         *("model_card.json", "keras_model.json", "tf_serving_warmup_requests"),
     ],
 )

@@ -59,7 +59,7 @@ class CellFunction:
         self._trainable = pure_cell.cell.trainable_variables
         self._non_trainable = [*pure_cell.cell.non_trainable_variables, *seen.untracked]
         self.theta = self._values(self._trainable)
-        self._frozen = self._values(self._non_trainable)
+        self._frozen = self._frozen_values(self._non_trainable)
 
     def __call__(self, z: Any, x: Any, theta: Any, masks: Any = ()) -> Any:
         output = self._apply(z, x, theta, masks).output
@@ -89,7 +89,7 @@ class CellFunction:
         known = {id(variable) for variable in self._non_trainable}
         new = [variable for variable in self.seen.untracked if id(variable) not in known]
         self._non_trainable += new
-        self._frozen += self._values(new)
+        self._frozen += self._frozen_values(new)
         return bool(new)
 
     def find_state_masks(self, z: Any, x: Any) -> None:
@@ -154,6 +154,10 @@ class CellFunction:
         return self._pure_cell.exactly(
             lambda: [tf.identity(variable.value) for variable in variables]
         )
+
+    def _frozen_values(self, variables: list) -> list[tf.Tensor]:
+        # Of a weight that was frozen by itself, as LoRA does, TensorFlow's variable stays trainable.
+        return [tf.stop_gradient(value) for value in self._values(variables)]
 
     def _own_masks(self, output: Any, masks: CellMasks) -> tuple:
         """The masks on the output's leaves.
