@@ -23,6 +23,7 @@ from tensorflow.core.protobuf import named_tensor_pb2
 from export import warm_up
 from export.isolated import Request
 from trainers import program
+from trainers.paths import expanded
 
 FLAGS = flags.FLAGS
 SOURCE = pathlib.Path(__file__).with_name("serving_program.cc")
@@ -47,7 +48,7 @@ def build(target: str | os.PathLike = PROGRAM) -> pathlib.Path:
         FileNotFoundError: no C++ compiler.
         ChildProcessError: the compiler's error.
     """
-    target = pathlib.Path(target)
+    target = expanded(target)
     folder = pathlib.Path(tf.sysconfig.get_lib())
     libraries = [folder / f"libtensorflow_{name}.so.2" for name in ("cc", "framework")]
     newest = max(file.stat().st_mtime for file in (SOURCE, *libraries))
@@ -104,7 +105,13 @@ def answer(
         options = [f"rounds={rounds}", f"clients={clients}"] + ["disable_xla"] * disable_xla
         try:
             finished = subprocess.run(
-                [os.path.abspath(executable), os.path.abspath(path), asked, answered, *options],
+                [
+                    expanded(executable).absolute(),
+                    expanded(path).absolute(),
+                    asked,
+                    answered,
+                    *options,
+                ],
                 env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
                 capture_output=True,
                 text=True,

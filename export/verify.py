@@ -59,7 +59,14 @@ def verify(
 
     Raises:
         export.isolated.IsolationError: a process failed.
+        ValueError: examples of text, which the C++ runtime's interface here does not take.
     """
+    texts = [name for name, value in examples.items() if np.asarray(value).dtype.kind in "OSU"]
+    if texts:
+        raise ValueError(
+            f"The inputs {', '.join(texts)} are text; only numbers are asked. Compare a version of such a "
+            "model yourself: tf.saved_model.load(path).signatures, with model(x)."
+        )
     probe = keras_checks.probe_of(model, inputs, examples)
     batches = keras_checks.batch_requests(probe, ["serving_default", "encode", "step"])
     return _verify_version(

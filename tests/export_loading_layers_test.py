@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import export
 import tfdeq
-from export import loading, restored_model, saved_model
+from export import loading, restored_model, saved_model, verify
 
 WIDTH = 4
 GENERATOR = np.random.default_rng(0)
@@ -249,6 +249,20 @@ def test_an_equilibrium_with_such_layers_comes_back(name, tmp_path):
     model, x = SOLVING[name]()
     settings = {"tolerance": tf.zeros([len(x)]), "max_steps": tf.zeros([len(x)], tf.int32)}
     check_it_comes_back(model, x, tmp_path, settings=settings)
+
+
+@pytest.mark.slow
+def test_both_runtimes_look_up_what_the_model_does(tmp_path):
+    model, x = integer_lookup(solves=True)
+    path = saved_model.export(model, tmp_path, examples={"x": x}, batch_sizes=[1, 2])
+    checks, _ = verify.verify(model, path, {"x": x})
+    assert [check for check in checks if not check.passed] == []
+
+
+def test_texts_are_not_verified(tmp_path):
+    model, x = string_lookup()
+    with pytest.raises(ValueError, match="inputs x are text; only numbers are asked"):
+        verify.verify(model, tmp_path, {"x": x})
 
 
 def test_seeds_and_statistics_that_no_layer_saves_come_back(tmp_path):
