@@ -55,6 +55,8 @@ def program(monkeypatch):
             jit_compile=False,
             text=False,
             batch_sizes=["1"],
+            max_steps_limit=None,
+            gradients=False,
         )
         monkeypatch.setattr(saved_model, "FLAGS", flags)
         saved_model.main()

@@ -15,7 +15,8 @@ from trainers.data.prepared import Document
 from trainers.data.token_data import TokenData
 from trainers.paths import expanded
 
-_LONGEST_PATH = 4096
+# Between the commas of one path; more would make long lists slow.
+_MOST_PARTS = 16
 LARGEST_FILE = 2**30  # bytes; a TFDS example must stay under 2 GiB
 
 
@@ -110,8 +111,7 @@ def _split_at_commas(files: str) -> list[str]:
     """Splits a list of globs, but not the names of what exists at the commas in them."""
     parts, globs = files.split(","), []
     while parts:
-        joined = list(itertools.accumulate(parts, "{},{}".format))
-        joined = [text for text in joined if len(text) <= _LONGEST_PATH] or joined[:1]
+        joined = list(itertools.accumulate(parts[:_MOST_PARTS], "{},{}".format))
         exists = [text for text in joined if _existing(text)]
         files_there = [text for text in exists if os.path.isfile(_existing(text) or "")]
         globbed = (text for text in joined if any(map(os.path.isfile, _matches(text))))
