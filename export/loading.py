@@ -93,7 +93,8 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
         ValueError: a model that is not what the version's state belongs to.
 
     Example:
-        >>>         >>> from export import saved_model
+        >>> import tempfile
+        >>> from export import saved_model
         >>> from tfdeq.models import LanguageModel
         >>> model = LanguageModel(vocabulary_size=7, sequence_length=6, width=8, heads=2)
         >>> model.build((None, 6))
