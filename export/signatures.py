@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from export import served_names
 from tfdeq import DEQLayer, Solution, SolveScope, Status, describe
 
 # Status of an example that cannot be answered; next to the values of `tfdeq.Status`.
@@ -57,8 +58,10 @@ def trace(
     """Traces a function of named tensors that returns named tensors; checks that it can be batched.
 
     Raises:
-        ValueError: an output without the batch in dimension 0, which a server could not split.
+        ValueError: a name that cannot be served, or an output without the batch in dimension 0,
+            which a server could not split.
     """
+    served_names.require_inputs(specs)
     # Not compiled unless asked for: a stock server refuses that at the first request.
     traced = tf.function(function, jit_compile=jit_compile or None, autograph=False)
     concrete = traced.get_concrete_function(**specs)
@@ -189,7 +192,8 @@ def keras_signatures(
 
     All take the model's inputs by name and, for each example, `tolerance` and `max_steps`; all
     return, for each example, `residual`, `steps` and `status`. `serving_default` returns the model's
-    outputs (by name where the model returns a dict, else output_0, output_1, …). `encode` returns the
+    outputs (by name where the model returns a dict, else output_0, output_1, …; a dict's nest by its
+    path: {"head": {"mean": …}} is served as head_mean). `encode` returns the
     equilibrium. `step` is for streams: it takes the last equilibrium as start and returns outputs and
     the new one; an example whose start is not finite begins as usual.
 
@@ -313,12 +317,11 @@ def _require_distinct(names: list[str]) -> None:
 
 def named_outputs(outputs: Any) -> dict[str, tf.Tensor]:
     """Returns a model's outputs by the names that they are served under."""
-    if isinstance(outputs, Mapping):
-        named = dict(outputs)
-    else:
-        named = {f"output_{i}": leaf for i, leaf in enumerate(keras.tree.flatten(outputs))}
-    _require_distinct([*named, *CONVERGENCE])
-    return named
+    if not isinstance(outputs, Mapping):
+        outputs = {f"output_{i}": leaf for i, leaf in enumerate(keras.tree.flatten(outputs))}
+    named = served_names.leaves(outputs)
+    _require_distinct([*(name for name, _ in named), *CONVERGENCE])
+    return dict(named)
 
 
 def equilibria(solutions: Mapping[str, Solution]) -> dict[str, tf.Tensor]:

@@ -1,12 +1,14 @@
 """Signatures of a user's own Keras model: answers, settings, streams, bad examples."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfdeq
-from export import graph_checks
+from export import graph_checks, served_names
 from export.signatures import keras_signatures, own_settings, solving_of, trace
 from tfdeq import Status
 
@@ -255,3 +257,61 @@ def test_outputs_that_cannot_be_split_are_refused():
     specs = {"x": tf.TensorSpec([None, 2], tf.float32, "x")}
     with pytest.raises(ValueError, match=r"'mean' has the shape \(\)"):
         trace(lambda x: {"mean": tf.reduce_mean(x)}, specs)
+
+
+def named_model(name="x", outputs=lambda z: z):
+    x = keras.Input((4,), name=name)
+    return keras.Model(x, outputs(tfdeq.DEQLayer(Cell(4))(x)))
+
+
+@pytest.mark.parametrize(
+    "name", ["pixel values", "a.b", "x:0", "class", "self", "länge", "_x", "None", "0"]
+)
+def test_an_input_whose_name_would_change_is_refused_by_name(name):
+    with pytest.raises(ValueError, match="cannot be named " + re.escape(repr(name))) as refused:
+        keras_signatures(named_model(name))
+    assert "Rename the model's input" in str(refused.value)
+
+
+def test_inputs_can_be_named_anew():
+    model = named_model("pixel values")
+    signatures = keras_signatures(model, tf.TensorSpec([None, 4], tf.float32, "x"))
+    given = {"x": np.ones([1, 4], np.float32), "tolerance": [0.0], "max_steps": [0]}
+    answer = call(signatures["serving_default"], given)
+    np.testing.assert_allclose(answer["output_0"], model(given["x"]), atol=1e-6)
+
+
+def test_names_that_a_saved_model_cannot_keep_apart_are_refused():
+    a, b = keras.Input((4,), name="x"), keras.Input((4,), name="X")
+    with pytest.raises(ValueError, match="'x' and 'X' differ in case alone.*Rename"):
+        keras_signatures(keras.Model([a, b], tfdeq.DEQLayer(Cell(4))(a + b)))
+
+
+def test_a_layer_whose_equilibrium_is_an_input_has_a_name_for_it():
+    x = keras.Input((4,), name="x")
+    z = tfdeq.DEQLayer(Cell(4), name="first.layer")(x)
+    model = keras.Model(x, tfdeq.DEQLayer(Cell(4), name="second")(z))
+    with pytest.raises(ValueError, match="'equilibrium_first.layer'.*its DEQLayer"):
+        keras_signatures(model)
+
+
+def test_nested_outputs_are_named_by_their_path():
+    model = named_model(outputs=lambda z: {"head": {"mean": z, "scales": [z + 1, z + 2]}, "z": z})
+    signatures = keras_signatures(model)
+    given = {"x": np.ones([1, 4], np.float32), "tolerance": [0.0], "max_steps": [0]}
+    answer = call(signatures["serving_default"], given)
+    expected = model(given["x"])["z"]
+    for name, plus in {"head_mean": 0, "head_scales_0": 1, "head_scales_1": 2, "z": 0}.items():
+        np.testing.assert_allclose(answer[name], expected + plus, atol=1e-6)
+    assert "output_0" not in answer
+
+
+def test_outputs_that_cannot_be_named_are_refused():
+    twice = named_model(outputs=lambda z: {"head": {"mean": z}, "head_mean": z + 1})
+    with pytest.raises(ValueError, match="two tensors of a signature: head_mean. Rename"):
+        keras_signatures(twice)
+    for key in (0, ""):
+        with pytest.raises(ValueError, match=f"cannot be named {key!r}. Rename"):
+            served_names.leaves({key: tf.zeros([1])})
+    with pytest.raises(ValueError, match="'head_mean' is of type NoneType"):
+        served_names.leaves({"head": {"mean": None}})
