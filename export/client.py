@@ -6,43 +6,41 @@ python -m export.client --model_name=language_model --text='import numpy as' --m
 import json
 import pathlib
 import sys
-import time
+import threading
 from collections.abc import Mapping
 from typing import Any
 
-import grpc
 import numpy as np
-import requests
-import tensorflow as tf
 from absl import flags
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from export import client_calls
+from export.client_calls import NotNow, ServerError
+from export.client_grpc import GrpcTransport
+from export.client_rest import RestTransport
+from export.client_values import ServedSignature, answer_values, batch_size, request_values
 from tfdeq import Status, describe
 from trainers import program
 
 FLAGS = flags.FLAGS
-_FIRST_PAUSE_SECONDS = 0.1
-# A server that starts, stops or has a full queue; anything else will not get better by itself.
-_RETRIED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
-_RETRIED_HTTP = (429, 502, 503, 504)
-_RECONNECT_MILLISECONDS = 100
-_LONGEST_MESSAGE = 256 * 2**20  # the default, 4 MiB, is less than many an answer
-
-
-class ServerError(ChildProcessError):
-    """The server refused, or did not answer in time; the message has its words."""
+MAX_ANSWER_BYTES = 256 * 2**20  # gRPC's own default, 4 MiB, is less than many an answer
 
 
 class Client:
-    """A model on a server.
+    """A model on a server. Threads may share it.
 
     Args:
         address: host:port; 8500 is the server's gRPC port, 8501 its REST port.
         model_name: as the server's configuration names it.
         rest: use REST, else gRPC. Default False.
         version: ask this one; None: the newest.
-        timeout: seconds for an answer, all attempts together. Default 10.
-        attempts: how often to ask a server that is unavailable, with growing pauses. Default 4.
+        timeout: seconds for a whole call: all attempts, connections and pauses, and the reading of
+            the answer. Default 10.
+        attempts: how often to ask at most, with growing pauses, where asking again may help: a server
+            that is away, starts, stops or is full. None, the default: as often as the time allows.
+        max_answer_bytes: the largest answer to read, in bytes. Default 256 MiB.
+
+    Raises:
+        ValueError: a setting out of its range, or for REST an address that is not host:port.
 
     Example:
         client = Client("localhost:8500", "language_model")
@@ -57,32 +55,25 @@ class Client:
         rest: bool = False,
         version: int | None = None,
         timeout: float = 10.0,
-        attempts: int = 4,
+        attempts: int | None = None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ):
-        if timeout <= 0 or attempts < 1:
+        if not 0 < timeout <= threading.TIMEOUT_MAX or (attempts is not None and attempts < 1):
             raise ValueError(
-                f"timeout must be > 0 and attempts >= 1; received {timeout}, {attempts}."
+                "timeout must be > 0 seconds and attempts >= 1 or None; received "
+                f"{timeout}, {attempts}."
             )
-        self._name, self._version = model_name, version
+        # gRPC has 32 bits for it.
+        if not 0 < max_answer_bytes < 2**31:
+            raise ValueError(
+                f"max_answer_bytes must be between 1 and 2**31 - 1; received {max_answer_bytes}."
+            )
         self._timeout, self._attempts = timeout, attempts
-        self._dtypes: dict[str, dict[str, np.dtype]] = {}
-        if rest:
-            at = "" if version is None else f"/versions/{version}"
-            self._url = f"http://{address}/v1/models/{model_name}{at}"
-            self._session = requests.Session()
-            self._ask = self._ask_rest
-        else:
-            options = [
-                ("grpc.max_receive_message_length", _LONGEST_MESSAGE),
-                ("grpc.max_send_message_length", _LONGEST_MESSAGE),
-                # By default a lost connection is not tried again for a second.
-                ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MILLISECONDS),
-                ("grpc.min_reconnect_backoff_ms", _RECONNECT_MILLISECONDS),
-                ("grpc.max_reconnect_backoff_ms", 10 * _RECONNECT_MILLISECONDS),
-            ]
-            self._channel = grpc.insecure_channel(address, options)
-            self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-            self._ask = self._ask_grpc
+        self._server = f"server at {address} ({'REST' if rest else 'gRPC'}), model {model_name!r}"
+        self._served: dict[str, ServedSignature] = {}
+        self._closed = False
+        kind = RestTransport if rest else GrpcTransport
+        self._transport = kind(address, model_name, version, max_answer_bytes)
 
     def predict(
         self,
@@ -94,111 +85,79 @@ class Client:
     ) -> dict[str, np.ndarray]:
         """Returns a signature's outputs by name.
 
+        Numbers are sent in the dtypes that the signature takes, which the server's metadata name;
+        they are read once for each signature, and again when a request is refused.
+
         Args:
-            inputs: name -> array [B, ...], of the dtype that the model card names.
+            inputs: the model's names of its inputs -> arrays, or lists, [B, ...], B >= 1.
             signature: its name.
             tolerance, max_steps: for all examples or [B]; 0: the model's own. None: what the inputs
                 name, else the model's own.
 
         Raises:
-            ServerError: no answer in time, or a refusal.
+            ServerError: no answer in time, a refusal, or an answer that cannot be read.
+            TypeError: inputs that are no dict.
+            ValueError: nothing was computed: inputs that the signature does not take, or whose
+                shapes, batches or values do not fit it, such as integers beyond its dtype.
         """
-        given = {name: np.asarray(value) for name, value in inputs.items()}
-        batch = len(next(iter(given.values())))
-        settings = ("tolerance", tolerance, np.float32), ("max_steps", max_steps, np.int32)
-        for name, value, dtype in settings:
-            if value is not None or name not in given:
-                given[name] = np.broadcast_to(
-                    np.asarray(0 if value is None else value, dtype), [batch]
-                )
-        deadline = time.monotonic() + self._timeout
-        pause = _FIRST_PAUSE_SECONDS
-        for attempt in range(1, self._attempts + 1):
-            left = max(deadline - time.monotonic(), 1e-3)
-            answer, problem = self._ask(given, signature, left)
-            if answer is not None:
-                return answer
-            if attempt == self._attempts or time.monotonic() + pause >= deadline:
-                break
-            time.sleep(pause)
-            pause *= 2
-        raise ServerError(
-            f"No answer from the server after {attempt} attempts in {self._timeout} s: {problem}"
-        )
+        if self._closed:
+            raise ValueError("This client is closed. Make another one.")
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"inputs must map names to arrays; received {type(inputs).__name__}.")
+        given = {name: _as_input(value, name) for name, value in inputs.items()}
+        batch_size(given)
+        settings = {"tolerance": tolerance, "max_steps": max_steps}
+
+        def attempt(deadline: float) -> dict[str, np.ndarray]:
+            known = self._served.get(signature)
+            try:
+                return self._asked(given, signature, settings, deadline)
+            except (ServerError, ValueError):
+                # The server may have another version by now, with another signature.
+                if known is None or not self._has_changed(signature, deadline):
+                    raise
+            return self._asked(given, signature, settings, deadline)
+
+        return client_calls.ask(attempt, self._server, self._timeout, self._attempts)
 
     def close(self) -> None:
-        """Closes the connection."""
-        if hasattr(self, "_channel"):
-            self._channel.close()
-        else:
-            self._session.close()
+        """Closes the connection; the client cannot be used any more."""
+        self._closed = True
+        self._transport.close()
 
-    def _ask_grpc(self, given, signature, seconds) -> tuple[dict[str, np.ndarray] | None, str]:
-        """The answer, or None and why asking again may help."""
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self._name
-        request.model_spec.signature_name = signature
-        if self._version is not None:
-            request.model_spec.version.value = self._version
-        for name, value in given.items():
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    def _asked(
+        self,
+        given: Mapping[str, np.ndarray],
+        signature: str,
+        settings: Mapping[str, Any],
+        deadline: float,
+    ) -> dict[str, np.ndarray]:
+        served = self._served.get(signature) or self._read_signature(signature, deadline)
+        values = request_values(given, served, settings)
+        found = self._transport.predict(values, signature, served, deadline)
+        return answer_values(found, served, batch_size(values))
+
+    def _read_signature(self, signature: str, deadline: float) -> ServedSignature:
+        served = self._transport.signature(signature, deadline)
+        self._served[signature] = served
+        return served
+
+    def _has_changed(self, signature: str, deadline: float) -> bool:
+        known = self._served.pop(signature, None)
         try:
-            answer = self._stub.Predict(request, timeout=seconds)
-        except grpc.RpcError as error:
-            text = f"{error.code().name}: {error.details()}"
-            if error.code() in _RETRIED_CODES:
-                return None, text
-            raise ServerError(f"The server refused: {text}") from error
-        return {name: tf.make_ndarray(value) for name, value in answer.outputs.items()}, ""
-
-    def _ask_rest(self, given, signature, seconds) -> tuple[dict[str, np.ndarray] | None, str]:
-        """The answer, or None and why asking again may help."""
-        body = {
-            "signature_name": signature,
-            "inputs": {name: value.tolist() for name, value in given.items()},
-        }
-        deadline = time.monotonic() + seconds
-        try:
-            metadata = None
-            if signature not in self._dtypes:
-                metadata = self._session.get(f"{self._url}/metadata", timeout=seconds)
-                if metadata.status_code in _RETRIED_HTTP:
-                    return None, f"HTTP {metadata.status_code}: {metadata.text[:500]}"
-            left = max(deadline - time.monotonic(), 1e-3)
-            answer = self._session.post(f"{self._url}:predict", json=body, timeout=left)
-            if answer.status_code in _RETRIED_HTTP:
-                return None, f"HTTP {answer.status_code}: {answer.text[:500]}"
-            if answer.status_code != requests.codes.ok:
-                raise ServerError(
-                    f"The server refused: HTTP {answer.status_code}: {answer.text[:2000]}"
-                )
-            outputs = answer.json()["outputs"]
-            if metadata is not None:
-                self._dtypes[signature] = _output_dtypes(metadata.json(), signature)
-        except requests.RequestException as error:
-            return None, str(error)
-        dtypes = self._dtypes[signature]
-        return {name: np.asarray(value, dtypes.get(name)) for name, value in outputs.items()}, ""
+            return self._read_signature(signature, deadline) != known
+        except (ServerError, NotNow):
+            return False  # what failed before says more
 
 
-def _output_dtypes(metadata: dict[str, Any], signature: str) -> dict[str, np.dtype]:
-    """JSON has one kind of number; the server's metadata says which it was."""
-    found = metadata["metadata"]["signature_def"]["signature_def"]
-    outputs = found.get(signature, {}).get("outputs", {})
-    return {
-        name: np.dtype(_DTYPES[info["dtype"]])
-        for name, info in outputs.items()
-        if info["dtype"] in _DTYPES
-    }
-
-
-_DTYPES = {
-    "DT_FLOAT": "float32",
-    "DT_DOUBLE": "float64",
-    "DT_INT32": "int32",
-    "DT_INT64": "int64",
-    "DT_BOOL": "bool",
-}
+def _as_input(value: Any, name: str = "inputs") -> np.ndarray:
+    """An array that holds the values as they are; the signature's dtype is not known here."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"The input {name!r} must be an array or nested lists of one length at each depth: {error}"
+        ) from error
 
 
 def encode_text(text: str, vocabulary: list[str] | None) -> np.ndarray:
@@ -220,7 +179,19 @@ def encode_text(text: str, vocabulary: list[str] | None) -> np.ndarray:
 
 
 def decode_text(tokens: np.ndarray, vocabulary: list[str] | None) -> str:
-    """Returns the text of token ids."""
+    """Returns the text of token ids.
+
+    Raises:
+        ValueError: an id that is no byte, or that the vocabulary lacks.
+    """
+    size = 256 if vocabulary is None else len(vocabulary)
+    beyond = [int(token) for token in tokens if not 0 <= token < size]
+    if beyond:
+        last = "a byte" if vocabulary is None else "the last line of --vocabulary"
+        raise ValueError(
+            f"The answer has the token {beyond[0]}, and {last} is {size - 1}. Name the model's "
+            "--vocabulary: assets.extra/vocabulary.txt of its version."
+        )
     if vocabulary is None:
         return bytes(tokens.astype(np.uint8)).decode(errors="replace")
     return " " + " ".join(vocabulary[token] for token in tokens)
@@ -233,13 +204,13 @@ def main() -> None:
         rest=FLAGS.rest,
         timeout=FLAGS.timeout,
         attempts=FLAGS.attempts,
+        max_answer_bytes=FLAGS.max_answer_bytes,
     )
     settings = {"tolerance": FLAGS.tolerance or None, "max_steps": FLAGS.max_steps or None}
     if FLAGS.inputs is not None:
-        given = json.loads(pathlib.Path(FLAGS.inputs).read_text(encoding="utf-8"))
-        inputs = {name: _as_input(value) for name, value in given.items()}
-        answer = client.predict(inputs, FLAGS.signature, **settings)
-        print(json.dumps({name: value.tolist() for name, value in answer.items()}))
+        answer = client.predict(_read_inputs(FLAGS.inputs), FLAGS.signature, **settings)
+        found = {name: value.tolist() for name, value in answer.items()}
+        print(json.dumps(found, default=lambda text: text.decode(errors="replace")))
         return
     vocabulary = None
     if FLAGS.vocabulary is not None:
@@ -276,17 +247,29 @@ def main() -> None:
         print(describe(status), file=sys.stderr)
 
 
-def _as_input(value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    return array.astype({"f": np.float32, "i": np.int32}.get(array.dtype.kind, array.dtype))
+def _read_inputs(path: str) -> dict[str, Any]:
+    try:
+        inputs = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"--inputs={path} is no JSON: {error}. Write {{input: [rows]}}."
+        ) from error
+    if not isinstance(inputs, dict):
+        raise ValueError(f"--inputs={path} must hold {{input: [rows]}}; received {inputs!r:.100}.")
+    return inputs
 
 
 def define_flags() -> None:
     flags.DEFINE_string("address", "localhost:8500", "host:port; 8501 with --rest.")
     flags.DEFINE_bool("rest", False, "Use REST instead of gRPC.")
     flags.DEFINE_string("model_name", None, "As the server's configuration names the model.")
-    flags.DEFINE_float("timeout", 10.0, "Seconds for an answer, all attempts together.", 1e-3)
-    flags.DEFINE_integer("attempts", 4, "How often to ask an unavailable server.", 1)
+    flags.DEFINE_float("timeout", 10.0, "Seconds for the whole call, all attempts together.", 1e-3)
+    flags.DEFINE_integer(
+        "attempts", None, "How often to ask at most. Default: as often as --timeout allows.", 1
+    )
+    flags.DEFINE_integer(
+        "max_answer_bytes", MAX_ANSWER_BYTES, "The largest answer to read.", 1, 2**31 - 1
+    )
     flags.DEFINE_float("tolerance", 0.0, "Relative residual to solve to; 0: the model's own.", 0.0)
     flags.DEFINE_integer("max_steps", 0, "Steps at most; 0: the model's own.", 0)
     flags.DEFINE_string("inputs", None, "JSON file {input: [rows]}; ask --signature, print JSON.")

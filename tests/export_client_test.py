@@ -12,12 +12,19 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from google.protobuf import json_format
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 import tfdeq
 from export import client, saved_model
@@ -34,8 +41,23 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def answer(model, tmp_path_factory):
-    path = saved_model.export(model, tmp_path_factory.mktemp("output"))
+def path(model, tmp_path_factory):
+    return saved_model.export(model, tmp_path_factory.mktemp("output"))
+
+
+@pytest.fixture(scope="module")
+def described(path):
+    """The signatures, as the server's metadata describe them."""
+    found = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    signatures = found.meta_graphs[0].signature_def
+    described = get_model_metadata_pb2.SignatureDefMap()
+    for name, signature in signatures.items():
+        described.signature_def[name].CopyFrom(signature)
+    return described
+
+
+@pytest.fixture(scope="module")
+def answer(path):
     loaded = tf.saved_model.load(str(path))
 
     def run(signature, inputs):
@@ -49,7 +71,7 @@ class Faults:
     """What the next calls meet before one is answered."""
 
     def __init__(self):
-        self.queue, self.calls, self.delay = [], 0, 0.0
+        self.queue, self.calls, self.metadata_calls, self.delay = [], 0, 0, 0.0
 
     def next(self):
         self.calls += 1
@@ -58,10 +80,18 @@ class Faults:
 
 
 @pytest.fixture
-def grpc_server(answer):
+def grpc_server(answer, described):
     faults = Faults()
 
     class Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
+        def GetModelMetadata(self, request, context):
+            faults.metadata_calls += 1
+            if request.model_spec.name != "model":
+                context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found")
+            response = get_model_metadata_pb2.GetModelMetadataResponse()
+            response.metadata["signature_def"].Pack(described)
+            return response
+
         def Predict(self, request, context):
             fault = faults.next()
             if fault is not None:
@@ -83,13 +113,10 @@ def grpc_server(answer):
 
 
 @pytest.fixture
-def rest_server(answer):
+def rest_server(answer, described):
     faults = Faults()
-    dtypes = {"log_probabilities": "DT_FLOAT", "residual": "DT_FLOAT"}
-    dtypes.update(steps="DT_INT32", status="DT_INT32")
-    outputs = {name: {"dtype": dtype} for name, dtype in dtypes.items()}
-    metadata = {"metadata": {"signature_def": {"signature_def": {"serving_default": {}}}}}
-    metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]["outputs"] = outputs
+    found = json_format.MessageToDict(described, preserving_proto_field_name=True)
+    metadata = {"metadata": {"signature_def": found}}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def reply(self, code, body):
@@ -100,7 +127,10 @@ def rest_server(answer):
             self.wfile.write(content)
 
         def do_GET(self):
-            self.reply(200, metadata)
+            faults.metadata_calls += 1
+            if self.path != "/v1/models/model/metadata":
+                return self.reply(404, {"error": "Servable not found"})
+            return self.reply(200, metadata)
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -177,7 +207,75 @@ def test_a_refusal_is_not_asked_again(server):
     address, faults, rest = server
     with pytest.raises(ServerError, match="refused: .*Servable not found"):
         Client(address, "other", rest=rest).predict(TEXT)
+    assert (faults.metadata_calls, faults.calls) == (1, 0)
+    asked = Client(address, "model", rest=rest)
+    faults.queue = [400] if rest else [grpc.StatusCode.INVALID_ARGUMENT]
+    with pytest.raises(ServerError, match="refused: .*not now.*Correct the request"):
+        asked.predict(TEXT)
     assert faults.calls == 1
+
+
+def test_metadata_are_read_once_and_again_after_a_refusal(server):
+    address, faults, rest = server
+    asked = Client(address, "model", rest=rest)
+    asked.predict(TEXT)
+    asked.predict(TEXT)
+    assert faults.metadata_calls == 1
+    faults.queue = [400] if rest else [grpc.StatusCode.INVALID_ARGUMENT]
+    with pytest.raises(ServerError, match="not now"):
+        asked.predict(TEXT)
+    assert (faults.metadata_calls, faults.calls) == (2, 3)
+
+
+def test_numbers_are_sent_in_the_dtypes_of_the_signature(server):
+    """Lists of Python's numbers are of int64 and float64, which servers refuse with their neighbours."""
+    address, _, rest = server
+    asked = Client(address, "model", rest=rest)
+    expected = asked.predict(TEXT, tolerance=1e-3)
+    given = {"tokens": [[1.0, 2, 3], [4, 5, 6]], "lengths": np.int64([3, 2])}
+    found = asked.predict(given, tolerance=np.float64(1e-3), max_steps=[0, 0])
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    with pytest.raises(ValueError, match="'tokens' is int32.*received 3000000000"):
+        asked.predict({**TEXT, "tokens": [[1, 2, 3], [4, 5, 3_000_000_000]]})
+
+
+WRONG = {
+    "nothing": ({}, ValueError, "at least one array"),
+    "no dict": ([1, 2], TypeError, "received list"),
+    "a scalar": ({**TEXT, "lengths": 3}, ValueError, "'lengths' must be.*a scalar"),
+    "an empty batch": ({"tokens": np.zeros([0, 3]), "lengths": []}, ValueError, "empty batch"),
+    "batches that differ": ({**TEXT, "lengths": [3]}, ValueError, "tokens: 2, lengths: 1"),
+    "ragged": ({**TEXT, "tokens": [[1, 2], [3]]}, ValueError, "'tokens' must be an array"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_refused_before_the_server_is_asked(case):
+    given, kind, match = WRONG[case]
+    for rest in (False, True):
+        asked = Client("127.0.0.1:9", "model", rest=rest)
+        with pytest.raises(kind, match=match):
+            asked.predict(given)
+
+
+def test_a_closed_client():
+    for rest in (False, True):
+        asked = Client("127.0.0.1:9", "model", rest=rest)
+        asked.close()
+        with pytest.raises(ValueError, match="closed"):
+            asked.predict(TEXT)
+
+
+def test_threads_share_a_client(server):
+    address, _, rest = server
+    asked = Client(address, "model", rest=rest)
+    expected = asked.predict(TEXT)["steps"]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: asked.predict(TEXT)["steps"], range(20)))
+    for found in answers:
+        np.testing.assert_array_equal(found, expected)
+    asked.close()
 
 
 def test_nobody_listens():
@@ -186,10 +284,26 @@ def test_nobody_listens():
             Client("127.0.0.1:9", "model", rest=rest, timeout=1.0, attempts=2).predict(TEXT)
 
 
-@pytest.mark.parametrize("settings", [{"timeout": 0.0}, {"attempts": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"timeout": 0.0},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"attempts": 0},
+        {"max_answer_bytes": 0},
+        {"max_answer_bytes": 2**31},
+    ],
+)
 def test_bad_settings(settings):
-    with pytest.raises(ValueError, match="timeout must be > 0"):
+    with pytest.raises(ValueError, match="must be"):
         Client("127.0.0.1:9", "model", **settings)
+
+
+@pytest.mark.parametrize("address", ["", ":8501", "host:port", "host:99999"])
+def test_bad_addresses(address):
+    with pytest.raises(ValueError, match="address must be host:port"):
+        Client(address, "model", rest=True)
 
 
 def test_the_program_prints_a_continuation(grpc_server, model, tmp_path):
@@ -220,10 +334,37 @@ def test_the_program_prints_a_continuation(grpc_server, model, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+def test_the_program_reads_json(server, tmp_path, capsys, monkeypatch):
+    address, _, rest = server
+    file = tmp_path / "inputs.json"
+    flags = {
+        **{"address": address, "model_name": "model", "rest": rest, "timeout": 5.0},
+        **{"attempts": None, "max_answer_bytes": 10**6, "tolerance": 0.0, "max_steps": 0},
+        **{"inputs": str(file), "signature": "serving_default"},
+    }
+    monkeypatch.setattr(client, "FLAGS", types.SimpleNamespace(**flags))
+    file.write_text('{"tokens": [[1, 2, 3]], "lengths": [3]}')
+    client.main()
+    assert json.loads(capsys.readouterr().out)["status"] == [0]
+    for text, match in {
+        '{"tokens": [[1, 2, 3000000000]], "lengths": [3]}': "received 3000000000",
+        '{"tokens": [[1, 2, 3]], "length": [3]}': "unknown: length; missing: lengths",
+        "{": "is no JSON",
+        "[]": "must hold",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(ValueError, match=match):
+            client.main()
+
+
 def test_words():
     vocabulary = ["the", "cat", "<unk>"]
     assert client.encode_text("the dog", vocabulary).tolist() == [0, 2]
     assert client.decode_text(np.array([1, 0]), vocabulary) == " cat the"
+    # As a byte, 300 would be a comma.
+    for tokens, words in ((np.array([300]), None), (np.array([3]), vocabulary)):
+        with pytest.raises(ValueError, match="Name the model's --vocabulary"):
+            client.decode_text(tokens, words)
     with pytest.raises(ValueError, match="lacks: dog"):
         client.encode_text("the dog", vocabulary[:2])
     with pytest.raises(ValueError, match="at least one character"):

@@ -1,0 +1,95 @@
+"""Connections whose every wait ends at one deadline."""
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from typing import Any
+
+
+def seconds_left(deadline: float) -> float:
+    """Returns the seconds until a time of time.monotonic().
+
+    Raises:
+        TimeoutError: there are none.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+class DeadlineSocket(socket.socket):
+    """A socket that a peer cannot keep waiting beyond `deadline`, however often it sends a byte.
+
+    A socket's own timeout begins anew with every read.
+    """
+
+    deadline = 0.0
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        self.settimeout(seconds_left(self.deadline))
+        return super().recv_into(*args, **options)
+
+    def sendall(self, *args: Any, **options: Any) -> None:
+        self.settimeout(seconds_left(self.deadline))  # of all that is sent together
+        return super().sendall(*args, **options)
+
+    def is_quiet(self) -> bool:
+        """Whether the peer keeps the connection, and has sent nothing unasked."""
+        self.setblocking(False)
+        try:
+            self.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def connect(host: str, port: int, deadline: float) -> DeadlineSocket:
+    """Returns a connection to the first of a host's addresses that takes one.
+
+    Raises:
+        TimeoutError: not by the deadline.
+        OSError: an unknown host, or no address takes a connection.
+    """
+    found = _addresses(host, port, deadline)
+    problem: OSError = OSError(f"{host} has no address")
+    for index, (family, kind, protocol, _, address) in enumerate(found):
+        connection = DeadlineSocket(family, kind, protocol)
+        try:
+            # One address that hangs leaves time for the others.
+            connection.settimeout(seconds_left(deadline) / (len(found) - index))
+            connection.connect(address)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            connection.close()
+            problem = error
+        else:
+            connection.deadline = deadline
+            return connection
+    raise problem
+
+
+def _addresses(host: str, port: int, deadline: float) -> list[Any]:
+    with contextlib.suppress(socket.gaierror):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    # Nothing limits how long a name is looked up.
+    found: queue.SimpleQueue = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.put(error)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        result = found.get(timeout=seconds_left(deadline))
+    except queue.Empty:
+        raise TimeoutError("timed out") from None
+    if isinstance(result, Exception):
+        raise OSError(f"{host}: {result}") from result
+    return result
