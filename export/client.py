@@ -153,11 +153,16 @@ class Client:
 def _as_input(value: Any, name: str = "inputs") -> np.ndarray:
     """An array that holds the values as they are; the signature's dtype is not known here."""
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
+        text = array.dtype.kind in "SU" and not isinstance(value, np.ndarray)
+    except UnicodeDecodeError:  # text beside bytes
+        text = True
     except ValueError as error:
         raise ValueError(
             f"The input {name!r} must be an array or nested lists of one length at each depth: {error}"
         ) from error
+    # NumPy's own text would lose a last byte of 0, and write numbers out beside text.
+    return np.asarray(value, object) if text else array
 
 
 def encode_text(text: str, vocabulary: list[str] | None) -> np.ndarray:

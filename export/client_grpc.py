@@ -39,7 +39,7 @@ _ADVICE = {
     _Code.NOT_FOUND: "Correct the model's name, version or signature, or load that version.",
     _Code.INVALID_ARGUMENT: "Correct the request as it says.",
     _Code.UNIMPLEMENTED: _WRONG_PORT,
-    _Code.UNKNOWN: _WRONG_PORT,
+    _Code.UNKNOWN: f"The server's log may say more. If it has none: {_WRONG_PORT}",
 }
 
 
@@ -120,11 +120,12 @@ class GrpcTransport:
         code, details = error.code(), str(error.details())[: client_calls.LONGEST_QUOTE]
         text = f"{code.name}: {details}"
         if code is _Code.RESOURCE_EXHAUSTED and "larger than max" in details:
-            # In grpc's words, where the receiver of a message refuses its size.
-            if "SERVER" in details:
-                return ServerError(f"The server refused: {text}. Ask with a smaller batch.")
-            limit = client_calls.ANSWER_TOO_LARGE.format(limit=self._limit)
-            return ServerError(f"{limit} ({details})")
+            # The words for either side's limit; those of older versions do not say whose it is.
+            own = ("CLIENT", "Decompressed", f"vs. {self._limit})")
+            if any(word in details for word in own):
+                limit = client_calls.ANSWER_TOO_LARGE.format(limit=self._limit)
+                return ServerError(f"{limit} ({details})")
+            return ServerError(f"The server refused: {text}. Ask with a smaller batch.")
         if "http1.x server" in details and not any(
             f"status {status})" in details for status in (429, 502, 503, 504)
         ):
