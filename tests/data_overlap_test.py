@@ -57,6 +57,7 @@ def test_the_program_prints_the_shares(tmp_path):
     assert "share of the bytes of validation and test that stand in lines" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_unknown_option_is_one_line():
     result = subprocess.run(
         [sys.executable, "-m", "trainers.data.overlap", "--dataset=python_stdlib", "--files=x"],

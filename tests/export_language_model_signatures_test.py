@@ -251,6 +251,7 @@ def test_a_request_cannot_ask_for_endless_steps(signatures, tokens):
     assert limit[0] <= MAX_STEPS_LIMIT
 
 
+@pytest.mark.slow
 def test_a_tolerance_alone_is_reached(tokens):
     model = contracting_language_model(VOCABULARY, LENGTH, tfdeq.Anderson(3, 1e-3))
     for name, signature in language_model_signatures(model).items():

@@ -78,6 +78,7 @@ def test_bad_mixes(mix):
         load_test.parse_mix([mix])
 
 
+@pytest.mark.slow
 def test_a_version_without_records_says_so(version, tmp_path):
     finished = subprocess.run(
         [

@@ -139,6 +139,7 @@ def test_skip_existing_says_so_and_writes_only_what_is_not_there(
     assert (tmp_path / "1" / "saved_model.pb").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_failure_half_way_leaves_nothing(model, tmp_path, monkeypatch):
     save = tf.saved_model.save
 
@@ -252,6 +253,7 @@ def test_signature_that_cannot_be_served_is_refused(tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.slow
 def test_patience_and_absolute_tolerance_of_a_version(tmp_path):
     """Binary increment: the carry ripples one place an application, at a level residual."""
     ops = keras.ops

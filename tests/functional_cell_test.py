@@ -128,6 +128,7 @@ def test_a_cell_of_one_input_is_refused(make):
 
 
 @pytest.mark.parametrize("length", fast([None], [5, None]))
+@pytest.mark.slow
 def test_a_layer_is_applied_at_every_time(length, tmp_path):
     layer = tfdeq.DEQLayer(DenseCell(4), TIGHT)
     inputs = keras.Input((length, 4))

@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tests.cases import contracting_language_model
@@ -44,6 +45,7 @@ def test_each_samples_solve_and_nothing_changes():
     assert model.equilibrium.convergence_report() == {}
 
 
+@pytest.mark.slow
 def test_segments_are_inspected_as_texts_that_begin():
     """The batch of a training step with a memory, of which the look takes some rows."""
     keras.utils.set_random_seed(3)

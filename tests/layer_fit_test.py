@@ -194,6 +194,7 @@ class DeepCell(keras.layers.Layer):
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_nested_layers_train(jit_compile):
     inputs = keras.Input((4,))
     deq = tfdeq.DEQLayer(DeepCell(4), name="deq")

@@ -338,6 +338,7 @@ def test_a_gradient_from_outside_of_vectorized_map_is_refused(loop, rule, mode):
     "rule",
     ["implicit", *(pytest.param(r, marks=pytest.mark.slow) for r in RULES if r != "implicit")],
 )
+@pytest.mark.slow
 def test_a_gradient_inside_of_vectorized_map(rule):
     """As tf.map_fn has it."""
     inputs = [*map(tf.constant, (MATRIX, SHIFT, ELEMENTS, FIRST))]

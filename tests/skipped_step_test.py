@@ -122,6 +122,7 @@ def test_a_statistic_that_overflows_skips_the_step_though_the_loss_is_finite(jit
     check_same(found, expected)
 
 
+@pytest.mark.slow
 def test_only_the_loss_scale_of_float16_changes():
     step, found = make(precision="mixed_float16")
     before = [tf.identity(variable.value) for variable in found]
@@ -132,6 +133,7 @@ def test_only_the_loss_scale_of_float16_changes():
 
 
 @pytest.mark.parametrize("bad", fast([True], [False, True]))
+@pytest.mark.slow
 def test_a_timed_step_leaves_what_a_step_leaves(bad):
     second = BAD if bad else GOOD[1]
     step, found = make()

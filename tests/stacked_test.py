@@ -101,7 +101,7 @@ def test_gradients_are_those_of_two_solves(mode):
     _assert_close(received, gradients(separately), 1e-11)
 
 
-@pytest.mark.parametrize("nesting", ["first two", "last two"])
+@pytest.mark.parametrize("nesting", fast(["first two"], ["first two", "last two"]))
 def test_three_cells(nesting, tmp_path):
     a, b = _dense(4), _dense(3)
     if nesting == "first two":

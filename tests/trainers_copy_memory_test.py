@@ -19,6 +19,7 @@ def run(*arguments):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_papers_size_has_at_most_14_thousand_parameters(tmp_path):
     output = run(f"--workdir={tmp_path / 'none'}", "--dry_run", "--nojit_compile", "--batch_size=2")
     parameters = int(output.split("Parameters: ")[1].split()[0].replace(",", ""))

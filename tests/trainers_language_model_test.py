@@ -102,6 +102,7 @@ def test_a_dry_run_says_what_would_be_and_leaves_nothing(trained):
     assert not (trained / "dry").exists()
 
 
+@pytest.mark.slow
 def test_flags_from_a_file_and_sigterm(trained):
     """Ended in the middle: the exit status says "again", and the same command goes on."""
     file = trained / "flags.cfg"

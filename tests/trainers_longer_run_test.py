@@ -91,6 +91,7 @@ def test_an_equilibrium_does_not_go_back_to_its_start(tmp_path):
     assert after["after"] != before["after"]
 
 
+@pytest.mark.slow
 def test_the_old_results_stay_until_the_new_ones_are_there(tmp_path, monkeypatch):
     train(tmp_path, **LSTM)
     before = (tmp_path / "metrics.json").read_bytes(), (tmp_path / "model.keras").read_bytes()
