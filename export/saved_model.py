@@ -99,8 +99,8 @@ def export(
             that `export.load_model` gives back; see `tfdeq.solvers.Solver`. None: as the layers have
             them.
         gradients: write the implicit gradients of the signatures too, for those who train the loaded
-            version without tfdeq. Nothing that is served needs them, and they take nearly half the time of
-            an export; without them such a gradient is an error. `export.load_model` needs none.
+            version without tfdeq. Nothing that is served needs them, and they make the export longer;
+            without them such a gradient is an error. `export.load_model` needs none.
         keras_model: whether `export.load_model` can give the model back. It is built again for that
             and compared with the one that is exported.
 
