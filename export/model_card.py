@@ -17,9 +17,11 @@ _LIBRARIES = ("tensorflow", "keras", "numpy")
 
 
 def signature_card(signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """Returns name -> inputs and outputs: dtype, shape (null: any size) and meaning."""
+    """Returns name -> inputs and outputs: dtype, shape (null: any size) and meaning; and its limits."""
     return {
         name: {
+            "joined": signature.joined,
+            "max_request_values": signature.max_request_values,
             "inputs": {
                 argument: _tensor(spec, signature.inputs.get(argument))
                 for argument, spec in input_specs(signature.function).items()

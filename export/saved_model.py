@@ -21,12 +21,15 @@ from export import (
     graph_checks,
     loading,
     model_card,
+    request_checks,
     restored_model,
     saved_graph,
     versions,
     warm_up,
 )
 from export import language_model_signatures as language_model
+from export.batching import SIZES as BATCH_SIZES
+from export.batching import THREADS, Batching
 from export.quality import TOLERANCES, quality_by_tolerance
 from export.signatures import (
     STATUS_TEXTS,
@@ -47,7 +50,7 @@ from trainers.workdir import read_json, writing
 Function = tf.types.experimental.ConcreteFunction
 
 FLAGS = flags.FLAGS
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+BATCHING = Batching()
 # Windows of the test text for the card's table and the warm-up records.
 WINDOWS = 64
 
@@ -62,9 +65,12 @@ def export(
     jit_compile: bool = False,
     examples: Mapping[str, np.ndarray] | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    batch_threads: int = THREADS,
+    batch_timeout_micros: int = 0,
     card: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
     max_steps_limit: int | None = None,
+    max_request_values: int | None = None,
     patience: int | None = None,
     absolute_tolerance: float | None = None,
     gradients: bool = False,
@@ -89,12 +95,19 @@ def export(
             every request fails.
         examples: input name -> [N, ...] real inputs; the server answers them before it takes the
             version into service, at each of the batch sizes. None: no such records.
-        batch_sizes: the server's allowed batch sizes.
+        batch_sizes: sizes of the batches that requests are joined to, in the version's own graph; see
+            `export.batching`. A smaller batch is filled up with copies of a row.
+        batch_threads: batches that run at once. 0: requests are not joined.
+        batch_timeout_micros: how long a batch that is not full waits for more. 0: what waits when a
+            thread is free makes a batch.
         card: further entries of `assets.extra/model_card.json`, beside or over the general ones.
         files: name -> text of further files under `assets.extra/`; names without a folder.
         max_steps_limit: evaluations of each solve that a request to the version's own signatures can ask
             for, and what one that names a tolerance alone gets. None: 100, or what the model's solvers
             have, if that is more. A Broyden solver keeps a state for each.
+        max_request_values: numbers that a request to the version's own signatures and its answer may
+            have together; larger ones are refused. None: 2²⁴, or those of the largest batch, if
+            they are more.
         patience, absolute_tolerance: of the solvers of the version's own signatures and of the model
             that `export.load_model` gives back; see `tfdeq.solvers.Solver`. None: as the layers have
             them.
@@ -126,11 +139,23 @@ def export(
     versions.check_free(output, version)
     further_files.check_names(files or {})
     own: dict[str, Any] = {}
-    if signatures is not None and max_steps_limit is not None:
-        raise ValueError("max_steps_limit is of export's own signatures; received signatures too.")
+    limits = (max_steps_limit, max_request_values)
+    if signatures is not None and limits != (None, None):
+        raise ValueError(
+            "max_steps_limit and max_request_values are of export's own signatures; received signatures "
+            "too."
+        )
+    batching = _batching(batch_sizes, batch_threads, batch_timeout_micros, gradients)
     with _solvers_with(model, patience=patience, absolute_tolerance=absolute_tolerance):
         if signatures is None:
-            signatures = signatures_of(model, inputs, jit_compile, max_steps_limit)
+            signatures = signatures_of(
+                model,
+                inputs,
+                jit_compile=jit_compile,
+                max_steps_limit=max_steps_limit,
+                max_request_values=max_request_values,
+                batching=batching,
+            )
             own = _own_settings(model, max_steps_limit)
         loadable = loading.describe(model) if keras_model else None
         if loadable is not None:
@@ -146,7 +171,11 @@ def export(
                 f"The signature {name!r} cannot be served: {'; '.join(found)}. Trace it for "
                 "inference (training=False), of TensorFlow operations only, without jit_compile."
             )
-    described = {**_described(model, jit_compile, examples, batch_sizes), **own, **(card or {})}
+    described = {
+        **_described(model, jit_compile, examples, batch_sizes, batching),
+        **own,
+        **(card or {}),
+    }
 
     records = [] if examples is None else list(warm_up.requests(signatures, examples, batch_sizes))
 
@@ -194,14 +223,39 @@ def _solvers_with(model: keras.Model, **settings: Any) -> Iterator[None]:
 def signatures_of(
     model: keras.Model,
     inputs: Any = None,
+    *,
     jit_compile: bool = False,
+    compaction: bool = True,
     max_steps_limit: int | None = None,
+    max_request_values: int | None = None,
+    batching: Batching | None = BATCHING,
 ) -> dict[str, Signature]:
-    """Returns the signatures that `export` gives a model."""
-    settings = {"jit_compile": jit_compile, "max_steps_limit": max_steps_limit}
+    """Returns the signatures that `export` gives a model, with the checks of requests in front."""
+    settings = {
+        "jit_compile": jit_compile,
+        "compaction": compaction,
+        "max_steps_limit": max_steps_limit,
+    }
+    text_length = None
     if isinstance(model, LanguageModel | ExplicitLanguageModel):
-        return language_model.language_model_signatures(model, **settings)
-    return keras_signatures(model, inputs, **settings)
+        found = language_model.language_model_signatures(model, **settings)
+        text_length = model.sequence_length
+    else:
+        found = keras_signatures(model, inputs, **settings)
+    return request_checks.guard_all(
+        found,
+        batching,
+        text_length=text_length,
+        jit_compile=jit_compile,
+        max_request_values=max_request_values,
+    )
+
+
+def _batching(
+    sizes: Sequence[int], threads: int, timeout_micros: int, gradients: bool
+) -> Batching | None:
+    """How requests are joined; None, where not: no gradient goes through the op that joins them."""
+    return None if gradients or not threads else Batching(tuple(sizes), threads, timeout_micros)
 
 
 def _own_settings(model: keras.Model, max_steps_limit: int | None) -> dict[str, Any]:
@@ -219,17 +273,20 @@ def export_language_model(
     jit_compile: bool = False,
     windows: np.ndarray | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    batch_threads: int = THREADS,
+    batch_timeout_micros: int = 0,
     card: Mapping[str, Any] | None = None,
     vocabulary: str | None = None,
     max_steps_limit: int | None = None,
+    max_request_values: int | None = None,
     gradients: bool = False,
 ) -> pathlib.Path:
     """Writes a language model with what only its text can give: quality table and warm-up records.
 
     Args:
         model: a built `tfdeq.models.LanguageModel` or `ExplicitLanguageModel`.
-        output, version, jit_compile, batch_sizes, card, max_steps_limit, gradients: see
-            `export`.
+        output, version, jit_compile, batch_sizes, batch_threads, batch_timeout_micros, card,
+            max_steps_limit, max_request_values, gradients: see `export`.
         windows: [N, T] int32 token ids of the test text, for the card's table of bits per token by tolerance
             and for the warm-up records. None: neither.
         vocabulary: text of a file of the words by id, one a line; kept as
@@ -249,7 +306,13 @@ def export_language_model(
             f"The vocabulary has {words:,} lines; the model has {model.vocabulary_size:,} token "
             f"ids. Give the {VOCABULARY} of the run that trained the model."
         )
-    signatures = signatures_of(model, jit_compile=jit_compile, max_steps_limit=max_steps_limit)
+    signatures = signatures_of(
+        model,
+        jit_compile=jit_compile,
+        max_steps_limit=max_steps_limit,
+        max_request_values=max_request_values,
+        batching=_batching(batch_sizes, batch_threads, batch_timeout_micros, gradients),
+    )
     described = {
         "status": LANGUAGE_STATUS_TEXTS,
         "sequence_length": model.sequence_length,
@@ -276,18 +339,21 @@ def export_language_model(
         jit_compile=jit_compile,
         examples=examples,
         batch_sizes=batch_sizes,
+        batch_threads=batch_threads,
+        batch_timeout_micros=batch_timeout_micros,
         card=described,
         files={} if vocabulary is None else {VOCABULARY: vocabulary},
         gradients=gradients,
     )
 
 
-def _described(model, jit_compile, examples, batch_sizes) -> dict[str, Any]:
+def _described(model, jit_compile, examples, batch_sizes, batching) -> dict[str, Any]:
     """What the card says of any model."""
     return {
         "status": STATUS_TEXTS,
         "jit_compile": jit_compile,
         "allowed_batch_sizes": list(batch_sizes),
+        "batching": None if batching is None else batching._asdict(),
         "warm_up_records": examples is not None,
         "parameters": model.count_params(),
     }
@@ -325,9 +391,12 @@ def main() -> None:
         jit_compile=FLAGS.jit_compile,
         windows=windows,
         batch_sizes=[int(size) for size in FLAGS.batch_sizes],
+        batch_threads=FLAGS.batch_threads,
+        batch_timeout_micros=FLAGS.batch_timeout_micros,
         card=card,
         vocabulary=vocabulary,
         max_steps_limit=FLAGS.max_steps_limit,
+        max_request_values=FLAGS.max_request_values,
         gradients=FLAGS.gradients,
     )
     print(f"Exported {path}.")
@@ -379,7 +448,24 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "batch_sizes",
         [str(size) for size in BATCH_SIZES],
-        "The server's allowed batch sizes: a warm-up record for each, of every signature.",
+        "Sizes of the batches that requests are joined to: a warm-up record for each, of every "
+        "signature.",
+    )
+    flags.DEFINE_integer(
+        "batch_threads", THREADS, "Batches that run at once; 0: no joining.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "batch_timeout_micros",
+        0,
+        "How long a batch that is not full waits for more requests, in µs.",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer(
+        "max_request_values",
+        None,
+        "Numbers that a request and its answer may have together. Default: 2^24, or those of the "
+        "largest batch, if they are more.",
+        lower_bound=1,
     )
     flags.DEFINE_string(
         "prepared_dir", None, "Where TFDS keeps prepared copies. Default: as in the trainer."

@@ -3,13 +3,13 @@
     python -m export.serving_config --models=language_model=runs/quickstart/export --output=serving
     docker compose --file serving/compose.yaml up
 
-models.config names the models, batching.config how requests are joined, monitoring.config turns the
-Prometheus page on, compose.yaml starts the image with all three. The allowed batch sizes and whether
-XLA is needed are read from the models' newest cards.
+models.config names the models, monitoring.config turns the Prometheus page on, compose.yaml starts
+the image with both. Whether XLA is needed is read from the versions' cards. The server's own batching
+stays off: it joins requests that nothing has looked at yet, and one of another rank or dtype then ends
+the server or fails its neighbours. Versions join requests themselves; see `export.batching`.
 """
 
 import ipaddress
-import os
 import pathlib
 import re
 import shlex
@@ -53,27 +53,6 @@ def models_config(models: Mapping[str, Any], keep: int) -> str:
     return text_format.MessageToString(config)
 
 
-def batching_config(batch_sizes: list[int], timeout_micros: int, threads: int) -> str:
-    """Returns the text of a BatchingParameters.
-
-    Args:
-        batch_sizes: allowed sizes; smaller batches are filled up with copies of a request's row.
-        timeout_micros: how long a request waits for others.
-        threads: batches that run at once.
-    """
-    sizes = sorted(set(batch_sizes))
-    lines = [
-        f"max_batch_size {{ value: {sizes[-1]} }}",
-        f"batch_timeout_micros {{ value: {timeout_micros} }}",
-        f"max_enqueued_batches {{ value: {100 * threads} }}",
-        f"num_batch_threads {{ value: {threads} }}",
-        # Texts of different lengths share a batch; each says its own length, so padding is harmless.
-        "pad_variable_length_inputs: true",
-        *(f"allowed_batch_sizes: {size}" for size in sizes),
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def monitoring_config() -> str:
     """Returns the text of a MonitoringConfig."""
     return f'prometheus_config {{\n  enable: true\n  path: "{METRICS_PATH}"\n}}\n'
@@ -98,8 +77,6 @@ def compose_file(
     """
     command = [
         f"--model_config_file={_CONFIG_FOLDER}/models.config",
-        "--enable_batching=true",
-        f"--batching_parameters_file={_CONFIG_FOLDER}/batching.config",
         f"--monitoring_config_file={_CONFIG_FOLDER}/monitoring.config",
         "--model_config_file_poll_wait_seconds=60",
     ]
@@ -126,18 +103,17 @@ def compose_file(
     return "\n".join(lines) + "\n"
 
 
-def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], list[int], bool]:
-    """Reads NAME=FOLDER pairs: name -> folder, the batch sizes all allow, whether any needs XLA.
+def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], bool]:
+    """Reads NAME=FOLDER pairs: name -> folder, and whether a version needs XLA.
 
     Args:
         named: the pairs. keep: newest versions that the server loads.
 
     Raises:
-        ValueError: a pair that is none, a name twice, or models without a common batch size.
+        ValueError: a pair that is none, or a name twice.
         FileNotFoundError: a folder without a version that `export.saved_model` wrote.
     """
     models: dict[str, pathlib.Path] = {}
-    sizes: set[int] | None = None
     xla = False
     for pair in named:
         name, _, folder = pair.partition("=")
@@ -157,22 +133,10 @@ def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], l
                 f"{program.command('export', 'saved_model')}"
             )
         models[name] = pathlib.Path(folder).resolve()
-        if "allowed_batch_sizes" not in card:
-            raise ValueError(
-                f"The newest version in {folder!r} was exported by an older release, whose card names "
-                "no batch sizes. Export it again."
-            )
-        own = set(card["allowed_batch_sizes"])
-        sizes = own if sizes is None else sizes & own
         for number in sorted(found)[-keep:]:
             older = read_json(found[number] / model_card.FOLDER / model_card.NAME) or {}
             xla |= bool(older.get("jit_compile"))
-    if not sizes:
-        raise ValueError(
-            "The models have no allowed batch size in common, and a server has one list for all. "
-            "Export them with the same --batch_sizes."
-        )
-    return models, sorted(sizes), xla
+    return models, xla
 
 
 def _is_address(text: str) -> bool:
@@ -190,12 +154,10 @@ SETTINGS = {
 
 
 def main() -> None:
-    models, batch_sizes, xla = read_models(FLAGS.models, FLAGS.keep_versions)
+    models, xla = read_models(FLAGS.models, FLAGS.keep_versions)
     output = pathlib.Path(FLAGS.output)
-    threads = FLAGS.batch_threads or os.cpu_count() or 1
     texts = {
         "models.config": models_config(models, FLAGS.keep_versions),
-        "batching.config": batching_config(batch_sizes, FLAGS.batch_timeout_micros, threads),
         "monitoring.config": monitoring_config(),
         "compose.yaml": compose_file(
             models, output.resolve(), FLAGS.image, xla, FLAGS.bind_address
@@ -230,12 +192,6 @@ def define_flags() -> None:
         "asks nobody who they are.",
     )
     flags.DEFINE_integer("keep_versions", 2, "Newest versions that stay loaded.", lower_bound=1)
-    flags.DEFINE_integer(
-        "batch_timeout_micros", 2000, "How long a request waits for others, in µs.", lower_bound=0
-    )
-    flags.DEFINE_integer(
-        "batch_threads", 0, "Batches that run at once; 0: as many as cores here.", lower_bound=0
-    )
     flags.mark_flags_as_required(["models", "output"])
     for name, may_be in SETTINGS.items():
         flags.register_validator(name, may_be, f"must be as {flags.FLAGS[name].default} is")

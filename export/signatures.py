@@ -48,6 +48,9 @@ class Signature(NamedTuple):
     function: tf.types.experimental.ConcreteFunction
     inputs: Mapping[str, str]  # name -> meaning
     outputs: Mapping[str, str]
+    joined: bool = False  # whether requests share batches
+    # Numbers that a request and its answer may have together; None: not limited.
+    max_request_values: int | None = None
 
 
 def trace(

@@ -55,6 +55,9 @@ def program(monkeypatch):
             jit_compile=False,
             text=False,
             batch_sizes=["1"],
+            batch_threads=2,
+            batch_timeout_micros=0,
+            max_request_values=None,
             max_steps_limit=None,
             gradients=False,
         )

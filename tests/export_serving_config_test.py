@@ -7,39 +7,16 @@ import types
 import pytest
 import tensorflow as tf
 import yaml
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from export import serving_config
 
 
-def message_type(name, fields):
-    """A message class from (name, number, type, label) rows, under a package of its own."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name=f"{name}.proto", package="serving_config_test", syntax="proto3"
-    )
-    kinds = descriptor_pb2.FieldDescriptorProto
-    message = file.message_type.add(name=name)
-    for field, number, kind in fields:
-        row = message.field.add(name=field, number=number, label=kinds.LABEL_OPTIONAL)
-        if kind.endswith("Value"):
-            row.type, row.type_name = kinds.TYPE_MESSAGE, f".google.protobuf.{kind}"
-        else:
-            row.type = getattr(kinds, f"TYPE_{kind.removeprefix('repeated ').upper()}")
-        if kind.startswith("repeated"):
-            row.label = kinds.LABEL_REPEATED
-    file.dependency.append("google/protobuf/wrappers.proto")
-    pool = descriptor_pool.Default()
-    pool.Add(file)
-    return message_factory.GetMessageClass(
-        pool.FindMessageTypeByName(f"serving_config_test.{name}")
-    )
-
-
-def write_version(folder, number, sizes=(1, 4, 8), jit_compile=False):
+def write_version(folder, number, jit_compile=False):
     extra = folder / str(number) / "assets.extra"
     extra.mkdir(parents=True)
-    card = {"allowed_batch_sizes": list(sizes), "jit_compile": jit_compile}
+    card = {"jit_compile": jit_compile}
     (extra / "model_card.json").write_text(json.dumps(card))
 
 
@@ -52,8 +29,6 @@ def program(monkeypatch, tmp_path):
             image=image,
             bind_address=address,
             keep_versions=2,
-            batch_timeout_micros=2000,
-            batch_threads=3,
         )
         monkeypatch.setattr(serving_config, "FLAGS", flags)
         serving_config.main()
@@ -70,9 +45,9 @@ def compose_of(folder):
 
 
 def test_the_files_are_what_the_server_reads(program, tmp_path):
-    write_version(tmp_path / "a", 1, sizes=[64])
-    write_version(tmp_path / "a", 2)  # the newest card counts
-    write_version(tmp_path / "b", 1, sizes=[8, 4, 16], jit_compile=True)
+    write_version(tmp_path / "a", 1)
+    write_version(tmp_path / "a", 2)
+    write_version(tmp_path / "b", 1, jit_compile=True)
     folder = program([f"one={tmp_path / 'a'}", f"two={tmp_path / 'b'}"])
     config = text_format.Parse(
         (folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
@@ -85,26 +60,6 @@ def test_the_files_are_what_the_server_reads(program, tmp_path):
     assert all(model.model_platform == "tensorflow" for model in models)
     assert all(model.model_version_policy.latest.num_versions == 2 for model in models)
 
-    # Field names and numbers as in the server's session_bundle_config.proto, which its Python
-    # package leaves out.
-    parameters = message_type(
-        "BatchingParameters",
-        [
-            ("max_batch_size", 1, "Int64Value"),
-            ("batch_timeout_micros", 2, "Int64Value"),
-            ("max_enqueued_batches", 3, "Int64Value"),
-            ("num_batch_threads", 4, "Int64Value"),
-            ("thread_pool_name", 5, "StringValue"),
-            ("allowed_batch_sizes", 6, "repeated int64"),
-            ("pad_variable_length_inputs", 7, "bool"),
-        ],
-    )
-    batching = text_format.Parse((folder / "batching.config").read_text(), parameters())
-    assert list(batching.allowed_batch_sizes) == [4, 8]
-    assert batching.max_batch_size.value == 8  # the server wants it to be the last one
-    assert batching.pad_variable_length_inputs
-    assert batching.num_batch_threads.value == 3
-
     compose = compose_of(folder)
     assert compose["image"] == serving_config.IMAGE
     assert compose["ports"] == [
@@ -112,6 +67,8 @@ def test_the_files_are_what_the_server_reads(program, tmp_path):
         {"target": 8501, "published": "8501", "host_ip": "127.0.0.1"},
     ]
     assert "--xla_cpu_compilation_enabled=true" in compose["command"]
+    # It would join requests that nothing has looked at.
+    assert not any("batching" in part for part in [*compose["command"], *compose["entrypoint"]])
     mounted = {mount["target"]: mount["source"] for mount in compose["volumes"]}
     assert mounted == {
         "/config": str(folder),
@@ -237,14 +194,11 @@ def test_settings_that_compose_cannot_take(flag, value):
 
 
 def test_what_cannot_be_served(program, tmp_path):
-    write_version(tmp_path / "a", 1, sizes=[1, 2])
-    write_version(tmp_path / "b", 1, sizes=[3])
+    write_version(tmp_path / "a", 1)
     with pytest.raises(ValueError, match="NAME=FOLDER pairs of different names; received 'one'"):
         program(["one"])
     with pytest.raises(ValueError, match="different names"):
         program([f"one={tmp_path / 'a'}", f"one={tmp_path / 'b'}"])
-    with pytest.raises(ValueError, match="no allowed batch size in common"):
-        program([f"one={tmp_path / 'a'}", f"two={tmp_path / 'b'}"])
     with pytest.raises(FileNotFoundError, match=r"no version with a model card.*saved_model"):
         program([f"one={tmp_path / 'nothing'}"])
     assert not (tmp_path / "serving").exists()

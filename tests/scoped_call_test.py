@@ -292,7 +292,9 @@ def test_a_saved_function_has_no_scope(tmp_path):
     )
     with SolveScope(max_steps=1):
         np.testing.assert_allclose(module.call(X), after(1), atol=1e-6)
-        tf.saved_model.save(module, str(tmp_path), signatures=module.call)
+        # Without gradients of all orders, which take most of a minute to write.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, str(tmp_path), signatures=module.call, options=options)
     loaded = tf.saved_model.load(str(tmp_path))
     np.testing.assert_allclose(loaded.call(X), 2 * X, atol=1e-5)
     with SolveScope(max_steps=2):
