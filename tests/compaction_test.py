@@ -86,6 +86,17 @@ def test_an_empty_batch(mode):
     assert run(x).z.shape == [0, SIZE]
 
 
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_states_without_entries(mode):
+    x = tf.zeros([3, 0, 2])
+    run = in_mode(
+        lambda x: tfdeq.fixed_point(lambda z, x: 0.5 * z + x, x, (x,), batched_args=(0,)), mode
+    )
+    solution = run(x)
+    assert solution.z.shape == [3, 0, 2]
+    assert solution.steps.numpy().tolist() == [1, 1, 1]
+
+
 def test_rows_of_what_all_samples_share():
     f = RowwiseFunction(lambda z, x, w: z * x["own"] + x["shared"] * w, batched_args=(0,))
     x = {"own": tf.constant([[1.0], [2.0], [3.0]]), "shared": tf.constant([[10.0]])}

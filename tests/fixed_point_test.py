@@ -249,3 +249,38 @@ def test_iterates_of_methods_with_products_are_those_of_smaller_budgets(name):
 
     for number, state in zip((2, 5, 12), solve(iterates=[2, 5, 12]).iterates, strict=True):
         np.testing.assert_allclose(state, solve(max_steps=number).z, rtol=1e-12)
+
+
+# --- states without entries -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("known", fast([False], [False, True]))
+@pytest.mark.parametrize("name", solvers.REGISTRY)
+def test_a_state_without_entries_is_an_equilibrium(name, known, mode):
+    """Such as that of texts of length 0: nothing moves, so nothing is left to solve."""
+
+    def solve(x, a):
+        solution = tfdeq.fixed_point(lambda z, a: a * z, x, (a,), solver=name)
+        return solution[:4], tf.gradients(tf.reduce_sum(solution.z), a)[0]
+
+    shape = [2, 0, 4] if known else [None, None, 4]
+    specs = [tf.TensorSpec(shape), tf.TensorSpec([])]
+    if mode == "eager":
+        x, a = tf.zeros([2, 0, 4]), tf.constant(0.5)
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            solution = tfdeq.fixed_point(lambda z, a: a * z, x, (a,), solver=name)
+            loss = tf.reduce_sum(solution.z)
+        found, gradient = solution[:4], tape.gradient(loss, a)
+    else:
+        function = tf.function(
+            solve, input_signature=specs, jit_compile=mode == "xla", autograph=False
+        )
+        found, gradient = function(tf.zeros([2, 0, 4]), tf.constant(0.5))
+    z, residual, steps, status = found
+    assert z.shape == (2, 0, 4)
+    assert residual.numpy().tolist() == [0, 0]
+    assert steps.numpy().tolist() == [1, 1]
+    assert status.numpy().tolist() == [tfdeq.Status.CONVERGED] * 2
+    assert gradient.numpy() == 0

@@ -57,3 +57,17 @@ def test_rows_are_taken_but_for_what_samples_share(batch):
     np.testing.assert_array_equal(other[:, 0], indices)
     np.testing.assert_array_equal(shared, np.ones([1, 3]))
     assert float(scalar) == 2.0
+
+
+@pytest.mark.parametrize("size", [0, 2])
+@pytest.mark.parametrize("known", [False, True])
+def test_rows_with_and_without_entries_are_scattered(size, known):
+    spec = tf.TensorSpec([None, size if known else None])
+    scattered = tf.function(tfdeq.samples.scattered, input_signature=[spec, INDICES, spec])
+    whole, parts = np.zeros([4, size], np.float32), np.ones([2, size], np.float32)
+    found = scattered(whole, tf.constant([[3], [1]]), parts)
+    whole[[3, 1]] = parts
+    np.testing.assert_array_equal(found, whole)
+
+
+INDICES = tf.TensorSpec([None, 1], tf.int32)

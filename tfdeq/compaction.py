@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdeq.samples import take_rows
+from tfdeq.samples import scattered, take_rows
 
 
 class RowwiseFunction:
@@ -82,7 +82,7 @@ def run_compacting(
     def body(indices, carried, collected):
         end = run(f.rows(indices), carried)
         collected = tf.nest.map_structure(
-            lambda whole, part: tf.tensor_scatter_nd_update(whole, indices[:, None], part),
+            lambda whole, part: scattered(whole, indices[:, None], part),
             collected,
             results(end),
         )

@@ -200,3 +200,15 @@ def choose(condition: tf.Tensor, one: Any, other: Any) -> Any:
         return chosen
 
     return tf.nest.map_structure(choose_leaf, one, other)
+
+
+def scattered(whole: tf.Tensor, indices: tf.Tensor, parts: tf.Tensor) -> tf.Tensor:
+    """Returns tf.tensor_scatter_nd_update of parts [n, ...]; of parts without entries, the whole.
+
+    The op itself refuses indices [n, k] into a tensor that has no entries.
+    """
+    sizes = parts.shape[1:]
+    if not sizes.is_fully_defined() or 0 in sizes.as_list():
+        some = tf.minimum(tf.size(parts), tf.shape(parts)[0])
+        indices, parts = indices[:some], parts[:some]
+    return tf.tensor_scatter_nd_update(whole, indices, parts)

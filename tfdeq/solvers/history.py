@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from tfdeq.samples import scattered
 from tfdeq.xla import compiles_with_xla
 
 
@@ -74,4 +75,4 @@ def with_row(history: tf.Tensor, position: tf.Tensor, row: tf.Tensor) -> tf.Tens
     # One copy of the history; a select would make a mask of its size as well.
     samples = tf.range(tf.shape(history)[0])
     indices = tf.stack([samples, tf.broadcast_to(position, tf.shape(samples))], axis=1)
-    return tf.tensor_scatter_nd_update(history, indices, row)
+    return scattered(history, indices, row)

@@ -87,10 +87,10 @@ class NewtonKrylov(Solver):
         return True
 
     def initial_state(self, z, max_steps=None):
-        ones = tf.ones_like(z[:, 0])
+        ones = tf.reduce_sum(tf.zeros_like(z), axis=1) + 1  # [B], also of a state without entries
         return NewtonKrylovState(
             base=z,
-            norms=-tf.ones_like(z[:, :1]) * tf.ones([_NORMS], z.dtype),
+            norms=-ones[:, None] * tf.ones([_NORMS], z.dtype),
             direction=tf.zeros_like(z),
             length=ones,
             shortenings=tf.zeros(tf.shape(ones), tf.int32),
