@@ -46,7 +46,7 @@ class Versions:
     def path(self, name: str, **options: Any) -> pathlib.Path:
         """Returns the version with these options of its signatures, written once."""
         if name not in self._paths:
-            signatures = language_model_signatures.language_model_signatures(self._model, **options)
+            signatures = saved_model.signatures_of(self._model, **options)
             jit_compile = options.get("jit_compile", False)
             self._paths[name] = saved_model.export(
                 self._model, f"{self._folder}/{name}", signatures, jit_compile=jit_compile

@@ -61,7 +61,7 @@ _START = {
     ),
     "equilibrium_lengths": (
         "[B] int32: positions of `equilibrium` to start from, such as the last text's length; those "
-        "behind start as usual. A server pads what is shorter with some number, not with zeros."
+        "behind start as usual, and all do where it is not one of 1 … S."
     ),
 }
 _OUTPUTS = {
@@ -69,8 +69,7 @@ _OUTPUTS = {
     "score": {
         "log_likelihood": (
             "[B, T] float32, natural log of p(token t | tokens before t); 0 at t = 0, which "
-            "nothing predicts, and at or behind the example's length. Wider than T where the server "
-            "joined the request with longer ones; so is `equilibrium` of `encode` and `step`."
+            "nothing predicts, and at or behind the example's length."
         ),
         **CONVERGENCE,
     },

@@ -28,7 +28,7 @@ _OUTPUTS = {
     "log_likelihood": (
         "[B, T] float32, natural log of p(token t | all tokens before t, those of earlier calls "
         "too); 0 at t = 0, whose log p is in the last call's log_probabilities, and at or behind the "
-        "example's length. Wider than T where the server joined the request with longer ones."
+        "example's length."
     ),
     **CONVERGENCE,
 }

@@ -91,6 +91,7 @@ def test_policy():
     )
 
 
+@pytest.mark.slow
 def test_trains_saves_and_loads(tmp_path):
     model = keras.Sequential([keras.Input([3], dtype="int32"), AdaptiveEmbedding(**SETTINGS)])
     assert model.output_shape == (None, 3, 16)

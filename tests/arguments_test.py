@@ -5,13 +5,18 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import MODES, DenseCell, in_mode
+from tests.cases import MODES, DenseCell, fast, in_mode
 from tfdeq import adjoints
 
 Status = tfdeq.Status
 
 
-@pytest.mark.parametrize("adjoint", ["implicit", "unrolled", "phantom_gradient", "jacobian_free"])
+@pytest.mark.parametrize(
+    "adjoint",
+    fast(
+        ["implicit", "jacobian_free"], ["implicit", "unrolled", "phantom_gradient", "jacobian_free"]
+    ),
+)
 def test_gradient_of_a_complex_argument(adjoint):
     """A circular convolution by its spectrum, against the same map written out in real numbers."""
     random = np.random.default_rng(0)

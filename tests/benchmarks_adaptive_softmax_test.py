@@ -35,6 +35,7 @@ def test_targets_follow_zipf():
     assert counts.max() == counts[0]
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why():
     with pytest.raises(ValueError, match=r"(?s)failed:.*divisible"):
         adaptive_softmax.peak_of_a_process("adaptive", "graph", 64, 4, width=24)

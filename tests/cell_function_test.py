@@ -117,7 +117,7 @@ def test_losses_of_the_cell_enter_fit_and_evaluate(jit_compile):
     np.testing.assert_allclose(evaluated, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", fast(["mixed_bfloat16"], ["mixed_bfloat16", "mixed_float16"]))
 def test_losses_in_half_precision_can_be_added_to_those_of_fit(policy):
     keras.config.set_dtype_policy(policy)
     inputs = keras.Input((UNITS,))
@@ -200,7 +200,7 @@ def test_gradients_of_lora_are_those_of_the_kernel_that_it_makes(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", fast([True], [False, True]))
 def test_a_stateful_layer_goes_on_once_a_call(mode, training):
     """From the equilibrium; it keeps a state for each row, so that no row may leave the batch."""
     shape = (3, 5, UNITS)

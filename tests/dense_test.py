@@ -121,7 +121,7 @@ def test_the_kernel_that_is_used_is_bounded(contraction, policy):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "policy", fast(["mixed_float16", "float32"], ["mixed_bfloat16", "mixed_float16", "float32"])
+    "policy", fast(["mixed_float16"], ["mixed_bfloat16", "mixed_float16", "float32"])
 )
 @pytest.mark.parametrize("normalization", [None, "weight"])
 def test_a_zero_matrix_has_a_finite_gradient_and_learns(normalization, policy, mode):

@@ -89,7 +89,9 @@ def test_losses_are_those_of_the_logits(name, cutoffs):
         np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lstm", "transformer"])  # the networks' own tests have all
+@pytest.mark.parametrize(
+    "name", fast(["lstm"], ["lstm", "transformer"])
+)  # the networks' own tests have all
 def test_xla_does_as_eager_mode_does(name):
     model, tokens = _model(name), _tokens(length=LENGTH)
     _, memory = model(_tokens(seed=2), memory=model.initial_memory(3))

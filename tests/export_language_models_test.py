@@ -92,6 +92,7 @@ def test_explicit_networks_have_nothing_to_solve():
 
 
 @pytest.mark.parametrize("name", fast(["span"], ["span", "trellis"]))
+@pytest.mark.slow
 def test_padding_changes_neither_answers_nor_residuals(served, name):
     """Of the signatures without a memory; a `TrellisCell` sums over all positions so far."""
     for signature in ("serving_default", "score", "encode"):
@@ -124,6 +125,7 @@ def test_padding_changes_neither_answers_nor_residuals(served, name):
         pytest.param("trellis", "graph", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_generate_is_decoding_by_whole_texts(served, name, mode):
     model = served(name).model
     logits = tf.function(

@@ -203,7 +203,11 @@ def test_compiled(served, name):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: equilibrium(span=4, explicit_steps=2), lambda: trellis(explicit_steps=2)]
+    "make",
+    [
+        lambda: trellis(explicit_steps=2),
+        pytest.param(lambda: equilibrium(span=4, explicit_steps=2), marks=pytest.mark.slow),
+    ],
 )
 def test_explicit_applications_carry_the_models_own_memory(make):
     served = Served(make())

@@ -43,6 +43,7 @@ def inputs_of(batch):
         for name in sorted(isolated.RUNTIMES)
     ],
 )
+@pytest.mark.slow
 def test_round_trip_in_a_process_without_tfdeq(model, version, name):
     requests = [
         Request(f"batch of {batch}", signature, inputs_of(batch))

@@ -36,7 +36,7 @@ def _assert_derivatives(received, expected):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(["broyden", "anderson", "newton_krylov"], SOLVERS))
+@pytest.mark.parametrize("name", fast(["broyden", "anderson"], SOLVERS))
 def test_linear_cell_to_second_order(name, mode):
     a, x = map(tf.constant, linear_case())
 
@@ -184,7 +184,7 @@ def test_stopped_variables_may_be_closed_over_as_the_error_says():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", solvers.REGISTRY)
+@pytest.mark.parametrize("name", fast(["broyden", "anderson"], solvers.REGISTRY))
 def test_iterates_are_what_smaller_budgets_return(name, mode):
     """Sample by sample, also after a sample has converged."""
     a, x = map(tf.constant, linear_case(batch=3, radius=0.8, seed=2))

@@ -40,6 +40,7 @@ def test_sizes_that_the_cell_leaves_open_are_those_of_x(channels, mode):
         np.testing.assert_allclose(layer(x, z0=tf.ones_like(z)), z, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sizes_may_be_unknown_in_the_graph(tmp_path):
     inputs = keras.Input((None, None, 5))
     model = keras.Model(inputs, tfdeq.DEQLayer(_convolution_cell(5), TIGHT)(inputs))

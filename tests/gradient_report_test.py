@@ -67,6 +67,7 @@ def test_as_text_it_is_a_table():
 
 
 @pytest.mark.parametrize("training", fast([False], [True, False]))
+@pytest.mark.slow
 def test_the_layer_is_left_as_it_was(training):
     layer, x = _built(NoisyCell(4))
     before = [np.copy(variable.numpy()) for variable in layer.variables]

@@ -37,6 +37,7 @@ def _towers(solver, t):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.slow
 def test_three_derivatives_against_finite_differences(mode):
     towers = in_mode(lambda t: _towers(TIGHT, t), mode)
     h = 1e-3

@@ -228,6 +228,7 @@ def test_padding_behind_a_segment_changes_no_answer(kind):
         )
 
 
+@pytest.mark.slow
 def test_trains_with_memory_dropout_and_penalty():
     model = _model(
         "transformer",

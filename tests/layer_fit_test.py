@@ -104,6 +104,7 @@ def test_keras_file_in_this_and_in_a_fresh_process(trained, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "answers.npy"), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_loading(trained, tmp_path):
     model, _ = trained
     images, labels = image_data(images_per_class=8)
@@ -127,6 +128,7 @@ def test_clone_model(trained):
     )
 
 
+@pytest.mark.slow
 def test_export_answers_as_the_model(trained, tmp_path):
     model, _ = trained
     model.export(tmp_path / "exported", verbose=False)

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.cases import fast
 from tests.trainer_cases import CONFIG, make_trainer, weights_of
 from trainers import agreement, training_step
 from trainers.preemption import EXIT_CODE, Preempted
@@ -69,7 +70,7 @@ def test_checkpoints_by_time(tmp_path, monkeypatch):
     assert numbers == ["ckpt-12", "ckpt-6", "ckpt-9"]  # the last three; every third step
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", fast([False], [False, True]))
 def test_accumulated_parts_are_one_large_batch(tmp_path, jit_compile):
     results = []
     for count in (1, 2, 4):

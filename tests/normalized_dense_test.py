@@ -39,6 +39,7 @@ def test_direction_has_no_say_in_the_length():
     )
 
 
+@pytest.mark.slow
 def test_learns_and_survives_saving(tmp_path):
     model = keras.Sequential([keras.Input([3]), WeightNormalizedDense(2)])
     model.compile(keras.optimizers.Adam(0.05), "mse")

@@ -110,6 +110,7 @@ def test_a_gradient_that_is_not_finite_is_enough():
 
 
 @pytest.mark.parametrize("jit_compile", COMPILED)
+@pytest.mark.slow
 def test_a_statistic_that_overflows_skips_the_step_though_the_loss_is_finite(jit_compile):
     step, found = make(jit_compile=jit_compile)
     large = GOOD[0].copy()

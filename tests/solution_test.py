@@ -39,6 +39,7 @@ def test_converged_follows_status():
     assert solution.converged.dtype == tf.bool
 
 
+@pytest.mark.slow
 def test_solution_passes_through_a_function():
     x = tf.constant([[1.0], [2.0]])
 

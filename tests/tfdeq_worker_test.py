@@ -32,6 +32,7 @@ def test_bound_and_explicit_layers_give_the_implicit_gradient(name, tmp_path, mo
     assert engine.largest_difference(outputs["bound"], outputs["explicit"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_cell_itself(tmp_path, monkeypatch):
     worker = _worker(engine_cases.QUICK_CASES["dense"], tmp_path, monkeypatch)
     # One evaluation serves both linearisations of the bound, tfdeq writes two.

@@ -172,8 +172,14 @@ def test_resumes_from_the_checkpoint_before_a_corrupt_one(trained):
     ("arguments", "message"),
     [
         (("--files=/nonexistent/*.txt",), "/nonexistent"),
-        (("--dataset=ptb", "--data_dir=/nonexistent"), "/nonexistent"),
-        (("--baseline", "--depth=1"), "--baseline trains one application of"),
+        pytest.param(
+            ("--dataset=ptb", "--data_dir=/nonexistent"), "/nonexistent", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("--baseline", "--depth=1"),
+            "--baseline trains one application of",
+            marks=pytest.mark.slow,
+        ),
         (("--heads=3",), "heads must divide width; received width 16, heads 3"),
     ],
 )

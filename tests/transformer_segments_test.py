@@ -169,6 +169,7 @@ def test_one_application_with_a_past_is_the_documented_equation(span):
     np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_have_pasts_of_their_own():
     """One text begins where the other goes on: each is what it is alone."""
     layer, x = _layer(), _inputs()
@@ -196,6 +197,7 @@ def test_length_counts_until_the_places_are_taken():
         assert past["length"].dtype == tf.int32
 
 
+@pytest.mark.slow
 def test_modes_agree_on_a_segment():
     layer, x = _layer(), _inputs()
     past = _past(layer)

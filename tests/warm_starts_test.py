@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import DenseCell, PairCell, in_mode
+from tests.cases import DenseCell, PairCell, fast, in_mode
 
 
 def _frames(number=6, batch=3, size=4):
@@ -15,7 +15,7 @@ def _frames(number=6, batch=3, size=4):
     return [first + 1e-3 * index * drift for index in range(number)]
 
 
-@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("graph", fast([False], [False, True]))
 def test_streams_need_fewer_steps_and_end_at_the_same_states(graph):
     layer = tfdeq.DEQLayer(DenseCell(4, gain=0.9), tfdeq.Anderson(tolerance=1e-5, max_steps=50))
     frames = _frames()

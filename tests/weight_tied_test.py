@@ -66,6 +66,7 @@ def _assert_close(one, other, tolerance):
     ),
     seed=st.integers(0, 10**6),
 )
+@pytest.mark.slow
 def test_any_stack_is_the_equilibrium_after_as_many_evaluations_as_layers(kinds, seed):
     keras.utils.set_random_seed(seed)
     layers = [LAYERS[kind](units) for kind, units in kinds]
