@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 SIZES = (1, 2, 4, 8, 16, 32)
-THREADS = 2
+THREADS = 4
 # Requests that wait, in batches; those beyond are UNAVAILABLE, and clients ask again.
 _MOST_WAITING = 1000
 # Rows of one request, as far as the op is concerned; the version's limit is checked before.

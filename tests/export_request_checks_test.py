@@ -186,3 +186,15 @@ def test_the_limit_of_a_version():
     assert found.max_request_values == 8 * 4_000_000  # the largest batch is answered
     with pytest.raises(ValueError, match=r"at least 8.*one row and its answer; received 7"):
         request_checks.guard_all({"a": signature}, Batching(), max_request_values=7)
+
+
+def test_what_is_joined_is_optimised_as_ever():
+    """BatchFunction runs its function as it is; a call in it that stays one is optimised."""
+    function = guarded(numbers()).function
+    definitions = {
+        each.signature.name: each for each in function.graph.as_graph_def().library.function
+    }
+    (joined,) = (node for node in function.graph.as_graph_def().node if node.op == "BatchFunction")
+    body = definitions[joined.attr["f"].func.name]
+    (call,) = (node for node in body.node_def if node.op.endswith("PartitionedCall"))
+    assert definitions[call.attr["f"].func.name].attr["_noinline"].b
