@@ -3,10 +3,10 @@
 import pathlib
 from collections.abc import Mapping
 
-from export import keras_state, loading, model_card, warm_up
+from export import keras_state, loading, manifest, model_card, warm_up
 
 # What `export.saved_model.export` writes beside them.
-_TAKEN = frozenset((model_card.NAME, loading.NAME, keras_state.FOLDER, warm_up.NAME))
+_TAKEN = frozenset((model_card.NAME, manifest.NAME, loading.NAME, keras_state.FOLDER, warm_up.NAME))
 
 
 def check_names(files: Mapping[str, str]) -> None:

@@ -34,6 +34,7 @@ class Request(NamedTuple):
     signature: str
     inputs: dict[str, np.ndarray]
     carried: tuple[str, ...] = ()  # further inputs: the last request's outputs of the same names
+    may_fail: bool = False  # its output is {"error": text} if it fails, and {} if not
 
 
 class Answers(NamedTuple):
@@ -71,6 +72,7 @@ def answer(
             "path": os.path.abspath(path),
             "signatures": [request.signature for request in requests],
             "carried": [request.carried for request in requests],
+            "may_fail": [request.may_fail for request in requests],
             "runtime": runtime,
             "blocked": RUNTIMES[runtime],
         }
@@ -123,8 +125,17 @@ def _serve(folder: pathlib.Path) -> None:
     inputs = _unpack(folder / "inputs.npz", len(job["signatures"]))
     started = time.perf_counter()
     outputs: list[dict[str, np.ndarray]] = []
-    for signature, fed, carried in zip(job["signatures"], inputs, job["carried"], strict=True):
-        outputs.append(run(signature, {**fed, **{name: outputs[-1][name] for name in carried}}))
+    asked = zip(job["signatures"], inputs, job["carried"], job["may_fail"], strict=True)
+    for signature, fed, carried, may_fail in asked:
+        try:
+            outputs.append(run(signature, {**fed, **{name: outputs[-1][name] for name in carried}}))
+        except Exception as error:
+            if not may_fail:
+                raise
+            outputs.append({"error": np.array(str(error))})
+        else:
+            if may_fail:
+                outputs[-1] = {}
     facts["run_seconds"] = round(time.perf_counter() - started, 3)
     top = {name.partition(".")[0] for name in sys.modules}
     present = sorted(top.intersection(job["blocked"]))

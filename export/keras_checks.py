@@ -8,11 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from export.checks import (
+    ASKED_SETTINGS,
     BATCHES,
     DIAL_EXAMPLES,
     TOLERANCES,
     Case,
     Outputs,
+    above_limit,
 )
 from export.isolated import Request
 from export.signatures import (
@@ -52,6 +54,22 @@ def dial_request(probe: Probe) -> Request:
     return request
 
 
+def settings_requests(probe: Probe, signatures: Sequence[str], limit: int) -> list[Request]:
+    """One example with each setting alone, with both, and with more steps than the version's limit.
+
+    Args:
+        limit: the version's max_steps_limit.
+    """
+    settings = (*ASKED_SETTINGS, above_limit(limit))
+    found = []
+    for signature in signatures:
+        request = _request("settings", signature, probe, [0] * len(settings))
+        for name, values in zip(SETTINGS, np.transpose(settings), strict=True):
+            request.inputs[name] = values.astype(request.inputs[name].dtype)
+        found.append(request)
+    return found
+
+
 def neighbour_cases(probe: Probe, signatures: Sequence[str]) -> list[Case]:
     """One example alone, in a batch filled up with copies, and next to one that holds NaN."""
     cases = []
@@ -83,13 +101,19 @@ def probe_of(model: keras.Model, inputs: Any, examples: Examples) -> Probe:
     given = {
         name: np.asarray(examples[name], dtype) for name, dtype in zip(names, dtypes, strict=True)
     }
-    _, solutions = _solve(model, inputs, given)
+    _, solutions = _solve(model, inputs, given, (None, None))
     halves = {name: 0.5 * value.numpy() for name, value in equilibria(solutions).items()}
     return Probe(given, halves)
 
 
-def references(model: keras.Model, inputs: Any, requests: Sequence[Request]) -> list[list[Outputs]]:
-    """The Keras model's answers to requests at its own settings: each example alone."""
+def references(
+    model: keras.Model, inputs: Any, requests: Sequence[Request], limit: int
+) -> list[list[Outputs]]:
+    """The Keras model's answers to requests: each example alone.
+
+    Args:
+        limit: the max_steps_limit that the version's card names.
+    """
     return [
         [
             _reference(
@@ -97,6 +121,7 @@ def references(model: keras.Model, inputs: Any, requests: Sequence[Request]) -> 
                 inputs,
                 request.signature,
                 {name: value[row : row + 1] for name, value in request.inputs.items()},
+                limit,
             )
             for row in range(len(request.inputs["tolerance"]))
         ]
@@ -104,12 +129,15 @@ def references(model: keras.Model, inputs: Any, requests: Sequence[Request]) -> 
     ]
 
 
-def _reference(model, inputs, signature: str, given: Examples) -> dict[str, np.ndarray]:
-    outputs, solutions = _solve(model, inputs, given)
+def _reference(model, inputs, signature: str, given: Examples, limit: int) -> dict[str, np.ndarray]:
+    tolerance, asked = given["tolerance"], given["max_steps"]
+    steps = np.where(asked > 0, np.minimum(asked, limit), np.where(tolerance > 0, limit, 0))
+    settings = np.float32(tolerance), np.int32(steps)
+    outputs, solutions = _solve(model, inputs, given, settings)
     if signature == "step":
         layout = {name: solution.z for name, solution in solutions.items()}
         starts = starts_of(layout, {name: tf.constant(value) for name, value in given.items()})
-        outputs, solutions = _solve(model, inputs, given, starts)
+        outputs, solutions = _solve(model, inputs, given, settings, starts)
     found = dict(convergence(solutions))
     if signature != "encode":
         found.update(named_outputs(outputs))
@@ -118,10 +146,12 @@ def _reference(model, inputs, signature: str, given: Examples) -> dict[str, np.n
     return {name: value[0].numpy() for name, value in found.items()}
 
 
-def _solve(model, inputs, given: Examples, starts: Any = None) -> tuple[Any, dict[str, Solution]]:
+def _solve(
+    model, inputs, given: Examples, settings: tuple[Any, Any], starts: Any = None
+) -> tuple[Any, dict[str, Solution]]:
     structure, names = input_structure(model, inputs)
     x = keras.tree.pack_sequence_as(structure, [tf.constant(given[name]) for name in names])
-    with SolveScope(starts=starts) as solves:
+    with SolveScope(*settings, starts) as solves:
         outputs = model(x, training=False)
     return outputs, solves.solutions
 

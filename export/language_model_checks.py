@@ -23,6 +23,11 @@ from tfdeq.models.generation import can_generate
 from tfdeq.models.token_model import TokenModel
 
 _NEW_TOKENS = 6
+# The options of `generate`: numbers, and whole numbers.
+_REAL = ("temperature", "top_p", "tolerance")
+_WHOLE = ("max_new_tokens", "top_k", "seed", "stop_token", "max_steps")
+# Numbers of the log probabilities of one call of the Keras model: 64 MiB.
+_MOST_VALUES = 2**24
 
 
 def batch_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
@@ -32,19 +37,19 @@ def batch_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
         lengths = np.linspace(windows.shape[1], 1, batch).round()
         for signature in signature_names(model):
             requests.append(
-                _request(model, f"batch of {batch}", signature, windows[:batch], lengths)
+                request(model, f"batch of {batch}", signature, windows[:batch], lengths)
             )
     # A single example that is padded: the case that the lines above leave out.
     short = [max(1, windows.shape[1] // 3)]
     for signature in signature_names(model):
-        requests.append(_request(model, "padded single", signature, windows[-1:], short))
+        requests.append(request(model, "padded single", signature, windows[-1:], short))
     return requests
 
 
 def dial_request(model: TokenModel, windows: np.ndarray) -> Request:
     """Every tolerance for each of a few windows, all in one batch."""
     count = len(TOLERANCES)
-    return _request(
+    return request(
         model,
         "dial",
         "serving_default",
@@ -76,108 +81,148 @@ def neighbour_cases(model: TokenModel, windows: np.ndarray) -> list[Case]:
             ),
         }
         for name, tokens in padded.items():
-            cases.append(Case(_request(model, name, signature, tokens, [length]), 0))
-        request = _request(model, "in a crowd", signature, crowd, lengths, tolerances)
-        cases.append(Case(request, 5, 6, INVALID))
+            cases.append(Case(request(model, name, signature, tokens, [length]), 0))
+        crowded = request(model, "in a crowd", signature, crowd, lengths, tolerances)
+        cases.append(Case(crowded, 5, 6, INVALID))
     return cases
 
 
-def references(model: TokenModel, requests: Sequence[Request]) -> list[list[Outputs]]:
-    """The Keras model's answers to requests at its own settings: each example alone, unpadded."""
-    keras_model = _KerasModel(model)
-    return [
-        [
-            keras_model.answer(
-                request.signature, {name: value[row] for name, value in request.inputs.items()}
-            )
-            for row in range(len(request.inputs["lengths"]))
-        ]
-        for request in requests
-    ]
+class KerasModel:
+    """Asks a model in Keras, as graphs that are traced once: eagerly, each op would be a call.
 
+    Args:
+        model: what a version is compared with.
+        limit: the max_steps_limit that the version's card names.
+    """
 
-class _KerasModel:
-    """Asks a model in Keras, as a graph that is traced once: eagerly, each op would be a call."""
-
-    def __init__(self, model: TokenModel):
-        self._model, self._width = model, model.state_width
-        tokens = tf.TensorSpec([1, None], tf.int32)
+    def __init__(self, model: TokenModel, limit: int):
+        self._model, self._width, self._limit = model, model.state_width, limit
+        tokens = tf.TensorSpec([None, None], tf.int32)
         start = tf.TensorSpec([1, None, self._width], tf.float32)
         solves = isinstance(model, LanguageModel)
 
-        def call(tokens, **memory):
+        def call(tokens, tolerance, max_steps, starts=None, **memory):
             settings = {"return_solution": True} if solves else {}
-            found = model(tokens, training=False, **settings, **memory)
+            with SolveScope(tolerance, max_steps, starts):
+                found = model(tokens, training=False, **settings, **memory)
             found = list(found) if isinstance(found, tuple) else [found]
             return tf.nn.log_softmax(found[0]), found[1:]
 
-        def call_from(tokens, start):
-            with SolveScope(starts={model.equilibrium.name: start}):
-                return call(tokens)
+        def call_from(tokens, start, tolerance, max_steps):
+            return call(tokens, tolerance, max_steps, {model.equilibrium.name: start})
 
-        def add_text(tokens):
-            return generate(model, tokens, max_new_tokens=_NEW_TOKENS, stop_token=-1)
+        def add_text(tokens, options):
+            return generate(model, tokens, **options)
 
         def graph(function, *specs):
             return tf.function(function, input_signature=specs, autograph=False)
 
-        self._call = graph(call, tokens)
+        settings = (tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32))
+        self._call = graph(call, tokens, *settings)
         if solves:
-            self._call_from = graph(call_from, tokens, start)
+            self._call_from = graph(call_from, tokens, start, *settings)
         if can_generate(model):
-            self._generate = graph(add_text, tokens)
+            options = {
+                name: tf.TensorSpec([None], tf.float32 if name in _REAL else tf.int32)
+                for name in (*_REAL, *_WHOLE)
+            }
+            self._generate = graph(add_text, tokens, options)
         if model.remembers:
             memory = tf.nest.map_structure(
                 lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), model.initial_memory(1)
             )
             self._continue = graph(
-                lambda tokens, memory: call(tokens, memory=memory), tokens, memory
+                lambda tokens, memory, *settings: call(tokens, *settings, memory=memory),
+                *(tokens, memory, *settings),
             )
 
-    def answer(self, signature: str, given: Outputs) -> dict[str, np.ndarray]:
+    def references(self, requests: Sequence[Request]) -> list[list[Outputs]]:
+        """The answers to requests, each example alone and unpadded; of equal lengths in `score` together."""
+        return [self._rows(request) for request in requests]
+
+    def generate(self, tokens: np.ndarray, **options: float) -> list[int]:
+        """Returns the new tokens of one prompt [1, T]."""
+        given = {name: np.float32([0.0]) for name in _REAL}
+        given |= {name: np.int32([-1 if name == "stop_token" else 0]) for name in _WHOLE}
+        given |= {name: np.full([1], value, given[name].dtype) for name, value in options.items()}
+        return self._generate(tokens, given).tokens[0].numpy().tolist()
+
+    def _rows(self, request: Request) -> list[Outputs]:
+        inputs, count = request.inputs, len(request.inputs["lengths"])
+        length = inputs["tokens"].shape[1]
+        if request.signature != "score" or (inputs["lengths"] != length).any():
+            rows = [{name: value[row] for name, value in inputs.items()} for row in range(count)]
+            return [self._answer(request.signature, row) for row in rows]
+        found: list[Outputs] = []
+        together = max(1, _MOST_VALUES // (length * self._model.vocabulary_size))
+        for start in range(0, count, together):
+            part = {name: value[start : start + together] for name, value in inputs.items()}
+            log_probabilities, solutions = self._call(part["tokens"], *self._settings(part))
+            for row, each in enumerate(log_probabilities.numpy()):
+                likelihood = _log_likelihood(each, part["tokens"][row])
+                found.append({"log_likelihood": likelihood, **self._convergence(row, *solutions)})
+        return found
+
+    def _settings(self, given: Outputs) -> tuple[np.ndarray, np.ndarray]:
+        """Tolerance and max_steps [B] of the solves, as the signatures' meanings promise them."""
+        tolerance, asked = given["tolerance"], given["max_steps"]
+        unnamed = np.where(tolerance > 0, self._limit, 0)
+        steps = np.where(asked > 0, np.minimum(asked, self._limit), unnamed)
+        return np.float32(tolerance), np.int32(steps)
+
+    def _answer(self, signature: str, given: Outputs) -> dict[str, np.ndarray]:
         """Returns one example's outputs; given: its inputs."""
         length = int(given["lengths"])
         tokens = given["tokens"][None, :length]
+        given = {name: np.asarray(value)[None] for name, value in given.items()}
+        settings = self._settings(given)
         if signature == "generate":
-            found = self._generate(tokens)
+            options = {name: given[name] for name in (*_REAL, *_WHOLE)}
+            options["tolerance"], options["max_steps"] = settings
+            found = self._generate(tokens, options)
             return {name: value[0].numpy() for name, value in found._asdict().items()}
-        log_probabilities, found = self._log_probabilities(signature, given, tokens)
+        log_probabilities, found = self._log_probabilities(signature, given, tokens, settings)
         log_probabilities = log_probabilities[0].numpy()
         row = {}
         if signature == CONTINUE_TEXT:
             after = named_memory(self._model, found.pop())
             row = {name: value[0] for name, value in after.items()}
-        row.update(self._convergence(*found))
+        row.update(self._convergence(0, *found))
         if signature in ("serving_default", "step", CONTINUE_TEXT):
             row["log_probabilities"] = log_probabilities[-1]
         if signature in ("encode", "step"):
             row["equilibrium"] = found[0].z[0].numpy()
         if signature in ("score", CONTINUE_TEXT):
-            row["log_likelihood"] = np.zeros(length, np.float32)
-            row["log_likelihood"][1:] = log_probabilities[np.arange(length - 1), tokens[0, 1:]]
+            row["log_likelihood"] = _log_likelihood(log_probabilities, tokens[0])
         return row
 
-    def _log_probabilities(self, signature, given, tokens):
+    def _log_probabilities(self, signature, given, tokens, settings):
         """Log probabilities [1, T, V], and what else the model returned."""
         if signature == CONTINUE_TEXT:
-            one = {name: value[None] for name, value in given.items()}
-            return self._continue(tokens, model_memory(self._model, one))
+            return self._continue(tokens, model_memory(self._model, given), *settings)
         if signature != "step":
-            return self._call(tokens)
+            return self._call(tokens, *settings)
         length = tokens.shape[1]
-        size = min(int(given["equilibrium_lengths"]), length)
+        size = min(int(given["equilibrium_lengths"][0]), length)
         start = np.zeros([1, length, self._width], np.float32)
-        start[0, :size] = given["equilibrium"][:size]
-        return self._call_from(tokens, start)
+        start[0, :size] = given["equilibrium"][0, :size]
+        return self._call_from(tokens, start, *settings)
 
-    def _convergence(self, solution=None) -> dict[str, np.ndarray]:
+    def _convergence(self, row: int, solution=None) -> dict[str, np.ndarray]:
         if solution is not None:
-            return {name: getattr(solution, name)[0].numpy() for name in CONVERGENCE}
+            return {name: getattr(solution, name)[row].numpy() for name in CONVERGENCE}
         steps = np.int32(self._model.network.depth)  # of a network, which solves nothing
         return {"residual": np.float32(0), "steps": steps, "status": np.int32(Status.CONVERGED)}
 
 
-def _request(model, name, signature, tokens, lengths, tolerances=None, max_steps=None) -> Request:
+def _log_likelihood(log_probabilities: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Log likelihoods [T] of tokens [T] from the log probabilities [T, V]; 0 of the first."""
+    found = np.zeros(len(tokens), np.float32)
+    found[1:] = log_probabilities[np.arange(len(tokens) - 1), tokens[1:]]
+    return found
+
+
+def request(model, name, signature, tokens, lengths, tolerances=None, max_steps=None) -> Request:
     batch = len(tokens)
     inputs = {
         "tokens": np.asarray(tokens, np.int32),

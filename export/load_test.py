@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from export import warm_up
+from export import manifest, warm_up
 from export.runtime import Runtime
 from trainers import program
 from trainers.workdir import write_json
@@ -158,6 +158,7 @@ def parse_mix(texts: Sequence[str]) -> dict[float, float]:
 
 def main() -> None:
     mix = parse_mix(FLAGS.mix)
+    manifest.require_whole(FLAGS.model)
     records = [
         inputs
         for name, inputs in warm_up.read(pathlib.Path(FLAGS.model))

@@ -11,7 +11,7 @@ import tensorflow as tf
 # Keras finds classes by name among those that were imported.
 import tfdeq.baselines
 import tfdeq.models  # noqa: F401
-from export import keras_state
+from export import keras_state, manifest
 from trainers.paths import expanded
 
 # Under assets.extra: how to build the model again. The weights are those of the SavedModel.
@@ -89,7 +89,9 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
         The model, not compiled; train it on, and export it as the next version.
 
     Raises:
-        FileNotFoundError: no version there, or one that does not say how its model is built.
+        FileNotFoundError: no version there, one of an older release, or one that does not say how its
+            model is built.
+        export.manifest.ChangedVersionError: files that are not those that were exported.
         ValueError: a model that is not what the version's state belongs to.
 
     Example:
@@ -103,17 +105,12 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
         7
     """
     path = expanded(path)
-    file, state = (path / "assets.extra" / name for name in (NAME, keras_state.FOLDER))
+    manifest.require_whole(path)
+    file, state = (path / manifest.FOLDER / name for name in (NAME, keras_state.FOLDER))
     if not file.is_file():
         raise FileNotFoundError(
-            f"{str(file)!r} is missing: {str(path)!r} is no version of export.saved_model, or it was "
-            "exported with keras_model=False, or its model's class has no get_config. Load the model "
-            "from its .keras file."
-        )
-    if not state.is_dir():
-        raise FileNotFoundError(
-            f"{str(state)!r} is missing: {str(path)!r} was exported by an older release, which did not "
-            "keep the state of all layers. Export the model again."
+            f"{str(file)!r} is missing: the version was exported with keras_model=False, or its model's "
+            "class has no get_config. Load the model from its .keras file."
         )
     model = build(file.read_text(encoding="utf-8"), custom_objects)
     weights = tf.saved_model.load(str(path)).weights

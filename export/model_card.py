@@ -1,18 +1,17 @@
 """The model card: what a version is, takes, returns and was made from, as JSON beside the graph."""
 
 import datetime
-import hashlib
 import importlib.metadata
 import json
-import pathlib
 import platform
 from collections.abc import Mapping
 from typing import Any
 
 import tfdeq
+from export import manifest
 from export.signatures import Signature, input_specs
 
-FOLDER, NAME = "assets.extra", "model_card.json"
+FOLDER, NAME = manifest.FOLDER, "model_card.json"
 _LIBRARIES = ("tensorflow", "keras", "numpy")
 
 
@@ -33,18 +32,6 @@ def signature_card(signatures: Mapping[str, Signature]) -> dict[str, Any]:
         }
         for name, signature in signatures.items()
     }
-
-
-def file_hashes(folder: pathlib.Path) -> dict[str, str]:
-    """Returns path in the version -> SHA-256, of every file but the card itself."""
-    card = folder / FOLDER / NAME
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != card)
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
-def sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def general_card(version: int, signatures: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the dial buys: a language model's bits per token, residual and steps at each tolerance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,26 +30,40 @@ def quality_by_tolerance(
     table = []
     for tolerance in tolerances:
         parts = []
-        for start in range(0, len(windows), _BATCH):
-            tokens = windows[start : start + _BATCH]
-            batch, length = tokens.shape
-            outputs = score.function(
-                tokens=tf.constant(tokens),
-                lengths=tf.fill([batch], length),
-                tolerance=tf.fill([batch], tf.constant(tolerance, tf.float32)),
-                max_steps=tf.zeros([batch], tf.int32),
-            )
+        for inputs in requests(windows, tolerance):
+            given = {name: tf.constant(value) for name, value in inputs.items()}
+            outputs = score.function(**given)
             parts.append({name: value.numpy() for name, value in outputs.items()})
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        nats = -found["log_likelihood"][:, 1:].mean(dtype=np.float64)
-        table.append(
+        table.append(row(tolerance, parts))
+    return table
+
+
+def requests(windows: np.ndarray, tolerance: float) -> list[dict[str, np.ndarray]]:
+    """Returns the inputs of `score` for windows, in batches, as a request with a tolerance names it."""
+    found = []
+    for start in range(0, len(windows), _BATCH):
+        tokens = windows[start : start + _BATCH]
+        batch, length = tokens.shape
+        found.append(
             {
-                "tolerance": tolerance,
-                "bits_per_token": float(nats / math.log(2)),
-                "residual": float(found["residual"].mean()),
-                "largest_residual": float(found["residual"].max()),
-                "steps": float(found["steps"].mean()),
-                "converged": float((found["status"] == 0).mean()),
+                "tokens": tokens,
+                "lengths": np.full([batch], length, np.int32),
+                "tolerance": np.full([batch], tolerance, np.float32),
+                "max_steps": np.zeros([batch], np.int32),
             }
         )
-    return table
+    return found
+
+
+def row(tolerance: float, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Returns the table's row of a tolerance, from what `score` answered to its requests."""
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    nats = -found["log_likelihood"][:, 1:].mean(dtype=np.float64)
+    return {
+        "tolerance": tolerance,
+        "bits_per_token": float(nats / math.log(2)),
+        "residual": float(found["residual"].mean()),
+        "largest_residual": float(found["residual"].max()),
+        "steps": float(found["steps"].mean()),
+        "converged": float((found["status"] == 0).mean()),
+    }

@@ -46,7 +46,7 @@ def check(
             return
         try:
             loading.restore(again, described.state)
-            different = _state_difference(again, described)
+            different = state_difference(again, described.state)
         except Exception as error:  # a layer's own load_own_variables may raise anything
             different = f"its state cannot be loaded. {error}"
         different = different or _answer_difference(model, again, inputs, examples)
@@ -68,8 +68,9 @@ def _same_random_numbers() -> Iterator[None]:
         random.setstate(state)
 
 
-def _state_difference(again: keras.Model, described: loading.Description) -> str:
-    own, state = keras_state.collect(again), described.state
+def state_difference(again: keras.Model, state: keras_state.State) -> str:
+    """What of a state a model that was built again does not have, in words; "" where it has all."""
+    own = keras_state.collect(again)
     files, expected = own.files, state.files
     for file in sorted(files.keys() | expected.keys()):
         if files.get(file) != expected.get(file):

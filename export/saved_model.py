@@ -20,6 +20,7 @@ from export import (
     further_files,
     graph_checks,
     loading,
+    manifest,
     model_card,
     request_checks,
     restored_model,
@@ -196,11 +197,11 @@ def export(
             {
                 **model_card.general_card(number, model_card.signature_card(signatures)),
                 **described,
-                "files": model_card.file_hashes(folder),
             }
         )
         with writing(str(output)):
             (folder / model_card.FOLDER / model_card.NAME).write_text(text, encoding="utf-8")
+            manifest.write(folder)
 
     return versions.publish(output, write, version, finish)
 
@@ -367,7 +368,7 @@ def _is_there(output: str, version: int, workdir: str) -> bool:
     card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
     model = pathlib.Path(workdir) / "model.keras"
     made_from = card.get("source", {}).get("sha256")
-    changed = model.is_file() and made_from is not None and made_from != model_card.sha256(model)
+    changed = model.is_file() and made_from is not None and made_from != manifest.sha256(model)
     note = " It was made from another model file; export another version for this one."
     print(f"Version {version} is there already: {path}.{note if changed else ''}")
     return True

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import flags
 from tensorflow.core.protobuf import named_tensor_pb2
 
-from export import warm_up
+from export import manifest, warm_up
 from export.isolated import Request
 from trainers import program
 from trainers.paths import expanded
@@ -161,6 +161,7 @@ def main() -> None:
     if FLAGS.model is None:
         print(f"Built {executable}. Time a version: --model=OUTPUT/VERSION")
         return
+    manifest.require_whole(FLAGS.model)
     records = warm_up.read(pathlib.Path(FLAGS.model))
     if not records:
         raise ValueError(f"{FLAGS.model!r} has no warm-up records to answer.")

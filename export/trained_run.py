@@ -8,7 +8,7 @@ import numpy as np
 
 # Keras finds a model's classes by name among those that were imported.
 import tfdeq.baselines  # noqa: F401
-from export import model_card
+from export import manifest
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
 from trainers import data, program
@@ -58,7 +58,7 @@ def load_run(workdir: str | os.PathLike) -> tuple[TokenModel, dict[str, Any], st
         "dataset": config.get("dataset"),
         "flags": config,
         "metrics": {name: value for name, value in metrics.items() if name not in _LEFT_OUT},
-        "source": {"path": str(path), "sha256": model_card.sha256(path)},
+        "source": {"path": str(path), "sha256": manifest.sha256(path)},
     }
     return model, card, vocabulary
 

@@ -6,7 +6,6 @@ The version is loaded in two fresh processes that cannot import tfdeq: with tf.s
 in TensorFlow's C++ runtime without any TensorFlow Python. Both answer text of the test split.
 """
 
-import concurrent.futures
 import os
 import pathlib
 import sys
@@ -19,22 +18,26 @@ import numpy as np
 from absl import flags
 
 from export import (
+    card_checks,
     checks,
     conversation_checks,
-    isolated,
     keras_checks,
     language_model_checks,
+    language_model_options,
+    manifest,
     model_card,
-    warm_up,
+    quality,
+    quality_checks,
+    saved_model,
+    verified,
 )
 from export.checks import Check
-from export.isolated import Request
+from export.questions import Questions, ask
 from export.text_requests import is_equilibrium
 from export.trained_run import load_run, tokens_of_test, windows_of
 from tfdeq import DEQLayer
 from tfdeq.models.token_model import TokenModel
 from trainers import program
-from trainers.paths import expanded
 from trainers.workdir import read_json, write_json
 
 FLAGS = flags.FLAGS
@@ -48,6 +51,8 @@ def verify(
 ) -> tuple[list[Check], dict[str, Any]]:
     """Asks a version of any Keras model in both runtimes; it may be served if every check passed.
 
+    A version whose files are not those of its manifest is not loaded at all.
+
     Args:
         model: the model that the version was made from by `export.saved_model.export`.
         path: the version folder.
@@ -59,6 +64,7 @@ def verify(
 
     Raises:
         export.isolated.IsolationError: a process failed.
+        FileNotFoundError: no version there, or one of an older release, which has no manifest.
         ValueError: examples of text, which the C++ runtime's interface here does not take.
     """
     texts = [name for name, value in examples.items() if np.asarray(value).dtype.kind in "OSU"]
@@ -67,22 +73,32 @@ def verify(
             f"The inputs {', '.join(texts)} are text; only numbers are asked. Compare a version of such a "
             "model yourself: tf.saved_model.load(path).signatures, with model(x)."
         )
-    probe = keras_checks.probe_of(model, inputs, examples)
-    batches = keras_checks.batch_requests(probe, ["serving_default", "encode", "step"])
-    return _verify_version(
-        path,
-        batches,
-        keras_checks.references(model, inputs, batches),
-        keras_checks.neighbour_cases(probe, ["serving_default", "encode", "step"]),
-        keras_checks.dial_request(probe),
-        # The largest tolerance: at the smaller ones a row may stop apart by rounding.
-        tolerance=max(layer.solver.tolerance for layer in _solving_layers(model)),
-        explicit=False,
-    )
+
+    def questions(card: Mapping[str, Any]) -> Questions:
+        names = ["serving_default", "encode", "step"]
+        limit = card.get("max_steps_limit") or 1
+        probe = keras_checks.probe_of(model, inputs, examples)
+        batches = keras_checks.batch_requests(probe, names)
+        batches += keras_checks.settings_requests(probe, names, limit)
+        references = keras_checks.references(model, inputs, batches, limit)
+        return Questions(
+            batches,
+            [checks.comparable(*pair, limit) for pair in zip(batches, references, strict=True)],
+            keras_checks.neighbour_cases(probe, names),
+            keras_checks.dial_request(probe),
+            # The largest tolerance: at the smaller ones a row may stop apart by rounding.
+            tolerance=max(layer.solver.tolerance for layer in _solving_layers(model)),
+        )
+
+    return ask(model, inputs, path, questions)
 
 
 def verify_language_model(
-    model: TokenModel, path: str | os.PathLike, stream: np.ndarray
+    model: TokenModel,
+    path: str | os.PathLike,
+    stream: np.ndarray,
+    *,
+    windows: np.ndarray | None = None,
 ) -> tuple[list[Check], dict[str, Any]]:
     """Asks a language model's version in both runtimes, on text; see `verify`.
 
@@ -93,64 +109,43 @@ def verify_language_model(
         model: the model that the version was made from.
         path: the version folder.
         stream: [N] token ids of the test text.
+        windows: [N, T] int32, those that the card's table of quality was measured on. None: those of
+            the stream that `export.saved_model`'s program takes. Without rows: the table is not measured.
+
+    Raises:
+        export.isolated.IsolationError, FileNotFoundError: see `verify`.
     """
-    windows = windows_of(stream, model.sequence_length, max(checks.BATCHES))
-    batches = language_model_checks.batch_requests(model, windows)
-    solves = is_equilibrium(model)
-    return _verify_version(
-        path,
-        batches,
-        language_model_checks.references(model, batches),
-        language_model_checks.neighbour_cases(model, windows),
-        language_model_checks.dial_request(model, windows),
-        model.equilibrium.solver.tolerance if solves else 0.0,
-        not solves,
-        conversation_checks.Conversation(model, stream) if model.remembers else None,
-    )
+    if windows is None:
+        windows = windows_of(stream, model.sequence_length, saved_model.WINDOWS)
 
-
-def _verify_version(
-    path: str | os.PathLike,
-    batches: list[Request],
-    references: list[list[checks.Outputs]],
-    cases: list[checks.Case],
-    dial: Request,
-    tolerance: float,
-    explicit: bool,
-    conversation: conversation_checks.Conversation | None = None,
-) -> tuple[list[Check], dict[str, Any]]:
-    path = expanded(path)
-    records = [Request("warm-up", *record) for record in warm_up.read(path)]
-    calls = [] if conversation is None else conversation.requests
-    requests = [*batches, *(case.request for case in cases), dial, *records, *calls]
-    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
-    # XLA compiles each signature for each shape: some ten seconds for every request, at worst.
-    seconds = isolated.TIMEOUT_SECONDS + (10 * len(requests) if card.get("jit_compile") else 0)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        started = {
-            runtime: pool.submit(isolated.answer, path, requests, runtime, seconds)
-            for runtime in isolated.RUNTIMES
-        }
-        answers = {runtime: future.result() for runtime, future in started.items()}
-    found = [checks.check_files(path, card)]
-    if "c" in answers:
-        found.append(checks.check_ops(path, answers["c"].facts.pop("runnable_ops")))
-    for runtime, answer in answers.items():
-        outputs = iter(answer.outputs)
-
-        def take(count, outputs=outputs):
-            return [next(outputs) for _ in range(count)]
-
-        found += [
-            checks.check_against_model(batches, take(len(batches)), references, tolerance, runtime),
-            checks.check_neighbours(cases, take(len(cases)), tolerance, runtime),
-            checks.check_dial(take(1)[0], explicit, runtime),
+    def questions(card: Mapping[str, Any]) -> Questions:
+        limit = card.get("max_steps_limit") or 1
+        asked = windows_of(stream, model.sequence_length, max(checks.BATCHES))
+        keras_model = language_model_checks.KerasModel(model, limit)
+        batches = [
+            *language_model_checks.batch_requests(model, asked),
+            *language_model_options.every_token_requests(model),
+            *language_model_options.settings_requests(model, asked, limit),
+            *language_model_options.generate_requests(model, asked, keras_model),
         ]
-        if records:
-            found.append(checks.check_warm_up(records, take(len(records)), runtime))
-        if conversation is not None:
-            found.append(conversation.check(take(len(calls)), runtime))
-    return found, {runtime: answer.facts for runtime, answer in answers.items()}
+        references = keras_model.references(batches)
+        solves = is_equilibrium(model)
+        tolerances = quality.TOLERANCES if solves else (0.0,)
+        return Questions(
+            batches,
+            [checks.comparable(*pair, limit) for pair in zip(batches, references, strict=True)],
+            language_model_checks.neighbour_cases(model, asked),
+            language_model_checks.dial_request(model, asked),
+            tolerance=model.equilibrium.solver.tolerance if solves else 0.0,
+            explicit=not solves,
+            invalid=language_model_options.invalid_requests(model, asked),
+            conversation=(
+                conversation_checks.Conversation(model, stream) if model.remembers else None
+            ),
+            quality=quality_checks.Quality(windows, card.get("quality_by_tolerance"), tolerances),
+        )
+
+    return ask(model, None, path, questions)
 
 
 def _solving_layers(model: keras.Model) -> list[DEQLayer]:
@@ -184,28 +179,65 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
             f"No SavedModel in {str(path)!r}. Name OUTPUT/VERSION of: "
             f"{program.command('export', 'saved_model')} --workdir={workdir} --output=OUTPUT"
         )
-    model, card, _ = load_run(workdir)
+    target = pathlib.Path(report or os.path.join(workdir, "export_report.json"))
+    _say_earlier(target, workdir)
+    model, card, words = load_run(workdir)
+    digest = _digest(path)  # of what is verified now, whatever changes meanwhile
     stream, note = tokens_of_test(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)
-    found = [check_source(path, card)]
-    compared, facts = verify_language_model(model, path, stream)
-    found += compared
-    passed = all(check.passed for check in found)
+    windows = windows_of(stream, model.sequence_length, saved_model.WINDOWS)
+    # Of another text than the table's nothing can be said.
+    compared, facts = verify_language_model(
+        model, path, stream, windows=windows[:0] if note else windows
+    )
+    if compared[0].passed:
+        compared[1:1] = _check_origin(path, card, words)
+    passed = all(check.passed for check in compared)
     result = {
         "passed": passed,
-        "model": str(path),
+        "model": str(path.absolute()),
+        "digest": digest,
         "workdir": workdir,
         "dataset": card["dataset"],
         "note": note,
-        "checks": [check._asdict() for check in found],
+        "checks": [check._asdict() for check in compared],
         "processes": facts,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    target = pathlib.Path(report or os.path.join(workdir, "export_report.json"))
     write_json(str(target), result)
     for line in _lines(result):
         print(line)
     print(f"Report: {target}")
     return passed
+
+
+def _digest(path: pathlib.Path) -> str | None:
+    """The version's digest; None for a manifest that is none, as the checks say then."""
+    try:
+        return manifest.digest(path)
+    except manifest.ChangedVersionError:
+        return None
+
+
+def _check_origin(path: pathlib.Path, run: Mapping[str, Any], words: str | None) -> list[Check]:
+    """Whether the version is of the run: its model file, its words, and what the card says of it."""
+    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
+    return [
+        check_source(path, run),
+        card_checks.check_run(card, run),
+        card_checks.check_words(path, card, words),
+    ]
+
+
+def _say_earlier(target: pathlib.Path, workdir: str) -> None:
+    """Says of an earlier report that holds no more what has become of its version."""
+    try:
+        earlier = read_json(target)
+    except ValueError:
+        return
+    if earlier and earlier.get("passed") is True:
+        standing = verified.standing(earlier, workdir)
+        if standing != verified.PASSED:
+            print(f"{target} says that {earlier.get('model')} passed, but {standing}.")
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -31,3 +31,12 @@ def serving_executable():
 
     root = pathlib.Path(__file__).absolute().parent.parent
     return serving_program.build(root / serving_program.PROGRAM)
+
+
+@pytest.fixture(scope="session")
+def verified_run(tmp_path_factory):
+    """A trainer's folder with the version `export/1` in it, for those who only read it."""
+    # Here, so that tests that need no TensorFlow start without.
+    from tests.verified_run import write
+
+    return write(tmp_path_factory.mktemp("run"))

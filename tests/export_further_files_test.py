@@ -19,6 +19,7 @@ def test_names_that_lead_elsewhere(name):
     [
         "model_card.json",
         "keras_model.json",
+        "manifest.json",
         "keras_state",
         "tf_serving_warmup_requests",
         "Model_Card.json",

@@ -4,12 +4,13 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 import tfdeq
-from export import load_test, saved_model
+from export import load_test, manifest, saved_model
 from tests.cases import contracting_language_model
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
@@ -76,6 +77,17 @@ def test_summary_of_known_samples():
 def test_bad_mixes(mix):
     with pytest.raises(ValueError, match="TOLERANCE:SHARE"):
         load_test.parse_mix([mix])
+
+
+def test_a_changed_version_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "assets.extra").mkdir()
+    (tmp_path / "saved_model.pb").write_bytes(b"graph")
+    manifest.write(tmp_path)
+    (tmp_path / "assets.extra" / "notes.txt").write_text("not of the version")
+    flags = types.SimpleNamespace(model=str(tmp_path), mix=["0.1:1"])
+    monkeypatch.setattr(load_test, "FLAGS", flags)
+    with pytest.raises(manifest.ChangedVersionError, match="assets.extra/notes.txt"):
+        load_test.main()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import export
 import tfdeq
-from export import loading, restored_model, saved_model, verify
+from export import loading, manifest, restored_model, saved_model, verify
 from tests.cases import fast
 
 WIDTH = 4
@@ -410,10 +410,14 @@ def test_the_check_leaves_random_numbers_and_the_model_alone(noisy):
     assert np.array_equal(model(x), model(x)) is not noisy
 
 
-def test_a_version_of_before_the_state_was_kept(tmp_path):
+def test_a_version_that_is_not_whole(tmp_path):
     model, _ = normalization()
     path = saved_model.export(model, tmp_path, plain_signature(model))
     shutil.rmtree(path / "assets.extra" / "keras_state")
+    with pytest.raises(manifest.ChangedVersionError, match="missing: assets.extra/keras_state"):
+        export.load_model(path)
+    # An older release kept no state of layers, and wrote no manifest.
+    (path / "assets.extra" / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"older release.*Export the model again"):
         export.load_model(path)
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import export
 import tfdeq
-from export import loading, saved_model
+from export import loading, manifest, saved_model
 from tests.cases import contracting_language_model
 from tfdeq.models import LanguageModel
 
@@ -145,12 +145,21 @@ def test_a_functional_model_comes_back(tmp_path):
 
 
 def test_what_is_no_version_of_ours(tmp_path, version):
-    with pytest.raises(FileNotFoundError, match="keras_model.json"):
+    with pytest.raises(FileNotFoundError, match="manifest.json.* is no version"):
         export.load_model(tmp_path)
     # Weights of another model under this one's description.
     other = LanguageModel(VOCABULARY, LENGTH, width=8, heads=2)
     other.build((None, LENGTH))
     path = shutil.copytree(version, tmp_path / "1")
     (path / "assets.extra" / loading.NAME).write_text(loading.to_json(other))
+    with pytest.raises(
+        manifest.ChangedVersionError, match="changed: assets.extra/keras_model.json"
+    ):
+        export.load_model(path)
+    manifest.write(path)
     with pytest.raises(ValueError, match="other shapes"):
+        export.load_model(path)
+    (path / "assets.extra" / loading.NAME).unlink()
+    manifest.write(path)
+    with pytest.raises(FileNotFoundError, match="keras_model.json.*keras_model=False"):
         export.load_model(path)

@@ -1,6 +1,5 @@
 """Publishers that are killed, run out of disk or run at once, and a poller that reads as the server does."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -14,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from export import runtime, versions
+from export import manifest, runtime, versions
 
 KILLS = 20
 
@@ -80,10 +79,11 @@ def check_whole(path, number):
     assert signatures.keys() == {"serving_default", "encode", "step"}
     card = json.loads((path / "assets.extra" / "model_card.json").read_text())
     assert card["version"] == number
-    assert {"saved_model.pb", "variables/variables.index"} <= card["files"].keys()
-    assert "assets.extra/tf_serving_warmup_requests" in card["files"]
-    for name, digest in card["files"].items():
-        assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest, name
+    files = manifest.read(path)
+    assert {"saved_model.pb", "variables/variables.index"} <= files.keys()
+    extra = {"tf_serving_warmup_requests", "model_card.json"}
+    assert {f"assets.extra/{name}" for name in extra} <= files.keys()
+    manifest.require_whole(path)
 
 
 @pytest.fixture(scope="module")

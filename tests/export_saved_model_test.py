@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from export import graph_checks, loading, saved_model, versions
+from export import graph_checks, loading, manifest, saved_model, versions
 from tfdeq.models import LanguageModel
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
@@ -212,7 +212,8 @@ def plain_model():
     "name",
     [
         *("../stolen", "/no-such-folder/stolen", "", ".", "..", "a/b"),
-        *("model_card.json", "keras_model.json", "tf_serving_warmup_requests"),
+        *("model_card.json", "keras_model.json", "manifest.json"),
+        *("tf_serving_warmup_requests",),
     ],
 )
 def test_further_files_stay_in_their_folder(name, tmp_path):
@@ -224,7 +225,7 @@ def test_further_files_stay_in_their_folder(name, tmp_path):
         model, tmp_path / "output", signatures, files={"notes [1].txt": "text"}
     )
     assert (path / "assets.extra" / "notes [1].txt").read_text() == "text"
-    assert "assets.extra/notes [1].txt" in card_of(path)["files"]
+    assert "assets.extra/notes [1].txt" in manifest.read(path)
 
 
 def test_paths_in_the_home_folder(tmp_path, monkeypatch):

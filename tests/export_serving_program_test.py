@@ -2,15 +2,17 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
 import pytest
 
 import tfdeq
-from export import saved_model, serving_program
+from export import manifest, saved_model, serving_program
 from export.isolated import Request
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
@@ -107,3 +109,12 @@ def test_the_program_times_a_versions_warm_up_records(version, serving_executabl
     assert [(row[0], row[1]) for row in rows] == [
         (name, batch) for batch in ("1", "3") for name in ("serving_default", "encode", "step")
     ]
+
+
+def test_a_changed_version_is_refused(version, serving_executable, tmp_path, monkeypatch):
+    path = shutil.copytree(version, tmp_path / "1")
+    (path / "assets.extra" / "model_card.json").write_text("{}")
+    flags = types.SimpleNamespace(model=str(path), program=str(serving_executable))
+    monkeypatch.setattr(serving_program, "FLAGS", flags)
+    with pytest.raises(manifest.ChangedVersionError, match="assets.extra/model_card.json"):
+        serving_program.main()

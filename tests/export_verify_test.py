@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,41 +12,23 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from export import checks, isolated, saved_model, trained_run, verify
-from tests.cases import contracting_language_model
+from export import checks, isolated, manifest, saved_model, trained_run, verified, verify
+from tests.verified_run import language_model
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
-LENGTH = 12
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A trainer's folder with the version `export/1`, and one of another model, `export/2`."""
-    folder = tmp_path_factory.mktemp("run")
-    for seed, name in ((4, "other.keras"), (3, "model.keras")):
-        model = contracting_language_model(256, LENGTH, tfdeq.Anderson(max_steps=40), seed=seed)
-        model.save(folder / name)
-    for place in range(3):
-        text = f"Text number {place}, long enough for a window or two.\n" * 20
-        (folder / f"{place}.txt").write_text(text)
-    config = {"dataset": "text", "data_dir": None, "files": str(folder / "*.txt")}
-    (folder / "config.json").write_text(json.dumps(config))
-    _, card, _ = trained_run.load_run(folder)
-    windows = np.frombuffer((folder / "0.txt").read_bytes(), np.uint8)[: 4 * LENGTH]
-    windows = windows.reshape(4, LENGTH).astype(np.int32)
-    saved_model.export_language_model(
-        model, folder / "export", version=1, card=card, windows=windows, batch_sizes=[1, 4]
-    )
-    other = keras.models.load_model(folder / "other.keras")
-    saved_model.export_language_model(other, folder / "export", version=2)
-    return folder
+def workdir(verified_run, tmp_path_factory):
+    """The run, in a folder of this module's own, for what is written into it."""
+    return shutil.copytree(verified_run, tmp_path_factory.mktemp("own") / "run")
 
 
-def test_the_program_passes_a_version_that_is_right(workdir, tmp_path):
+def test_the_program_passes_a_version_that_is_right(workdir):
     finished = subprocess.run(
         [
             *(sys.executable, "-m", "export.verify", f"--workdir={workdir}"),
-            *(f"--model={workdir / 'export' / '1'}", f"--prepared_dir={tmp_path}"),
+            *(f"--model={workdir / 'export' / '1'}", f"--prepared_dir={workdir / 'prepared'}"),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -58,36 +41,48 @@ def test_the_program_passes_a_version_that_is_right(workdir, tmp_path):
     assert report["processes"]["c"]["imported"] == []
     assert set(report["processes"]["c"]["blocked"]) >= {"tfdeq", "tensorflow"}
     assert "tfdeq" in report["processes"]["tensorflow"]["blocked"]
-    assert len(report["checks"]) == 11
-    assert finished.stdout.count("ok    ") == 11
+    assert len(report["checks"]) == 20
+    assert finished.stdout.count("ok    ") == 20
     for check in report["checks"]:
         assert check["values"].get("largest_difference", 0.0) <= 1e-5
     assert "The version answers as the Keras model does" in finished.stdout
+    assert report["digest"] == manifest.digest(workdir / "export" / "1")
+    assert verified.standing(report) == "passed"
 
 
 @pytest.mark.slow
-def test_a_version_of_another_model_is_found(workdir, monkeypatch):
+def test_a_version_of_another_model_is_found(workdir, tmp_path, monkeypatch):
     model, card, _ = trained_run.load_run(workdir)
-    path = workdir / "export" / "2"
+    path = saved_model.export_language_model(language_model(seed=4), tmp_path)
     assert not verify.check_source(path, card).passed
     monkeypatch.setattr(isolated, "RUNTIMES", {"c": isolated.RUNTIMES["c"]})
     stream = np.frombuffer((workdir / "0.txt").read_bytes(), np.uint8)
     found, _ = verify.verify_language_model(model, path, stream)
     names = [check.name for check in found if not check.passed]
-    assert names == ["c: equal to the Keras model"]
+    assert names == ["the Keras model of the version", "c: equal to the Keras model"]
 
 
-def test_altered_files_are_found(workdir):
-    path = workdir / "export" / "1"
-    card = json.loads((path / "assets.extra" / "model_card.json").read_text())
-    assert checks.check_files(path, card).passed
-    listed = dict(card["files"])
-    listed["saved_model.pb"] = "0" * 64
-    listed["variables/gone"] = "1" * 64
-    check = checks.check_files(path, {"files": listed})
+def test_altered_files_are_found(workdir, tmp_path):
+    path = shutil.copytree(workdir / "export" / "1", tmp_path / "1")
+    assert checks.check_files(path).passed
+    (path / "saved_model.pb").write_bytes(b"another graph")
+    (path / "assets.extra" / "more").write_text("")
+    (path / "variables" / "variables.index").unlink()
+    check = checks.check_files(path)
     assert not check.passed
-    assert check.values["wrong"] == ["saved_model.pb", "variables/gone"]
-    assert not checks.check_files(path, {}).passed  # a card that says nothing
+    assert check.values["wrong"] == [
+        *("assets.extra/more", "saved_model.pb", "variables/variables.index"),
+    ]
+    # Nothing of it is loaded.
+    model, _, _ = trained_run.load_run(workdir)
+    found, facts = verify.verify_language_model(model, path, np.arange(100))
+    assert [each.passed for each in found] == [False]
+    assert not facts
+    (path / "assets.extra" / "manifest.json").write_text("{}")
+    assert "not as export.saved_model wrote it" in checks.check_files(path).text
+    (path / "assets.extra" / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="Export the model again"):
+        verify.verify_language_model(model, path, np.arange(100))
 
 
 def test_ops_that_a_server_lacks_are_found(workdir):

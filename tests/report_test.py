@@ -1,8 +1,10 @@
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from export import manifest
 from trainers import report
 from trainers.workdir import write_json
 
@@ -67,7 +69,36 @@ def test_names_no_export_that_is_not_there(tmp_path):
     ]
     assert found[2].endswith(f"--model={export / '10'}")
     write_json(str(tmp_path / "export_report.json"), {})
-    assert not any(line.startswith("  verify:") for line in said())
+    assert any("older release; verify the version again" in line for line in said())
+    assert any(line.startswith("  verify:") for line in said())
+
+
+def test_says_what_a_verification_is_worth_now(tmp_path):
+    """A report is of one version as it was then: not of what was put there since."""
+    write_json(str(tmp_path / "metrics.json"), METRICS)
+    version = tmp_path / "export" / "1"
+    (version / "assets.extra").mkdir(parents=True)
+    (version / "saved_model.pb").write_bytes(b"graph")
+    manifest.write(version)
+    report_of = {"passed": True, "model": str(version), "digest": manifest.digest(version)}
+    write_json(str(tmp_path / "export_report.json"), report_of)
+
+    def said():
+        lines = [*report.summary(str(tmp_path)), *report.next_steps(str(tmp_path))]
+        (verdict,) = [line for line in lines if "what its verification found" in line]
+        return verdict, any(line.startswith("  verify:") for line in lines)
+
+    verdict, again = said()
+    assert verdict.endswith("(what its verification found: passed)")
+    assert not again
+    (version / "saved_model.pb").write_bytes(b"another graph")
+    for _ in range(2):
+        verdict, again = said()
+        assert "the version was changed after it was verified" in verdict
+        assert again
+        manifest.write(version)  # as another export under the same number
+    shutil.rmtree(version)
+    assert "the verified version is gone" in said()[0]
 
 
 def test_a_run_without_a_text_is_exported_without(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import app, flags
 
+from export import verified
 from trainers import program, report_html, report_page, report_run
 from trainers.paths import expanded
 from trainers.plotting import number
@@ -115,9 +116,9 @@ def _places(workdir: str) -> list[str]:
         found = sorted(glob.glob(os.path.join(glob.escape(workdir), name)))
         lines += [f"  {path}  ({what})" for path in found]
     lines += [f"  {path}  (the SavedModel for TF Serving)" for path in _versions(workdir)]
-    verified = os.path.join(workdir, "export_report.json")
-    if os.path.exists(verified):
-        lines.append(f"  {verified}  (what its verification found)")
+    report, standing = _verification(workdir)
+    if standing is not None:
+        lines.append(f"  {report}  (what its verification found: {standing})")
     return lines
 
 
@@ -126,6 +127,13 @@ def _versions(workdir: str) -> list[str]:
     pattern = os.path.join(glob.escape(workdir), "export", "*", "saved_model.pb")
     folders = [os.path.dirname(path) for path in glob.glob(pattern)]
     return sorted(folders, key=lambda path: (len(path), path))  # 10 comes after 9
+
+
+def _verification(workdir: str) -> tuple[str, str | None]:
+    """The report of export.verify, and what it is worth now; None where there is no report."""
+    path = os.path.join(workdir, "export_report.json")
+    report = read_json(path)
+    return path, None if report is None else verified.standing(report, workdir)
 
 
 def next_steps(workdir: str) -> list[str]:
@@ -147,7 +155,8 @@ def next_steps(workdir: str) -> list[str]:
         arguments = shlex.join([f"--workdir={workdir}", f"--output={export}"])
         lines.append(f"  export: {command} {arguments}{text}")
         return lines
-    if not os.path.exists(os.path.join(workdir, "export_report.json")):
+    # Again, where the report is of a version that is no more as it was.
+    if _verification(workdir)[1] not in (verified.PASSED, verified.FAILED):
         command = program.command("export", "verify")
         arguments = shlex.join([f"--workdir={workdir}", f"--model={versions[-1]}"])
         lines.append(f"  verify: {command} {arguments}")
