@@ -181,24 +181,16 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
         )
     target = pathlib.Path(report or os.path.join(workdir, "export_report.json"))
     _say_earlier(target, workdir)
-    model, card, words = load_run(workdir)
     digest = _digest(path)  # of what is verified now, whatever changes meanwhile
-    stream, note = tokens_of_test(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)
-    windows = windows_of(stream, model.sequence_length, saved_model.WINDOWS)
-    # Of another text than the table's nothing can be said.
-    compared, facts = verify_language_model(
-        model, path, stream, windows=windows[:0] if note else windows
-    )
-    if compared[0].passed:
-        compared[1:1] = _check_origin(path, card, words)
+    compared, facts, run = verify_run(workdir, path, FLAGS.prepared_dir)
     passed = all(check.passed for check in compared)
     result = {
         "passed": passed,
         "model": str(path.absolute()),
         "digest": digest,
         "workdir": workdir,
-        "dataset": card["dataset"],
-        "note": note,
+        "dataset": run["dataset"],
+        "note": run["note"],
         "checks": [check._asdict() for check in compared],
         "processes": facts,
         "seconds": round(time.perf_counter() - started, 1),
@@ -210,22 +202,46 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
     return passed
 
 
+def verify_run(
+    workdir: str | os.PathLike, path: pathlib.Path, prepared_dir: str | None = None
+) -> tuple[list[Check], dict[str, Any], dict[str, Any]]:
+    """Asks the version of a run of `trainers.language_model`, and compares its card with the run.
+
+    Args:
+        workdir: the run's folder. path: the version's.
+        prepared_dir: see the flag.
+
+    Returns:
+        The checks and facts of `verify_language_model`, and the run's entries of the card, with a `note`
+        where its text is not the one that the model was trained on.
+
+    Raises:
+        As `verify_language_model`, `load_run` and `tokens_of_test`.
+    """
+    model, run, words = load_run(workdir)
+    stream, note = tokens_of_test(run["flags"], model.vocabulary_size, prepared_dir)
+    windows = windows_of(stream, model.sequence_length, saved_model.WINDOWS)
+    found, facts = verify_language_model(
+        # Of another text than the table's nothing can be said.
+        *(model, path, stream),
+        windows=windows[:0] if note else windows,
+    )
+    if found[0].passed:
+        card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
+        found[1:1] = [
+            check_source(path, run),
+            card_checks.check_run(card, run),
+            card_checks.check_words(path, card, words),
+        ]
+    return found, facts, {**run, "note": note}
+
+
 def _digest(path: pathlib.Path) -> str | None:
     """The version's digest; None for a manifest that is none, as the checks say then."""
     try:
         return manifest.digest(path)
     except manifest.ChangedVersionError:
         return None
-
-
-def _check_origin(path: pathlib.Path, run: Mapping[str, Any], words: str | None) -> list[Check]:
-    """Whether the version is of the run: its model file, its words, and what the card says of it."""
-    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
-    return [
-        check_source(path, run),
-        card_checks.check_run(card, run),
-        card_checks.check_words(path, card, words),
-    ]
 
 
 def _say_earlier(target: pathlib.Path, workdir: str) -> None:

@@ -23,9 +23,12 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     for place in range(3):
         text = f"Text number {place}, long enough for a window or two.\n" * 20
         (folder / f"{place}.txt").write_text(text)
+    words = "".join(f"word{place}\n" for place in range(VOCABULARY))
+    (folder / trained_run.VOCABULARY).write_text(words)
+    (folder / "metrics.json").write_text(json.dumps({"test": {"bits_per_word": 7.5}}))
     config = {"dataset": "text", "data_dir": None, "files": str(folder / "*.txt")}
     (folder / "config.json").write_text(json.dumps(config))
-    _, card, _ = trained_run.load_run(folder)
+    _, card, words = trained_run.load_run(folder)
     saved_model.export_language_model(
         model,
         folder / "export",
@@ -33,6 +36,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         card=card,
         windows=trained_run.windows_of(stream(folder), LENGTH, saved_model.WINDOWS),
         batch_sizes=[1, 4],
+        vocabulary=words,
     )
     return folder
 
