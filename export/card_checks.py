@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -169,7 +170,7 @@ def check_over_limit(card: Mapping[str, Any], error: str | None, runtime: str) -
         problem = f"the card names several limits: {sorted(limits)}"
     elif error is None:
         problem = f"a request of more than {limit:,} numbers, the card's limit, was answered"
-    elif str(limit) not in error:
+    elif not re.search(rf"\b{limit}\b", error):
         problem = f"a request above {limit:,} numbers was refused in other words: {error[:300]}"
     text = problem or f"more than {limit:,} numbers are refused"
     return Check(f"{runtime}: the limit of a request's size", not problem, text, {})

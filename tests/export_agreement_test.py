@@ -10,7 +10,7 @@ from export import isolated, language_model_checks, saved_model, serving_program
 from export.checks import compare
 from export.isolated import Request
 from export.language_model_signatures import signature_names
-from export.signatures import INVALID
+from export.signatures import INVALID, solving_of
 from tests.cases import contracting_language_model
 from tfdeq import Status
 
@@ -34,7 +34,7 @@ def version(model, tmp_path_factory):
 def requests_of(model, batches, lengths_from):
     tokens = np.random.default_rng(5).integers(0, VOCABULARY, (max(batches), LENGTH), np.int32)
     return [
-        language_model_checks._request(
+        language_model_checks.request(
             model,
             f"batch of {batch}",
             signature,
@@ -47,7 +47,8 @@ def requests_of(model, batches, lengths_from):
 
 
 def check_all(model, requests, answers):
-    references = language_model_checks.references(model, requests)
+    limit = solving_of(model).max_steps_limit
+    references = language_model_checks.KerasModel(model, limit).references(requests)
     for runtime, outputs in answers.items():
         pairs = [
             (

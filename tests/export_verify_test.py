@@ -237,3 +237,26 @@ def test_comparison_of_two_answers(answer, passed, near):
     check = checks.compare("test", pairs, tolerance=1e-3)
     assert check.passed == passed
     assert len(check.values["near"]) == near
+
+
+def test_an_earlier_report_that_holds_no_more_is_named(tmp_path, capsys):
+    version, target = tmp_path / "export" / "1", tmp_path / "export_report.json"
+    (version / "assets.extra").mkdir(parents=True)
+    (version / "saved_model.pb").write_bytes(b"graph")
+    manifest.write(version)
+    report = {"passed": True, "model": str(version), "digest": manifest.digest(version)}
+
+    def said():
+        verify._say_earlier(target, str(tmp_path))
+        return capsys.readouterr().out
+
+    assert said() == ""
+    target.write_text(json.dumps(report))
+    assert said() == ""
+    (version / "saved_model.pb").write_bytes(b"another graph")
+    manifest.write(version)
+    assert f"{version} passed, but the version was changed after it was verified." in said()
+    shutil.rmtree(version)
+    assert "passed, but the verified version is gone." in said()
+    target.write_text("{")  # what is written over anyway
+    assert said() == ""
