@@ -1,11 +1,14 @@
 """Whether `export.load_model` gives back the model that a version is verified against."""
 
+import contextlib
 import json
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+from absl import logging
 
 from export import keras_state, loading, manifest, restored_model
 from export.checks import Check
@@ -42,7 +45,8 @@ def check_loaded(model: keras.Model, path: pathlib.Path) -> Check:
     except Exception as error:  # what a user's from_config raises
         return Check(_NAME, True, f"described as the model; it cannot be built here: {error}", {})
     try:
-        again = loading.load_model(path)
+        with _quiet():
+            again = loading.load_model(path)
         different = restored_model.state_difference(again, keras_state.collect(model))
     except Exception as error:  # a layer's own load_own_variables may raise anything
         different = f"it cannot be loaded: {error}"
@@ -52,6 +56,17 @@ def check_loaded(model: keras.Model, path: pathlib.Path) -> Check:
         else ""
     )
     return Check(_NAME, not different, different or passed, {})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TensorFlow's warning, for each function, that it was exported without its gradient."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _without_names(described: Any) -> Any:
