@@ -131,9 +131,11 @@ class KerasModel:
             memory = tf.nest.map_structure(
                 lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), model.initial_memory(1)
             )
+            # Of one text, as its memory is: a network's loop takes no other.
+            one = [tf.TensorSpec([1, *spec.shape[1:]], spec.dtype) for spec in (tokens, *settings)]
             self._continue = graph(
                 lambda tokens, memory, *settings: call(tokens, *settings, memory=memory),
-                *(tokens, memory, *settings),
+                *(one[0], memory, *one[1:]),
             )
 
     def references(self, requests: Sequence[Request]) -> list[list[Outputs]]:
