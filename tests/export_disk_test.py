@@ -20,6 +20,7 @@ MOMENTS = {
     "warm-up records": "export.warm_up:write",
     "further files": "export.further_files:write",
     "the card": "export.model_card:to_json",
+    "the manifest": "export.manifest:write",
 }
 
 
@@ -53,9 +54,11 @@ def run_program(folder, log, hook):
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # The language model's flags are defined in the process that this one is forked from.
+    # Which defines a flag that is required; the process that this one is forked from may have.
+    from trainers import language_model, program
+
+    assert language_model
     sys.argv = ["program", "--workdir=unused"]
-    from trainers import program
 
     hook[0](*hook[1:])
     program.run(lambda: export("disk/models"))
