@@ -4,11 +4,13 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import gc
 import pathlib
 
 import hypothesis
 import keras
 import pytest
+from tensorflow.python.framework import ops
 
 # A solve in a fresh mode includes its compilation: time per example says nothing. Derandomised, a
 # failure seen once is seen again.
@@ -22,6 +24,20 @@ def _fixed_keras_state():
     keras.utils.set_random_seed(1234)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _graphs_are_freed():
+    """After each module, what keeps its graphs alive goes: TensorFlow's registry of custom gradients.
+
+    It has an entry for each tf.custom_gradient in each trace, and each entry holds its graph. A run of all
+    tests would grow to many GiB, and become slower as it grows.
+    """
+    yield
+    registry = ops.gradient_registry._registry
+    for name in [name for name in registry if name.startswith("CustomGradient-")]:
+        del registry[name]
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
