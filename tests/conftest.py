@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import gc
 import pathlib
 
 import hypothesis
@@ -37,7 +36,6 @@ def _graphs_are_freed():
     registry = ops.gradient_registry._registry
     for name in [name for name in registry if name.startswith("CustomGradient-")]:
         del registry[name]
-    gc.collect()
 
 
 @pytest.fixture(scope="session")
