@@ -41,7 +41,7 @@ def guarded(
             whose requests are joined only where `can_join` says so.
     """
     function, specs = signature.function, input_specs(signature.function)
-    batched = _in_order(function, specs)
+    batched = None if queues is None else _in_order(function, specs)
 
     def answer(given: _Tensors, queue: str) -> _Tensors:
         if queues is None:
