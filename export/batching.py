@@ -12,7 +12,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 SIZES = (1, 2, 4, 8, 16, 32)
-THREADS = 4
+THREADS = 2
+TIMEOUT_MICROS = 2000
 # Requests that wait, in batches; those beyond are UNAVAILABLE, and clients ask again.
 _MOST_WAITING = 1000
 # Rows of one request, as far as the op is concerned; the version's limit is checked before.
@@ -24,13 +25,12 @@ _Function = tf.types.experimental.ConcreteFunction
 class Batching(NamedTuple):
     """How a version joins requests.
 
-    A batch begins when a thread is free: with what waits then, up to the largest size. Under little
-    load nothing waits for anything; under much, batches fill by themselves.
+    A batch begins when a thread is free and it is full, or its oldest request has waited as long as it may.
     """
 
     sizes: Sequence[int] = SIZES  # ascending; a smaller batch is filled up with copies of a row
     threads: int = THREADS  # batches that run at once
-    timeout_micros: int = 0  # how long a batch that is not full waits for more
+    timeout_micros: int = TIMEOUT_MICROS  # how long a batch that is not full waits for more
 
 
 class Queues:

@@ -267,11 +267,10 @@ def _graph_differences(path: pathlib.Path, card: Mapping[str, Any]) -> list[str]
     if limit is not None and limits != {limit}:
         wrong.append(f"max_steps_limit: the card says {limit}, the graph has {sorted(limits)}")
     joined = card.get("batching")
-    if any(signature.get("joined") for signature in card["signatures"].values()):
+    expected = set()
+    if joined is not None:
         sizes = tuple(sorted(set(joined["sizes"])))
         expected = {(sizes, joined["threads"], joined["timeout_micros"])}
-    else:
-        expected = set()
     if joining != expected:
         wrong.append(f"batching: the card says {sorted(expected)}, the graph has {sorted(joining)}")
     if joined is not None and list(joined["sizes"]) != list(card.get("allowed_batch_sizes") or []):

@@ -30,7 +30,7 @@ from export import (
 )
 from export import language_model_signatures as language_model
 from export.batching import SIZES as BATCH_SIZES
-from export.batching import THREADS, Batching
+from export.batching import THREADS, TIMEOUT_MICROS, Batching
 from export.quality import TOLERANCES, quality_by_tolerance
 from export.signatures import (
     STATUS_TEXTS,
@@ -67,7 +67,7 @@ def export(
     examples: Mapping[str, np.ndarray] | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     batch_threads: int = THREADS,
-    batch_timeout_micros: int = 0,
+    batch_timeout_micros: int = TIMEOUT_MICROS,
     card: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
     max_steps_limit: int | None = None,
@@ -172,6 +172,8 @@ def export(
                 f"The signature {name!r} cannot be served: {'; '.join(found)}. Trace it for "
                 "inference (training=False), of TensorFlow operations only, without jit_compile."
             )
+    if not any(signature.joined for signature in signatures.values()):
+        batching = None
     described = {
         **_described(model, jit_compile, examples, batch_sizes, batching),
         **own,
@@ -275,7 +277,7 @@ def export_language_model(
     windows: np.ndarray | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     batch_threads: int = THREADS,
-    batch_timeout_micros: int = 0,
+    batch_timeout_micros: int = TIMEOUT_MICROS,
     card: Mapping[str, Any] | None = None,
     vocabulary: str | None = None,
     max_steps_limit: int | None = None,
@@ -457,7 +459,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer(
         "batch_timeout_micros",
-        0,
+        TIMEOUT_MICROS,
         "How long a batch that is not full waits for more requests, in µs.",
         lower_bound=0,
     )

@@ -228,6 +228,13 @@ def test_further_files_stay_in_their_folder(name, tmp_path):
     assert "assets.extra/notes [1].txt" in manifest.read(path)
 
 
+def test_the_card_names_no_batching_where_nothing_is_joined(tmp_path):
+    model, signatures = plain_model()
+    card = card_of(saved_model.export(model, tmp_path / "output", signatures))
+    assert card["batching"] is None
+    assert not card["signatures"]["serving_default"]["joined"]
+
+
 def test_paths_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
