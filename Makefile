@@ -18,11 +18,12 @@ BENCH_FLAGS ?=
 .PHONY: quickstart compare bench serving_program serving_bench test test-all lint format bazel clean
 
 # A stamp is written last: an installation that was cut off is made again.
-$(RUNTIME): requirements.txt
+$(RUNTIME): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tfdeq needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 $(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
@@ -38,18 +39,18 @@ quickstart: $(RUNTIME)
 
 # The equilibrium against explicit depth, three seeds each: about two and a half hours on two cores.
 compare: $(RUNTIME)
-	$(RUN) -m benchmarks.compare --dataset=python_stdlib --workdir=runs/compare --document=docs/compare.md
+	$(RUN) -m benchmarks.training.compare --dataset=python_stdlib --workdir=runs/compare --document=docs/compare.md
 
 # The peers' frameworks, in an environment of their own.
-$(PEERS)/.installed: benchmarks/peers/requirements.txt
+$(PEERS)/.installed: benchmarks/engine/peers/requirements.txt
 	$(PEERS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet $(PEERS_PIP) -r benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet $(PEERS_PIP) -r benchmarks/engine/peers/requirements.txt
 	touch $@
 
 # Speed and memory against TorchDEQ, JAXopt and Optimistix; wants a quiet machine.
 bench: $(RUNTIME) $(PEERS)/.installed
-	$(RUN) -m benchmarks.memory $(BENCH) $(BENCH_FLAGS)
-	$(RUN) -m benchmarks.engine $(BENCH) --document=docs/benchmarks.md $(BENCH_FLAGS)
+	$(RUN) -m benchmarks.engine.memory $(BENCH) $(BENCH_FLAGS)
+	$(RUN) -m benchmarks.engine.speed $(BENCH) --document=docs/benchmarks.md $(BENCH_FLAGS)
 
 # A C++ program that answers and times a version as a server does, without Python.
 serving_program: $(RUNTIME)
@@ -58,7 +59,7 @@ serving_program: $(RUNTIME)
 # What serving costs, in the C++ runtime: trains a model for it first; wants a quiet machine.
 serving_bench: $(RUNTIME)
 	$(RUN) -m trainers.language_model --dataset=python_stdlib --workdir=$(SERVING) $(SERVING_FLAGS)
-	$(RUN) -m benchmarks.serving --workdir=$(SERVING) --results=benchmarks/results/serving.json --document=docs/serving_benchmarks.md
+	$(RUN) -m benchmarks.serving.costs --workdir=$(SERVING) --results=benchmarks/results/serving.json --document=docs/serving_benchmarks.md
 
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=60

@@ -8,7 +8,7 @@ import pytest
 
 from tools import build_files
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).absolute().parents[1]
 FOLDERS = build_files.folders()
 
 
@@ -75,8 +75,12 @@ def test_deps_are_the_imports(folder):
         if rule == "py_binary":
             assert deps == {path}
             continue
-        # The one __init__.py with code of its own that modules below it need unasked.
-        unasked = {ROOT / "trainers/__init__.py"} if folder.startswith("trainers") else set()
+        # The __init__.py with code of their own that modules below them need unasked.
+        unasked = {
+            ROOT / place / "__init__.py"
+            for place in ("trainers", "export", "tfdeq/serving")
+            if f"{folder}/".startswith(f"{place}/")
+        }
         assert deps - unasked == _imported(path) - unasked, target["name"]
         assert (unasked - {path}) <= deps, target["name"]
 

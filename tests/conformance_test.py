@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.cases import (
+from tests.support.cases import (
     EVERY_MODE,
     DenseCell,
     NoisyCell,
@@ -33,7 +33,7 @@ from tfdeq import adjoints, solvers
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import LanguageModel
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).absolute().parents[1]
 PACKAGE = ROOT / "tfdeq"
 SOLVERS = exact_solvers()
 
@@ -363,39 +363,27 @@ def test_compiled_by_xla(name):
 LAYERS = (
     (
         "tfdeq.version",
-        "tfdeq.batch_part",
-        "tfdeq.samples",
-        "tfdeq.xla",
-        "tfdeq.arnoldi",
-        "tfdeq.custom_gradient",
-        "tfdeq.call_time",
+        "tfdeq.numerics.arnoldi",
+        "tfdeq.numerics.custom_gradient",
+        "tfdeq.numerics.xla",
+        "tfdeq.cell_calls.batch_part",
+        "tfdeq.cell_calls.call_time",
     ),
-    ("tfdeq.closures", "tfdeq.scope_stack"),
+    ("tfdeq.rows", "tfdeq.numerics.closures", "tfdeq.cell_calls.scope_stack"),
     ("tfdeq.solution", "tfdeq.solvers"),
-    (
-        "tfdeq.compaction",
-        "tfdeq.limits",
-        "tfdeq.state_layout",
-        "tfdeq.safeguard",
-        "tfdeq.solve_scope",
-    ),
-    ("tfdeq.function_evaluation", "tfdeq.warm_starts", "tfdeq.spectral_norm", "tfdeq.masks"),
-    ("tfdeq.scoped_call",),
+    ("tfdeq.compaction", "tfdeq.numerics", "tfdeq.solve_scope"),
+    ("tfdeq.warm_starts", "tfdeq.spectral_norm", "tfdeq.cell_calls.masks"),
+    ("tfdeq.cell_calls.scoped_call",),
     ("tfdeq.iteration",),
     ("tfdeq.adjoints",),
-    (
-        "tfdeq.fixed_point",
-        "tfdeq.regularizers",
-        "tfdeq.convergence_metrics",
-        "tfdeq.explicit",
-        "tfdeq.functional_cell",
-        "tfdeq.cell_function",
-        "tfdeq.pure_cell",
-    ),
+    ("tfdeq.fixed_point", "tfdeq.regularizers", "tfdeq.cell_calls"),
     ("tfdeq.layer",),
     ("tfdeq.cells", "tfdeq.baselines", "tfdeq.models", "tfdeq.gradient_report"),
     ("tfdeq",),
-    ("trainers", "export", "tfdeq.programs"),
+    ("tfdeq.programs",),
+    ("tfdeq.data",),
+    ("tfdeq.serving", "tfdeq.training"),
+    ("trainers", "export"),
     ("benchmarks",),
 )
 
@@ -415,6 +403,11 @@ def _layer_of(module: str) -> int | None:
 def _module_of(path: pathlib.Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _path_of(module: str) -> pathlib.Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
 
 
 def _is_module(name: str) -> bool:
@@ -444,11 +437,23 @@ def _sources():
     )
 
 
-def _modules_of_the_package():
+# What is built on the core: a file of tests there may be of several modules.
+_OUTER = ("programs", "data", "training", "serving")
+
+
+def _modules_of_the_core():
     return [
         _module_of(path)
         for path in sorted(PACKAGE.rglob("*.py"))
-        if not path.is_relative_to(PACKAGE / "programs")
+        if path.relative_to(PACKAGE).parts[0] not in _OUTER
+    ]
+
+
+def _modules_with_examples():
+    return [
+        _module_of(path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if ">>> " in path.read_text(encoding="utf-8")
     ]
 
 
@@ -467,18 +472,19 @@ def test_imports_point_one_way(path):
 
 def test_the_import_test_sees_an_arrow_that_points_back(tmp_path):
     path = tmp_path / "sample.py"
-    path.write_text("def f():\n    from tfdeq import layer\n    import trainers.data\n")
-    assert _imports(path) == {"tfdeq.layer", "trainers.data"}
+    path.write_text("def f():\n    from tfdeq import layer\n    import tfdeq.data\n")
+    assert _imports(path) == {"tfdeq.layer", "tfdeq.data"}
     assert _layer_of("tfdeq.layer") > _layer_of("tfdeq.solvers.broyden")
     assert _layer_of("tfdeq.unheard_of") is None
 
 
-@pytest.mark.parametrize("module", _modules_of_the_package())
+@pytest.mark.parametrize("module", _modules_of_the_core())
 def test_every_module_has_a_test_file(module):
-    name = module.split(".")[-1]
-    if module in ("tfdeq", "tfdeq.version", "tfdeq.cells", "tfdeq.models"):
+    path = module.split(".")[1:]
+    if module in ("tfdeq", "tfdeq.version") or _path_of(module).name == "__init__.py":
         return  # names only
-    assert (ROOT / "tests" / f"{name}_test.py").exists()
+    folders = ("/".join(path[:-1]) or "core", path[-1])  # one with many tests has its own
+    assert any((ROOT / "tests" / folder / f"{path[-1]}_test.py").exists() for folder in folders)
 
 
 @pytest.mark.parametrize("name", [name for name in tfdeq.__all__ if not name.startswith("__")])
@@ -493,7 +499,7 @@ def test_public_names_say_what_they_are(name):
         assert "Source:" in text or name in ("describe", "SolveScope")  # no method in them
 
 
-@pytest.mark.parametrize("module", _modules_of_the_package())
+@pytest.mark.parametrize("module", _modules_with_examples())
 def test_examples_of_the_docstrings(module):
     module = importlib.import_module(module)
     result = doctest.testmod(

@@ -41,9 +41,9 @@ def _graphs_are_freed():
 @pytest.fixture(scope="session")
 def serving_executable():
     """The C++ program, compiled once for all tests that ask for it."""
-    from export import serving_program
+    from tfdeq.serving.server import serving_program
 
-    root = pathlib.Path(__file__).absolute().parent.parent
+    root = pathlib.Path(__file__).absolute().parents[1]
     return serving_program.build(root / serving_program.PROGRAM)
 
 
@@ -51,6 +51,6 @@ def serving_executable():
 def verified_run(tmp_path_factory):
     """A trainer's folder with the version `export/1` in it, for those who only read it."""
     # Here, so that tests that need no TensorFlow start without.
-    from tests.verified_run import write
+    from tests.support.verified_run import write
 
     return write(tmp_path_factory.mktemp("run"))

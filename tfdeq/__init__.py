@@ -1,5 +1,8 @@
 """tfdeq: deep equilibrium models for TensorFlow and Keras."""
 
+import importlib
+from typing import Any
+
 from tfdeq.adjoints import (
     Implicit,
     JacobianFree,
@@ -53,3 +56,12 @@ __all__ = [
     "spectral_norm_bound",
     "spectral_radius",
 ]
+
+# Imported when they are asked for: not everybody needs them.
+_PACKAGES = ("baselines", "cells", "data", "models", "serving", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"tfdeq.{name}")
+    raise AttributeError(f"module 'tfdeq' has no attribute {name!r}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdeq.samples import scattered, take_rows
+from tfdeq.rows import scattered, take_rows
 
 
 class RowwiseFunction:

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tfdeq import adjoints, solvers
 from tfdeq.adjoints.adjoint import SolveSettings
 from tfdeq.compaction import RowwiseFunction
-from tfdeq.limits import Limits
-from tfdeq.samples import choose, finite_rows, rows_of, with_rows, without_rows
+from tfdeq.numerics.limits import Limits
+from tfdeq.rows import choose, finite_rows, rows_of, with_rows, without_rows
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import require_positive_integer
 

@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 
 from tfdeq import adjoints, solvers
+from tfdeq.cell_calls.pure_cell import PureCell
 from tfdeq.fixed_point import fixed_point
 from tfdeq.layer import DEQLayer
-from tfdeq.pure_cell import PureCell
 from tfdeq.solution import Solution
 
 _REFERENCE_STEPS = 200

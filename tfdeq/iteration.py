@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from tfdeq import safeguard
 from tfdeq.compaction import BoundFunction, run_compacting
-from tfdeq.function_evaluation import Residual, evaluate, evaluate_linearised, residual_of
-from tfdeq.limits import Limits
+from tfdeq.numerics import safeguard
+from tfdeq.numerics.function_evaluation import Residual, evaluate, evaluate_linearised, residual_of
+from tfdeq.numerics.limits import Limits
+from tfdeq.numerics.state_layout import StateLayout
+from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers.solver import Solver
-from tfdeq.state_layout import StateLayout
-from tfdeq.xla import compiles_with_xla
 
 _RUNNING = -1
 # Progress is a best residual that has fallen by 0.1 %.

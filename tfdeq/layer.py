@@ -7,20 +7,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeq import adjoints, batch_part, solvers
-from tfdeq.convergence_metrics import ConvergenceMetrics, in_evaluation
-from tfdeq.explicit import apply_explicitly
+from tfdeq import adjoints, solvers
+from tfdeq.cell_calls import batch_part
+from tfdeq.cell_calls.convergence_metrics import ConvergenceMetrics, in_evaluation
+from tfdeq.cell_calls.explicit import apply_explicitly
+from tfdeq.cell_calls.functional_cell import UnknownSizeError
+from tfdeq.cell_calls.masks import attach_masks
+from tfdeq.cell_calls.pure_cell import PureCell, require_two_inputs
+from tfdeq.cell_calls.scoped_call import ScopedCall
 from tfdeq.fixed_point import fixed_point, mark_non_finite
-from tfdeq.functional_cell import UnknownSizeError
-from tfdeq.limits import Limits
-from tfdeq.masks import attach_masks
-from tfdeq.pure_cell import PureCell, require_two_inputs
+from tfdeq.numerics.limits import Limits
+from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.regularizers import estimated_penalty
-from tfdeq.samples import finite_rows, rows_of, take_rows, without_rows
-from tfdeq.scoped_call import ScopedCall
+from tfdeq.rows import finite_rows, rows_of, take_rows, without_rows
 from tfdeq.solution import Solution
 from tfdeq.solvers.solver import require_integer, require_positive_integer
-from tfdeq.xla import compiles_with_xla
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")

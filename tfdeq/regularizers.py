@@ -6,11 +6,11 @@ from typing import Any
 import tensorflow as tf
 from ml_dtypes import finfo  # numpy's does not know bfloat16
 
-from tfdeq.arnoldi import krylov_space, largest_modulus
-from tfdeq.batch_part import ChosenRows
-from tfdeq.samples import aligned
+from tfdeq.cell_calls.batch_part import ChosenRows
+from tfdeq.numerics.arnoldi import krylov_space, largest_modulus
+from tfdeq.numerics.state_layout import StateLayout
+from tfdeq.rows import aligned
 from tfdeq.solvers.solver import require_integer, require_positive_integer
-from tfdeq.state_layout import StateLayout
 
 
 def jacobian_penalty(

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeq import scope_stack
-from tfdeq.limits import Limits
+from tfdeq.cell_calls import scope_stack
+from tfdeq.numerics.limits import Limits
 from tfdeq.solution import Solution
 
 

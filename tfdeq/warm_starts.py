@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeq.samples import rows_of, with_rows
+from tfdeq.numerics.state_layout import StateLayout
+from tfdeq.rows import rows_of, with_rows
 from tfdeq.solution import Solution, Status
-from tfdeq.state_layout import StateLayout
 
 
 class WarmStarts(tf.Module):

@@ -34,7 +34,7 @@ IGNORED = ("tools/bazel4",)  # as in .bazelignore
 # These read the sources of the whole project.
 READERS = ("tests/build_files_test.py", "tests/conformance_test.py")
 # Tests that need more than Bazel's five minutes where cores are few.
-LARGE = ("tests/conformance_test.py", "tests/trainers_language_model_test.py")
+LARGE = ("tests/conformance_test.py", "tests/trainers/language_model_test.py")
 
 RULES = "@rules_python//python:defs.bzl"
 HEADER = '"""Written by `python -m tools.build_files` from the imports."""\n'
@@ -96,10 +96,7 @@ def runs(module: str) -> set[str]:
     """The modules that a module runs by name or by path, without those that it needs anyway."""
     folder = source(module).parent
     found = set()
-    for node in ast.walk(_tree(module)):
-        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-            continue
-        text = node.value
+    for text in _strings(_tree(module)):
         if re.fullmatch(r"(?!__)\w+\.py", text):
             if (folder / text).is_file():
                 found.add(module_of(folder / text))
@@ -215,6 +212,21 @@ def main(arguments: list[str]) -> int:
 
 def _tree(module: str) -> ast.Module:
     return ast.parse(source(module).read_text(encoding="utf-8"))
+
+
+def _strings(tree: ast.Module) -> set[str]:
+    """The strings of a module, but for programs that it only tells the user to run, and keys."""
+    told = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "commands.command":
+            told.update(map(id, node.args))
+        elif isinstance(node, ast.Dict):
+            told.update(map(id, node.keys))
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
+    }
 
 
 def _has_code(module: str) -> bool:

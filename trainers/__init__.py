@@ -1,4 +1,4 @@
-"""Command-line trainers: absl programs around the models of tfdeq."""
+"""Programs that train, one a task; the library is `tfdeq.training`."""
 
 import os
 

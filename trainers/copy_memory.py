@@ -10,20 +10,21 @@ from typing import Any
 import tensorflow as tf
 from absl import flags
 
-from trainers import experiment, program
-from trainers.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
-from trainers.evaluation import Evaluator
-from trainers.experiment import Experiment
-from trainers.flags import (
+from tfdeq.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
+from tfdeq.programs import program
+from tfdeq.training import experiment
+from tfdeq.training.experiment import Experiment
+from tfdeq.training.flags.shared import (
     bound,
     check_uses,
     configuration,
     define_shared_flags,
     set_up_process,
 )
-from trainers.last_lines import last_lines
-from trainers.models import define_model_flags, make_loss, make_model, radius_of
-from trainers.task import Task
+from tfdeq.training.report.last_lines import last_lines
+from tfdeq.training.task import Task
+from tfdeq.training.text.evaluation import Evaluator
+from tfdeq.training.text.models import define_model_flags, make_loss, make_model, radius_of
 
 FLAGS = flags.FLAGS
 

@@ -3,182 +3,23 @@
 python -m trainers.report WORKDIR... [--output=PAGE.html]
 """
 
-import datetime
-import glob
 import os
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import app, flags
 
-from export import verified
-from trainers import program, report_html, report_page, report_run
-from trainers.paths import expanded
-from trainers.plotting import number
-from trainers.report_plots import words
-from trainers.workdir import read_json, write_atomically
+from tfdeq.programs import commands, program
+from tfdeq.programs.paths import expanded
+from tfdeq.training.report import report_run
+from tfdeq.training.report.summary import next_steps, summary, write_page
 
 FLAGS = flags.FLAGS
-
-
-def summary(workdir: str) -> list[str]:
-    """Returns what a finished run has reached and where its files are, line by line.
-
-    Raises:
-        FileNotFoundError: if no finished run lies in workdir.
-    """
-    metrics = read_json(os.path.join(workdir, "metrics.json"))
-    if metrics is None:
-        raise FileNotFoundError(
-            f"{workdir} holds no metrics.json: no finished run lies there. Train one, or go on with "
-            f"it: {program.command('trainers', 'language_model')} --workdir={workdir}"
-        )
-    return [*_results(metrics), *_places(workdir)]
-
-
-def write_page(workdirs: Sequence[str], output: str) -> list[report_run.Run]:
-    """Writes the page that compares the runs, whole or not at all, and returns the runs.
-
-    Raises:
-        FileNotFoundError: if a folder holds no run. IsADirectoryError: if output is a folder.
-    """
-    if os.path.isdir(output):
-        raise IsADirectoryError(
-            f"--output={output} is a folder. Name a file, for example {output}/report.html."
-        )
-    runs = report_run.read(workdirs)
-    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text = report_page.page(runs, made)
-
-    def write(name):
-        with open(name, "w", encoding="utf-8") as file:
-            file.write(text)
-
-    write_atomically(output, write)
-    return runs
-
-
-def _results(metrics: Mapping[str, Any]) -> list[str]:
-    test = report_run.mapping(metrics.get("test"))
-    names = list(report_run.scores(test))
-    if not names:
-        return ["", "metrics.json holds no test figures."]
-    key, unit = names[0], words(names[0])
-    quality = ", ".join(f"{words(name)}: {test[name]:.3f}" for name in names)
-    lines = ["", f"Test {quality}{_solve(test)}"]
-    if number(test.get("standard_error")) is not None:
-        lines.append(
-            f"  standard error of the {unit}: {test['standard_error']:.3f}, over "
-            f"{report_html.text(test.get('examples'))} examples of "
-            f"{report_html.text(test.get('tokens'))} tokens in all"
-        )
-    for budget, row in report_run.mapping(test.get("by_budget")).items():
-        if number(row.get(key)) is not None:
-            lines.append(f"  at {budget} x the budget: {row[key]:.3f}{_residual(row, ', ')}")
-    baseline = report_run.mapping(metrics.get("baseline"))
-    if number(baseline.get(key)) is not None:
-        line = f"Best baseline, {baseline.get('name')}, as many steps: {baseline[key]:.3f}"
-        if key.startswith("bits_per_"):  # of other figures, more may be better
-            line += f" ({_comparison(test[key], baseline[key], unit)})"
-        lines.append(line)
-    return lines
-
-
-def _comparison(own: float, other: float, unit: str) -> str:
-    difference = round(other - own, 3)
-    if not difference:
-        return "the equilibrium is as good"
-    better = "the equilibrium" if difference > 0 else "the baseline"
-    return f"{better} is better by {abs(difference):.3f} {unit}"
-
-
-def _solve(row: Mapping[str, Any]) -> str:
-    if number(row.get("steps")) is None or number(row.get("residual")) is None:
-        return ""
-    return f" (relative {_residual(row, '')} after {row['steps']:.1f} steps on average)"
-
-
-def _residual(row: Mapping[str, Any], before: str) -> str:
-    known = number(row.get("residual"))
-    return "" if known is None else f"{before}residual {known:.1e}"
-
-
-def _places(workdir: str) -> list[str]:
-    lines = ["", "Where things are:"]
-    for name, what in (
-        ("metrics.json", "every figure"),
-        ("*.png", "pictures"),
-        ("model.keras", "the Keras model"),
-        ("checkpoints", "checkpoints"),
-    ):
-        found = sorted(glob.glob(os.path.join(glob.escape(workdir), name)))
-        lines += [f"  {path}  ({what})" for path in found]
-    lines += [f"  {path}  (the SavedModel for TF Serving)" for path in _versions(workdir)]
-    report, standing = _verification(workdir)
-    if standing is not None:
-        lines.append(f"  {report}  (what its verification found: {standing})")
-    return lines
-
-
-def _versions(workdir: str) -> list[str]:
-    """The version folders that were exported into the run's own folder."""
-    pattern = os.path.join(glob.escape(workdir), "export", "*", "saved_model.pb")
-    folders = [os.path.dirname(path) for path in glob.glob(pattern)]
-    return sorted(folders, key=lambda path: (len(path), path))  # 10 comes after 9
-
-
-def _verification(workdir: str) -> tuple[str, str | None]:
-    """The report of export.verify, and what it is worth now; None where there is no report."""
-    path = os.path.join(workdir, "export_report.json")
-    report = read_json(path)
-    return path, None if report is None else verified.standing(report, workdir)
-
-
-def next_steps(workdir: str) -> list[str]:
-    """Returns what one may do with a run, line by line; of an export, what is not done yet."""
-    lines = [
-        "",
-        "What to do next:",
-        f"  look:   {_tensorboard()} {shlex.quote(f'--logdir={workdir}')}",
-        f"  learn:  {program.command('trainers', 'language_model')} --dataset=text "
-        "--files='YOUR/*.txt' --workdir=runs/mine",
-    ]
-    export = os.path.join(workdir, "export")
-    versions = _versions(workdir)
-    if not versions:
-        command = program.command("export", "saved_model")
-        config = read_json(os.path.join(workdir, "config.json"))
-        # A run of examples that a trainer makes itself has no text.
-        text = " --notext" if config and "dataset" not in config else ""
-        arguments = shlex.join([f"--workdir={workdir}", f"--output={export}"])
-        lines.append(f"  export: {command} {arguments}{text}")
-        return lines
-    # Again, where the report is of a version that is no more as it was.
-    if _verification(workdir)[1] not in (verified.PASSED, verified.FAILED):
-        command = program.command("export", "verify")
-        arguments = shlex.join([f"--workdir={workdir}", f"--model={versions[-1]}"])
-        lines.append(f"  verify: {command} {arguments}")
-    command = program.command("export", "serving_config")
-    lines.append(
-        f"  serve:  {command} {shlex.quote(f'--models=language_model={export}')} "
-        "--output=runs/serving "
-        "(see 'Export and serve' in README.md)"
-    )
-    return lines
-
-
-def _tensorboard() -> str:
-    beside = os.path.join(os.path.dirname(sys.executable), "tensorboard")
-    return os.path.relpath(beside) if os.path.exists(beside) else "tensorboard"
 
 
 def main(workdirs: list[str]) -> None:
     if not workdirs:
         raise app.UsageError(
             "No folder of a run was given. Name one or more, for example: "
-            f"{program.command('trainers', 'report')} runs/quickstart"
+            f"{commands.command('trainers.report')} runs/quickstart"
         )
     workdirs = [str(expanded(workdir)) for workdir in workdirs]
     output = FLAGS.output or os.path.join(workdirs[0], "report.html")

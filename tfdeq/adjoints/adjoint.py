@@ -9,8 +9,8 @@ import tensorflow as tf
 from tfdeq.adjoints.differentiation import differentiated
 from tfdeq.compaction import BoundFunction
 from tfdeq.iteration import iterate
-from tfdeq.limits import Limits
-from tfdeq.samples import power_of_two
+from tfdeq.numerics.limits import Limits
+from tfdeq.rows import power_of_two
 from tfdeq.solution import Solution
 from tfdeq.solvers import Solver
 

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util, record
 
-from tfdeq.custom_gradient import custom_gradient_only
+from tfdeq.numerics.custom_gradient import custom_gradient_only
 
 # inputs -> (outputs, (outputs, *their cotangents) -> cotangents of the inputs, or None). The gradient is
 # handed the outputs as they are attached to the inputs, so that it can be differentiated itself.

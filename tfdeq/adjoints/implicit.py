@@ -18,7 +18,7 @@ from tfdeq.adjoints.adjoint import (
     widened,
 )
 from tfdeq.iteration import iterate
-from tfdeq.samples import aligned, power_of_two
+from tfdeq.rows import aligned, power_of_two
 from tfdeq.solvers import Solver, get
 
 

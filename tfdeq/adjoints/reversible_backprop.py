@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from tfdeq.adjoints.adjoint import Adjoint, attach, floating_leaves, vector_jacobian_product
 from tfdeq.compaction import BoundFunction, RowwiseFunction
-from tfdeq.custom_gradient import custom_gradient_only
-from tfdeq.function_evaluation import residual_of
 from tfdeq.iteration import iterate
+from tfdeq.numerics.custom_gradient import custom_gradient_only
+from tfdeq.numerics.function_evaluation import residual_of
+from tfdeq.numerics.state_layout import StateLayout
 from tfdeq.solvers import Reversible, Solver
-from tfdeq.state_layout import StateLayout
 
 # How much one stretch of the reversal may amplify rounding: of float64 states by a float64 f, and
 # of a float32 f that a compiler rounds another way than in the forward pass.

@@ -9,9 +9,9 @@ from tfdeq.adjoints.adjoint import Adjoint, argument_gradients, attach
 from tfdeq.adjoints.implicit import solve_adjoint
 from tfdeq.compaction import BoundFunction
 from tfdeq.iteration import iterate
+from tfdeq.numerics.state_layout import StateLayout
 from tfdeq.solvers import Broyden
 from tfdeq.solvers.solver import require_integer
-from tfdeq.state_layout import StateLayout
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")

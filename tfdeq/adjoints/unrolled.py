@@ -16,13 +16,13 @@ from tfdeq.adjoints.adjoint import (
 )
 from tfdeq.adjoints.differentiation import differentiated
 from tfdeq.compaction import BoundFunction
-from tfdeq.function_evaluation import check_variables
 from tfdeq.iteration import iterate
-from tfdeq.samples import choose
+from tfdeq.numerics.function_evaluation import check_variables
+from tfdeq.numerics.state_layout import StateLayout
+from tfdeq.rows import choose
 from tfdeq.solution import Solution, Status
 from tfdeq.solvers import FixedPointIteration
 from tfdeq.solvers.solver import require_positive_integer
-from tfdeq.state_layout import StateLayout
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")

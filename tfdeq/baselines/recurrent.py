@@ -3,7 +3,7 @@
 import keras
 
 from tfdeq.baselines.segment_layer import SegmentLayer
-from tfdeq.xla import compiles_with_xla
+from tfdeq.numerics.xla import compiles_with_xla
 
 _KINDS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 

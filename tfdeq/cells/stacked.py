@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfdeq.masks import attach_masks, masks_of
-from tfdeq.pure_cell import PureCell
+from tfdeq.cell_calls.masks import attach_masks, masks_of
+from tfdeq.cell_calls.pure_cell import PureCell
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")

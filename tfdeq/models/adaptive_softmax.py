@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from tfdeq.models.adaptive_embedding import AdaptiveEmbedding, cluster_bounds, cluster_widths
 from tfdeq.models.row_chunks import chunked
+from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.solvers.solver import require_positive_integer
-from tfdeq.xla import compiles_with_xla
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")

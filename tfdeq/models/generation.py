@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfdeq.cell_calls.scoped_call import own_unless_positive
 from tfdeq.cells.transformer import TransformerCell
 from tfdeq.models.language_model import LanguageModel
 from tfdeq.models.sampling import sample
-from tfdeq.scoped_call import own_unless_positive
 from tfdeq.solve_scope import SolveScope
 
 # Why a text ended.

@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from tfdeq.samples import scattered
-from tfdeq.xla import compiles_with_xla
+from tfdeq.numerics.xla import compiles_with_xla
+from tfdeq.rows import scattered
 
 
 def empty(z: tf.Tensor, rows: int) -> tf.Tensor:

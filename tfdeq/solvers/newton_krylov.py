@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdeq.samples import choose
+from tfdeq.rows import choose
 from tfdeq.solvers import krylov
 from tfdeq.solvers.solver import Solver, require_positive_integer
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from tfdeq.samples import choose
+from tfdeq.rows import choose
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy of solves, against other libraries."""

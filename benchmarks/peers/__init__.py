@@ -1,1 +1,0 @@
-"""One worker process a framework, for `benchmarks.engine`; each imports its own framework only."""

@@ -1,0 +1,1 @@
+"""What training costs and gives, against other ways to train."""

@@ -1,0 +1,147 @@
+"""tfdeq as it is installed: from a wheel, in an environment and a folder of the user's own."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sysconfig
+import venv
+
+import pytest
+
+from tfdeq.programs.commands import SCRIPTS
+
+ROOT = pathlib.Path(__file__).absolute().parents[1]
+PASSED_ON = ("HOME", "PATH", "PIP_CERT", "PIP_DEFAULT_TIMEOUT", "PIP_INDEX_URL", "SSL_CERT_FILE")
+# What runs by itself: the others need a server or a trained run, and are run by the tests of those.
+DOCUMENTS = ("README.md", "docs/serving.md", "docs/theorems.md")
+pytestmark = pytest.mark.slow
+
+
+def _blocks():
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text("utf-8")
+        for place, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)):
+            if "import tfdeq" in block:
+                yield pytest.param(block, id=f"{name}-{place}")
+
+
+@pytest.fixture(scope="module")
+def binaries(tmp_path_factory):
+    """The folder of the environment's programs."""
+    folder = tmp_path_factory.mktemp("installed")
+    sources = folder / "sources"  # an installation writes into its sources
+    shutil.copytree(
+        ROOT,
+        sources,
+        ignore=shutil.ignore_patterns(".venv*", ".git", "runs", "build", "__pycache__"),
+    )
+    venv.create(folder / "venv", with_pip=True)
+    binaries = folder / "venv" / "bin"
+    _run([binaries / "python", "-m", "pip", "install", "--quiet", sources], folder)
+    shutil.rmtree(sources)
+    return binaries
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An own folder whose packages have the names of our program folders."""
+    for name in ("trainers", "export"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(
+            f'raise ImportError("{name} is the user\'s own")'
+        )
+    return tmp_path
+
+
+def _copy(folder):
+    """The sources, since an installation writes into them."""
+    left_out = shutil.ignore_patterns(
+        ".venv*", ".git", "runs", "build", "__pycache__", "*.egg-info"
+    )
+    shutil.copytree(ROOT, folder, ignore=left_out)
+
+
+def _run(command, folder):
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    finished = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env={**environment, "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert finished.returncode == 0, (command, finished.stdout[-2000:], finished.stderr[-4000:])
+    return finished.stdout
+
+
+def test_it_claims_one_name(binaries, folder):
+    code = (
+        "import importlib.metadata, pathlib\n"
+        "files = importlib.metadata.files('tfdeq')\n"
+        "print(*sorted({file.parts[0] for file in files if file.parts[0] != '..'}))"
+    )
+    names = _run([binaries / "python", "-P", "-c", code], folder).split()
+    assert [name for name in names if not name.endswith(".dist-info")] == ["tfdeq"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values())
+def test_every_program_says_its_flags(script, binaries, folder):
+    assert "--help" in _run([binaries / script, "--help"], folder)
+
+
+def test_a_run_from_training_to_verification(binaries, folder):
+    words = "def f(x):\n    return x + {0}  # the line {0} of a file\n"
+    for name in range(60):
+        (folder / f"{name}.txt").write_text("".join(words.format(name * 99 + i) for i in range(99)))
+    sizes = ["--width=16", "--feedforward=32", "--heads=2", "--sequence_length=32"]
+    trained = _run(
+        [
+            *(
+                binaries / "tfdeq-language-model",
+                "--dataset=text",
+                "--files=*.txt",
+                "--workdir=run",
+            ),
+            *(
+                "--train_steps=20",
+                "--evaluate_every=10",
+                "--baseline",
+                "--prepared_dir=data",
+                *sizes,
+            ),
+        ],
+        folder,
+    )
+    assert "tfdeq-report run" in trained
+    assert json.loads((folder / "run" / "metrics.json").read_text())["baseline"]
+    _run(
+        [binaries / "tfdeq-export", "--workdir=run", "--output=out", "--prepared_dir=data"], folder
+    )
+    verify = [binaries / "tfdeq-verify", "--workdir=run", "--model=out/1", "--prepared_dir=data"]
+    assert "answers as the Keras model does" in _run(verify, folder)
+    assert "Test bits" in _run([binaries / "tfdeq-report", "run"], folder)
+
+
+@pytest.mark.parametrize("block", _blocks())
+def test_the_documents_python(block, binaries, folder):
+    _run([binaries / "python", "-c", block], folder)
+
+
+def test_an_editable_clone_is_imported_from_any_folder(tmp_path, folder):
+    """As `make` installs it: the library, and the programs behind the console scripts."""
+    clone, environment = tmp_path / "clone", tmp_path / "venv"
+    _copy(clone)
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    _run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", clone], tmp_path)
+    # What it needs is taken from here.
+    (place,) = environment.glob("lib/python*/site-packages")
+    (place / "others.pth").write_text(sysconfig.get_paths()["purelib"])
+    code = "import tfdeq.serving, tfdeq.data, tfdeq.training; print(tfdeq.__file__)"
+    assert _run([python, "-c", code], folder).strip() == str(clone / "tfdeq" / "__init__.py")
+    assert "--output" in _run([environment / "bin" / "tfdeq-report", "--help"], folder)

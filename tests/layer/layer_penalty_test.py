@@ -1,0 +1,118 @@
+"""Tests of the rows of a batch that DEQLayer's Jacobian penalty is estimated on."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdeq
+from tests.support.cases import MODES, in_mode
+
+
+@keras.saving.register_keras_serializable(package="tfdeq_tests")
+class ScaledCell(keras.layers.Layer):
+    """f(z, x) = s z + x["add"], s = x["scale"] of each sample, times what all samples share.
+
+    With signs for noise the penalty of these rows is exactly the mean of their (s · shared)².
+    """
+
+    def initial_state(self, x):
+        return tf.zeros_like(x["add"])
+
+    def inject(self, x):
+        return {**x, "shared": tf.constant([[0.5, 0.5]])}
+
+    def call(self, z, x, mask=None):
+        f_z = z * x["scale"] * x["shared"] + x["add"]
+        return f_z if mask is None else tf.where(mask["add"][:, None], f_z, 0.0)
+
+
+def _layer(fraction):
+    return tfdeq.DEQLayer(
+        ScaledCell(), "anderson", jacobian_penalty=1.0, jacobian_penalty_fraction=fraction
+    )
+
+
+def _x(scales):
+    scales = tf.constant(scales, tf.float32)[:, None]
+    return {"add": tf.ones([scales.shape[0], 2]), "scale": scales}
+
+
+def _penalty(layer, mode, unknown_batch=False):
+    """x -> the layer's penalty; graphs do not know the batch's size."""
+
+    def penalty(x):
+        layer(x, training=True)
+        return tf.add_n(layer.losses)
+
+    penalty = in_mode(penalty, mode)
+    if not unknown_batch:
+        return penalty
+    signature = {"add": tf.TensorSpec([None, 2]), "scale": tf.TensorSpec([None, 1])}
+    return penalty.get_concrete_function(signature)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("fraction", "rows"), [(0.25, 1), (0.6, 3)])
+def test_rows_are_drawn_without_repetition_and_each_has_its_turn(fraction, rows, mode):
+    layer = _layer(fraction)
+    scales = np.array([0.1, 0.2, 0.4, 0.8])
+    layer(_x(scales))
+    for unknown_batch in (False, True) if mode != "eager" else (False,):
+        penalty = _penalty(layer, mode, unknown_batch)
+        values = np.array([float(penalty(_x(scales))) for _ in range(60)])
+        # (4 / 2)² s² with powers of two: a mean of squares tells which rows it is of.
+        sums = values * rows / 0.25
+        chosen = [[row for row in range(4) if round(s / 0.01) & (1 << (2 * row))] for s in sums]
+        assert all(len(each) == rows for each in chosen)
+        assert {row for each in chosen for row in each} == {0, 1, 2, 3}
+        # 60 draws of one row of four: within four standard deviations, 15 ± 4 · 3.4.
+        counts = np.bincount(np.concatenate(chosen), minlength=4)
+        assert np.abs(counts - 15 * rows).max() < 14
+
+
+def test_the_same_seed_draws_the_same_rows():
+    def run():
+        keras.utils.set_random_seed(7)
+        layer = _layer(0.5)
+        penalty = _penalty(layer, "graph")
+        return [float(penalty(_x([0.1, 0.2, 0.4, 0.8]))) for _ in range(8)]
+
+    first = run()
+    assert first == run()
+    assert len(set(first)) == 2  # every second row, from the first or the second on
+
+
+def test_masks_go_along_with_their_rows():
+    """Rows of which the mask makes f zero add nothing."""
+    layer = _layer(0.5)
+    x = _x([0.5, 0.5, 0.5, 0.5])
+    mask = {"add": tf.constant([True, True, False, True]), "scale": None}
+    values = set()
+    for _ in range(20):
+        layer(x, training=True, mask=mask)
+        values.add(round(float(layer.losses[0]) / 0.0625, 5))
+    assert values == {0.5, 1.0}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_of_one_and_an_empty_one(mode):
+    layer = _layer(0.25)
+    layer(_x([0.5]))
+    penalty = _penalty(layer, mode, unknown_batch=mode != "eager")
+    np.testing.assert_allclose(penalty(_x([0.5])), 0.0625, rtol=1e-6)
+    assert float(penalty({"add": tf.zeros([0, 2]), "scale": tf.zeros([0, 1])})) == 0.0
+
+
+def test_gradient_reaches_the_chosen_rows_of_x():
+    layer = _layer(0.5)
+    x = _x([0.1, 0.2, 0.4, 0.8])
+    with tf.GradientTape() as tape:
+        tape.watch(x["scale"])
+        layer(x, training=True)
+        penalty = layer.losses[0]
+    gradient = tf.convert_to_tensor(tape.gradient(penalty, x["scale"])).numpy()[:, 0]
+    chosen = gradient > 0
+    assert chosen.sum() == 2
+    # d/ds of (0.5 s)² / 2
+    np.testing.assert_allclose(gradient, 0.25 * x["scale"][:, 0] * chosen, rtol=1e-5)

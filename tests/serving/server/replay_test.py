@@ -1,0 +1,86 @@
+"""Many clients at a served version: none of them, however hostile, touches another or the server."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import tfdeq
+from tests.support.memory_cases import equilibrium
+from tfdeq.serving.versions import saved_model
+
+ROOT = pathlib.Path(__file__).absolute().parents[3]
+# So that a request that has too many numbers is quickly made.
+MOST_VALUES = 20_000
+
+
+def dense_model(places=()):
+    """Of x [B, 8], or of x [B, places, 8] with any number of places."""
+    keras.utils.set_random_seed(0)
+    x, z = keras.Input((*places, 8), name="x"), keras.Input((*places, 8))
+    dense = keras.layers.Dense(8, kernel_initializer=keras.initializers.Orthogonal(0.5))
+    cell = keras.Model([z, x], keras.ops.tanh(dense(z) + x))
+    return keras.Model(x, keras.layers.Dense(3)(tfdeq.DEQLayer(cell, "anderson")(x)))
+
+
+# "places": no server can tell what it padded there, so its requests are not joined.
+MODELS = {
+    "dense": dense_model,
+    "places": lambda: dense_model([None]),
+    "text": lambda: equilibrium(span=4),
+}
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory):
+    found = {}
+
+    def export(name):
+        if name not in found:
+            folder = tmp_path_factory.mktemp(name)
+            write = saved_model.export_language_model if name == "text" else saved_model.export
+            found[name] = write(MODELS[name](), folder, max_request_values=MOST_VALUES)
+        return found[name]
+
+    return export
+
+
+def replay(path, requests, clients):
+    """What tests/support/replay.py finds, in a process that it may crash."""
+    command = [sys.executable, "-m", "tests.support.replay", str(path)]
+    finished = subprocess.run(
+        [*command, f"--requests={requests}", f"--clients={clients}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=3000, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return json.loads(finished.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "requests", "clients"),
+    [
+        ("dense", 300, 8),
+        ("places", 300, 8),
+        *(
+            pytest.param(name, 10_000, clients, marks=pytest.mark.slow)
+            for name in MODELS
+            for clients in (8, 32)
+        ),
+    ],
+)
+def test_every_request_gets_its_own_answer(version, name, requests, clients):
+    found = replay(version(name), requests, clients)
+    assert found["wrong"] == 0, found["first_wrong"]
+    assert found["requests"] == requests
+    assert found["rows"] > requests  # of those that are answered
+    assert found["bad_rows"] > 0.05 * requests
+    assert found["refused"] > 0.05 * requests
+    assert found["empty"] > 0
+    # Where rounding decides whether a row stops a step apart.
+    assert found["near"] < 0.03 * found["rows"]
+    if requests >= 10_000:
+        resident = found["resident_mib"]  # at 20 moments
+        assert max(resident[-5:]) < 1.05 * max(resident[5:10]) + 20, resident

@@ -1,0 +1,67 @@
+"""Verification refuses versions that were changed, each in one way, and names what is wrong.
+
+The version and its Keras model are the same in all tests, so what the model is asked for is traced once.
+"""
+
+import json
+
+import pytest
+
+from tests.support.mutants import FILES, MUTANTS, Mutant
+from tfdeq.serving.server import isolated
+from tfdeq.serving.verification import language_model_checks, verify
+from tfdeq.serving.versions import saved_model
+
+# Damage to files, which no version is loaded for; the others are slow.
+FAST = ("weights cut", "one more file", "a file is missing", "weights of another training")
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """What does not depend on the version: traced signatures, and the Keras model's graphs."""
+    return {}
+
+
+@pytest.fixture
+def verification(verified_run, memory, monkeypatch):
+    """Verifies a version of the run, in the C++ runtime alone; asks=False: without asking it."""
+
+    def kept(name, make):
+        def call(*arguments, **settings):
+            key = name, json.dumps([*map(str, arguments[1:]), settings], default=str)
+            if key not in memory:
+                memory[key] = make(*arguments, **settings)
+            return memory[key]
+
+        return call
+
+    monkeypatch.setattr(saved_model, "signatures_of", kept("trace", saved_model.signatures_of))
+    keras_model = kept("keras", language_model_checks.KerasModel)
+    monkeypatch.setattr(language_model_checks, "KerasModel", keras_model)
+
+    def run(path, asks=True):
+        runtimes = {"c": isolated.RUNTIMES["c"]} if asks else {}
+        monkeypatch.setattr(isolated, "RUNTIMES", runtimes)
+        found, _, _ = verify.verify_run(verified_run, path, str(verified_run / "prepared"))
+        return {check.name: check.text for check in found if not check.passed}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MUTANTS],
+)
+def test_mutants_are_refused(name, verified_run, verification, tmp_path):
+    mutant: Mutant = MUTANTS[name]
+    path = mutant.make(verified_run / "export" / "1", tmp_path)
+    failed = verification(path, asks=mutant.asks)
+    assert mutant.found_by in failed, failed
+    assert (FILES in failed) is not mutant.resealed
+
+
+@pytest.mark.slow
+def test_the_version_itself_passes(verified_run, verification):
+    assert verification(verified_run / "export" / "1") == {}
+    assert len(MUTANTS) >= 20
+    assert sum(mutant.resealed for mutant in MUTANTS.values()) >= 20

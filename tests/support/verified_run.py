@@ -1,0 +1,47 @@
+"""A trainer's folder with a version in it, for the tests of verification."""
+
+import json
+import pathlib
+
+import tfdeq
+from tests.support.cases import contracting_language_model
+from tfdeq.models import LanguageModel
+from tfdeq.serving.versions import saved_model, trained_run
+
+VOCABULARY, LENGTH = 256, 12
+
+
+def language_model(seed: int = 3) -> LanguageModel:
+    """Models of one shape; another seed, other weights."""
+    return contracting_language_model(VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=40), seed=seed)
+
+
+def write(folder: pathlib.Path) -> pathlib.Path:
+    """Fills a folder as `trainers.language_model` and then `export.saved_model` would."""
+    model = language_model()
+    model.save(folder / "model.keras")
+    for place in range(3):
+        text = f"Text number {place}, long enough for a window or two.\n" * 20
+        (folder / f"{place}.txt").write_text(text)
+    words = "".join(f"word{place}\n" for place in range(VOCABULARY))
+    (folder / trained_run.VOCABULARY).write_text(words)
+    (folder / "metrics.json").write_text(json.dumps({"test": {"bits_per_word": 7.5}}))
+    config = {"dataset": "text", "data_dir": None, "files": str(folder / "*.txt")}
+    (folder / "config.json").write_text(json.dumps(config))
+    _, card, words = trained_run.load_run(folder)
+    saved_model.export_language_model(
+        model,
+        folder / "export",
+        version=1,
+        card=card,
+        windows=trained_run.windows_of(stream(folder), LENGTH, saved_model.WINDOWS),
+        batch_sizes=[1, 4],
+        vocabulary=words,
+    )
+    return folder
+
+
+def stream(folder: pathlib.Path):
+    """The test split's tokens of a folder that `write` filled."""
+    config = json.loads((folder / "config.json").read_text())
+    return trained_run.tokens_of_test(config, VOCABULARY, str(folder / "prepared"))[0]

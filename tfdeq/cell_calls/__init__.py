@@ -1,0 +1,1 @@
+"""How a layer calls its cell: as a pure function, with masks, in scopes."""

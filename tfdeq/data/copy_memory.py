@@ -1,0 +1,64 @@
+"""The copy memory task: ten symbols, a long nothing, and the ten symbols again."""
+
+import tensorflow as tf
+
+from tfdeq.data.shards import shard_rows
+
+SYMBOLS = 8  # 1 … 8
+COPIED = 10
+VOCABULARY_SIZE = SYMBOLS + 2  # 0 is the blank, 9 asks for the symbols
+
+
+def copy_memory_batches(
+    *,
+    memory_length: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    shard: int = 0,
+    shards: int = 1,
+) -> tf.data.Dataset:
+    """Yields batches of fresh examples, for ever.
+
+    An example is x = (s₁ … s₁₀, T − 1 blanks, eleven times 9) with targets (T + 10 blanks, s₁ … s₁₀).
+    The examples of a step follow from (seed, step) alone.
+
+    Args:
+        memory_length: T >= 1, steps that the symbols are to be remembered for.
+        batch_size: B, over all replicas.
+        seed: any 64-bit integer.
+        start_step: number of batches to pass over, at no cost.
+        shard, shards: of each batch yield the shard-th of so many equal parts; they divide B.
+
+    Returns:
+        An infinite tf.data.Dataset of (tokens, targets), both [B / shards, T + 20] int32.
+
+    Raises:
+        ValueError: for a T below 1, or a shard that is none.
+
+    Source: Hochreiter and Schmidhuber, Neural Computation 9(8), 1997; as set by Bai, Kolter, Koltun,
+        arXiv:1803.01271, section 4.
+    """
+    if memory_length < 1:
+        raise ValueError(f"memory_length must be 1 or more; received {memory_length}.")
+    rows = shard_rows(batch_size, shard, shards)
+    seed = tf.constant(seed, tf.int64)
+
+    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        symbols = tf.random.stateless_uniform(
+            [batch_size, COPIED],
+            seed=tf.stack([seed, step]),
+            minval=1,
+            maxval=SYMBOLS + 1,
+            dtype=tf.int32,
+            alg="philox",  # named, so that every machine draws the same
+        )[rows]
+        count = symbols.shape[0]
+        blanks = tf.zeros([count, memory_length - 1], tf.int32)
+        asking = tf.fill([count, COPIED + 1], SYMBOLS + 1)
+        nothing = tf.zeros([count, memory_length + COPIED], tf.int32)
+        tokens = tf.concat([symbols, blanks, asking], axis=1)
+        return tokens, tf.concat([nothing, symbols], axis=1)
+
+    steps = tf.data.Dataset.range(start_step, tf.int64.max)
+    return steps.map(batch).prefetch(tf.data.AUTOTUNE)

@@ -1,0 +1,112 @@
+"""Segments of a token stream in its order: rows of texts that each batch goes on with."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeq.data.shards import shard_rows
+from tfdeq.data.streams import check_stream, prefetched, reader
+
+
+def training_segments(
+    tokens: np.ndarray,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    shard: int = 0,
+    shards: int = 1,
+) -> tf.data.Dataset:
+    """Yields batches whose rows go on with the batch before, for ever.
+
+    The stream is cut into B rows of equal length, which are read from left to right, T tokens a
+    step. When they end, the stream is cut again, from another of its first T tokens on, so that
+    segments begin elsewhere. What a step sees follows from (seed, step) alone.
+
+    Args:
+        tokens: [N] integer ids, at least B T + T + 1.
+        sequence_length: T, tokens of a segment.
+        batch_size: B, rows (over all replicas).
+        seed: any 64-bit integer.
+        start_step: number of batches to pass over, at no cost.
+        shard, shards: of each batch yield the shard-th of so many equal parts; they divide B.
+
+    Returns:
+        An infinite tf.data.Dataset of (inputs, targets, continues): [B / shards, T] int32 twice;
+        targets[:, t] follows inputs[:, t]; [B / shards] bool: False where the text begins.
+
+    Raises:
+        ValueError: a stream too short, or an argument out of range.
+    """
+    _check(tokens, sequence_length, batch_size)
+    row = (len(tokens) - 1 - sequence_length) // batch_size
+    steps = row // sequence_length
+    if steps < 1:
+        raise ValueError(
+            f"The stream of {len(tokens):,} tokens is too short for {batch_size} rows of segments of "
+            f"{sequence_length} tokens. Lower the batch size or the sequence length, or give more text."
+        )
+    if start_step < 0:
+        raise ValueError(f"start_step must be 0 or more; received {start_step}.")
+    read = reader(tokens, sequence_length)
+    rows = tf.range(batch_size, dtype=tf.int64)[shard_rows(batch_size, shard, shards)] * row
+    seed = tf.constant(seed, tf.int64)
+
+    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        first = tf.random.stateless_uniform(
+            [],
+            seed=tf.stack([seed, step // steps]),
+            maxval=sequence_length,
+            dtype=tf.int64,
+            alg="philox",  # named, so that every machine draws the same
+        )
+        place = step % steps
+        inputs, targets = read(first + rows + place * sequence_length)
+        return inputs, targets, tf.fill(tf.shape(rows), place > 0)
+
+    counter = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    return prefetched(counter.map(batch))
+
+
+def evaluation_segments(
+    tokens: np.ndarray, *, sequence_length: int, batch_size: int
+) -> tf.data.Dataset:
+    """Yields the whole stream once, in batches whose rows go on with the batch before.
+
+    The stream is cut into B rows; every token but the first is the target of exactly one prediction
+    with weight 1. What fills up the last segments has weight 0.
+
+    Args:
+        tokens: [N] integer ids, N >= 2.
+        sequence_length: T, tokens of a segment. batch_size: B, rows.
+
+    Returns:
+        A tf.data.Dataset of known cardinality of (inputs, targets, weights), all [B, T]: int32, int32
+        and float32.
+
+    Raises:
+        ValueError: a stream too short, or an argument out of range.
+    """
+    _check(tokens, sequence_length, batch_size)
+    predictions = len(tokens) - 1
+    row = -(-predictions // batch_size)
+    read = reader(tokens, sequence_length)
+    starts = tf.range(batch_size, dtype=tf.int64) * row
+    offsets = tf.range(sequence_length, dtype=tf.int64)
+
+    def batch(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        inputs, targets = read(starts + place)
+        column = (place + offsets)[None, :]
+        weights = tf.cast((column < row) & (starts[:, None] + column < predictions), tf.float32)
+        return inputs, targets, weights
+
+    places = tf.data.Dataset.range(0, row, sequence_length)
+    return prefetched(places.map(batch))
+
+
+def _check(tokens: np.ndarray, sequence_length: int, batch_size: int) -> None:
+    check_stream(tokens, sequence_length=sequence_length, batch_size=batch_size)
+    if len(tokens) < 2:
+        raise ValueError(
+            f"tokens must be at least two; received shape {tokens.shape}. Give more text."
+        )

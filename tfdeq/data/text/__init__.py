@@ -1,0 +1,1 @@
+"""Data sets of text: one a file."""

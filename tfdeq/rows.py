@@ -1,0 +1,214 @@
+"""Settings and choices for each sample of a batch."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeq.numerics.xla import compiles_with_xla
+
+
+def per_sample(
+    name: str,
+    value: Any,
+    default: Any,
+    batch: tf.Tensor,
+    dtype: tf.DType,
+    zero: bool = False,
+) -> tf.Tensor:
+    """Returns value, or the default, as [B]; checks what is known before the loop runs.
+
+    Args:
+        name: of the setting, for errors.
+        value: scalar or [B], may be a tensor; None: the default.
+        default: scalar.
+        batch: [1] int32, B.
+        dtype: an integer must be at least 1, a floating number greater than 0.
+        zero: whether a floating number may also be 0.
+    """
+    value = default if value is None else value
+    if not tf.is_tensor(value):
+        array = np.asarray(value)
+        if dtype.is_integer and not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{name} must be of integers; received {value!r}.")
+        value = tf.constant(array, dtype)
+    tensor = tf.cast(value, dtype)
+    known = tf.get_static_value(tensor)
+    if known is not None and known.size:
+        if dtype.is_integer:
+            bound, valid = "at least 1", known >= 1
+        elif zero:
+            bound, valid = "at least 0", known >= 0
+        else:
+            bound, valid = "greater than 0", known > 0
+        if not valid.all():
+            raise ValueError(f"{name} must be {bound} for every sample; received {known}.")
+    size = tf.get_static_value(batch)
+    fits = tensor.shape.rank in (0, None) or (
+        tensor.shape.rank == 1 and (size is None or tensor.shape[0] in (None, size[0]))
+    )
+    if not fits:
+        expected = "[B]" if size is None else f"[{size[0]}]"
+        raise ValueError(
+            f"{name} must be a scalar or of shape {expected}, one for each sample; received shape "
+            f"{tensor.shape}."
+        )
+    if tensor.shape.rank == 1:
+        # Not a broadcast: XLA too refuses another number of rows.
+        rows = batch[0] if size is None else int(size[0])
+        tensor = tf.reshape(with_rows(name, tensor, rows, shared=False), batch)
+    return tf.stop_gradient(tf.broadcast_to(tensor, batch))
+
+
+def rows_of(leaf: tf.Tensor) -> Any:
+    """Returns the number of rows of a leaf [B, ...]: an integer where it is known, else [] int32."""
+    return tf.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
+
+
+def with_rows(name: str, nest: Any, batch: Any, shared: bool = True) -> Any:
+    """Returns the nest, whose leaves must have a row for each of the samples.
+
+    Args:
+        name: of the nest, for errors.
+        nest: of tensors [B, ...]. batch: B, an integer where it is known, or [] int32. shared:
+            whether a leaf of one row may stand for all samples.
+
+    Raises:
+        tf.errors.InvalidArgumentError: for another number of rows; where only the running graph
+            knows it, when it runs. (XLA compiles no such check, and knows all shapes itself.)
+    """
+    size = batch if isinstance(batch, int) else None
+
+    def check(leaf):
+        rows = leaf.shape[0] if leaf.shape.rank else None
+        if (shared and rows == 1) or (rows is not None and rows == size):
+            return leaf
+        also = ", or 1 row that all share" if shared else ""
+        message = (
+            f"{name} must have a row for each sample of the batch{also}. Give as many rows as the "
+            "state has"
+        )
+        if rows is not None and size is not None:
+            raise tf.errors.InvalidArgumentError(
+                None, None, f"{message}: {size}; received {rows} rows, shape {leaf.shape}."
+            )
+        if compiles_with_xla():
+            return leaf
+        found = tf.shape(leaf)[0]
+        fits = tf.equal(found, batch) | (shared & tf.equal(found, 1))
+        with tf.control_dependencies([tf.debugging.Assert(fits, [f"{message}:", batch, found])]):
+            return tf.identity(leaf)
+
+    return tf.nest.map_structure(check, nest)
+
+
+def finite_rows(nest: Any, batch: Any) -> tf.Tensor | None:
+    """Returns [B] bool, whether all floating leaves of a sample are finite; None without leaves.
+
+    Args:
+        nest: of tensors [B, ...], or [1, ...] for what all samples share, which is left out.
+        batch: B, as `rows_of` returns it.
+    """
+    found = None
+    for leaf in tf.nest.flatten(nest):
+        alone = isinstance(batch, int) and batch == 1
+        if not leaf.dtype.is_floating or (leaf.shape[0] == 1 and not alone):
+            continue
+        flat = tf.reshape(leaf, [tf.shape(leaf)[0], -1])
+        here = tf.broadcast_to(tf.reduce_all(tf.math.is_finite(flat), axis=1), [batch])
+        found = here if found is None else found & here
+    return found
+
+
+def without_rows(nest: Any, kept: tf.Tensor) -> Any:
+    """Returns the nest with other values in the rows that are not kept, which are finite where any are.
+
+    They are those of the first row that is kept; zeros, if there is none. No gradient reaches the
+    rows that are left out, as long as none is asked for theirs.
+
+    Args:
+        nest: of [B, ...], or [1, ...] and scalars for what all samples share, which stay.
+        kept: [B] bool.
+    """
+    # The sum over one row, which is there also where no row is.
+    before = tf.cumsum(tf.cast(kept, tf.int32), exclusive=True)
+    first = kept & tf.equal(before, 0)
+
+    def replace(leaf):
+        if leaf.shape.rank == 0 or (leaf.shape[0] == 1 and kept.shape[0] != 1):
+            return leaf
+        one = tf.where(aligned(first, leaf), leaf, tf.zeros_like(leaf))
+        if leaf.dtype == tf.bool:
+            other = tf.reduce_any(one, axis=0, keepdims=True)
+        else:
+            other = tf.reduce_sum(one, axis=0, keepdims=True)
+        return tf.where(aligned(kept, leaf), leaf, tf.stop_gradient(other))
+
+    return tf.nest.map_structure(replace, nest)
+
+
+def power_of_two(values: tf.Tensor) -> tf.Tensor:
+    """Returns the power of two at or below each value > 0; 1 for 0, infinity and NaN.
+
+    Products with it are exact. values: [B] float32 or float64.
+    """
+    # The exponent's bits alone are the power of two.
+    integer, bits = (
+        (tf.int64, 0x7FF << 52) if values.dtype == tf.float64 else (tf.int32, 0xFF << 23)
+    )
+    power = tf.bitcast(tf.bitcast(values, integer) & tf.constant(bits, integer), values.dtype)
+    # The largest has no inverse in the normal range.
+    power = tf.where(power > 1e37, power / 4, power) if values.dtype == tf.float32 else power
+    usable = (power > 0) & tf.math.is_finite(power)
+    return tf.where(usable, power, tf.ones_like(power))
+
+
+def take_rows(values: Any, indices: tf.Tensor) -> Any:
+    """Returns the rows that indices [n] int32 name.
+
+    Args:
+        values: nest of [B, ...], or [1, ...] and scalars for what all samples share, which stay.
+    """
+
+    def take(leaf):
+        # A leaf of one row belongs to all samples, or to the only one there is.
+        if leaf.shape.rank == 0 or leaf.shape[0] == 1:
+            return leaf
+        only = tf.equal(tf.shape(leaf)[0], 1)
+        return tf.gather(leaf, tf.where(only, tf.zeros_like(indices), indices))
+
+    return tf.nest.map_structure(take, values)
+
+
+def aligned(values: tf.Tensor, leaf: tf.Tensor) -> tf.Tensor:
+    """Returns values [B] as [B, 1, …], of the rank of leaf [B, …]."""
+    ones = tf.ones([tf.rank(leaf) - 1], tf.int32)
+    return tf.reshape(values, tf.concat([tf.shape(values), ones], axis=0))
+
+
+def choose(condition: tf.Tensor, one: Any, other: Any) -> Any:
+    """Returns sample b of the nest `one` where condition[b], else of `other`.
+
+    Leaves are [B, ...]; a scalar, which all samples share, is that of `one`.
+    """
+
+    def choose_leaf(one, other):
+        if one.shape.rank == 0:
+            return one
+        chosen = tf.where(aligned(condition, one), one, other)
+        chosen.set_shape(other.shape)
+        return chosen
+
+    return tf.nest.map_structure(choose_leaf, one, other)
+
+
+def scattered(whole: tf.Tensor, indices: tf.Tensor, parts: tf.Tensor) -> tf.Tensor:
+    """Returns tf.tensor_scatter_nd_update of parts [n, ...]; of parts without entries, the whole.
+
+    The op itself refuses indices [n, k] into a tensor that has no entries.
+    """
+    sizes = parts.shape[1:]
+    if not sizes.is_fully_defined() or 0 in sizes.as_list():
+        some = tf.minimum(tf.size(parts), tf.shape(parts)[0])
+        indices, parts = indices[:some], parts[:some]
+    return tf.tensor_scatter_nd_update(whole, indices, parts)

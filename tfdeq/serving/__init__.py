@@ -1,0 +1,30 @@
+"""Serving equilibrium models: versions that TF Serving loads, their verification, and a client.
+
+path = tfdeq.serving.export(model, "models/classifier")
+model = tfdeq.serving.load_model(path)
+"""
+
+import importlib
+import os
+from typing import Any
+
+# TensorFlow's start-up notes would bury a program's own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+_PLACES = {
+    "Client": "client.model_client",
+    "decode_text": "client.model_client",
+    "encode_text": "client.model_client",
+    "export": "versions.saved_model",
+    "load_model": "versions.loading",
+    "verify": "verification.verify",
+}
+
+__all__ = ["Client", "decode_text", "encode_text", "export", "load_model", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported until it is asked for: what reads versions alone needs no TensorFlow.
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,236 @@
+"""What a served signature takes and returns, and arrays of exactly those dtypes and shapes."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+from tfdeq.serving.client.client_calls import ServerError
+
+SETTINGS = ("tolerance", "max_steps")
+
+
+class Tensor(NamedTuple):
+    """One input or output of a signature."""
+
+    dtype: tf.DType
+    shape: tf.TensorShape  # [B, ...]; may be of unknown rank
+
+
+class ServedSignature(NamedTuple):
+    """A signature as the server's metadata describe it."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+def served_signature(
+    found: get_model_metadata_pb2.SignatureDefMap, signature: str
+) -> ServedSignature:
+    """Returns a signature from a server's metadata.
+
+    Raises:
+        ServerError: the model has no such signature, or the metadata cannot be read.
+    """
+    if signature not in found.signature_def:
+        raise ServerError(
+            f"The server refused: the model has no signature {signature!r}. Ask for one that it has: "
+            f"{', '.join(sorted(found.signature_def)) or 'none'}."
+        )
+    definition = found.signature_def[signature]
+    try:
+        return ServedSignature(
+            *(
+                {
+                    name: Tensor(tf.as_dtype(info.dtype), tf.TensorShape(info.tensor_shape))
+                    for name, info in sorted(tensors.items())
+                }
+                for tensors in (definition.inputs, definition.outputs)
+            )
+        )
+    except (TypeError, ValueError) as error:
+        raise ServerError(
+            f"The server's metadata of the signature {signature!r} cannot be read: {error} Export the "
+            "model again, for a server of the same TensorFlow."
+        ) from error
+
+
+def batch_size(given: Mapping[str, np.ndarray]) -> int:
+    """Returns the number of examples B of arrays [B, ...].
+
+    Raises:
+        ValueError: no array, a scalar, an empty batch, or batches that differ.
+    """
+    sizes = {name: value.shape[0] if value.ndim else None for name, value in given.items()}
+    if not sizes:
+        raise ValueError("inputs must name at least one array [B, ...]; received none.")
+    for name, size in sizes.items():
+        if not size:
+            what = "a scalar" if size is None else "an empty batch"
+            raise ValueError(
+                f"The input {name!r} must be [B, ...], with B >= 1 examples; received {what}."
+            )
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise ValueError(f"All inputs must have one batch size; received {listed}.")
+    return next(iter(sizes.values()))
+
+
+def request_values(
+    given: Mapping[str, np.ndarray], served: ServedSignature, settings: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Returns a request's arrays, of the dtypes that the signature takes.
+
+    Args:
+        given: name -> array [B, ...], B >= 1.
+        served: the signature.
+        settings: "tolerance" and "max_steps": scalars or [B]; None: what is given, else 0, the
+            model's own, where the signature has that input.
+
+    Raises:
+        ValueError: names that the signature has not or lacks, a shape or batch that does not fit, or
+            a value that the dtype cannot hold.
+    """
+    batch = batch_size(given)
+    given = dict(given)
+    for name, value in settings.items():
+        if value is None and (name in given or name not in served.inputs):
+            continue
+        value = np.asarray(0 if value is None else value)
+        if value.shape not in ((), (batch,)):
+            raise ValueError(
+                f"{name} must be one number, or one for each of the {batch} examples; received the "
+                f"shape {list(value.shape)}."
+            )
+        given[name] = np.broadcast_to(value, [batch])
+    unknown = sorted(set(given) - set(served.inputs))
+    missing = sorted(set(served.inputs) - set(given))
+    if unknown or missing:
+        raise ValueError(
+            "The inputs are not those of the signature: "
+            f"unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}. It "
+            f"takes {', '.join(served.inputs)}."
+        )
+    for name, value in given.items():
+        if not served.inputs[name].shape.is_compatible_with(value.shape):
+            raise ValueError(
+                f"The input {name!r} is {_text(served.inputs[name].shape)}; received "
+                f"{list(value.shape)}."
+            )
+    return {
+        name: as_dtype(given[name], tensor.dtype, f"The input {name!r}")
+        for name, tensor in served.inputs.items()
+    }
+
+
+def answer_values(
+    found: Mapping[str, np.ndarray], served: ServedSignature, batch: int
+) -> dict[str, np.ndarray]:
+    """Returns a server's answer, of the dtypes that the signature returns.
+
+    Raises:
+        ServerError: it is not what the signature returns.
+    """
+    problem = None
+    if set(found) != set(served.outputs):
+        problem = f"it has {', '.join(sorted(found)) or 'nothing'}, not {', '.join(served.outputs)}"
+    for name, tensor in () if problem else served.outputs.items():
+        value = found[name]
+        # JSON does not show the dimensions behind one of 0.
+        if value.size and not tensor.shape.is_compatible_with(value.shape):
+            problem = f"{name!r} is {list(value.shape)}, not {_text(tensor.shape)}"
+        # What takes these settings returns one row for each example.
+        elif set(SETTINGS) <= set(served.inputs) and value.shape[:1] != (batch,):
+            problem = f"{name!r} has the shape {list(value.shape)}, for a batch of {batch}"
+    if problem is None:
+        try:
+            return {
+                name: as_dtype(found[name], tensor.dtype, f"{name!r}")
+                for name, tensor in served.outputs.items()
+            }
+        except ValueError as error:
+            problem = str(error).rstrip(".")
+    raise ServerError(
+        f"The server's answer is not what its signature returns: {problem}. Ask again if a new "
+        "version was being loaded; else see which server answers at that address."
+    )
+
+
+def as_dtype(value: np.ndarray, dtype: tf.DType, name: str) -> np.ndarray:
+    """Returns the array in another dtype, with the same values; floating-point ones are rounded.
+
+    Args:
+        value: of any dtype; integers that no dtype of NumPy holds are objects.
+        dtype: the one to return.
+        name: how messages call it.
+
+    Raises:
+        ValueError: a value that the dtype cannot hold.
+    """
+    if dtype == tf.string:
+        return _as_bytes(value, name)
+    target = dtype.as_numpy_dtype
+    if value.dtype == target:
+        return value
+    if value.dtype == object:
+        strange = [item for item in value.ravel() if not isinstance(item, int | float)]
+        if strange:
+            raise ValueError(f"{name} is {dtype.name}; received {strange[0]!r:.200}.")
+        if not (dtype.is_integer or dtype.is_bool):
+            value = _cast(value, np.float64, dtype, name)
+    elif value.dtype.kind in "SUMmV" and value.dtype != tf.bfloat16.as_numpy_dtype:
+        raise ValueError(f"{name} is {dtype.name}; received {value.dtype}.")
+    if value.dtype.kind == "c" and not dtype.is_complex:
+        raise ValueError(f"{name} is {dtype.name}; received complex numbers.")
+    if (dtype.is_integer or dtype.is_bool) and value.size:
+        _require_whole_numbers(value, dtype, name)
+    return _cast(value, target, dtype, name)
+
+
+def _cast(value: np.ndarray, target: Any, dtype: tf.DType, name: str) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = value.astype(target)
+    except OverflowError as error:  # an integer beyond every float
+        raise ValueError(f"{name} is {dtype.name}, which cannot hold a value: {error}.") from error
+    if dtype.is_floating and value.dtype != object:
+        lost = np.isfinite(value) & ~np.isfinite(cast)
+        if lost.any():
+            raise ValueError(
+                f"{name} is {dtype.name}, up to {dtype.max}; received {value[lost].flat[0]}."
+            )
+    return cast
+
+
+def _require_whole_numbers(value: np.ndarray, dtype: tf.DType, name: str) -> None:
+    low, high = (0, 1) if dtype.is_bool else (int(dtype.min), int(dtype.max))
+    if value.dtype.kind not in "iubO":
+        wide = value.astype(np.float64)
+        # Of int64, the largest value is no float; one more is.
+        bad = (wide != np.trunc(wide)) | ~((wide >= low) & (wide < float(high) + 1))
+        wrong = wide[bad][0].item() if bad.any() else None
+    else:
+        extremes = [int(value.min()), int(value.max())]
+        wrong = next((item for item in extremes if not low <= item <= high), None)
+        if wrong is None and value.dtype == object:
+            wrong = next((item for item in value.ravel() if item != int(item)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{name} is {dtype.name}, whole numbers from {low:,} to {high:,}; received {wrong}."
+        )
+
+
+def _as_bytes(value: np.ndarray, name: str) -> np.ndarray:
+    items = value.ravel().tolist()
+    strange = [item for item in items if not isinstance(item, str | bytes)]
+    if strange:
+        raise ValueError(f"{name} is text; received {strange[0]!r:.200}.")
+    found = np.empty([len(items)], object)
+    found[:] = [item.encode() if isinstance(item, str) else item for item in items]
+    return found.reshape(value.shape)
+
+
+def _text(shape: tf.TensorShape) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in shape.as_list())}]"

@@ -1,0 +1,194 @@
+"""Answers requests with an exported version, in a fresh process that cannot import what made it.
+
+`answer` starts that process: this file, by its path, in Python's isolated mode (no PYTHONPATH, no
+current folder), from an empty folder, with an import hook that refuses the named packages. It runs
+with the standard library and NumPy alone, plus TensorFlow where that is the runtime.
+"""
+
+import importlib.abc
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Runtime -> packages that its process may not import.
+RUNTIMES = {
+    "tensorflow": ("tfdeq", "trainers", "export"),
+    "c": ("tfdeq", "trainers", "export", "keras", "tensorflow"),
+}
+TIMEOUT_SECONDS = 300
+
+
+class Request(NamedTuple):
+    """One call of a signature."""
+
+    name: str  # for reports
+    signature: str
+    inputs: dict[str, np.ndarray]
+    carried: tuple[str, ...] = ()  # further inputs: the last request's outputs of the same names
+    may_fail: bool = False  # its output is {"error": text} if it fails, and {} if not
+
+
+class Answers(NamedTuple):
+    """What the process returned."""
+
+    outputs: list[dict[str, np.ndarray]]  # one a request
+    # How each blocked import failed; what was imported; seconds; of "c" the ops that it has.
+    facts: dict[str, Any]
+
+
+class IsolationError(ChildProcessError):
+    """The process failed; the message has the end of what it printed."""
+
+
+def answer(
+    path: str | os.PathLike,
+    requests: Sequence[Request],
+    runtime: str,
+    timeout: float = TIMEOUT_SECONDS,
+) -> Answers:
+    """Runs requests in a process of its own.
+
+    Args:
+        path: a version folder.
+        requests: what to ask.
+        runtime: "tensorflow" (tf.saved_model.load) or "c" (`tfdeq.serving.server.runtime`, without Python's
+            TensorFlow).
+        timeout: seconds.
+
+    Raises:
+        IsolationError: the process failed or took longer.
+    """
+    with tempfile.TemporaryDirectory(prefix="tfdeq-isolated-") as folder:
+        job = {
+            "path": os.path.abspath(path),
+            "signatures": [request.signature for request in requests],
+            "carried": [request.carried for request in requests],
+            "may_fail": [request.may_fail for request in requests],
+            "runtime": runtime,
+            "blocked": RUNTIMES[runtime],
+        }
+        pathlib.Path(folder, "job.json").write_text(json.dumps(job))
+        np.savez(
+            pathlib.Path(folder, "inputs.npz"), **_pack([request.inputs for request in requests])
+        )
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
+        }
+        command = [sys.executable, "-I", os.path.abspath(__file__), folder]
+        try:
+            # On a timeout, run() ends the process that it started, by its id.
+            process = subprocess.run(
+                command, cwd=folder, env={"TF_CPP_MIN_LOG_LEVEL": "2", **environment},
+                capture_output=True, text=True, timeout=timeout, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise IsolationError(
+                f"The {runtime} runtime gave no answer in {timeout:g} s."
+            ) from error
+        if process.returncode:
+            raise IsolationError(
+                f"The {runtime} runtime ended with exit code {process.returncode}: "
+                f"{(process.stderr or process.stdout).strip()[-2000:]}"
+            )
+        facts = json.loads(pathlib.Path(folder, "facts.json").read_text())
+        return Answers(_unpack(pathlib.Path(folder, "outputs.npz"), len(requests)), facts)
+
+
+class _Blocked(importlib.abc.MetaPathFinder):
+    """Refuses to import packages."""
+
+    def __init__(self, packages: Sequence[str]):
+        self.packages = frozenset(packages)
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.partition(".")[0] in self.packages:
+            raise ImportError(f"import of {fullname} is blocked in this process")
+
+
+def _serve(folder: pathlib.Path) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    sys.meta_path.insert(0, _Blocked(job["blocked"]))
+    facts: dict[str, Any] = {"blocked": {name: _refusal(name) for name in job["blocked"]}}
+    started = time.perf_counter()
+    run, found = _LOADERS[job["runtime"]](job["path"])
+    facts.update(found)
+    facts["load_seconds"] = round(time.perf_counter() - started, 3)
+    inputs = _unpack(folder / "inputs.npz", len(job["signatures"]))
+    started = time.perf_counter()
+    outputs: list[dict[str, np.ndarray]] = []
+    asked = zip(job["signatures"], inputs, job["carried"], job["may_fail"], strict=True)
+    for signature, fed, carried, may_fail in asked:
+        try:
+            outputs.append(run(signature, {**fed, **{name: outputs[-1][name] for name in carried}}))
+        except Exception as error:
+            if not may_fail:
+                raise
+            outputs.append({"error": np.array(str(error))})
+        else:
+            if may_fail:
+                outputs[-1] = {}
+    facts["run_seconds"] = round(time.perf_counter() - started, 3)
+    top = {name.partition(".")[0] for name in sys.modules}
+    present = sorted(top.intersection(job["blocked"]))
+    if present:
+        raise RuntimeError(f"These packages should not be here: {', '.join(present)}.")
+    facts["imported"] = sorted(top.intersection(("keras", "tensorflow")))
+    np.savez(folder / "outputs.npz", **_pack(outputs))
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _refusal(package: str) -> str:
+    """Returns how the import of a package fails."""
+    try:
+        __import__(package)
+    except ImportError as error:
+        return str(error)
+    raise RuntimeError(f"{package} could be imported; this process should not see it.")
+
+
+def _load_with_tensorflow(path: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+
+    def run(signature, inputs):
+        fed = {name: tf.constant(value) for name, value in inputs.items()}
+        return {name: value.numpy() for name, value in loaded.signatures[signature](**fed).items()}
+
+    return run, {}
+
+
+def _load_with_c(path: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    # By path: the package that the file belongs to is among those that are blocked.
+    file = pathlib.Path(__file__).with_name("runtime.py")
+    runtime = runpy.run_path(str(file))
+    return runtime["Runtime"](path).run, {"runnable_ops": sorted(runtime["runnable_ops"]())}
+
+
+_LOADERS = {"tensorflow": _load_with_tensorflow, "c": _load_with_c}
+
+
+def _pack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {f"{index}/{name}": row[name] for index, row in enumerate(rows) for name in row}
+
+
+def _unpack(path: pathlib.Path, size: int) -> list[dict[str, np.ndarray]]:
+    rows: list[dict[str, np.ndarray]] = [{} for _ in range(size)]
+    with np.load(path) as arrays:
+        for key in arrays.files:
+            index, _, name = key.partition("/")
+            rows[int(index)][name] = arrays[key]
+    return rows
+
+
+if __name__ == "__main__":
+    _serve(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,142 @@
+"""What the stock TensorFlow Serving image needs to serve exported versions, as text."""
+
+import ipaddress
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from tfdeq.programs import commands
+from tfdeq.programs.paths import expanded
+from tfdeq.programs.workdir import read_json
+from tfdeq.serving.server import compose_text
+from tfdeq.serving.versions import model_card, publishing
+
+# Of the TensorFlow that the versions are written with. docs/serving.md says where it is documented.
+IMAGE = "tensorflow/serving:2.21.0"
+LOOPBACK = "127.0.0.1"
+PORTS = (8500, 8501)  # gRPC; REST and metrics
+METRICS_PATH = "/monitoring/prometheus/metrics"
+_CONFIG_FOLDER, _MODELS_FOLDER = "/config", "/models"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# [registry[:port]/]path[:tag][@digest]
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
+
+
+def models_config(models: Mapping[str, Any], keep: int) -> str:
+    """Returns the text of a ModelServerConfig.
+
+    Args:
+        models: names of the models; each lies under /models in the container.
+        keep: newest versions that stay loaded, so that a client may name the one before.
+    """
+    config = model_server_config_pb2.ModelServerConfig()
+    for name in models:
+        model = config.model_config_list.config.add()
+        model.name, model.base_path = name, f"{_MODELS_FOLDER}/{name}"
+        model.model_platform = "tensorflow"
+        model.model_version_policy.latest.num_versions = keep
+    return text_format.MessageToString(config)
+
+
+def monitoring_config() -> str:
+    """Returns the text of a MonitoringConfig."""
+    return f'prometheus_config {{\n  enable: true\n  path: "{METRICS_PATH}"\n}}\n'
+
+
+def compose_file(
+    models: Mapping[str, pathlib.Path],
+    config_folder: pathlib.Path,
+    image: str,
+    xla: bool,
+    bind_address: str = LOOPBACK,
+) -> str:
+    """Returns the text of a compose file: gRPC on 8500, REST and metrics on 8501.
+
+    Args:
+        models: name -> folder of versions. config_folder: where the other files are.
+        image: the server's. xla: whether a model is jit-compiled.
+        bind_address: of this machine, on which the ports are open. The server asks nobody who they are.
+
+    Raises:
+        ValueError: a path that YAML cannot hold.
+    """
+    command = [
+        f"--model_config_file={_CONFIG_FOLDER}/models.config",
+        f"--monitoring_config_file={_CONFIG_FOLDER}/monitoring.config",
+        "--model_config_file_poll_wait_seconds=60",
+    ]
+    if xla:
+        # Without it the stock server loads a jit-compiled version and fails at the first request.
+        command.append("--xla_cpu_compilation_enabled=true")
+    mounts = [(config_folder, _CONFIG_FOLDER)]
+    mounts += [(path, f"{_MODELS_FOLDER}/{name}") for name, path in models.items()]
+    lines = ["services:", "  serving:", f"    image: {compose_text.value(image)}", "    ports:"]
+    for port in PORTS:
+        open_port = {"target": port, "published": str(port), "host_ip": bind_address}
+        lines.append(f"      - {compose_text.value(open_port)}")
+    lines.append("    volumes:")
+    for source, target in mounts:
+        mount = {"type": "bind", "source": str(source), "target": target, "read_only": True}
+        lines.append(f"      - {compose_text.value(mount)}")
+    # The image's own entry point names one model by MODEL_NAME; these flags name ours.
+    lines.append(
+        '    entrypoint: ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501"]'
+    )
+    lines.append("    command:")
+    lines += [f"      - {compose_text.value(argument)}" for argument in command]
+    lines.append("    restart: unless-stopped")
+    return "\n".join(lines) + "\n"
+
+
+def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], bool]:
+    """Reads NAME=FOLDER pairs: name -> folder, and whether a version needs XLA.
+
+    Args:
+        named: the pairs. keep: newest versions that the server loads.
+
+    Raises:
+        ValueError: a pair that is none, or a name twice.
+        FileNotFoundError: a folder without a version that `export.saved_model` wrote.
+    """
+    models: dict[str, pathlib.Path] = {}
+    xla = False
+    for pair in named:
+        name, _, folder = pair.partition("=")
+        if not folder or not _NAME.fullmatch(name) or name in models:
+            raise ValueError(
+                f"--models takes NAME=FOLDER pairs of different names; received {pair!r}. A name stands "
+                "in URLs: it begins with a letter or digit, and has letters, digits, '_', '-' and '.' "
+                "of ASCII only. A pair whose folder has a comma goes into double quotes: "
+                "--models='\"NAME=FOLDER\"'."
+            )
+        folder = str(expanded(folder))
+        found = publishing.existing_versions(folder)
+        card = found and read_json(found[max(found)] / model_card.FOLDER / model_card.NAME)
+        if not card:
+            raise FileNotFoundError(
+                f"{folder!r} has no version with a model card. Name the --output of: "
+                f"{commands.command('export.saved_model')}"
+            )
+        models[name] = pathlib.Path(folder).resolve()
+        for number in sorted(found)[-keep:]:
+            older = read_json(found[number] / model_card.FOLDER / model_card.NAME) or {}
+            xla |= bool(older.get("jit_compile"))
+    return models, xla
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+# Flag -> whether a compose file can take its value.
+SETTINGS = {
+    "image": lambda text: _IMAGE.fullmatch(text) is not None,
+    "bind_address": _is_address,
+}

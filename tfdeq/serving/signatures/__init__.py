@@ -1,0 +1,1 @@
+"""What a version can be asked: tensors, functions and checks of requests."""

@@ -1,0 +1,301 @@
+"""Whether a model card says what the model and the version's own graph say."""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from tfdeq.models.token_model import TokenModel
+from tfdeq.serving.server.isolated import Request
+from tfdeq.serving.signatures.batching import Batching
+from tfdeq.serving.signatures.signature import STATUS_TEXTS, own_settings, solving_of
+from tfdeq.serving.signatures.text_requests import LANGUAGE_STATUS_TEXTS, is_equilibrium
+from tfdeq.serving.verification.checks import Check
+from tfdeq.serving.versions import model_card, saved_model
+from tfdeq.serving.versions.trained_run import VOCABULARY
+
+# A request that is larger than this is not sent to see it refused: 256 MiB.
+_MOST_SENT = 2**26
+_SHOWN = 3
+NAME = "the card says what the model says"
+
+
+def problem_of(card: Mapping[str, Any]) -> str:
+    """What keeps a card from being read, in words; "" where nothing does."""
+    signatures = card.get("signatures")
+    if not isinstance(signatures, Mapping) or "serving_default" not in signatures:
+        return "the card names no signature serving_default"
+    for name, signature in signatures.items():
+        for side in ("inputs", "outputs"):
+            tensors = signature.get(side) if isinstance(signature, Mapping) else None
+            if not isinstance(tensors, Mapping) or not all(map(_is_tensor, tensors.values())):
+                return f"the card says no dtype and shape of the {side} of {name}"
+    limit = card.get("max_steps_limit")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        return f"max_steps_limit is {limit!r} in the card"
+    return ""
+
+
+def _is_tensor(described: Any) -> bool:
+    if not isinstance(described, Mapping) or not isinstance(described.get("dtype"), str):
+        return False
+    sizes = described.get("shape")
+    return isinstance(sizes, list) and all(size is None or isinstance(size, int) for size in sizes)
+
+
+def check_card(
+    model: keras.Model, inputs: Any, path: pathlib.Path, card: Mapping[str, Any]
+) -> Check:
+    """Every entry of the card that the model or the graph speaks of.
+
+    The signatures are traced anew, from the model and the settings that the card names. The limits
+    that an export may choose are those of the graph: `over_limit_request` and the requests above
+    `max_steps_limit` show them.
+    """
+
+    try:
+        expected = _expected(model, inputs, card)
+    except Exception as error:  # whatever a card with other settings brings about
+        text = f"its settings are none that this model can be exported with: {error}"
+        return Check(NAME, False, text, {"wrong": ["settings"]})
+    wrong = _differences(expected, {key: card.get(key) for key in expected})
+    wrong += _graph_differences(path, card)
+    text = f"{len(expected)} entries: {', '.join(expected)}"
+    if wrong:
+        more = f" ({len(wrong)} findings)" if len(wrong) > _SHOWN else ""
+        text = f"{'; '.join(wrong[:_SHOWN])}{more}"
+    return Check(NAME, not wrong, text, {"wrong": wrong})
+
+
+def check_words(path: pathlib.Path, card: Mapping[str, Any], words: str | None) -> Check:
+    """The words that the version names, against those of the run that it was made from.
+
+    Args:
+        words: the run's file of words by id, one a line; None: it has none.
+    """
+    named = (card.get("vocabulary") or {}).get("file")
+    file = path / model_card.FOLDER / VOCABULARY
+    there = file.read_text(encoding="utf-8") if file.is_file() else None
+    problem = ""
+    if named != (None if words is None else VOCABULARY):
+        problem = (
+            f"the card names {named!r}, the run has {'no words' if words is None else VOCABULARY}"
+        )
+    elif there != words:
+        pairs = zip((there or "").splitlines(), (words or "").splitlines(), strict=False)
+        places = [str(place) for place, (one, other) in enumerate(pairs) if one != other]
+        at = f" at the ids {', '.join(places[:5])}" if places else ""
+        problem = f"{VOCABULARY} differs from the run's{at}"
+    count = 0 if words is None else len(words.splitlines())
+    text = problem or (f"{count:,} words, as in the run" if count else "a model without words")
+    return Check("the words are the run's", not problem, text, {})
+
+
+def check_run(card: Mapping[str, Any], run: Mapping[str, Any]) -> Check:
+    """What the card says of the run that trained the model, against that run's folder.
+
+    Figures that a run has got since are no difference.
+    """
+    entries = ("unit", "dataset", "flags")
+    wrong = _differences(
+        {entry: run[entry] for entry in entries}, {entry: card.get(entry) for entry in entries}
+    )
+    said = card.get("metrics") or {}
+    wrong += _differences({each: run["metrics"].get(each) for each in said}, said, "metrics.")
+    text = "data set, flags and metrics are those of the run"
+    if wrong:
+        text = f"{'; '.join(wrong[:_SHOWN])}. If the run went on since, export the model again"
+    return Check("the card says what the run says", not wrong, text, {"wrong": wrong})
+
+
+def check_records(records: Sequence[Request], card: Mapping[str, Any]) -> Check:
+    """A warm-up record of each signature at each batch size, where the card promises records."""
+    sizes = card.get("allowed_batch_sizes") or []
+    promised = [
+        (signature, size)
+        for signature in card.get("signatures") or {}
+        for size in (sizes if card.get("warm_up_records") else [])
+    ]
+    found = [
+        (record.signature, min(map(len, record.inputs.values()), default=0)) for record in records
+    ]
+    missing = [f"{name}, batch of {size}" for name, size in promised if (name, size) not in found]
+    passed = sorted(found) == sorted(promised)
+    text = f"{len(found)} records: each signature at each of the batch sizes {sizes}"
+    if not promised and not found:
+        text = "the card promises none, and there is none"
+    if not passed:
+        lack = f"; missing: {', '.join(missing[:_SHOWN])}" if missing else ""
+        text = f"{len(found)} records, the card promises {len(promised)}{lack}"
+    return Check("warm-up records are those of the card", passed, text, {"missing": missing})
+
+
+def over_limit_request(card: Mapping[str, Any]) -> Request | None:
+    """A request of zeros that has more numbers than the card allows; None where it would be too large."""
+    name, signature = next(iter(card["signatures"].items()))
+    limit = signature.get("max_request_values")
+    if not isinstance(limit, int) or not 0 < limit < _MOST_SENT:
+        return None
+    tensors = signature["inputs"]
+    # One long row where a tensor's shape leaves a size open, else many rows: neither is computed.
+    longest = next((each for each in tensors if None in tensors[each]["shape"][1:]), None)
+    row = sum(math.prod(size or 1 for size in each["shape"][1:]) for each in tensors.values())
+    rows = limit // row + 1 if longest is None else 1
+    inputs = {}
+    for each, tensor in tensors.items():
+        sizes = [size or 1 for size in tensor["shape"][1:]]
+        if each == longest:
+            sizes[tensor["shape"][1:].index(None)] = limit + 1
+        inputs[each] = np.zeros([rows, *sizes], tf.as_dtype(tensor["dtype"]).as_numpy_dtype)
+    return Request("over the limit", name, inputs, may_fail=True)
+
+
+def check_over_limit(card: Mapping[str, Any], error: str | None, runtime: str) -> Check:
+    """A request that is larger than the card allows is refused, and the refusal names the card's limit.
+
+    Args:
+        error: what the runtime said; None: it answered.
+    """
+    limits = {signature.get("max_request_values") for signature in card["signatures"].values()}
+    limit = next(iter(limits))
+    problem = ""
+    if len(limits) > 1:
+        problem = f"the card names several limits: {sorted(limits)}"
+    elif error is None:
+        problem = f"a request of more than {limit:,} numbers, the card's limit, was answered"
+    elif not re.search(rf"\b{limit}\b", error):
+        problem = f"a request above {limit:,} numbers was refused in other words: {error[:300]}"
+    text = problem or f"more than {limit:,} numbers are refused"
+    return Check(f"{runtime}: the limit of a request's size", not problem, text, {})
+
+
+def _expected(model: keras.Model, inputs: Any, card: Mapping[str, Any]) -> dict[str, Any]:
+    joined = card.get("batching")
+    batching = None if joined is None else Batching(**{**joined, "sizes": tuple(joined["sizes"])})
+    said = {signature.get("max_request_values") for signature in card["signatures"].values()}
+    limit = card.get("max_steps_limit")
+    is_explicit = isinstance(model, TokenModel) and not is_equilibrium(model)
+    signatures = saved_model.signatures_of(
+        model,
+        inputs,
+        jit_compile=bool(card.get("jit_compile")),
+        max_steps_limit=limit,
+        max_request_values=said.pop() if len(said) == 1 else None,
+        batching=batching,
+    )
+    expected = {
+        "signatures": model_card.signature_card(signatures),
+        "status": STATUS_TEXTS,
+        "parameters": model.count_params(),
+        **({} if is_explicit else own_settings(model, solving_of(model, limit))),
+    }
+    if isinstance(model, TokenModel):
+        if card.get("status") == LANGUAGE_STATUS_TEXTS or "sequence_length" in card:
+            expected["status"] = LANGUAGE_STATUS_TEXTS
+            expected["sequence_length"] = model.sequence_length
+            file = (card.get("vocabulary") or {}).get("file")
+            expected["vocabulary"] = {"size": model.vocabulary_size, "file": file}
+        if is_explicit:
+            expected["max_steps_limit"] = None
+    # As a card that was written and read.
+    return json.loads(json.dumps(expected))
+
+
+def _differences(expected: Any, found: Any, place: str = "") -> list[str]:
+    """Where two values of JSON differ, in words; places as in signatures.score.inputs.tokens.dtype."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        return [
+            line
+            for key in {**expected, **found}
+            for line in _differences(expected.get(key), found.get(key), f"{place}{key}.")
+        ]
+    if _unnumbered(expected) == _unnumbered(found):
+        return []
+    said, is_so = (json.dumps(value, ensure_ascii=False)[:80] for value in (found, expected))
+    return [f"{place[:-1]}: the card says {said}, it is {is_so}"]
+
+
+def _unnumbered(value: Any) -> Any:
+    """A text without the number that Keras gives a model's name, which is another in every process."""
+    return re.sub(r"_\d+'$", "'", value) if isinstance(value, str) else value
+
+
+def _graph_differences(path: pathlib.Path, card: Mapping[str, Any]) -> list[str]:
+    """Where the card's signatures and batching are not those of the graph that is served."""
+    graph = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    (meta_graph,) = graph.meta_graphs
+    served = {
+        name: {
+            "inputs": _tensors(definition.inputs),
+            "outputs": _tensors(definition.outputs),
+        }
+        for name, definition in meta_graph.signature_def.items()
+        if not name.startswith("__")
+    }
+    said = {
+        name: {
+            side: {
+                tensor: {key: described.get(key) for key in ("dtype", "shape")}
+                for tensor, described in signature[side].items()
+            }
+            for side in ("inputs", "outputs")
+        }
+        for name, signature in card["signatures"].items()
+    }
+    wrong = _differences(served, said, "the graph's signatures.")
+    functions = meta_graph.graph_def.library.function
+    nodes = [*meta_graph.graph_def.node, *(node for each in functions for node in each.node_def)]
+    joining = {
+        (
+            tuple(node.attr["allowed_batch_sizes"].list.i),
+            node.attr["num_batch_threads"].i,
+            node.attr["batch_timeout_micros"].i,
+        )
+        for node in nodes
+        if node.op == "BatchFunction"
+    }
+    # What a request beyond the limit gets need not show it: most solves end before.
+    limit = card.get("max_steps_limit")
+    limits = _graph_limits(functions)
+    if limit is not None and limits != {limit}:
+        wrong.append(f"max_steps_limit: the card says {limit}, the graph has {sorted(limits)}")
+    joined = card.get("batching")
+    expected = set()
+    if joined is not None:
+        sizes = tuple(sorted(set(joined["sizes"])))
+        expected = {(sizes, joined["threads"], joined["timeout_micros"])}
+    if joining != expected:
+        wrong.append(f"batching: the card says {sorted(expected)}, the graph has {sorted(joining)}")
+    if joined is not None and list(joined["sizes"]) != list(card.get("allowed_batch_sizes") or []):
+        wrong.append("allowed_batch_sizes: not the sizes that batching names")
+    return wrong
+
+
+def _graph_limits(functions: Iterable[Any]) -> set[int]:
+    """What the graph cuts a request's max_steps to; see `tfdeq.serving.signatures.signature.budget`."""
+    found = set()
+    for function in functions:
+        constants = {node.name: node for node in function.node_def if node.op == "Const"}
+        for node in function.node_def:
+            if node.op == "Minimum" and node.input[0] == "max_steps":
+                constant = constants.get(node.input[1].split(":")[0])
+                if constant is not None:
+                    found.add(int(tf.make_ndarray(constant.attr["value"].tensor)))
+    return found
+
+
+def _tensors(infos: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {
+            "dtype": tf.as_dtype(info.dtype).name,
+            "shape": tf.TensorShape(info.tensor_shape).as_list(),
+        }
+        for name, info in infos.items()
+    }

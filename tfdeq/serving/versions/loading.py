@@ -1,0 +1,141 @@
+"""`load_model`: an exported version as the Keras model that it was made from."""
+
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+# Keras finds classes by name among those that were imported.
+import tfdeq.baselines
+import tfdeq.models  # noqa: F401
+from tfdeq.programs.paths import expanded
+from tfdeq.serving.versions import keras_state, manifest
+
+# Under assets.extra: how to build the model again. The weights are those of the SavedModel.
+NAME = "keras_model.json"
+WITHOUT = (
+    "export with keras_model=False: the version is served the same, and tfdeq.serving.load_model does not "
+    "give its model back"
+)
+
+
+class Description(NamedTuple):
+    """What gives a model back, beside its weights."""
+
+    text: str  # how to build it, as JSON
+    state: keras_state.State
+
+
+def to_json(model: keras.Model) -> str | None:
+    """Returns how to build a model again, or None for a model whose class does not say."""
+    try:
+        described = keras.saving.serialize_keras_object(model)
+        # Compiled losses and optimisers are not exported.
+        described.pop("compile_config", None)
+        return json.dumps(described, indent=1) + "\n"
+    except Exception:  # a user's get_config may raise anything; the model can be served without
+        return None
+
+
+def describe(model: keras.Model) -> Description | None:
+    """Returns what gives a model back, or None as `to_json`.
+
+    Raises:
+        ValueError: a layer that cannot save its state.
+    """
+    text = to_json(model)
+    if text is None:
+        return None
+    try:
+        state = keras_state.collect(model)
+        for place, value in keras_state.flat(state.variables):
+            try:
+                keras_state.to_numpy(value)
+            except Exception as error:
+                raise ValueError(f"{place}: {error}") from error
+    except Exception as error:  # a layer's own save_own_variables or save_assets may raise anything
+        raise ValueError(
+            f"The state of the model {model.name!r} cannot be saved as Keras saves it: {error}. Put the "
+            f"layer's save_own_variables or save_assets right, or {WITHOUT}."
+        ) from error
+    return Description(text, state)
+
+
+def build(text: str, custom_objects: dict | None = None) -> keras.Model:
+    """Builds a model anew from what `to_json` returned."""
+    return keras.saving.deserialize_keras_object(json.loads(text), custom_objects=custom_objects)
+
+
+def write(model: keras.Model, described: Description, extra: pathlib.Path) -> None:
+    """Writes a description into a version's folder of further files."""
+    (extra / NAME).write_text(described.text, encoding="utf-8")
+    keras_state.write(model, described.state, extra / keras_state.FOLDER)
+
+
+def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> keras.Model:
+    """Builds the Keras model of a version that `tfdeq.serving.export` wrote, with its state.
+
+    Layers load what they saved by Keras's own methods (`save_own_variables`, `save_assets`), so a
+    vocabulary, quantised weights or statistics come back as from a .keras file.
+
+    Args:
+        path: a version folder; `~` is the home folder.
+        custom_objects: name -> class or function, for what is not registered with Keras.
+
+    Returns:
+        The model, not compiled; train it on, and export it as the next version.
+
+    Raises:
+        FileNotFoundError: no version there, one of an older release, or one that does not say how its
+            model is built.
+        tfdeq.serving.versions.manifest.ChangedVersionError: files that are not those that were exported.
+        ValueError: a model that is not what the version's state belongs to.
+
+    Example:
+        >>> import tempfile
+        >>> from tfdeq.serving.versions import saved_model
+        >>> from tfdeq.models import LanguageModel
+        >>> model = LanguageModel(vocabulary_size=7, sequence_length=6, width=8, heads=2)
+        >>> model.build((None, 6))
+        >>> path = saved_model.export(model, tempfile.mkdtemp())
+        >>> load_model(path).vocabulary_size
+        7
+    """
+    path = expanded(path)
+    manifest.require_whole(path)
+    file, state = (path / manifest.FOLDER / name for name in (NAME, keras_state.FOLDER))
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{str(file)!r} is missing: the version was exported with keras_model=False, or its model's "
+            "class has no get_config. Load the model from its .keras file."
+        )
+    model = build(file.read_text(encoding="utf-8"), custom_objects)
+    weights = tf.saved_model.load(str(path)).weights
+    try:
+        restore(model, keras_state.read(state, weights))
+    except ValueError as error:
+        raise ValueError(
+            f"The model in {str(file)!r} is not that of the weights in {str(path)!r}: it has other "
+            f"layers, or weights of other shapes. {error} Use the code of the release that exported it."
+        ) from error
+    return model
+
+
+def restore(model: keras.Model, state: keras_state.State) -> None:
+    """Gives a model that was built anew the state that another one saved.
+
+    Raises:
+        ValueError: state that the model does not take, or does not know.
+    """
+    keras_state.restore(model, state)
+    own = keras_state.collect(model)
+    names, known = ({place for place, _ in keras_state.flat(of.variables)} for of in (state, own))
+    if names != known:
+        raise ValueError(
+            f"{len(names)} values were saved, the model has {len(known)}, among them others: "
+            f"{', '.join(sorted(names ^ known)[:3])}."
+        )
+    keras_state.restore_others(own, state)

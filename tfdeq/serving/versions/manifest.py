@@ -1,0 +1,136 @@
+"""The manifest of a version: the SHA-256 of every file, and one digest of them all.
+
+`assets.extra/manifest.json` is written last, with the model card among the files that it names. Its text
+has one form, so that `sha256sum manifest.json` is the digest of the version.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+from tfdeq.programs.paths import expanded
+
+FOLDER, NAME = "assets.extra", "manifest.json"
+_SHOWN = 5
+
+
+class ChangedVersionError(ValueError):
+    """A version whose files are not those that were exported."""
+
+
+class Differences(NamedTuple):
+    """Paths in a version, sorted, whose files are not those of its manifest."""
+
+    changed: list[str]
+    missing: list[str]
+    extra: list[str]
+
+    def text(self) -> str:
+        """What is wrong, in words; "" where nothing is."""
+        found = zip(("changed", "missing", "not of the version"), self, strict=True)
+        return "; ".join(f"{what}: {_listed(names)}" for what, names in found if names)
+
+
+def write(folder: pathlib.Path) -> None:
+    """Writes the manifest of the files that a folder holds now; one that is there is replaced."""
+    (folder / FOLDER / NAME).write_text(_to_text(file_hashes(folder)), encoding="utf-8")
+
+
+def file_hashes(folder: pathlib.Path) -> dict[str, str]:
+    """Returns path in the version -> SHA-256, of every file but the manifest itself."""
+    own = folder / FOLDER / NAME
+    # What is neither a file nor a folder, such as a link that leads nowhere, is listed too.
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {
+        path.relative_to(folder).as_posix(): sha256(path) if path.is_file() else "no file"
+        for path in sorted(files)
+        if path != own
+    }
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: str | os.PathLike) -> dict[str, str]:
+    """Returns path in the version -> SHA-256, of the files that the manifest names.
+
+    Args:
+        path: a version folder; `~` is the home folder.
+
+    Raises:
+        FileNotFoundError: no manifest: no version of `export.saved_model`, or one of an older release.
+        ChangedVersionError: a manifest that is not as `write` wrote it.
+    """
+    file = expanded(path) / FOLDER / NAME
+    try:
+        text = file.read_text(encoding="utf-8")
+        files = json.loads(text)["files"]
+        whole = isinstance(files, dict) and files and _to_text(files) == text
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"{str(file)!r} is missing, the list of the version's files: {str(path)!r} is no version of "
+            "export.saved_model, or an older release exported it. Export the model again."
+        ) from error
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ChangedVersionError(
+            f"{str(file)!r} is not as export.saved_model wrote it. Export the model again."
+        )
+    return files
+
+
+def digest(path: str | os.PathLike) -> str:
+    """Returns the digest of a version: the SHA-256 of its manifest's text.
+
+    Args:
+        path: a version folder.
+
+    Raises:
+        FileNotFoundError, ChangedVersionError: as `read`.
+    """
+    return hashlib.sha256(_to_text(read(path)).encode()).hexdigest()
+
+
+def differences(path: str | os.PathLike) -> Differences:
+    """Returns what files of a version are not those of its manifest.
+
+    Raises:
+        FileNotFoundError, ChangedVersionError: as `read`.
+    """
+    listed, found = read(path), file_hashes(expanded(path))
+    return Differences(
+        sorted(name for name in listed.keys() & found.keys() if listed[name] != found[name]),
+        sorted(listed.keys() - found.keys()),
+        sorted(found.keys() - listed.keys()),
+    )
+
+
+def require_whole(path: str | os.PathLike) -> None:
+    """Refuses a version whose files are not those that were exported.
+
+    Raises:
+        FileNotFoundError: as `read`.
+        ChangedVersionError: names the files that are changed, missing or not of the version.
+    """
+    wrong = differences(path).text()
+    if wrong:
+        raise ChangedVersionError(
+            f"The version {str(path)!r} is not what was exported ({wrong}). Copy it again from where it "
+            "is whole, or export the model again."
+        )
+
+
+def _to_text(files: dict[str, str]) -> str:
+    """The manifest's one form: sorted by path, a file a line."""
+    return json.dumps({"files": files}, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,57 @@
+"""The model card: what a version is, takes, returns and was made from, as JSON beside the graph."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import tfdeq
+from tfdeq.serving.signatures.signature import Signature, input_specs
+from tfdeq.serving.versions import manifest
+
+FOLDER, NAME = manifest.FOLDER, "model_card.json"
+_LIBRARIES = ("tensorflow", "keras", "numpy")
+
+
+def signature_card(signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """Returns name -> inputs and outputs: dtype, shape (null: any size) and meaning; and its limits."""
+    return {
+        name: {
+            "joined": signature.joined,
+            "max_request_values": signature.max_request_values,
+            "inputs": {
+                argument: _tensor(spec, signature.inputs.get(argument))
+                for argument, spec in input_specs(signature.function).items()
+            },
+            "outputs": {
+                output: _tensor(tensor, signature.outputs.get(output))
+                for output, tensor in signature.function.structured_outputs.items()
+            },
+        }
+        for name, signature in signatures.items()
+    }
+
+
+def general_card(version: int, signatures: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what every card holds: version, time (UTC), library versions and signatures."""
+    return {
+        "version": version,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "libraries": {
+            "python": platform.python_version(),
+            "tfdeq": tfdeq.__version__,
+            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        },
+        "signatures": dict(signatures),
+    }
+
+
+def to_json(card: Mapping[str, Any]) -> str:
+    return json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+
+
+def _tensor(spec: Any, meaning: str | None) -> dict[str, Any]:
+    described = {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+    return {**described, "meaning": meaning} if meaning else described

@@ -1,0 +1,239 @@
+"""Version folders as TensorFlow Serving reads them: numbers, and writing one whole or not."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+
+from tfdeq.programs.paths import expanded
+from tfdeq.programs.workdir import writing
+
+# A version is every child whose whole name parses as a 64-bit integer >= 0: `0001` and ` 7` too.
+_INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+[ \t\n\v\f\r]*")
+_LARGEST = 2**63 - 1
+_TEMPORARY = ".tmp-"
+# A younger temporary folder may belong to a writer that has not locked it yet.
+_ABANDONED_AFTER_SECONDS = 60.0
+_HERE, _NO_REPLACE = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+
+
+class VersionExistsError(FileExistsError):
+    """The version to write is there already; nothing was touched."""
+
+
+def version_number(name: str) -> int | None:
+    """Returns the version that a server reads from a folder's name, or None.
+
+    Example:
+        >>> [version_number(name) for name in ("7", "0001", ".tmp-1-x", "-1", "1_0")]
+        [7, 1, None, None, None]
+    """
+    if not _INTEGER.fullmatch(name):
+        return None
+    number = int(name)
+    return number if 0 <= number <= _LARGEST else None
+
+
+def existing_versions(output: str | os.PathLike) -> dict[int, pathlib.Path]:
+    """Returns version -> path of what a server would take for one under `output`; {} without it."""
+    folder = expanded(output)
+    if not folder.exists():
+        return {}
+    if not folder.is_dir():
+        raise NotADirectoryError(f"output must be a folder; {str(folder)!r} is a file.")
+    numbers = ((version_number(path.name), path) for path in sorted(folder.iterdir()))
+    return {number: path for number, path in numbers if number is not None}
+
+
+def next_version(output: str | os.PathLike) -> int:
+    """Returns the highest existing version + 1; 1 where there is none.
+
+    Raises:
+        VersionExistsError: the highest is the largest that there can be.
+    """
+    found = existing_versions(output)
+    highest = max(found, default=0)
+    if highest >= _LARGEST:
+        raise VersionExistsError(
+            f"No version can follow {highest}, the largest number that a server reads: "
+            f"{str(found[highest])!r} is there. Nothing was touched. Name a version that is free, which "
+            "a server counts as older, or rename that folder."
+        )
+    return highest + 1
+
+
+def publish(
+    output: str | os.PathLike,
+    write: Callable[[pathlib.Path], None],
+    version: int | None = None,
+    finish: Callable[[pathlib.Path, int], None] | None = None,
+) -> pathlib.Path:
+    """Writes `output/<version>/`, whole or not at all.
+
+    The content is written under a temporary name that no server takes for a version, on the same
+    file system, flushed to the disk, and renamed. A writer that fails leaves nothing; what a killed
+    one left is removed by the next call. Of two writers at once each gets a number of its own: it is
+    chosen when the content is there, by one writer at a time.
+
+    Args:
+        output: folder of the versions; made if it is missing.
+        write: called as write(folder) with an empty folder to fill.
+        version: number, 0 … 2⁶³ − 1; None: the highest existing one + 1.
+        finish: called as finish(folder, number) with the filled folder, to add what depends on the
+            number; again, should another writer have taken that number meanwhile.
+
+    Returns:
+        The path of the version.
+
+    Raises:
+        VersionExistsError: the version is there, or no number is left; nothing was touched.
+        ValueError: a number that is no version.
+        OSError: what keeps it from being written, as one line.
+    """
+    output = expanded(output)
+    check_free(output, version)
+    with writing(str(output)):
+        output.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(output)
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=output))
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        _lock(lock)
+        # mkdtemp's folder is for its owner alone; the server runs as another user.
+        temporary.chmod(0o777 & ~_umask())
+        write(temporary)
+        _flush_tree(temporary)
+        return _publish_whole(output, temporary, version, finish)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _publish_whole(
+    output: pathlib.Path,
+    temporary: pathlib.Path,
+    version: int | None,
+    finish: Callable[[pathlib.Path, int], None] | None,
+) -> pathlib.Path:
+    """Numbers a filled folder and renames it, one writer at a time."""
+    descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Where the file system has no locks, the rename still refuses a number that is taken.
+        _lock(descriptor, wait=True)
+        while True:
+            check_free(output, version)
+            number = next_version(output) if version is None else version
+            if finish is not None:
+                finish(temporary, number)
+                _flush_tree(temporary)
+            target = output / str(number)
+            try:
+                _rename(temporary, target)
+            except VersionExistsError:
+                if version is not None:
+                    raise
+                continue
+            _flush(output)
+            return target
+    finally:
+        os.close(descriptor)
+
+
+def check_free(output: str | os.PathLike, version: int | None) -> None:
+    """Raises what `publish` would for a version that is there or is none; None: the next one."""
+    versions = existing_versions(output)
+    if version is None:
+        next_version(output)
+        return
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= _LARGEST:
+        raise ValueError(f"version must be an integer of 0 … 2^63 − 1; received {version!r}.")
+    if version in versions:
+        free = "Name another"
+        if max(versions) < _LARGEST:
+            free = f"Leave the version out for the next free one, {max(versions) + 1}"
+        raise VersionExistsError(
+            f"Version {version} is there already: {str(versions[version])!r}. Nothing was "
+            f"touched. {free}, or remove that folder."
+        )
+
+
+def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a folder to a name that must be free: rename(2) would replace an empty folder."""
+    try:
+        if not _rename_to_free_name(source, target):
+            os.rename(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise VersionExistsError(
+                f"{str(target)!r} appeared while its content was written, by another writer. "
+                "Nothing of it was touched. Run again for the next version."
+            ) from error
+        with writing(str(target)):
+            raise
+
+
+def _rename_to_free_name(source: pathlib.Path, target: pathlib.Path) -> bool:
+    """Linux's renameat2 with RENAME_NOREPLACE; False where there is no such call."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_HERE, os.fsencode(source), _HERE, os.fsencode(target), _NO_REPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):  # not in this kernel, or not on this file system
+        return False
+    raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+
+def _flush_tree(folder: pathlib.Path) -> None:
+    with writing(str(folder.parent)):  # some file systems say only here that they are full
+        for parent, _, files in os.walk(folder, topdown=False):
+            for name in files:
+                _flush(pathlib.Path(parent, name))
+            _flush(pathlib.Path(parent))
+
+
+def _flush(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool = False) -> bool:
+    """Locks a folder until its descriptor is closed; False where that cannot be done."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(output: pathlib.Path) -> None:
+    """Removes the temporary folders of writers that were killed: old ones whose lock is free."""
+    for path in output.glob(f"{_TEMPORARY}*-*"):
+        try:
+            old = time.time() - path.stat().st_mtime > _ABANDONED_AFTER_SECONDS
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            if old and _lock(descriptor):
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,164 @@
+"""The model that a version will give back, compared with the exported one before it is published."""
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdeq.models.token_model import TokenModel
+from tfdeq.serving.signatures.signature import input_structure
+from tfdeq.serving.versions import keras_state, loading
+
+# Largest difference between the two models' answers, over the largest number in the answer. Their states
+# are the same to the bit; what is left is what the device computes otherwise from call to call.
+LIMIT = 1e-4
+_ROWS, _UNKNOWN_SIZE = 2, 3
+
+
+def check(
+    model: keras.Model,
+    described: loading.Description,
+    inputs: Any = None,
+    examples: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Builds the model again, as `tfdeq.serving.load_model` will, and compares the two.
+
+    Their layers must save the same values and files, and their answers to some inputs must be the same:
+    the examples', or random ones where it takes those. Where the model cannot be built here, for
+    example because its class is not registered with Keras, nothing is compared: there
+    `tfdeq.serving.load_model` needs `custom_objects`, or raises what Keras says.
+
+    Args:
+        model: what is exported.
+        described: of `loading.describe`.
+        inputs, examples: see `tfdeq.serving.export`.
+
+    Raises:
+        ValueError: another model would come back.
+    """
+    with _same_random_numbers():
+        try:
+            again = loading.build(described.text)
+        except Exception:  # what a user's from_config raises
+            return
+        try:
+            loading.restore(again, described.state)
+            different = state_difference(again, described.state)
+        except Exception as error:  # a layer's own load_own_variables may raise anything
+            different = f"its state cannot be loaded. {error}"
+        different = different or _answer_difference(model, again, inputs, examples)
+    if different:
+        raise ValueError(
+            f"tfdeq.serving.load_model would give another model than {model.name!r} back: {different} Put "
+            "get_config and from_config, or save_own_variables and load_own_variables, of its layers "
+            f"right, or {loading.WITHOUT}."
+        )
+
+
+@contextlib.contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Python's generator, from which Keras draws seeds of new layers, goes on as if nothing was."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def state_difference(again: keras.Model, state: keras_state.State) -> str:
+    """What of a state a model that was built again does not have, in words; "" where it has all."""
+    own = keras_state.collect(again)
+    files, expected = own.files, state.files
+    for file in sorted(files.keys() | expected.keys()):
+        if files.get(file) != expected.get(file):
+            return f"what its layers save in {file!r} is not the same after loading it."
+    pairs = zip(keras_state.flat(state.variables), keras_state.flat(own.variables), strict=True)
+    for (place, value), (_, found) in pairs:
+        value, found = keras_state.to_numpy(value), keras_state.to_numpy(found)
+        if value.shape != found.shape or not _equal(value, found):
+            return f"{place!r} is not the same after loading it."
+    return ""
+
+
+def _equal(value: np.ndarray, found: np.ndarray) -> bool:
+    # Bit by bit: NaN is equal to itself, and dtypes that NumPy does not know need no arithmetic.
+    return value.dtype == found.dtype and value.tobytes() == found.tobytes()
+
+
+def _inputs(model: keras.Model, inputs: Any, examples: Mapping[str, np.ndarray] | None) -> Any:
+    """Inputs that the model takes, as the nest that it is called with; None where none are known."""
+    if isinstance(model, TokenModel):
+        length = min(model.sequence_length, 8)
+        return np.arange(length, dtype=np.int32)[None] % model.vocabulary_size
+    try:
+        structure, names = input_structure(model, inputs)
+    except ValueError:
+        return None
+    specs = keras.tree.flatten(structure)
+    if examples is not None and all(name in examples for name in names):
+        given = [np.asarray(examples[name])[:_ROWS] for name in names]
+    else:
+        generator = np.random.default_rng(0)
+        given = [_random(generator, spec) for spec in specs]
+    tensors = [
+        keras.ops.convert_to_tensor(value, dtype=keras.backend.standardize_dtype(spec.dtype))
+        for value, spec in zip(given, specs, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(structure, tensors)
+
+
+def _random(generator: np.random.Generator, spec: Any) -> np.ndarray:
+    shape = [_ROWS, *(size or _UNKNOWN_SIZE for size in spec.shape[1:])]
+    dtype = keras.backend.standardize_dtype(spec.dtype)
+    if dtype == "string":
+        return np.full(shape, "a", dtype=object)
+    if "float" in dtype:
+        return generator.normal(size=shape)
+    return generator.integers(0, 2, shape)
+
+
+def _answer_difference(model: keras.Model, again: keras.Model, inputs: Any, examples: Any) -> str:
+    states = [variable for variable in model.variables if not variable.trainable]
+    before = [(variable, np.array(variable.numpy())) for variable in states]
+    try:
+        x = _inputs(model, inputs, examples)
+        answer, repeated = ([], []) if x is None else (_answers(model, x), _answers(model, x))
+    except Exception:  # the model does not take such inputs
+        return ""
+    finally:
+        for variable, value in before:  # noise in inference moves its seed on
+            variable.assign(value)
+    try:
+        found = [] if x is None else _answers(again, x)
+    except Exception as error:  # as above
+        return f"it cannot be called. {error}"
+    if len(found) != len(answer):
+        return f"it returns {len(found)} tensors instead of {len(answer)}."
+    for expected, once_more, value in zip(answer, repeated, found, strict=True):
+        # What the model itself answers otherwise when it is asked again is no difference.
+        limit = LIMIT + 10 * _difference(expected, once_more)
+        if expected.shape != value.shape or not _difference(expected, value) <= limit:
+            return f"its answers to the same input differ by {_difference(expected, value):.1e}."
+    return ""
+
+
+def _answers(model: keras.Model, x: Any) -> list[np.ndarray]:
+    outputs = keras.tree.flatten(model(x, training=False))
+    return [keras_state.to_numpy(output) for output in outputs]
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """The largest difference over the largest number; infinite where whole numbers or NaN differ."""
+    if expected.shape != found.shape:
+        return float("inf")
+    if expected.dtype.kind not in "biufcV" or expected.dtype.kind in "biu":
+        return 0.0 if np.array_equal(expected, found) else float("inf")
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    both = np.isfinite(expected) & np.isfinite(found)
+    same = np.array_equal(expected[~both], found[~both], equal_nan=True)
+    scale = np.abs(expected[both]).max(initial=np.finfo(np.float32).tiny)
+    difference = np.abs(found[both] - expected[both]).max(initial=0.0) / scale
+    return float(difference) if same else float("inf")

@@ -1,0 +1,1 @@
+"""Strategies over devices and workers, and what workers tell each other."""

@@ -1,0 +1,62 @@
+"""What a worker does when another one of its run does not answer any more."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from tfdeq.programs.preemption import Preempted
+
+# What an operation between workers may end with when one of them is gone.
+_KINDS = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnknownError,
+)
+# Their messages say that it is: defects raise the same kinds, and would again.
+_GONE = re.compile(
+    r"collective ops is aborted|socket closed|broken pipe|connection (?:reset|refused|closed|timed out)"
+    r"|failed to connect|connection attempt|heartbeat|unhealthy|coordination service"
+    r"|disconnected|task.* (?:restarted|died|lost|unavailable)",
+    re.IGNORECASE,
+)
+
+
+@contextlib.contextmanager
+def other_worker_lost(several_workers: bool) -> Iterator[None]:
+    """Turns what TensorFlow raises when another worker has ended into `Preempted`.
+
+    What says nothing of another worker is raised as it is: started again, the run would meet it again.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if not (several_workers and _is_lost(error)):
+            raise
+        print(
+            "Another worker does not answer any more; every worker has to be started again, and goes "
+            f"on from the last checkpoint. TensorFlow says: {_reason(error)}",
+            flush=True,
+        )
+        raise Preempted from error
+
+
+def _is_lost(error: tf.errors.OpError) -> bool:
+    if isinstance(error, tf.errors.UnavailableError):
+        return True
+    return isinstance(error, _KINDS) and _GONE.search(str(error)) is not None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that says what was lost, or else that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(_SAYS_NOTHING)]
+    said = [*filter(_GONE.search, said), *said, "no reason"]
+    return f"{type(error).__name__}: {said[0]}"
+
+
+_SAYS_NOTHING = ("Graph execution error", "Detected at node", 'File "')

@@ -1,0 +1,206 @@
+"""A trainer's run from flags to metrics.json: the same for every trainer, on any strategy."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdeq.programs.preemption import hear_requests
+from tfdeq.programs.workdir import locked, read_json, write_atomically, write_json
+from tfdeq.training import dry_run as rehearsal
+from tfdeq.training.devices.lost_workers import other_worker_lost
+from tfdeq.training.devices.process_memory import peak_resident_bytes
+from tfdeq.training.devices.strategies import is_chief, several_workers
+from tfdeq.training.flags.shared import before_it_existed, may_differ
+from tfdeq.training.records import environment
+from tfdeq.training.records.resumption import (
+    PLACES_OF_DATA,
+    check_configuration,
+    finished,
+    going_on,
+)
+from tfdeq.training.steps.optimizers import learning_rate_schedule, make_optimizer
+from tfdeq.training.task import SHORTEST, Task
+from tfdeq.training.trainer import Trainer
+
+
+class Experiment(NamedTuple):
+    """What a trainer trains, built and ready."""
+
+    task: Task
+    # () -> metrics["test"] of the trained model
+    test: Callable[[], dict[str, Any]]
+    # parts of the names of the layers that map to the output: Muon leaves them to Adam
+    output_layers: Sequence[str] = ()
+    # (workdir), before training, in the process that writes; may leave files
+    before: Callable[[str], None] = lambda workdir: None
+    # (workdir, metrics, TensorBoard's writer), after it; may leave files and pictures
+    after: Callable[[str, dict[str, Any], tf.summary.SummaryWriter], None] = lambda *_: None
+
+
+def describe(config: Mapping[str, Any]) -> str:
+    """Returns a short name of what a configuration trains."""
+    depth, model = config["depth"], config.get("model", "deq")
+    if model != "deq":
+        return f"an explicit {model} of {depth} layer{'s' * (depth > 1)}"
+    what = "the equilibrium" if not depth else f"{depth} explicit application{'s' * (depth > 1)}"
+    return f"{what} {'with' if config['jacobian_penalty'] else 'without'} Jacobian penalty"
+
+
+def train(
+    build: Callable[[], Experiment],
+    config: Mapping[str, Any],
+    workdir: str,
+    strategy: tf.distribute.Strategy | None = None,
+) -> dict[str, Any] | None:
+    """Trains to the end, resuming from workdir, and returns the metrics.
+
+    Leaves in workdir: config.json, environment.json, checkpoints/, tensorboard/, curves.jsonl,
+    model.keras, metrics.json and what the experiment adds. A finished run is not trained again, but one
+    of fewer steps goes on from its last checkpoint. Of several workers the chief writes; workdir must be
+    a folder that all of them see.
+
+    Args:
+        build: makes the experiment; is called in the strategy's scope, with Keras's seed set.
+        config: values of the flags, and what else names the run.
+        strategy: from `make_strategy`. Default: one device.
+
+    Returns:
+        What metrics.json holds; None in a worker that is not the chief.
+
+    Raises:
+        ValueError: if workdir holds a run of another configuration.
+        OSError: if workdir cannot be written.
+        Preempted: if the run was asked to end, or another worker was lost.
+    """
+    hear_requests()
+    strategy = strategy or tf.distribute.get_strategy()
+    resumed = check_resumption(workdir, config)
+    config = going_on(workdir, config)
+    metrics = finished(workdir, config)
+    if metrics is not None:
+        if is_chief(strategy):
+            _record(workdir, config)
+        print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
+        return metrics
+    with other_worker_lost(several_workers(strategy)):
+        if is_chief(strategy):
+            with locked(workdir):
+                return _train(build, config, workdir, strategy, resumed)
+        with tempfile.TemporaryDirectory(prefix="tfdeq-worker-") as own:
+            experiment = _build(build, config, strategy)
+            make_trainer(config, own, experiment, strategy, read_from=workdir).train()
+    return None
+
+
+def check_resumption(workdir: str, config: Mapping[str, Any]) -> bool:
+    """Returns whether workdir holds a run of this configuration; see `check_configuration`."""
+    return check_configuration(workdir, config, may_differ(config), before_it_existed(config))
+
+
+def make_trainer(
+    config: Mapping[str, Any],
+    workdir: str,
+    experiment: Experiment,
+    strategy: tf.distribute.Strategy | None = None,
+    read_from: str | None = None,
+) -> Trainer:
+    """Returns the training loop of an experiment; see `Trainer`."""
+    schedule = _schedule(config)
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        optimizer = make_optimizer(config, schedule, adam_layers=experiment.output_layers)
+    return Trainer(experiment.task, config, workdir, optimizer, schedule.scale, strategy, read_from)
+
+
+def dry_run(
+    build: Callable[[], Experiment],
+    config: Mapping[str, Any],
+    strategy: tf.distribute.Strategy | None = None,
+) -> list[str]:
+    """Returns what a run would be, line by line, after one step of it in a folder that is removed."""
+    strategy = strategy or tf.distribute.get_strategy()
+    experiment = _build(build, config, strategy)
+    with tempfile.TemporaryDirectory(prefix="tfdeq-dry-run-") as folder:
+        trainer = make_trainer(config, folder, experiment, strategy)
+        step = rehearsal.one_step(trainer, config)
+        memory = rehearsal.memory_lines(experiment.task.model, trainer.optimizer)
+    replicas = strategy.num_replicas_in_sync
+    return [
+        f"A dry run of {describe(config)}; nothing is kept.",
+        *rehearsal.parameter_lines(experiment.task.model),
+        *memory,
+        f"Replicas: {replicas}, each with {config['batch_size'] // replicas} examples a step",
+        *rehearsal.schedule_lines(config, _schedule(config)),
+        *step,
+    ]
+
+
+def _train(
+    build: Callable[[], Experiment],
+    config: Mapping[str, Any],
+    workdir: str,
+    strategy: tf.distribute.Strategy,
+    resumed: bool,
+) -> dict[str, Any]:
+    experiment = _build(build, config, strategy)
+    model = experiment.task.model
+    trainer = make_trainer(config, workdir, experiment, strategy)
+    said = _start(workdir, config, resumed)
+    # Only now: settings that the model refuses must not claim the folder.
+    write_json(os.path.join(workdir, "config.json"), config)
+    environment.record(workdir)
+    print(said, flush=True)
+    experiment.before(workdir)
+    curves = trainer.train()
+    curves["peak_memory_mib"] = peak_resident_bytes() / 2**20
+    curves["replicas"] = strategy.num_replicas_in_sync
+    test = experiment.test()
+    write_atomically(os.path.join(workdir, "model.keras"), model.save)
+    metrics = {
+        "config": config,
+        "parameters": model.count_params(),
+        "train": curves,
+        "test": test,
+    }
+    experiment.after(workdir, metrics, trainer.progress.writer)
+    trainer.progress.close()
+    write_json(os.path.join(workdir, "metrics.json"), metrics)
+    return metrics
+
+
+def _start(workdir: str, config: Mapping[str, Any], resumed: bool) -> str:
+    """What a run says of itself when it starts."""
+    known = (read_json(os.path.join(workdir, "config.json")) or {}).get("train_steps")
+    length = ""
+    if resumed and known != config["train_steps"]:
+        length = f", to {config['train_steps']:,} steps instead of {known:,}"
+    return f"{'Going on with' if resumed else 'Starting'} {describe(config)} in {workdir}{length}."
+
+
+def _record(workdir: str, config: Mapping[str, Any]) -> None:
+    """Has a finished run's config.json say where its text lies now; programs that export it look there."""
+    path = os.path.join(workdir, "config.json")
+    if any(
+        read_json(path).get(name) != config.get(name) for name in ("train_steps", *PLACES_OF_DATA)
+    ):
+        with locked(workdir):
+            write_json(path, config)
+
+
+def _build(
+    build: Callable[[], Experiment], config: Mapping[str, Any], strategy: tf.distribute.Strategy
+) -> Experiment:
+    keras.utils.set_random_seed(config["seed"])
+    with strategy.scope():
+        return build()
+
+
+def _schedule(config: Mapping[str, Any]) -> Any:
+    steps = config["train_steps"]
+    # A run that is made longer has warmed up already.
+    warmup_share = config["warmup_share"] * config.get(SHORTEST, steps) / steps
+    return learning_rate_schedule(config["learning_rate"], steps, warmup_share, config["schedule"])

@@ -1,0 +1,160 @@
+"""Which flags a configuration uses: one table, for the check, for resumption and for --help."""
+
+import inspect
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from tfdeq.data import DATASETS
+from tfdeq.programs.processes import flag_text
+
+# In place of a flag's values: any but 0, "" and an empty list; and these alone.
+GIVEN, NOT_GIVEN = "given", "not given"
+
+_EQUILIBRIUM = {"model": ("deq",), "depth": (0,)}
+_CELL = {"model": ("deq",)}
+_PENALTY = {**_CELL, "jacobian_penalty": GIVEN}
+_TRANSFORMER_CELL = {**_CELL, "cell": ("transformer",)}
+_ATTENTION = [_TRANSFORMER_CELL, {"model": ("transformer",)}]
+_TRELLIS = [{**_CELL, "cell": ("trellis",)}, {"model": ("trellisnet",)}]
+
+
+def _takers(option: str) -> list[dict[str, tuple[str, ...]]]:
+    names = (
+        name for name, load in DATASETS.items() if option in inspect.signature(load).parameters
+    )
+    return [{"dataset": tuple(names)}]
+
+
+# flag -> the settings of other flags that it is used with, any one of them; flags that are not here
+# are used by everything that is trained.
+USES: dict[str, list[dict[str, Any]]] = {
+    "files": _takers("files"),
+    "data_dir": _takers("data_dir"),
+    "evaluation_windows": [{"carry_memory": (False,)}],
+    "test_windows": [{"carry_memory": (False,)}],
+    "evaluation_rows": [{"carry_memory": (True,)}],
+    "cell": [_CELL],
+    "heads": _ATTENTION,
+    "feedforward": _ATTENTION,
+    "attention_span": _ATTENTION,
+    "distance_slope": [_TRANSFORMER_CELL],
+    "norm": [_TRANSFORMER_CELL],
+    "locked_dropout": [_TRANSFORMER_CELL],
+    "query_key_norm": [_TRANSFORMER_CELL],
+    "kernel_size": [*_TRELLIS, {"model": ("tcn",)}],
+    "weight_dropout": _TRELLIS,
+    "normalization": [_CELL],
+    "recurrent_scale": [_CELL],
+    "cutoff_factor": [{"cutoffs": GIVEN}],
+    "loss_chunk": [{"cutoffs": NOT_GIVEN}],
+    "solver": [_EQUILIBRIUM],
+    "max_steps": [_EQUILIBRIUM],
+    "training_max_steps": [_EQUILIBRIUM],
+    "sampled_depth": [_EQUILIBRIUM],
+    "tolerance": [_EQUILIBRIUM],
+    "adjoint": [_EQUILIBRIUM],
+    "adjoint_steps": [{**_EQUILIBRIUM, "adjoint": ("unrolled", "phantom_gradient")}],
+    "adjoint_damping": [{**_EQUILIBRIUM, "adjoint": ("phantom_gradient",)}],
+    "backward_solver": [{**_EQUILIBRIUM, "adjoint": ("implicit",)}],
+    "backward_max_steps": [{**_EQUILIBRIUM, "adjoint": ("implicit",)}],
+    "correction_steps": [_EQUILIBRIUM],
+    "correction_weight": [{**_EQUILIBRIUM, "correction_steps": GIVEN}],
+    "shallow_share": [_EQUILIBRIUM],
+    "shallow_steps": [{**_EQUILIBRIUM, "shallow_share": GIVEN}],
+    "equilibrium_watch": [_EQUILIBRIUM],
+    "watch_residual": [{**_EQUILIBRIUM, "equilibrium_watch": ("penalty", "budget")}],
+    "jacobian_penalty": [_CELL],
+    "jacobian_penalty_end": [_PENALTY],
+    "jacobian_penalty_fraction": [_PENALTY],
+    "jacobian_penalty_power_steps": [_PENALTY],
+    "adam_rate_ratio": [{"optimizer": ("muon",)}],
+    "logical_devices": [{"strategy": ("mirrored",)}],
+    "tpu": [{"strategy": ("tpu",)}],
+}
+
+
+def is_used(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a flag changes anything beside the other flags' values.
+
+    A flag that the values lack, as a trainer without it does, is taken to be as it must be.
+    """
+    return name not in USES or any(
+        all(other not in values or _fits(values[other], wanted) for other, wanted in case.items())
+        for case in USES[name]
+    )
+
+
+def used(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of those flags that change anything."""
+    return {name: value for name, value in values.items() if is_used(name, values)}
+
+
+def when_used(name: str) -> str:
+    """Returns the flags that a flag is used with, as one types them; "" if with any."""
+    cases = (
+        " ".join(_typed(other, wanted) for other, wanted in case.items())
+        for case in USES.get(name, ())
+    )
+    return ", or with ".join(cases)
+
+
+def unused(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], names: Collection[str]
+) -> dict[str, str]:
+    """Returns, of the named flags, those that change nothing although they are not at their default.
+
+    One that says that something is off (0, "none") says what is true, and is left alone.
+
+    Returns:
+        flag -> a sentence that says so.
+    """
+    found = {}
+    for name in sorted(names):
+        is_off = values[name] == "none" or not values[name]
+        if values[name] != defaults[name] and not is_off and not is_used(name, values):
+            beside = _beside(name, values)
+            found[name] = (
+                f"--{name}={flag_text(values[name])} changes nothing with {beside}: it is used with "
+                f"{when_used(name)}."
+            )
+    return found
+
+
+def refuse_unused(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], names: Iterable[str]
+) -> None:
+    """Refuses flags that change nothing.
+
+    Args:
+        values: flag -> value. defaults: flag -> what it is if nobody sets it.
+        names: the flags that the user has set.
+
+    Raises:
+        ValueError: with a sentence for each of them.
+    """
+    found = unused(values, defaults, {name for name in names if name in values})
+    if found:
+        them = "it" if len(found) == 1 else "them"
+        raise ValueError(f"{' '.join(found.values())} Leave {them} out, or change the others.")
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if wanted in (GIVEN, NOT_GIVEN):
+        return bool(value) == (wanted == GIVEN)
+    return value in wanted
+
+
+def _typed(name: str, wanted: Any) -> str:
+    if wanted == NOT_GIVEN:
+        return f"no --{name}"
+    if wanted == GIVEN:
+        return f"--{name}"
+    if isinstance(wanted[0], bool):  # 0 == False
+        return f"--{name}" if wanted[0] else f"--no{name}"
+    return f"--{name}={'|'.join(map(str, wanted))}"
+
+
+def _beside(name: str, values: Mapping[str, Any]) -> str:
+    """What of the values decides about a flag."""
+    others = dict.fromkeys(other for case in USES[name] for other in case if other in values)
+    return " ".join(f"--{other}={flag_text(values[other])}" for other in others)

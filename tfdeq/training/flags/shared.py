@@ -1,0 +1,249 @@
+"""The flags that trainers share, and the configuration made of them."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from absl import flags
+
+from tfdeq import adjoints, solvers
+from tfdeq.data import DATASETS
+from tfdeq.programs.flag_groups import REMOVED
+from tfdeq.training.devices.allocator import keep_freed_memory
+from tfdeq.training.devices.strategies import STRATEGIES, make_strategy
+from tfdeq.training.equilibrium_watch import ACTIONS
+from tfdeq.training.flags.flag_uses import is_used, refuse_unused, unused, when_used
+from tfdeq.training.steps.optimizers import SCHEDULES
+
+FLAGS = flags.FLAGS
+
+# What may differ between a run and its continuation: where it lies, and what of the machine it takes.
+_NOT_CONFIGURATION = ("workdir", "prepared_dir", "tpu", "keep_freed_memory")
+# What may differ too, although the run records it: how often to report and save, how the same step is
+# computed (but for rounding, and for the noise that parts and replicas draw for themselves), and what is
+# done about steps that are not finite.
+_MAY_DIFFER = (
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "inspect_every",
+    "profile_step",
+    "steps_per_call",
+    "strategy",
+    "logical_devices",
+    "accumulation_steps",
+    "jit_compile",
+    "loss_chunk",
+    "divergence_patience",
+    "max_rollbacks",
+)
+# What a flag was, in effect, before it existed, for the runs from then: flag -> value. Without an entry
+# here a new flag's default does what the code did before.
+_BEFORE: dict[str, Any] = {"keep": "last"}
+
+
+def define_shared_flags(**defaults: Any) -> list[str]:
+    """Defines the shared flags and returns their names; defaults override those below."""
+    definitions = [
+        (flags.DEFINE_string, "workdir", None, "Folder of the run: made if missing, resumed from if it holds this run."),
+        (flags.DEFINE_integer, "train_steps", 2000, "Optimiser steps."),
+        (flags.DEFINE_integer, "batch_size", 16, "Examples per step, over all devices."),
+        (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step but for dropout masks, which each part draws, and batch statistics. They divide --batch_size."),
+        (flags.DEFINE_integer, "sequence_length", 128, "Tokens per example."),
+        (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: after a linear warm-up, then --schedule."),
+        (flags.DEFINE_float, "warmup_share", 0.05, "Share of the steps, at the start, in which the learning rate rises evenly to its peak."),
+        (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt with the square root of the steps, constant not at all.", sorted(SCHEDULES)),
+        (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
+        (flags.DEFINE_enum, "optimizer", "muon", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
+        (flags.DEFINE_float, "adam_rate_ratio", 1.0, "The learning rate of what Muon leaves to Adam, embeddings above all, over --learning_rate."),
+        (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
+        (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
+        (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
+        (flags.DEFINE_integer, "max_steps", 8, "Evaluations of the cell at most, per example, in the forward solve of the finished model."),
+        (flags.DEFINE_integer, "training_max_steps", 5, "The same in training, when the equilibrium takes over; from there it grows evenly to --max_steps."),
+        (flags.DEFINE_integer, "sampled_depth", 0, "How far above or below that the budget of each training step is drawn, at random; 0: not at all."),
+        (flags.DEFINE_float, "tolerance", 1e-3, "Relative residual at which an example is done, forward and backward."),
+        (flags.DEFINE_enum, "adjoint", "implicit", "Backward rule.", sorted(adjoints.REGISTRY)),
+        (flags.DEFINE_enum, "backward_solver", "fixed_point_iteration", "Solver of the backward system.", sorted(solvers.REGISTRY)),
+        (flags.DEFINE_integer, "backward_max_steps", 2, "Vector-Jacobian products at most, per example, in the backward solve."),
+        (flags.DEFINE_float, "jacobian_penalty", 0.5, "Weight of the mean squared entry of J'e in the loss; 0: none."),
+        (flags.DEFINE_float, "jacobian_penalty_end", 0.2, "What that weight is multiplied by at the last step; it changes evenly, and grows with more than 1."),
+        (flags.DEFINE_float, "jacobian_penalty_fraction", 0.0625, "Share of the batch that the penalty is estimated on, in (0, 1]."),
+        (flags.DEFINE_integer, "jacobian_penalty_power_steps", 1, "Power iterations that turn the penalty's noise towards the direction that the Jacobian amplifies most."),
+        (flags.DEFINE_float, "shallow_share", 0.05, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
+        (flags.DEFINE_integer, "shallow_steps", 1, "Explicit applications during that share."),
+        (flags.DEFINE_float, "ema", 0.0, "Momentum of a moving average of the weights, which is then what is evaluated and kept, for example 0.999; 0: none."),
+        (flags.DEFINE_enum, "keep", "best", "Weights that the run leaves, tests and exports: those of the best evaluation on validation data, or the last; with --ema the averages.", ["best", "last"]),
+        (flags.DEFINE_enum, "precision", "float32", "Precision of the cell's arithmetic; weights, the state of the solve and the loss are float32.", ["float32", "mixed_bfloat16", "mixed_float16"]),
+        (flags.DEFINE_enum, "equilibrium_watch", "penalty", "What rises while a row's mean residual at the budget is above --watch_residual: the Jacobian penalty (twofold a row, at most 16 times), the budget (by a quarter a row, at most 4 times), or nothing.", ACTIONS),
+        (flags.DEFINE_float, "watch_residual", 0.1, "The equilibrium watch's threshold; below half of it the changes are taken back."),
+        (flags.DEFINE_enum, "strategy", "one_device", "Devices: the first GPU or the CPU; all GPUs of this machine; all processes that TF_CONFIG names; a TPU.", STRATEGIES),
+        (flags.DEFINE_integer, "logical_devices", 0, "Devices that the CPU is divided into for --strategy=mirrored, to try it without several GPUs; 0: none."),
+        (flags.DEFINE_string, "tpu", "", "Name or address of the TPU for --strategy=tpu. Default: what the environment names."),
+        (flags.DEFINE_integer, "steps_per_call", 1, "Steps in one call of the compiled program, where nothing is due between them; more spare a small model the calls' cost."),
+        (flags.DEFINE_integer, "profile_step", 0, "Step from which TensorFlow's profiler records five, for TensorBoard; 0: none."),
+        (flags.DEFINE_integer, "inspect_every", 500, "Steps between looks at the equilibrium: histograms over samples and spectral radius, for TensorBoard; 0: none."),
+        (flags.DEFINE_bool, "keep_freed_memory", True, "Whether the process keeps memory that a step frees for the next one, with glibc: faster on the CPU, for more of it."),
+        (flags.DEFINE_bool, "jit_compile", True, "Whether XLA compiles the training step."),
+        (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
+        (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on validation data."),
+        (flags.DEFINE_integer, "checkpoint_every", 200, "Steps between checkpoints."),
+        (flags.DEFINE_float, "checkpoint_minutes", 10.0, "Minutes after which a checkpoint is written anyway; 0: none but every --checkpoint_every steps."),
+        (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row that may go wrong until the run returns to its last checkpoint: their loss or gradient is NaN or Inf (they are skipped), or their loss is above twice a uniform guess's and twice the lowest so far."),
+        (flags.DEFINE_integer, "max_rollbacks", 2, "Returns to a checkpoint, each with half the learning rate, before the run ends with a diagnosis."),
+    ]  # fmt: skip
+    names = define(definitions, defaults)
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Print model size, memory and schedule, make one step, and end; --workdir is not touched. "
+        "Default: false.",
+    )
+    flags.mark_flag_as_required("workdir")
+    _define_bounds()
+    _removed("warmup_steps", "--warmup_share, a share of --train_steps")
+    flags.register_multi_flags_validator(
+        ["batch_size", "accumulation_steps"],
+        lambda values: values["batch_size"] % values["accumulation_steps"] == 0,
+        "--accumulation_steps must divide --batch_size.",
+    )
+    return names
+
+
+def define_data_flags() -> list[str]:
+    """Defines the flags of trainers that read text, and returns their names."""
+    definitions = [
+        (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
+        (flags.DEFINE_string, "files", None, "Globs of text files, separated by commas; ** descends."),
+        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files."),
+        (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
+    ]  # fmt: skip
+    return define(definitions, {})
+
+
+def define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
+    """Defines flags and returns their names.
+
+    Args:
+        definitions: (absl's function, name, default, help, further arguments). The help gets what else
+            has to be set for the flag to be used, and the default.
+        defaults: name -> what to take instead of that default.
+    """
+    names = [definition[1] for definition in definitions]
+    unknown = set(defaults) - set(names)
+    if unknown:
+        raise ValueError(f"No shared flags of these names: {sorted(unknown)}.")
+    for define_flag, name, default, text, *choices in definitions:
+        value = defaults.get(name, default)
+        if when_used(name):
+            text = f"{text} Used with {when_used(name)}."
+        described = (
+            text if value in (None, []) or "efault:" in text else f"{text} Default: {value}."
+        )
+        define_flag(name, value, *choices, described)
+    return names
+
+
+def set_up_process() -> tf.distribute.Strategy:
+    """Sets memory and devices up as the flags say; returns the strategy, see `make_strategy`."""
+    if FLAGS.keep_freed_memory:
+        keep_freed_memory()
+    return make_strategy(FLAGS.strategy, FLAGS.logical_devices, FLAGS.tpu)
+
+
+def may_differ(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what a continuation of a run may set otherwise.
+
+    train_steps is among it, unless it is at its default because nobody gave it: a run does not become
+    longer or shorter by an oversight.
+    """
+    names = list(_MAY_DIFFER)
+    if is_used("watch_residual", config):
+        names.remove("log_every")  # the watch acts on rows: how long they are changes what it does
+    if config.get("keep", "best") == "best":
+        names.remove("evaluate_every")  # what is kept is one of the evaluated
+    if not (FLAGS.is_parsed() and FLAGS["train_steps"].using_default_value):
+        names.append("train_steps")
+    return tuple(names)
+
+
+def before_it_existed(names: Iterable[str]) -> dict[str, Any]:
+    """Returns what flags did in effect in runs that were begun without them: flag -> value."""
+    defaults = {name: FLAGS[name].default for name in names if name in FLAGS}
+    return {**defaults, **{name: value for name, value in _BEFORE.items() if name in defaults}}
+
+
+def check_uses() -> None:
+    """Refuses flags on the command line that change nothing; those of a --flagfile it only names.
+
+    A file of flags may serve several models, as the presets do.
+
+    Raises:
+        ValueError: with a sentence for each of them.
+    """
+    values = FLAGS.flag_values_dict()
+    defaults = {name: FLAGS[name].default for name in values}
+    given = on_command_line(sys.argv[1:])
+    refuse_unused(values, defaults, given)
+    others = [name for name in values if FLAGS[name].present and name not in given]
+    ignored = unused(values, defaults, others)
+    if ignored:
+        names = ", ".join(f"--{name}" for name in ignored)
+        print(f"Of the --flagfile, these change nothing here: {names}.", flush=True)
+
+
+def on_command_line(arguments: Iterable[str]) -> set[str]:
+    """Returns the names of the flags that arguments name themselves, not in a --flagfile."""
+    found = set()
+    for argument in arguments:
+        if argument == "--":
+            break
+        name = argument.lstrip("-").split("=")[0]
+        if argument.startswith("-"):
+            found.add(name if name in FLAGS else name.removeprefix("no"))
+    return found & set(FLAGS)
+
+
+def configuration(names: list[str]) -> dict[str, Any]:
+    """Returns the values of the named flags, without those that may change on resumption."""
+    return {name: FLAGS[name].value for name in names if name not in _NOT_CONFIGURATION}
+
+
+def _define_bounds() -> None:
+    at_least(1, "training_max_steps", "train_steps", "batch_size", "sequence_length", "max_steps",
+             "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
+             "checkpoint_every", "divergence_patience", "accumulation_steps", "steps_per_call")  # fmt: skip
+    bound("ema", lambda value: 0 <= value < 1, "must be in [0, 1)")
+    for name in (
+        "learning_rate",
+        "adam_rate_ratio",
+        "tolerance",
+        "gradient_clip",
+        "watch_residual",
+    ):
+        bound(name, lambda value: value > 0, "must be greater than 0")
+    at_least(0, "depth", "sampled_depth", "jacobian_penalty",
+             "jacobian_penalty_end", "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",
+             "logical_devices", "profile_step", "inspect_every")  # fmt: skip
+    bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
+    for name in ("shallow_share", "warmup_share"):
+        bound(name, lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def _removed(name: str, instead: str) -> None:
+    """Refuses a flag that there was once, and says what to give instead."""
+    flags.DEFINE_string(name, None, f"{REMOVED} Give {instead}.")
+    bound(name, lambda value: value is None, f"is no more. Give {instead}")
+
+
+def at_least(lowest: int, *names: str) -> None:
+    """Refuses values of flags below a number."""
+    for name in names:
+        bound(name, lambda value: value >= lowest, f"must be at least {lowest}")
+
+
+def bound(name: str, valid: Callable[[Any], bool], text: str) -> None:
+    """Refuses values of a flag that are not valid: text says what it must be."""
+    flags.register_validator(name, valid, f"--{name} {text}.")

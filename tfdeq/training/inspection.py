@@ -1,0 +1,66 @@
+"""A closer look at an equilibrium while it trains: every sample's solve, and the spectral radius."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfdeq import SolveScope
+from tfdeq.training.task import Task
+
+
+class Inspection:
+    """Solves a batch forward and backward, without training on it, and keeps each sample's figures.
+
+    Args:
+        task: its model, loss and spectral radius.
+        jit_compile: whether XLA compiles it. Outside XLA, TensorFlow may turn the sums in the loops of
+            a solve into temporary variables when much memory is live, and then fail in the second call
+            with "AlreadyExistsError: … tmp_var".
+    """
+
+    def __init__(self, task: Task, jit_compile: bool):
+        self._task = task
+        self._compiled = tf.function(self._solve, autograph=False, jit_compile=jit_compile)
+
+    def __call__(self, batch: Any, max_steps: int) -> dict[str, tf.Tensor]:
+        """Returns steps, residual, backward_steps, backward_residual [B] and spectral_radius [b].
+
+        They come from evaluation mode: no dropout, no penalty, and no random number is drawn, so
+        that a run is the same however often it is inspected.
+        """
+        return self._compiled(batch, tf.constant(max_steps))
+
+    def _solve(self, batch: Any, max_steps: tf.Tensor) -> dict[str, tf.Tensor]:
+        model = self._task.model
+        with SolveScope(compaction=False) as scope, tf.GradientTape() as tape:
+            loss = self._loss(model, batch, max_steps)
+        tape.gradient(loss, model.trainable_variables)
+        found = {}
+        for prefix, solutions in (("", scope.solutions), ("backward_", scope.backward_solutions)):
+            known = list(solutions.values())
+            if known:
+                found[f"{prefix}steps"] = tf.concat([one.steps for one in known], axis=0)
+                found[f"{prefix}residual"] = tf.concat([one.residual for one in known], axis=0)
+        if self._task.spectral_radius is not None:
+            found["spectral_radius"] = self._task.spectral_radius(batch)
+        return found
+
+    def _loss(self, model: Any, batch: Any, max_steps: tf.Tensor) -> tf.Tensor:
+        if self._task.memory is None:
+            return self._task.loss(model, batch, 0, max_steps, False)
+        # The texts as if they began here: what the training step remembers is of other rows.
+        memory = self._task.memory(tf.nest.flatten(batch)[0].shape[0])
+        return self._task.loss(model, batch, 0, max_steps, False, memory)[0]
+
+
+def write_histograms(found: dict[str, tf.Tensor], write: Callable[..., Any]) -> None:
+    """Writes what an inspection found by write(name, values); residuals by their decimal logarithm."""
+    for name, values in found.items():
+        values = tf.cast(values, tf.float64)
+        if name.endswith("residual"):
+            name = f"log10_{name}"
+            values = tf.math.log(tf.maximum(values, 1e-30)) / tf.math.log(
+                tf.constant(10.0, tf.float64)
+            )
+        write(f"samples/{name}", values)

@@ -1,0 +1,148 @@
+"""What a run shows while it trains: rows of curves, TensorBoard, a progress bar, and its own clock."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfdeq.programs.workdir import Curves, writing
+from tfdeq.training.records import event_files
+
+
+class Clock:
+    """The time that training steps take, without evaluations, checkpoints and compilations."""
+
+    def __init__(self) -> None:
+        self._seconds, self._steps = 0.0, 0
+        self._started, self._since = time.perf_counter(), 0
+
+    def start(self, step: int) -> None:
+        """The steps from this one on count."""
+        self._started, self._since = time.perf_counter(), step
+
+    def stop(self, step: int) -> None:
+        """The steps since the start are done, and count."""
+        self._seconds += time.perf_counter() - self._started
+        self._steps += step - self._since
+
+    def seconds_per_step(self) -> float | None:
+        """Returns the mean since the last call, or None if no step counted."""
+        mean = self._seconds / self._steps if self._steps else None
+        self._seconds, self._steps = 0.0, 0
+        return mean
+
+
+class Progress:
+    """Curves, TensorBoard and the progress bar of a run.
+
+    Args:
+        workdir: receives curves.jsonl and tensorboard/.
+        display: {"loss": …} -> what the bar and TensorBoard show of it, name -> number.
+        steps: of the whole run.
+    """
+
+    def __init__(
+        self, workdir: str, display: Callable[[Mapping[str, float]], dict[str, float]], steps: int
+    ):
+        self.curves = Curves(os.path.join(workdir, "curves.jsonl"))
+        self._folder = os.path.join(workdir, "tensorboard")
+        self._writer: tf.summary.SummaryWriter | None = None
+        self._display = display
+        self._steps = steps
+        self._bar: tqdm | None = None
+
+    @property
+    def writer(self) -> tf.summary.SummaryWriter:
+        """TensorBoard's writer; its file begins when it is asked for."""
+        if self._writer is None:
+            with self._writing():
+                self._writer = tf.summary.create_file_writer(self._folder)
+        return self._writer
+
+    def rewind(self, step: int) -> None:
+        """Drops what was kept of the steps after one: that part of the run comes again."""
+        self.close()
+        self.curves.rewind(step)
+        with self._writing():
+            event_files.rewind(self._folder, step)
+
+    def flush(self) -> None:
+        """Puts on the disk what TensorBoard is shown: a checkpoint must not know of more than that."""
+        if self._writer is not None:
+            with self._writing():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Closes TensorBoard's file, with all that was written to it."""
+        if self._writer is not None:
+            with self._writing():
+                self._writer.close()
+            self._writer = None
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._folder, tf.errors.OpError)
+
+    def bar(self, step: int) -> tqdm:
+        """Returns the progress bar, a context, from a step on."""
+        # A terminal shows the bar as it moves; a file receives a line now and then.
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            initial=step, total=self._steps, unit="step", dynamic_ncols=True, mininterval=interval
+        )
+        return self._bar
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Shows and keeps the means of the steps since the last row."""
+        self.curves.append(row)
+        display = {} if row["loss"] is None else self._display(row)
+        self.scalars(row["step"], "train", {**row, **display})
+        shown = {**display, "residual": row.get("residual"), "steps": row.get("steps"),
+                 "tokens/s": row["tokens_per_second"]}  # fmt: skip
+        if self._bar is not None:
+            text = {k: f"{v:.3g}" for k, v in shown.items() if v is not None}
+            self._bar.set_postfix(text, refresh=False)
+
+    def scalars(self, step: int, group: str, values: Mapping[str, Any]) -> None:
+        """Writes numbers to TensorBoard, under group/name."""
+        with self._writing(), self.writer.as_default(step=step):
+            for name, value in values.items():
+                if value is not None and name != "step":
+                    # Here, and not by TensorFlow, which refuses what float32 cannot hold.
+                    with np.errstate(over="ignore"):
+                        tf.summary.scalar(f"{group}/{name}", np.float32(value))
+
+    def histograms(self, step: int) -> Callable[..., Any]:
+        """Returns (name, values) -> None, which writes a histogram to TensorBoard."""
+
+        def write(name: str, values: tf.Tensor) -> None:
+            with self._writing(), self.writer.as_default(step=step):
+                tf.summary.histogram(name, values)
+
+        return write
+
+    def evaluation(self, step: int, results: Mapping[str, float]) -> None:
+        """Shows and keeps what was found on the validation data."""
+        self.curves.append({"step": step, **{f"validation_{k}": v for k, v in results.items()}})
+        self.scalars(step, "validation", results)
+        text = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+        self.say(f"step {step}: validation {text}")
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        tqdm.write(text)
+
+    def move_to(self, step: int) -> None:
+        """Moves the bar to a step."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def last_finite_row(self) -> dict[str, Any] | None:
+        """Returns the last row of steps none of which was skipped."""
+        rows = [row for row in self.curves.rows if row.get("loss") is not None]
+        return next((row for row in reversed(rows) if not row["skipped_steps"]), None)

@@ -1,0 +1,152 @@
+"""Whether a folder holds this very run, and from where and how it goes on."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tfdeq.programs.processes import flag_text
+from tfdeq.programs.workdir import read_json
+from tfdeq.training.flags.flag_uses import is_used
+from tfdeq.training.task import SHORTEST
+
+# Where the text comes from. Two runs have the same text if its fingerprint is the same.
+PLACES_OF_DATA = ("dataset", "data_dir", "files")
+FINGERPRINT = "data_fingerprint"
+_NO_FLAGS = (FINGERPRINT, SHORTEST)
+_CHECKPOINT = re.compile(r"ckpt-([0-9]+)\.index")
+
+
+def check_configuration(
+    workdir: str,
+    config: Mapping[str, Any],
+    may_differ: Iterable[str] = (),
+    before: Mapping[str, Any] | None = None,
+) -> bool:
+    """Returns whether workdir holds this very run; writes nothing.
+
+    Text is the same if its fingerprint is, wherever it lies. Flags that change nothing beside the others
+    may differ.
+
+    Args:
+        may_differ: names of settings that change no result, such as how often to report. With
+            "train_steps" among them the run may become longer, or shorter down to the steps that it
+            has made.
+        before: flag -> what it was in effect for runs that were begun before it existed.
+
+    Raises:
+        NotADirectoryError: if workdir is a file.
+        ValueError: if workdir belongs to a run of another configuration, or of more steps.
+    """
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise NotADirectoryError(
+            f"--workdir={workdir} is a file. Name a folder, new or of this run."
+        )
+    known = read_json(os.path.join(workdir, "config.json"))
+    if known is None:
+        return False
+    received = json.loads(json.dumps(dict(config)))
+    _check_text(workdir, known, received)
+    may_differ = {*may_differ, *_NO_FLAGS}
+    if FINGERPRINT in known and FINGERPRINT in received:
+        may_differ.update(PLACES_OF_DATA)
+    there = {**(before or {}), **known}
+    differing = [
+        name
+        for name in sorted({*known, *received} - may_differ)
+        if there.get(name) != received.get(name) and is_used(name, received)
+    ]
+    if differing:
+        raise ValueError(_refusal(workdir, differing, there, received))
+    made = steps_made(workdir)
+    if received.get("train_steps", made) < made:
+        raise ValueError(
+            f"The run in --workdir={workdir} has made {made:,} steps, more than "
+            f"--train_steps={received['train_steps']}. Give at least {made}, or name another --workdir. "
+            "Nothing was changed."
+        )
+    return True
+
+
+def going_on(workdir: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration to train with: with the smallest --train_steps that the run has had.
+
+    Only if that is not the present one. The phase at the start of a run, of which that is the measure,
+    does not come again when a run is made longer.
+    """
+    known = read_json(os.path.join(workdir, "config.json")) or {}
+    shortest = known.get(SHORTEST, known.get("train_steps", config["train_steps"]))
+    if shortest >= config["train_steps"]:
+        return dict(config)
+    return {**config, SHORTEST: shortest}
+
+
+def finished(workdir: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the metrics of a run that has made its --train_steps, or None."""
+    metrics = read_json(os.path.join(workdir, "metrics.json"))
+    if metrics is None or _length(metrics) != config["train_steps"]:
+        return None
+    return metrics
+
+
+def steps_made(workdir: str) -> int:
+    """Returns the step of a run's last checkpoint, whole or not, or of its metrics; 0 without."""
+    folder = os.path.join(workdir, "checkpoints")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    steps = [int(found[1]) for found in map(_CHECKPOINT.fullmatch, names) if found]
+    metrics = read_json(os.path.join(workdir, "metrics.json")) or {}
+    return max([*steps, _length(metrics) or 0])
+
+
+def _length(metrics: Mapping[str, Any]) -> int | None:
+    return metrics.get("config", {}).get("train_steps")
+
+
+def _check_text(workdir: str, known: Mapping[str, Any], received: Mapping[str, Any]) -> None:
+    """Refuses another text."""
+    one, other = known.get(FINGERPRINT), received.get(FINGERPRINT)
+    if None in (one, other) or one == other:
+        return
+    names = [name for name in PLACES_OF_DATA if known.get(name) != received.get(name)]
+    if "dataset" in names:
+        what = f"was trained on --dataset={known.get('dataset')}, not on {received.get('dataset')}"
+    else:
+        what = f"was begun with other text: that of --dataset={received.get('dataset')} has changed since"
+        moved = (f"--{n} was {known.get(n)!r}, now {received.get(n)!r}" for n in names)
+        what = "; ".join([what, *moved])
+    raise ValueError(
+        f"The run in --workdir={workdir} {what} (fingerprint {one[:12]}…, now {other[:12]}…). Give the "
+        "text that it was begun with to go on with it, or name another --workdir to train on this one. "
+        "Nothing was changed."
+    )
+
+
+def _refusal(
+    workdir: str, names: Iterable[str], there: Mapping[str, Any], received: Mapping[str, Any]
+) -> str:
+    differences, flags, gone = [], [], []
+    for name in names:
+        if name not in received:
+            gone.append(f"--{name}={flag_text(there[name])}")
+            continue
+        differences.append(f"--{name}: {there.get(name)!r} there, {received[name]!r} received")
+        known = there.get(name)
+        flags.append(f"no --{name}" if known is None else f"--{name}={flag_text(known)}")
+    said = []
+    if differences:
+        said.append(
+            f"--workdir={workdir} holds a run of another configuration: {'; '.join(differences)}."
+        )
+    if gone:
+        said.append(
+            f"The run in --workdir={workdir} was begun by another version of this program, with "
+            f"{' '.join(gone)}, which this version does not have. Go on with that version, which "
+            "environment.json there names, or train anew in another --workdir."
+        )
+    else:
+        said.append(
+            f"Give {' '.join(flags)} to go on with it, or name another --workdir, or delete the folder "
+            "to start over."
+        )
+    return " ".join([*said, "Nothing was changed."])

@@ -1,0 +1,28 @@
+"""What a trainer says at its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfdeq.programs import commands
+
+
+def last_lines(metrics: Mapping[str, Any], workdir: str) -> list[str]:
+    """Returns the figures of a finished run, and the command that tells more, line by line.
+
+    Args:
+        metrics: the run's metrics.json.
+        workdir: its folder.
+    """
+    report = commands.command("trainers.report")
+    return [
+        *(f"{name}: {_figures(metrics[name])}" for name in ("test", "baseline") if name in metrics),
+        f"What lies in {workdir}, and what to do with it: {report} {workdir}",
+    ]
+
+
+def _figures(results: Mapping[str, Any]) -> str:
+    numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
+    line = ", ".join(numbers)
+    if "examples" in results:
+        line += f" (over {results['examples']:,} examples, {results['tokens']:,} tokens)"
+    return line

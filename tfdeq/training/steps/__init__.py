@@ -1,0 +1,1 @@
+"""One training step: gradients, optimisers, and what a step that went wrong leaves alone."""

@@ -1,0 +1,344 @@
+"""The training step: gradients on each replica, reduced once, clipped, and applied if finite."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdeq.cell_calls.batch_part import part_of_batch
+from tfdeq.training.devices.strategies import several_workers
+from tfdeq.training.steps.accumulation import mean_over_parts
+from tfdeq.training.steps.carried_state import SegmentMemory
+from tfdeq.training.steps.divergence import Divergence
+from tfdeq.training.steps.layer_state import LayerState
+from tfdeq.training.steps.loss_scale import LossScale
+from tfdeq.training.task import StepSettings, Task
+
+
+class TrainingStep:
+    """Makes training steps, compiled, on all replicas of a strategy.
+
+    On one device the step is one XLA program (with config["jit_compile"]); on several, XLA compiles
+    what each replica computes by itself, and tf.distribute reduces.
+
+    Args:
+        task: model and loss.
+        config: the shared flags' values.
+        optimizer: of the model's variables; it clips nothing and reduces nothing.
+        strategy: the model's.
+
+    Attributes:
+        divergence: counts the steps in a row, up to now, that went wrong. skipped: all steps that were
+            not finite.
+        asked: of several workers, whether one was asked to end, and whether the chief wants a checkpoint
+            (see `run`).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Mapping[str, Any],
+        optimizer: keras.optimizers.Optimizer,
+        strategy: tf.distribute.Strategy,
+    ):
+        self._task = task
+        self._config = config
+        self._optimizer = optimizer
+        self._strategy = strategy
+        self._several_workers = several_workers(strategy)
+        with strategy.scope():
+            optimizer.build(task.model.trainable_variables)
+            self._loss = keras.metrics.Mean(name="loss")
+            self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
+            self._skipped = keras.metrics.Sum(name="skipped")
+            self._metrics = (self._loss, self._gradient_norm, self._skipped)
+            self.divergence = Divergence(config["divergence_patience"], task.uniform_loss)
+            self.skipped = tf.Variable(0, trainable=False, name="all_skipped")
+            self.asked = tf.Variable([False, False], trainable=False, name="asked")
+            self._loss_scale = LossScale(config["precision"])
+            self._memory = SegmentMemory(task.memory, config["batch_size"], strategy)
+        self._layer_state = LayerState([task.model, *task.equilibria])
+        self._functions: dict[int, Callable[..., Any]] = {}
+        self._loops: dict[int, Callable[..., Any]] = {}
+        self._called: set[int] = set()  # explicit_steps whose step was compiled by itself
+        self._data_seconds, self._data_steps = 0.0, 0
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the step: name -> variable or list of them."""
+        return {
+            "divergence": self.divergence.saved,
+            "all_skipped": self.skipped,
+            # A row of the curves may span an interruption.
+            "metrics": [variable for metric in self._metrics for variable in metric.variables],
+            "loss_scale": self._loss_scale.variables,
+            "memory": self._memory.variables,
+        }
+
+    def run(
+        self,
+        batches: Iterator[Any],
+        settings: Sequence[StepSettings],
+        asked: Sequence[bool] = (False, False),
+    ) -> bool:
+        """Makes a step for each of the settings and returns whether something was compiled first.
+
+        Args:
+            batches: what `distribute` returned.
+            settings: of the steps, with the same explicit_steps in all of them.
+            asked: whether this process was asked to end, and whether it wants a checkpoint. With several
+                workers the attribute `asked` says after the step what holds for any of them.
+        """
+        explicit_steps = settings[0].explicit_steps
+        asked = tf.constant([float(one) for one in asked])
+        if len(settings) > 1:
+            new = explicit_steps not in self._loops
+            # Of one length, so that a call of fewer steps needs no graph of its own.
+            padded = [*settings, *[settings[-1]] * (self._config["steps_per_call"] - len(settings))]
+            vectors = [s.max_steps for s in padded], [s.penalty_share for s in padded]
+            count = tf.constant(len(settings))
+            self._loop(explicit_steps)(batches, *map(tf.constant, vectors), count, asked)
+            return new
+        new = explicit_steps not in self._called
+        started = time.perf_counter()
+        batch = next(batches)
+        self._data_seconds += time.perf_counter() - started
+        self._data_steps += 1
+        self._call(batch, settings[0], asked, apply=True)
+        return new
+
+    def run_timed(
+        self,
+        batches: Iterator[Any],
+        settings: StepSettings,
+        asked: Sequence[bool] = (False, False),
+    ) -> dict[str, float] | None:
+        """Makes one step and returns what its parts took, in seconds.
+
+        The gradients are computed twice, the first time without an update, as a step that counts for
+        nothing: the step is the one that `run` makes.
+
+        Returns:
+            data (waiting for the batch), solve (forward, backward and reduction) and update; None if
+            something had to be compiled.
+        """
+        moments = [time.perf_counter()]
+        batch = next(batches)
+        moments.append(time.perf_counter())
+        asked = tf.constant([float(one) for one in asked])
+        if settings.explicit_steps not in self._called:
+            self._call(batch, settings, asked, apply=True)
+            return None
+        for apply in (False, True):
+            self.wait()
+            moments.append(time.perf_counter())
+            self._call(batch, settings, asked, apply)
+            self.wait()
+            moments.append(time.perf_counter())
+        data, solve, both = (moments[i + 1] - moments[i] for i in (0, 2, 4))
+        return {"data": data, "solve": solve, "update": max(both - solve, 0.0)}
+
+    def _call(self, batch: Any, settings: StepSettings, asked: tf.Tensor, apply: bool) -> None:
+        """Calls the compiled step by itself."""
+        self._called.add(settings.explicit_steps)
+        self._function(settings.explicit_steps)(
+            batch,
+            tf.constant(settings.max_steps),
+            tf.constant(settings.penalty_share),
+            asked,
+            tf.constant(apply),
+        )
+
+    def wait(self) -> None:
+        """Returns when every step made so far is done."""
+        self.divergence.consecutive.numpy()
+
+    def report(self) -> dict[str, Any]:
+        """Returns the means since the last report, and starts new ones."""
+        # Of skipped steps alone there is no mean.
+        known = float(keras.ops.convert_to_numpy(self._loss.count))
+        skipped = float(self._skipped.result()) / self._strategy.num_replicas_in_sync
+        row = {
+            "loss": float(self._loss.result()) if known else None,
+            "gradient_norm": float(self._gradient_norm.result()) if known else None,
+            "learning_rate": float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)),
+            "skipped_steps": round(skipped),
+        }
+        if self._loss_scale.variables:
+            row["loss_scale"] = float(self._loss_scale.value())
+        if self._data_steps:
+            row["data_seconds"] = self._data_seconds / self._data_steps
+        self._data_seconds, self._data_steps = 0.0, 0
+        for metric in self._metrics:
+            metric.reset_state()
+        return row
+
+    def _local(self, value: Any) -> tf.Tensor:
+        """The first replica's part of a value that is the same on all."""
+        return self._strategy.experimental_local_results(value)[0]
+
+    def _function(self, explicit_steps: int) -> Callable[..., Any]:
+        """(batch, max_steps, penalty_share, asked, apply) -> None, the whole step, compiled."""
+        if explicit_steps not in self._functions:
+            several = self._strategy.num_replicas_in_sync > 1
+            jit_compile = self._config["jit_compile"]
+
+            def on_replica(*arguments):
+                return self._mean_over_parts(explicit_steps, *arguments)
+
+            if several:
+                on_replica = tf.function(on_replica, jit_compile=jit_compile, autograph=False)
+
+            def step(batch, max_steps, penalty_share, asked, apply):
+                arguments = (on_replica, batch, max_steps, penalty_share, asked, apply)
+                self._update(*self._strategy.run(self._reduced, args=arguments), apply)
+
+            self._functions[explicit_steps] = tf.function(
+                step, jit_compile=jit_compile and not several, autograph=False
+            )
+        return self._functions[explicit_steps]
+
+    def _loop(self, explicit_steps: int) -> Callable[..., Any]:
+        """(batches, max_steps [K], penalty_share [K], count, asked) -> None, so many steps."""
+        if explicit_steps not in self._loops:
+            step = self._function(explicit_steps)
+
+            def steps(batches, max_steps, penalty_share, count, asked):
+                def body(index):
+                    settings = max_steps[index], penalty_share[index]
+                    step(next(batches), *settings, asked, tf.constant(True))
+                    return index + 1
+
+                tf.while_loop(
+                    lambda index: index < count, body, [tf.constant(0)], parallel_iterations=1
+                )
+
+            self._loops[explicit_steps] = tf.function(steps, autograph=False)
+        return self._loops[explicit_steps]
+
+    def _reduced(self, on_replica, batch, max_steps, penalty_share, asked, apply):
+        """On a replica: (finite, loss, asked, gradients, memory), the same on all of them.
+
+        And its layers' state from before.
+        """
+        replicas = self._strategy.num_replicas_in_sync
+        before = self._layer_state.values()
+        memory = self._memory.rows()
+        found, memory = on_replica(batch, memory, self._first_part(), max_steps, penalty_share)
+        spoilt = tf.cast(self._layer_state.is_spoilt(before), tf.float32)
+        if replicas > 1:
+            # Divided first, by an operation on the replica's device: a reduction goes by the device
+            # of what it receives, and a function's argument or result has none.
+            shares = [part / replicas for part in (asked, spoilt, *found)]
+            context = tf.distribute.get_replica_context()
+            asked, spoilt, *found = context.all_reduce(tf.distribute.ReduceOp.SUM, shares)
+            memory = self._memory.gathered(memory)
+        loss, total, *gradients = found
+        gradients = self._loss_scale.unscaled(gradients)
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(total) & tf.equal(spoilt, 0.0)
+        counts = tf.cast(finite & apply, tf.float32)
+        self._loss.update_state(tf.where(finite, loss, 0.0), counts)
+        self._gradient_norm.update_state(tf.where(finite, norm, 0.0), counts)
+        self._skipped.update_state(tf.cast(~finite & apply, tf.float32))
+        # As a factor: tf.clip_by_global_norm would make NaN of all when one is.
+        clip = tf.minimum(1.0, self._config["gradient_clip"] / tf.maximum(norm, 1e-30))
+        return finite, loss, asked, [clip * gradient for gradient in gradients], memory, before
+
+    def _update(
+        self,
+        finite: Any,
+        loss: Any,
+        asked: Any,
+        gradients: list[Any],
+        memory: Any,
+        before: list[Any],
+        apply: tf.Tensor,
+    ) -> None:
+        """Over all replicas: applies the gradients, unless the step was not finite or is no step."""
+        variables = self._task.model.trainable_variables
+
+        def update(gradients):
+            self._optimizer.apply(gradients, variables)
+            return tf.constant(True)
+
+        def put_back(before):
+            self._layer_state.put_back(before)
+            return tf.constant(False)
+
+        def run(on_replica, argument):
+            return lambda: self._local(self._strategy.run(on_replica, args=(argument,)))
+
+        finite = self._local(finite)
+        # A step that is not finite changes nothing: neither weights nor the optimiser's state, nor
+        # what the layers wrote on the way to the gradients. Random generators go back too: the run
+        # is the one that never saw the batch.
+        tf.cond(finite & apply, run(update, gradients), run(put_back, before))
+        self._memory.keep(memory, finite & apply, self._local)
+        self.divergence.note(self._local(loss), finite, apply)
+        self.skipped.assign_add(tf.where(finite | ~apply, 0, 1))
+        self._loss_scale.update(finite, apply)
+        if self._several_workers:
+            asked_before = tf.convert_to_tensor(self.asked)
+            self.asked.assign(asked_before | (self._local(asked) > 0.0))
+
+    def _first_part(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """On a replica: the index of its first part of the batch, and the seed [2] of the batch."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        # Of the steps that were applied: one that is skipped leaves no trace here either.
+        made = keras.ops.cast(self._optimizer.iterations, "int64")
+        seed = tf.stack([tf.constant(self._config["seed"], tf.int64), made])
+        return tf.cast(replica, tf.int32) * self._config["accumulation_steps"], seed
+
+    def _mean_over_parts(
+        self,
+        explicit_steps: int,
+        batch: Any,
+        memory: Any,
+        first_part: tuple[tf.Tensor, tf.Tensor],
+        max_steps: tf.Tensor,
+        penalty_share: tf.Tensor,
+    ) -> tuple[list[tf.Tensor], Any]:
+        """[loss, loss with penalties, *gradients], means over the parts of a replica's rows.
+
+        And the memory after the batch.
+        """
+        count = self._config["accumulation_steps"]
+        first, seed = first_part
+
+        def compute(index, batch, memory):
+            parts = self._strategy.num_replicas_in_sync * count
+            with part_of_batch(first + index, parts, seed):
+                return self._of_part(explicit_steps, batch, memory, max_steps, penalty_share)
+
+        shapes = [tf.TensorSpec([]), tf.TensorSpec([])]
+        shapes += [tf.TensorSpec(v.shape, v.dtype) for v in self._task.model.trainable_variables]
+        return mean_over_parts(compute, count, batch, memory, shapes)
+
+    def _of_part(
+        self,
+        explicit_steps: int,
+        batch: Any,
+        memory: Any,
+        max_steps: tf.Tensor,
+        penalty_share: tf.Tensor,
+    ) -> tuple[list[tf.Tensor], Any]:
+        model = self._task.model
+        with tf.GradientTape() as tape:
+            arguments = (model, batch, explicit_steps, max_steps, True)
+            if self._task.memory is None:
+                loss = self._task.loss(*arguments)
+            else:
+                loss, memory = self._task.loss(*arguments, memory)
+            penalties = [penalty_share * tf.cast(penalty, tf.float32) for penalty in model.losses]
+            total = tf.add_n([loss, *penalties])
+            scaled = self._loss_scale.scaled(total)
+        gradients = tape.gradient(
+            scaled,
+            model.trainable_variables,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        # An embedding's gradient comes as slices, which neither a loop nor XLA's caller can add up.
+        return [loss, total, *(tf.convert_to_tensor(gradient) for gradient in gradients)], memory

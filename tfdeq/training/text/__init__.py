@@ -1,0 +1,1 @@
+"""Language models as tasks: their flags, loss, evaluation and experiment."""

@@ -1,0 +1,204 @@
+"""Language models from a configuration: their experiment, alone or beside baselines."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeq.data import TokenData, training_segments, training_windows
+from tfdeq.models.token_model import TokenModel
+from tfdeq.programs.processes import Runs
+from tfdeq.programs.workdir import read_json, write_atomically, write_json
+from tfdeq.training import experiment
+from tfdeq.training.experiment import Experiment
+from tfdeq.training.flags.flag_uses import used
+from tfdeq.training.records import event_files
+from tfdeq.training.records.resumption import finished
+from tfdeq.training.report import pictures
+from tfdeq.training.task import Task
+from tfdeq.training.text.evaluation import Evaluator, figures_of, segment_evaluator, token_evaluator
+from tfdeq.training.text.models import make_loss, make_model, radius_of
+
+
+def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
+    """Returns the experiment of a configuration, with its untrained model."""
+    model = make_model(config, data.vocabulary_size)
+    if config["carry_memory"] and not model.remembers:
+        raise ValueError(
+            "--carry_memory wants a model that remembers; received --model="
+            f"{config['model']} --attention_span={config['attention_span']}. Give a transformer the "
+            "positions that it sees, for example --attention_span=128."
+        )
+    evaluator = _evaluator(config, model, data.validation, data.unit, config["evaluation_windows"])
+    test = _evaluator(config, model, data.test, data.unit, config["test_windows"] or None)
+
+    def before(workdir):
+        if not config["depth"] and read_json(_residuals_path(workdir)) is None:
+            write_json(_residuals_path(workdir), {"before": evaluator.residual_trace()})
+
+    def after(workdir, metrics, writer):
+        residuals = read_json(_residuals_path(workdir)) or {}
+        if not config["depth"]:
+            residuals["after"] = evaluator.residual_trace()
+            write_json(_residuals_path(workdir), residuals)
+        if data.vocabulary is not None:
+            _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
+        pictures.draw_all(workdir, metrics, {}, residuals, writer)
+
+    def tested():
+        print("Testing the trained model on the test text.", flush=True)  # may take minutes
+        return test.results()
+
+    task = _task(config, model, data, evaluator.evaluate)
+    return Experiment(task, tested, ["readout"], before, after)
+
+
+def train(
+    config: Mapping[str, Any],
+    workdir: str,
+    data: TokenData,
+    strategy: tf.distribute.Strategy | None = None,
+) -> dict[str, Any] | None:
+    """Trains one model to the end, resuming from workdir, and returns its metrics.
+
+    Beside what every trainer leaves in workdir: residuals.json and pictures; vocabulary.txt for words.
+
+    Args:
+        config: values of the flags. data: the token streams. strategy: see `make_strategy`.
+
+    Raises:
+        ValueError: if workdir holds a run of another configuration or data.
+    """
+    config = _with_fingerprint(config, data)
+    return experiment.train(lambda: make_experiment(config, data), config, workdir, strategy)
+
+
+def baseline_configurations(config: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
+    """Returns depth explicit applications of the same cell, without and with the Jacobian penalty.
+
+    With the penalty, the recurrent weights start at full scale: the penalty has nothing to act on
+    where the state does not enter.
+    """
+    plain = {**config, "depth": depth, "jacobian_penalty": 0.0}
+    if not config["jacobian_penalty"]:
+        return [plain]
+    return [plain, {**config, "depth": depth, "recurrent_scale": 1.0}]
+
+
+def train_with_baselines(
+    config: Mapping[str, Any],
+    workdir: str,
+    data: TokenData,
+    program: str,
+    program_flags: Mapping[str, Any],
+    strategy: tf.distribute.Strategy | None = None,
+) -> dict[str, Any]:
+    """Trains the model and, in another process, one application for as many steps; returns metrics.
+
+    The better baseline goes into metrics.json as `baseline`, all of them as `baselines`.
+
+    Args:
+        program: the one that trains the baselines, for example "trainers.language_model".
+        program_flags: its further flags, no part of the configuration.
+    """
+    experiment.check_resumption(workdir, _with_fingerprint(config, data))
+    folders = {}
+    for baseline in baseline_configurations(config, depth=1):
+        folder = os.path.join(
+            workdir, "baselines", f"depth_1_penalty_{baseline['jacobian_penalty']:g}"
+        )
+        folders[experiment.describe(baseline)] = folder, used({**program_flags, **baseline})
+    missing = [run for run in folders.values() if finished(run[0], config) is None]
+    # On a GPU, whose memory one process fills, the baselines wait for the model.
+    at_once = not tf.config.list_physical_devices("GPU")
+    with Runs(program, parallel=2) as runs:
+        for folder, values in missing if at_once else ():
+            runs.start(folder, values)
+        metrics = train(config, workdir, data, strategy)
+        for folder, values in () if at_once else missing:
+            runs.start(folder, values)
+        if missing:
+            print("Waiting for the baselines.", flush=True)
+        runs.wait()
+    if "baseline" not in metrics:
+        results = {
+            name: read_json(os.path.join(folder, "metrics.json"))
+            for name, (folder, _) in folders.items()
+        }
+        _add_baselines(workdir, metrics, results)
+    return metrics
+
+
+def _with_fingerprint(config: Mapping[str, Any], data: TokenData) -> dict[str, Any]:
+    return {**config, "data_fingerprint": data.fingerprint}
+
+
+def _residuals_path(workdir: str) -> str:
+    return os.path.join(workdir, "residuals.json")
+
+
+def _evaluator(
+    config, model: TokenModel, tokens: np.ndarray, unit: str, windows: int | None
+) -> Evaluator:
+    """Of a stream of validation or test: all where memory is carried or windows is None, else some."""
+    compiled = config["jit_compile"]
+    if config["carry_memory"]:
+        length, rows = config["sequence_length"], config["evaluation_rows"]
+        return segment_evaluator(model, tokens, unit, length, rows, compiled)
+    return token_evaluator(model, tokens, unit, windows=windows, jit_compile=compiled)
+
+
+def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
+    make_batches = training_segments if config["carry_memory"] else training_windows
+
+    def batches(start_step, shard, shards):
+        return make_batches(
+            data.train,
+            sequence_length=config["sequence_length"],
+            batch_size=config["batch_size"],
+            seed=config["seed"],
+            start_step=start_step,
+            shard=shard,
+            shards=shards,
+        )
+
+    def display(row):
+        return {"loss": row["loss"], **figures_of(data.unit)(row["loss"])}
+
+    return Task(
+        model=model,
+        loss=make_loss(config),
+        batches=batches,
+        evaluate=evaluate,
+        display=display,
+        tokens_per_step=config["batch_size"] * config["sequence_length"],
+        equilibria=[] if config["depth"] else [model.equilibrium],
+        spectral_radius=None if config["depth"] else radius_of(model),
+        memory=model.initial_memory if config["carry_memory"] else None,
+        uniform_loss=math.log(data.vocabulary_size),
+    )
+
+
+def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str, Any]) -> None:
+    """Puts the better baseline into metrics.json and all of them into the pictures."""
+    key = "bits_per_byte" if "bits_per_byte" in metrics["test"] else "bits_per_word"
+    name = min(baselines, key=lambda name: baselines[name]["test"][key])
+    metrics["baseline"] = {"name": name, **baselines[name]["test"]}
+    metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
+    residuals = read_json(_residuals_path(workdir)) or {}
+    curves = {name: value["train"] for name, value in baselines.items()}
+    event_files.drop_pictures(os.path.join(workdir, "tensorboard"))
+    pictures.draw_again(workdir, metrics, curves, residuals)
+    # Last: until it stands there, the pictures are drawn again.
+    write_json(os.path.join(workdir, "metrics.json"), metrics)
+
+
+def _write_vocabulary(path: str, vocabulary: tuple[str, ...]) -> None:
+    def write(name):
+        with open(name, "w", encoding="utf-8") as file:
+            file.writelines(f"{word}\n" for word in vocabulary)
+
+    write_atomically(path, write)

@@ -1,0 +1,325 @@
+"""The training loop that trainers share: steps, reports, checkpoints, resumption."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import keras
+import tensorflow as tf
+
+from tfdeq.programs.preemption import Preempted, noted_requests
+from tfdeq.training.devices.agreement import Agreement
+from tfdeq.training.devices.strategies import check_batch_size, distribute
+from tfdeq.training.equilibrium_watch import EquilibriumWatch
+from tfdeq.training.inspection import Inspection, write_histograms
+from tfdeq.training.records.profiler import Profiler
+from tfdeq.training.records.progress import Clock, Progress
+from tfdeq.training.records.run_state import RunState
+from tfdeq.training.recovery import Recovery
+from tfdeq.training.steps.averages import averaged_weights, take_averages
+from tfdeq.training.steps.training_step import TrainingStep
+from tfdeq.training.task import StepSettings, Task, settings_at, takeover_step
+
+
+class Trainer:
+    """Trains a `Task` for config["train_steps"] steps, from where the workdir's checkpoint ends.
+
+    Args:
+        task: model, loss, data, evaluation.
+        config: the shared flags' values.
+        workdir: receives checkpoints/, tensorboard/ and curves.jsonl.
+        optimizer: Keras optimizer, made by `make_optimizer`.
+        learning_rate_scale: what its learning rate is multiplied by; halved when a run that diverged
+            returns to its last checkpoint.
+        strategy: the one that the model was made under. Default: TensorFlow's, for one device.
+        read_from: folder of the run whose checkpoints are restored. Default: workdir.
+
+    Raises:
+        ValueError: if the replicas cannot share the batch evenly.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Mapping[str, Any],
+        workdir: str,
+        optimizer: keras.optimizers.Optimizer,
+        learning_rate_scale: tf.Variable,
+        strategy: tf.distribute.Strategy | None = None,
+        read_from: str | None = None,
+    ):
+        self._task = task
+        self._config = config
+        self._optimizer = optimizer
+        self._strategy = strategy or tf.distribute.get_strategy()
+        check_batch_size(self._strategy, config["batch_size"], config["accumulation_steps"])
+        self._agreement = Agreement(self._strategy)
+        self._step = TrainingStep(task, config, optimizer, self._strategy)
+        self._watch = EquilibriumWatch(config)
+        self._inspection = Inspection(task, config["jit_compile"])
+        self._progress = Progress(workdir, task.display, config["train_steps"])
+        self._clock = Clock()
+        self._split: dict[str, float] = {}
+        self._profiler = Profiler(os.path.join(workdir, "tensorboard"), config["profile_step"])
+        evaluated = {
+            "model": task.model,
+            # Seeds and moving statistics: Keras's seed generators are not found through the model.
+            "state": list(task.model.non_trainable_variables),
+        }
+        objects = {
+            **evaluated,
+            "optimizer": optimizer,
+            "learning_rate_scale": learning_rate_scale,
+            "watch": self._watch.level,
+            "convergence": [
+                variable for layer in task.equilibria for variable in layer.metrics_variables
+            ],
+            **self._step.saved,
+        }
+        folders = [
+            os.path.join(folder, "checkpoints") for folder in (workdir, read_from or workdir)
+        ]
+        self._state = RunState(*folders, config, objects, evaluated, self._agreement)
+        self._recovery = Recovery(
+            config,
+            task.model,
+            self._step,
+            self._state,
+            self._progress,
+            learning_rate_scale,
+            self._largest,
+        )
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimiser, built."""
+        return self._optimizer
+
+    @property
+    def step(self) -> TrainingStep:
+        """What makes the steps."""
+        return self._step
+
+    @property
+    def progress(self) -> Progress:
+        """Curves and TensorBoard of the run."""
+        return self._progress
+
+    def batches(self, start_step: int) -> Iterator[Any]:
+        """Returns the batches of the steps from one on, each replica's rows on its device."""
+        return distribute(
+            self._strategy, lambda shard, shards: self._task.batches(start_step, shard, shards)
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Trains to the end and returns the curves, as columns, with `seconds_per_step`.
+
+        Beside the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), `best`, the
+        lowest validation score and its step, and `kept_step`. After it the model has the weights of that
+        step: of the best one or the last one, as config["keep"] says; with --ema their averages.
+
+        Raises:
+            FloatingPointError: if too many steps in a row (divergence_patience) went wrong, see
+                `Divergence`, once more than max_rollbacks times, or before the first checkpoint.
+            Preempted: after SIGTERM or Ctrl-C, once a checkpoint of the last step was written.
+        """
+        self._agreement.check_same(self._config)
+        self._state.restore()
+        # Also without a checkpoint: a run that was killed before its first one left rows.
+        self._progress.rewind(int(self._state.step))
+        last = self._config["train_steps"]
+        with noted_requests() as requests, self._progress.bar(int(self._state.step)):
+            # Again after each return to a checkpoint.
+            while int(self._state.step) < last:
+                self._train_from(int(self._state.step), last, requests)
+            if requests.asked:
+                self._end(last)
+        self._profiler.stop()
+        columns = self._progress.curves.columns()
+        columns["seconds_per_step"] = float(self._state.seconds) / max(last, 1)
+        columns["all_skipped_steps"] = int(self._step.skipped.numpy())
+        columns["rollbacks"] = int(self._state.rollbacks)
+        columns["best"] = self._state.best
+        columns["kept_step"] = self._keep(last)
+        return columns
+
+    def _keep(self, last: int) -> int:
+        """Gives the model the weights that the run leaves, and returns the step that they are of."""
+        best = self._state.best
+        if self._config["keep"] == "best" and best is not None and self._state.restore_best():
+            return best["step"]
+        take_averages(self._optimizer, self._task.model, self._config["ema"])
+        return last
+
+    def _train_from(self, step: int, last: int, requests: Any) -> None:
+        """Trains from a step to the last one, or until the run returned to a checkpoint."""
+        batches = self.batches(step)
+        if self._agreement.alone and requests.asked:
+            self._end(step)  # the checkpoint that it starts from is as good as one of now
+        self._clock.start(step)
+        while step < last:
+            late = self._agreement.is_chief and self._state.is_late()
+            step = self._advance(batches, step, [requests.asked, late])
+            self._progress.move_to(step)
+            if self._is_multiple(step, "log_every"):
+                self._report(step)
+            if self._recovery.is_due(step) and self._has_diverged(step == last):
+                self._recovery.roll_back(step)
+                return
+            if self._is_multiple(step, "log_every"):
+                self._observe(step)
+            if self._is_multiple(step, "inspect_every"):
+                self._inspect(step)
+            if self._is_multiple(step, "evaluate_every"):
+                self._evaluate(step)
+            asked, late = self._asked(requests)
+            if asked or late or self._state.is_due(step):
+                self._save(step, required=step == last or asked)
+            if asked and step < last:
+                self._end(step)
+
+    def _advance(self, batches: Iterator[Any], step: int, asked: Sequence[bool]) -> int:
+        """Makes the steps of one call, and returns how many steps the run has made then."""
+        self._profiler.at(step)
+        # In the first step after an inspection the parts of a step are timed.
+        if self._config["inspect_every"] and step and step % self._config["inspect_every"] == 0:
+            self._pause(step)
+            split = self._step.run_timed(batches, self._settings(step), asked)
+            self._split = {f"{name}_seconds": value for name, value in (split or {}).items()}
+            self._clock.start(step + 1)
+            return step + 1
+        until = min(step + self._config["steps_per_call"], self._next_stop(step))
+        settings = [self._settings(each) for each in range(step, until)]
+        new = self._step.run(batches, settings, asked)
+        if new:
+            # Compilation is no part of a step's time.
+            self._clock.start(until)
+        return until
+
+    def _settings(self, step: int) -> StepSettings:
+        return self._watch.applied(settings_at(step, self._config))
+
+    def _next_stop(self, step: int) -> int:
+        """The first step after which something other than a step is due, or settings change."""
+        last = self._config["train_steps"]
+        every = ("log_every", "evaluate_every", "checkpoint_every", "inspect_every")
+        stops = [
+            (step // period + 1) * period
+            for period in (self._config[name] for name in every)
+            if period
+        ]
+        stops += [s for s in (takeover_step(self._config), *self._profiler.stops) if s > step]
+        return min([*stops, last])
+
+    def _is_multiple(self, step: int, name: str) -> bool:
+        """Whether what is done every so many steps, and after the last, is due."""
+        period = self._config[name]
+        return bool(period and (step % period == 0 or step == self._config["train_steps"]))
+
+    def _asked(self, requests: Any) -> tuple[bool, bool]:
+        """Whether the run was asked to end, and whether the time for a checkpoint has come.
+
+        With several workers that is what they told each other in the last step: all of them end, or
+        save, after the same one.
+        """
+        if self._agreement.alone:
+            return requests.asked, self._state.is_late()
+        asked, late = self._step.asked.numpy()
+        return bool(asked), bool(late)
+
+    def _end(self, step: int) -> NoReturn:
+        saved = int(self._state.step)
+        there = "there" if saved == step else f"step {saved}: the last steps went wrong"
+        self._progress.say(f"Asked to end at step {step}; the same command goes on from {there}.")
+        raise Preempted(step)
+
+    def _has_diverged(self, at_end: bool) -> bool:
+        diverged = self._recovery.has_diverged(at_end)
+        # At the end weights are looked at, which each worker has of its own.
+        return bool(self._agreement.on(diverged)) if at_end else diverged
+
+    def _save(self, step: int, required: bool = False) -> None:
+        """Writes a checkpoint, unless the steps before it went wrong: the last good one stays."""
+        may_save = self._recovery.may_save(required)
+        if not (self._agreement.on(may_save) if required else may_save):
+            return
+        self._pause(step)
+        self._progress.flush()
+        self._state.save(step)
+        self._step.asked.assign([False, False])
+        self._clock.start(step)
+
+    def _pause(self, step: int) -> None:
+        """What follows is no part of a step's time."""
+        self._step.wait()
+        self._clock.stop(step)
+
+    def _largest(self, step: int) -> dict[str, float]:
+        """The largest residual and spectral radius of the model as it is."""
+        if self._config["depth"]:
+            return {}
+        found = self._inspection(self._a_batch(step), self._config["max_steps"])
+        names = {"residual": "residual_now", "spectral_radius": "spectral_radius"}
+        return {
+            text: float(tf.reduce_max(found[name])) for name, text in names.items() if name in found
+        }
+
+    def _a_batch(self, step: int) -> Any:
+        """Some rows of a step's batch: as many as a replica computes with at a time."""
+        parts = self._strategy.num_replicas_in_sync * self._config["accumulation_steps"]
+        return next(iter(self._task.batches(step, 0, parts)))
+
+    def _report(self, step: int) -> None:
+        """Writes one row of the curves: the means of the steps since the last one."""
+        rows = [row["step"] for row in self._progress.curves.rows if "loss" in row]
+        means = self._step.report()  # waits for the device
+        self._clock.stop(step)
+        per_step = self._clock.seconds_per_step()
+        settings = self._settings(step - 1)
+        row = {
+            "step": step,
+            **self._split,
+            **means,
+            "rollbacks": int(self._state.rollbacks),
+            **settings._asdict(),
+            "seconds_per_step": per_step,
+            "tokens_per_second": self._task.tokens_per_step / per_step if per_step else None,
+        }
+        self._split = {}
+        for layer in self._task.equilibria:
+            row.update(layer.convergence_report())
+        self._progress.row(row)
+        # Steps whose time was not taken (they follow a compilation) count as the others.
+        self._state.seconds.assign_add((per_step or 0.0) * (step - (rows[-1] if rows else 0)))
+        self._clock.start(step)
+
+    def _observe(self, step: int) -> None:
+        """Lets the equilibrium watch look at the row that was just written."""
+        row = self._progress.curves.rows[-1]
+        changed = self._watch.observe(row.get("residual"))
+        if changed:
+            self._progress.say(f"step {step}: {changed}")
+
+    def _inspect(self, step: int) -> None:
+        """Writes histograms over samples, and the spectral radius, of the equilibrium."""
+        settings = self._settings(step - 1)
+        if settings.explicit_steps:
+            return
+        self._pause(step)
+        found = self._inspection(self._a_batch(step), settings.max_steps)
+        write_histograms(found, self._progress.histograms(step))
+        if "spectral_radius" in found:
+            radius = {"spectral_radius": float(tf.reduce_max(found["spectral_radius"]))}
+            self._progress.curves.append({"step": step, **radius})
+            self._progress.scalars(step, "train", radius)
+        self._clock.start(step)
+
+    def _evaluate(self, step: int) -> None:
+        self._pause(step)
+        with averaged_weights(self._optimizer, self._task.model, self._config["ema"]):
+            results = self._task.evaluate()
+            if self._recovery.weights_are_finite():
+                self._state.save_if_best(step, next(iter(results.values()), math.inf))
+        self._progress.evaluation(step, results)
+        self._clock.start(step)
