@@ -3,7 +3,6 @@
 python -m export.saved_model --workdir=runs/quickstart --output=runs/quickstart/export
 """
 
-import pathlib
 import shlex
 
 from absl import flags
@@ -12,15 +11,22 @@ from tfdeq.programs import commands, program
 from tfdeq.programs.workdir import read_json
 from tfdeq.serving.signatures.batching import SIZES as BATCH_SIZES
 from tfdeq.serving.signatures.batching import THREADS, TIMEOUT_MICROS
-from tfdeq.serving.versions import manifest, model_card, publishing
+from tfdeq.serving.versions import model_card, publishing
 from tfdeq.serving.versions.saved_model import WINDOWS, export_language_model
-from tfdeq.serving.versions.trained_run import load_run, tokens_of_test, windows_of
+from tfdeq.serving.versions.trained_run import (
+    already_exported,
+    load_run,
+    tokens_of_test,
+    windows_of,
+)
 
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    if FLAGS.skip_existing and _is_there(FLAGS.output, FLAGS.version, FLAGS.workdir):
+    there = already_exported(FLAGS.output, FLAGS.version, FLAGS.workdir)
+    if FLAGS.skip_existing and there:
+        print(there)
         return
     publishing.check_free(FLAGS.output, FLAGS.version)  # before the model is loaded
     model, card, vocabulary = load_run(FLAGS.workdir)
@@ -58,20 +64,6 @@ def main() -> None:
     print(f"Verify it: {commands.command('export.verify')} {arguments}")
 
 
-def _is_there(output: str, version: int, workdir: str) -> bool:
-    """Says so if a version is there, and whether it was made from the workdir's model."""
-    path = publishing.existing_versions(output).get(version)
-    if path is None:
-        return False
-    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
-    model = pathlib.Path(workdir) / "model.keras"
-    made_from = card.get("source", {}).get("sha256")
-    changed = model.is_file() and made_from is not None and made_from != manifest.sha256(model)
-    note = " It was made from another model file; export another version for this one."
-    print(f"Version {version} is there already: {path}.{note if changed else ''}")
-    return True
-
-
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder that trainers.language_model wrote.")
     flags.DEFINE_string("output", None, "Folder of the versions; made if missing.")
@@ -105,6 +97,26 @@ def define_flags() -> None:
         False,
         "Write the implicit gradients too, for those who train the loaded version without tfdeq.",
     )
+    flags.DEFINE_integer(
+        "max_request_values",
+        None,
+        "Numbers that a request and its answer may have together. Default: 2^24, or those of the "
+        "largest batch, if they are more.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "prepared_dir", None, "Where TFDS keeps prepared copies. Default: as in the trainer."
+    )
+    _define_batching_flags()
+    flags.mark_flags_as_required(["workdir", "output"])
+    flags.register_multi_flags_validator(
+        ["version", "skip_existing"],
+        lambda values: values["version"] is not None or not values["skip_existing"],
+        "--skip_existing needs --version: which one may be there already?",
+    )
+
+
+def _define_batching_flags() -> None:
     flags.DEFINE_list(
         "batch_sizes",
         [str(size) for size in BATCH_SIZES],
@@ -120,26 +132,10 @@ def define_flags() -> None:
         "How long a batch that is not full waits for more requests, in µs.",
         lower_bound=0,
     )
-    flags.DEFINE_integer(
-        "max_request_values",
-        None,
-        "Numbers that a request and its answer may have together. Default: 2^24, or those of the "
-        "largest batch, if they are more.",
-        lower_bound=1,
-    )
-    flags.DEFINE_string(
-        "prepared_dir", None, "Where TFDS keeps prepared copies. Default: as in the trainer."
-    )
-    flags.mark_flags_as_required(["workdir", "output"])
     flags.register_validator(
         "batch_sizes",
         lambda sizes: all(size.isdigit() and int(size) > 0 for size in sizes) and sizes,
         "must be positive integers, separated by commas",
-    )
-    flags.register_multi_flags_validator(
-        ["version", "skip_existing"],
-        lambda values: values["version"] is not None or not values["skip_existing"],
-        "--skip_existing needs --version: which one may be there already?",
     )
 
 

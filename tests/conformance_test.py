@@ -457,6 +457,15 @@ def _modules_with_examples():
     ]
 
 
+def test_files_and_folders_stay_small():
+    for path in (*(ROOT / "trainers").glob("*.py"), *(ROOT / "export").glob("*.py")):
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 150, f"{path}: {lines} lines; what is not flags belongs into the library"
+    for folder in {path.parent for path in _sources()}:
+        modules = [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(modules) <= 15, f"{folder} has {len(modules)} modules: make folders of it"
+
+
 @pytest.mark.parametrize("path", _sources(), ids=_module_of)
 def test_imports_point_one_way(path):
     module = _module_of(path)

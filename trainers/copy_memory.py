@@ -13,7 +13,6 @@ from absl import flags
 from tfdeq.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
 from tfdeq.programs import program
 from tfdeq.training import experiment
-from tfdeq.training.experiment import Experiment
 from tfdeq.training.flags.shared import (
     bound,
     check_uses,
@@ -65,7 +64,7 @@ def _define_flags() -> list[str]:
     return [*names, "evaluation_batches", "test_batches", "test_lengths"]
 
 
-def make_experiment(config: Mapping[str, Any]) -> Experiment:
+def make_experiment(config: Mapping[str, Any]) -> experiment.Experiment:
     """Returns the experiment of a configuration, with its untrained model."""
     length = config["sequence_length"] + 2 * COPIED
     model = make_model(config, VOCABULARY_SIZE, sequence_length=length)
@@ -116,7 +115,7 @@ def make_experiment(config: Mapping[str, Any]) -> Experiment:
         spectral_radius=None if config["depth"] else radius_of(model),
         uniform_loss=math.log(VOCABULARY_SIZE),
     )
-    return Experiment(task, test, output_layers=["readout"])
+    return experiment.Experiment(task, test, output_layers=["readout"])
 
 
 CONFIGURATION_FLAGS = _define_flags()

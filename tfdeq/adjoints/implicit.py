@@ -128,13 +128,11 @@ def solve_adjoint(
         return tf.nest.map_structure(tf.add, product(u), fixed_d_z)
 
     # From u = d_z: one product is saved against zeros, whose image is d_z.
-    start = (
-        fixed_d_z
-        if start is None
-        else _scaled(
-            tf.nest.map_structure(lambda leaf: tf.stop_gradient(widened(leaf)), start), 1 / scale
-        )
-    )
+    if start is None:
+        start = fixed_d_z
+    else:
+        start = tf.nest.map_structure(lambda leaf: tf.stop_gradient(widened(leaf)), start)
+        start = _scaled(start, 1 / scale)
     # The last product is put to use: its result is u one step further.
     solution = iterate(
         linear,

@@ -260,13 +260,9 @@ def keras_signatures(
     default = trace(serving_default, settings, jit_compile)
     _require_distinct([*names, *SETTINGS, *states])
     _require_distinct([*default.structured_outputs, *states])
-    meaning = {**dict.fromkeys(names, f"input of the Keras model {model.name!r}"), **SETTINGS}
-    outputs = {
-        **{
-            name: f"output of the Keras model {model.name!r}" for name in default.structured_outputs
-        },
-        **CONVERGENCE,
-    }
+    of_model = f"of the Keras model {model.name!r}"
+    meaning = {**dict.fromkeys(names, f"input {of_model}"), **SETTINGS}
+    outputs = {**dict.fromkeys(default.structured_outputs, f"output {of_model}"), **CONVERGENCE}
     state = dict.fromkeys(states, "the equilibrium z* = f(z*, x)")
     start = dict.fromkeys(states, "where to start: the last equilibrium; not finite: as usual")
     return {

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import pathlib
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,11 @@ def general_card(version: int, signatures: Mapping[str, Any]) -> dict[str, Any]:
         },
         "signatures": dict(signatures),
     }
+
+
+def write(folder: pathlib.Path, card: Mapping[str, Any]) -> None:
+    """Writes the card of the version in a folder."""
+    (folder / FOLDER / NAME).write_text(to_json(card), encoding="utf-8")
 
 
 def to_json(card: Mapping[str, Any]) -> str:

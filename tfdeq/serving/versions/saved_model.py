@@ -134,8 +134,7 @@ def export(
     publishing.check_free(output, version)
     further_files.check_names(files or {})
     own: dict[str, Any] = {}
-    limits = (max_steps_limit, max_request_values)
-    if signatures is not None and limits != (None, None):
+    if signatures is not None and (max_steps_limit, max_request_values) != (None, None):
         raise ValueError(
             "max_steps_limit and max_request_values are of export's own signatures; received signatures "
             "too."
@@ -155,17 +154,7 @@ def export(
         loadable = loading.describe(model) if keras_model else None
         if loadable is not None:
             restored_model.check(model, loadable, inputs, examples)
-    signatures = {
-        name: given if isinstance(given, Signature) else Signature(given, {}, {})
-        for name, given in signatures.items()
-    }
-    for name, signature in signatures.items():
-        found = graph_checks.problems(signature.function, jit_compile)
-        if found:
-            raise ValueError(
-                f"The signature {name!r} cannot be served: {'; '.join(found)}. Trace it for "
-                "inference (training=False), of TensorFlow operations only, without jit_compile."
-            )
+    signatures = _servable(signatures, jit_compile)
     if not any(signature.joined for signature in signatures.values()):
         batching = None
     described = {
@@ -189,17 +178,30 @@ def export(
             further_files.write(files or {}, extra)
 
     def finish(folder: pathlib.Path, number: int) -> None:
-        text = model_card.to_json(
-            {
-                **model_card.general_card(number, model_card.signature_card(signatures)),
-                **described,
-            }
-        )
+        general = model_card.general_card(number, model_card.signature_card(signatures))
         with writing(str(output)):
-            (folder / model_card.FOLDER / model_card.NAME).write_text(text, encoding="utf-8")
+            model_card.write(folder, {**general, **described})
             manifest.write(folder)
 
     return publishing.publish(output, write, version, finish)
+
+
+def _servable(
+    signatures: Mapping[str, Signature | Function], jit_compile: bool
+) -> dict[str, Signature]:
+    """The signatures, those without meanings too, if a server can run them."""
+    found = {
+        name: given if isinstance(given, Signature) else Signature(given, {}, {})
+        for name, given in signatures.items()
+    }
+    for name, signature in found.items():
+        problems = graph_checks.problems(signature.function, jit_compile)
+        if problems:
+            raise ValueError(
+                f"The signature {name!r} cannot be served: {'; '.join(problems)}. Trace it for "
+                "inference (training=False), of TensorFlow operations only, without jit_compile."
+            )
+    return found
 
 
 @contextlib.contextmanager

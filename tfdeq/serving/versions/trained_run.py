@@ -1,21 +1,21 @@
 """What `trainers.language_model` left in its folder, as far as an export needs it."""
 
 import os
+import pathlib
 from typing import Any
 
 import keras
 import numpy as np
 
+# Keras finds a model's classes by name among those that were imported.
 import tfdeq.baselines  # noqa: F401
 from tfdeq import data
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
-
-# Keras finds a model's classes by name among those that were imported.
 from tfdeq.programs import commands
 from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import read_json
-from tfdeq.serving.versions import manifest
+from tfdeq.serving.versions import manifest, model_card, publishing
 
 VOCABULARY = "vocabulary.txt"
 # Not in the card: the curves are long, and the configuration stands there already.
@@ -95,3 +95,16 @@ def windows_of(stream: np.ndarray, length: int, count: int) -> np.ndarray:
     length = min(length, len(stream))
     starts = np.arange(count) * (len(stream) - length) // max(count - 1, 1)
     return np.stack([stream[start : start + length] for start in starts]).astype(np.int32)
+
+
+def already_exported(output: str, version: int | None, workdir: str) -> str | None:
+    """Returns a line that says that a version is there, also if of another model file; None if not."""
+    path = publishing.existing_versions(output).get(version)
+    if path is None:
+        return None
+    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
+    model = pathlib.Path(workdir) / "model.keras"
+    made_from = card.get("source", {}).get("sha256")
+    changed = model.is_file() and made_from is not None and made_from != manifest.sha256(model)
+    note = " It was made from another model file; export another version for this one."
+    return f"Version {version} is there already: {path}.{note if changed else ''}"
