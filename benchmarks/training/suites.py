@@ -3,9 +3,7 @@
 import os
 from typing import Any, NamedTuple
 
-from tfdeq.programs.commands import ROOT
-
-PRESETS = os.path.join(ROOT, "trainers", "presets")
+from tfdeq.programs.commands import PRESETS
 
 
 class Suite(NamedTuple):

@@ -28,6 +28,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _INSTALLED = os.path.isdir(os.path.join(_HERE, "trainers"))
 # The folder that a process must have on its path to run what `module_of` names.
 ROOT = os.path.dirname(os.path.dirname(_HERE))
+PRESETS = os.path.join(_HERE if _INSTALLED else ROOT, "trainers", "presets")
 
 
 def module_of(program: str) -> str:

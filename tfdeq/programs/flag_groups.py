@@ -5,7 +5,14 @@ REMOVED = "Is no more."
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Run": (
-        *("workdir", "train_steps", "batch_size", "accumulation_steps", "sequence_length"),
+        *(
+            "workdir",
+            "preset",
+            "train_steps",
+            "batch_size",
+            "accumulation_steps",
+            "sequence_length",
+        ),
         *("carry_memory", "seed", "baseline", "dry_run"),
     ),
     "Data": ("dataset", "files", "data_dir", "prepared_dir"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from tfdeq.programs import paths, preemption, program_help
+from tfdeq.programs import paths, preemption, presets, program_help
 from tfdeq.programs.processes import RunFailed
 
 # What bad input raises, here and in the libraries below; anything else is a defect, shown in full.
@@ -53,4 +53,8 @@ def run(main: Callable[..., None], arguments: bool = False, resumable: bool = Fa
             preemption.ignore_requests()
 
     program_help.define(main)
-    app.run(guarded)
+    try:
+        argv = [sys.argv[0], *presets.expanded(sys.argv[1:])]
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
+    app.run(guarded, argv=argv)

@@ -9,6 +9,7 @@ from absl import flags
 
 from tfdeq import adjoints, solvers
 from tfdeq.data import DATASETS
+from tfdeq.programs import presets
 from tfdeq.programs.flag_groups import REMOVED
 from tfdeq.training.devices.allocator import keep_freed_memory
 from tfdeq.training.devices.strategies import STRATEGIES, make_strategy
@@ -98,6 +99,12 @@ _SHARED = [
 def define_shared_flags(**defaults: Any) -> list[str]:
     """Defines the shared flags and returns their names; defaults override those below."""
     names = define(_SHARED, defaults)
+    flags.DEFINE_enum(
+        "preset",
+        None,
+        presets.names(),
+        "A file of flags that comes with tfdeq, by its name; as --flagfile with its path. Default: none.",
+    )
     flags.DEFINE_bool(
         "dry_run",
         False,
