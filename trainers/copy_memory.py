@@ -110,7 +110,7 @@ def make_experiment(config: Mapping[str, Any]) -> experiment.Experiment:
         batches=batches,
         evaluate=evaluator(_VALIDATION, config["evaluation_batches"]).evaluate,
         display=lambda row: {"loss": row["loss"]},
-        tokens_per_step=config["batch_size"] * length,
+        items_per_step=config["batch_size"] * length,
         equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
         uniform_loss=math.log(VOCABULARY_SIZE),

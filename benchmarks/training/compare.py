@@ -35,7 +35,8 @@ from tfdeq.training.devices.allocator import keep_freed_memory
 from tfdeq.training.flags.flag_uses import used
 from tfdeq.training.flags.shared import check_uses, configuration
 from tfdeq.training.records.resumption import FINGERPRINT, finished
-from tfdeq.training.task import StepSettings
+from tfdeq.training.schedule import StepSettings
+from tfdeq.training.task import score_of
 from tfdeq.training.text import language_model
 from tfdeq.training.trainer import Trainer
 from trainers.language_model import CONFIGURATION_FLAGS
@@ -224,7 +225,7 @@ def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str)
         metrics = [value for value in found if value is not None]
         if not metrics:
             continue
-        key = "bits_per_byte" if "bits_per_byte" in metrics[0]["test"] else "bits_per_word"
+        key = score_of(metrics[0]).name
         bits = [value["test"][key] for value in metrics]
         results[name] = {
             "learning_rate": config["learning_rate"],

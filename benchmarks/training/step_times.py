@@ -29,8 +29,8 @@ from tfdeq.programs.workdir import read_json, write_json
 from tfdeq.training import experiment
 from tfdeq.training.flags.flag_uses import used
 from tfdeq.training.flags.shared import check_uses, configuration
+from tfdeq.training.schedule import settings_at
 from tfdeq.training.steps.optimizers import learning_rate_schedule, make_optimizer
-from tfdeq.training.task import settings_at
 from tfdeq.training.text import language_model
 from trainers.language_model import CONFIGURATION_FLAGS
 

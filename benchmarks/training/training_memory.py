@@ -27,7 +27,7 @@ from tfdeq.programs import program
 from tfdeq.programs.workdir import write_json
 from tfdeq.training import experiment
 from tfdeq.training.flags.shared import check_uses, configuration
-from tfdeq.training.task import StepSettings
+from tfdeq.training.schedule import StepSettings
 from tfdeq.training.text import language_model
 from trainers.language_model import CONFIGURATION_FLAGS, data_of_a_dry_run
 

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeq.training.steps.optimizers import ScalableSchedule
-from tfdeq.training.task import Task
+from tfdeq.training.task import Score, Task
 from tfdeq.training.trainer import Trainer
 
 CONFIG = {
@@ -47,11 +47,13 @@ def make_task(
     layers=(),
     evaluate=None,
     uniform_loss=None,
+    lower_is_better=True,
 ):
     """A small regression.
 
     at_step: (step, model) -> None, called before each batch. layers: what stands before the last one.
-    evaluate: (model) -> its validation error; None: some numbers. uniform_loss: see Task.
+    evaluate: (model) -> its validation error; None: some numbers. uniform_loss, lower_is_better: see Task
+    and its score.
     """
     keras.utils.set_random_seed(3)
     model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
@@ -81,10 +83,11 @@ def make_task(
         batches=batches,
         evaluate=lambda: {"error": evaluate(model) if evaluate else next(scores)},
         display=lambda row: {"loss": row["loss"]},
-        tokens_per_step=4,
+        items_per_step=4,
         equilibria=(),
         spectral_radius=lambda batch: tf.constant([0.7]),
         uniform_loss=uniform_loss,
+        score=Score("error", lower_is_better=lower_is_better),
     )
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from tfdeq.training.equilibrium_watch import EquilibriumWatch
-from tfdeq.training.task import StepSettings
+from tfdeq.training.schedule import StepSettings
 
 SETTINGS = StepSettings(explicit_steps=0, max_steps=8, penalty_share=0.5)
 

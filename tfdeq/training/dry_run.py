@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfdeq.training.devices.process_memory import peak_resident_bytes
-from tfdeq.training.task import settings_at
+from tfdeq.training.schedule import settings_at
 from tfdeq.training.trainer import Trainer
 
 _SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)

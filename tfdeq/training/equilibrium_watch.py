@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdeq.training.task import StepSettings
+from tfdeq.training.schedule import StepSettings
 
 ACTIONS = ("penalty", "budget", "none")
 _LARGEST_PENALTY_SCALE = 16.0

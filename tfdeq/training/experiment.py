@@ -22,8 +22,9 @@ from tfdeq.training.records.resumption import (
     finished,
     going_on,
 )
+from tfdeq.training.schedule import SHORTEST
 from tfdeq.training.steps.optimizers import learning_rate_schedule, make_optimizer
-from tfdeq.training.task import SHORTEST, Task
+from tfdeq.training.task import Task
 from tfdeq.training.trainer import Trainer
 
 
@@ -162,6 +163,7 @@ def _train(
     write_atomically(os.path.join(workdir, "model.keras"), model.save)
     metrics = {
         "config": config,
+        "score": experiment.task.score._asdict(),
         "parameters": model.count_params(),
         "train": curves,
         "test": test,

@@ -1,6 +1,5 @@
 """The training loop that trainers share: steps, reports, checkpoints, resumption."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -17,9 +16,10 @@ from tfdeq.training.records.profiler import Profiler
 from tfdeq.training.records.progress import Clock, Progress
 from tfdeq.training.records.run_state import RunState
 from tfdeq.training.recovery import Recovery
+from tfdeq.training.schedule import StepSettings, settings_at, takeover_step
 from tfdeq.training.steps.averages import averaged_weights, take_averages
 from tfdeq.training.steps.training_step import TrainingStep
-from tfdeq.training.task import StepSettings, Task, settings_at, takeover_step
+from tfdeq.training.task import Task
 
 
 class Trainer:
@@ -58,7 +58,7 @@ class Trainer:
         self._step = TrainingStep(task, config, optimizer, self._strategy)
         self._watch = EquilibriumWatch(config)
         self._inspection = Inspection(task, config["jit_compile"])
-        self._progress = Progress(workdir, task.display, config["train_steps"])
+        self._progress = Progress(workdir, task.display, config["train_steps"], task.item)
         self._clock = Clock()
         self._split: dict[str, float] = {}
         self._profiler = Profiler(os.path.join(workdir, "tensorboard"), config["profile_step"])
@@ -80,7 +80,9 @@ class Trainer:
         folders = [
             os.path.join(folder, "checkpoints") for folder in (workdir, read_from or workdir)
         ]
-        self._state = RunState(*folders, config, objects, evaluated, self._agreement)
+        self._state = RunState(
+            *folders, config, objects, evaluated, self._agreement, task.score.lower_is_better
+        )
         self._recovery = Recovery(
             config,
             task.model,
@@ -116,7 +118,7 @@ class Trainer:
         """Trains to the end and returns the curves, as columns, with `seconds_per_step`.
 
         Beside the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), `best`, the
-        lowest validation score and its step, and `kept_step`. After it the model has the weights of that
+        best validation score and its step, and `kept_step`. After it the model has the weights of that
         step: of the best one or the last one, as config["keep"] says; with --ema their averages.
 
         Raises:
@@ -284,7 +286,9 @@ class Trainer:
             "rollbacks": int(self._state.rollbacks),
             **settings._asdict(),
             "seconds_per_step": per_step,
-            "tokens_per_second": self._task.tokens_per_step / per_step if per_step else None,
+            f"{self._task.item}_per_second": self._task.items_per_step / per_step
+            if per_step
+            else None,
         }
         self._split = {}
         for layer in self._task.equilibria:
@@ -320,6 +324,6 @@ class Trainer:
         with averaged_weights(self._optimizer, self._task.model, self._config["ema"]):
             results = self._task.evaluate()
             if self._recovery.weights_are_finite():
-                self._state.save_if_best(step, next(iter(results.values()), math.inf))
+                self._state.save_if_best(step, results[self._task.score.name])
         self._progress.evaluation(step, results)
         self._clock.start(step)

@@ -27,11 +27,11 @@ class Told:
         return value if self.is_chief else self.says
 
 
-def make(folder, read_from=None, agreement=None):
+def make(folder, read_from=None, agreement=None, lower_is_better=True):
     value, other = tf.Variable(0.0), tf.Variable(0.0)
     folders = str(folder), str(read_from or folder)
     objects, evaluated = {"value": value, "other": other}, {"value": value}
-    state = RunState(*folders, CONFIG, objects, evaluated, agreement)
+    state = RunState(*folders, CONFIG, objects, evaluated, agreement, lower_is_better)
     return state, value
 
 
@@ -206,3 +206,17 @@ def test_workers_keep_the_best_of_the_chiefs_scores(tmp_path):
     for score in (0.5, 0.7, math.nan):
         state.save_if_best(4, score)
     assert chief.found == [0.5, math.inf, math.inf]
+
+
+def test_a_score_that_is_better_when_it_is_higher(tmp_path):
+    state, value = make(tmp_path, lower_is_better=False)
+    assert state.best is None
+    for step, score in ((2, 0.5), (4, 0.9), (6, 0.7)):
+        value.assign(step)
+        state.save_if_best(step, score)
+    assert state.best == {"step": 4, "score": 0.9}
+    again, value = make(tmp_path, lower_is_better=False)
+    again.restore()
+    assert again.best == {"step": 4, "score": 0.9}
+    assert again.restore_best()
+    assert float(value) == 4.0

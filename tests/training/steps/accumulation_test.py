@@ -7,9 +7,9 @@ import tensorflow as tf
 from absl import flags
 
 from tfdeq.data import TokenData
+from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.accumulation import mean_over_parts
 from tfdeq.training.steps.training_step import TrainingStep
-from tfdeq.training.task import StepSettings
 from tfdeq.training.text import language_model
 from trainers.language_model import CONFIGURATION_FLAGS
 

@@ -16,10 +16,11 @@ from tfdeq.baselines import Recurrent
 from tfdeq.data import training_segments
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.training.devices.strategies import distribute
+from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.carried_state import SegmentMemory
 from tfdeq.training.steps.optimizers import ReducedAdam
 from tfdeq.training.steps.training_step import TrainingStep
-from tfdeq.training.task import StepSettings, Task
+from tfdeq.training.task import Task
 from tfdeq.training.text.models import continued, token_loss
 
 ROOT = pathlib.Path(__file__).absolute().parents[3]

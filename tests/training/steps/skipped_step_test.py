@@ -11,8 +11,9 @@ import tensorflow as tf
 import tfdeq
 from tests.support.cases import NoisyCell, fast
 from tests.support.trainer_cases import CONFIG
+from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.training_step import TrainingStep
-from tfdeq.training.task import StepSettings, Task
+from tfdeq.training.task import Task
 
 SETTINGS = StepSettings(explicit_steps=0, max_steps=6, penalty_share=1.0)
 GOOD = np.random.default_rng(0).normal(size=(4, 4, 3)).astype("float32")

@@ -4,8 +4,9 @@ import pytest
 import tensorflow as tf
 
 from tests.support.trainer_cases import CONFIG
+from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.training_step import TrainingStep
-from tfdeq.training.task import StepSettings, Task
+from tfdeq.training.task import Task
 
 SETTINGS = StepSettings(explicit_steps=0, max_steps=4, penalty_share=0.5)
 

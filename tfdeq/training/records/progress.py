@@ -45,16 +45,22 @@ class Progress:
         workdir: receives curves.jsonl and tensorboard/.
         display: {"loss": …} -> what the bar and TensorBoard show of it, name -> number.
         steps: of the whole run.
+        item: what rows count a second.
     """
 
     def __init__(
-        self, workdir: str, display: Callable[[Mapping[str, float]], dict[str, float]], steps: int
+        self,
+        workdir: str,
+        display: Callable[[Mapping[str, float]], dict[str, float]],
+        steps: int,
+        item: str = "tokens",
     ):
         self.curves = Curves(os.path.join(workdir, "curves.jsonl"))
         self._folder = os.path.join(workdir, "tensorboard")
         self._writer: tf.summary.SummaryWriter | None = None
         self._display = display
         self._steps = steps
+        self._item = item
         self._bar: tqdm | None = None
 
     @property
@@ -103,7 +109,7 @@ class Progress:
         display = {} if row["loss"] is None else self._display(row)
         self.scalars(row["step"], "train", {**row, **display})
         shown = {**display, "residual": row.get("residual"), "steps": row.get("steps"),
-                 "tokens/s": row["tokens_per_second"]}  # fmt: skip
+                 f"{self._item}/s": row[f"{self._item}_per_second"]}  # fmt: skip
         if self._bar is not None:
             text = {k: f"{v:.3g}" for k, v in shown.items() if v is not None}
             self._bar.set_postfix(text, refresh=False)

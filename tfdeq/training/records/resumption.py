@@ -9,7 +9,7 @@ from typing import Any
 from tfdeq.programs.processes import flag_text
 from tfdeq.programs.workdir import read_json
 from tfdeq.training.flags.flag_uses import is_used
-from tfdeq.training.task import SHORTEST
+from tfdeq.training.schedule import SHORTEST
 
 # Where the text comes from. Two runs have the same text if its fingerprint is the same.
 PLACES_OF_DATA = ("dataset", "data_dir", "files")

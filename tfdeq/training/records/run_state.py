@@ -28,6 +28,7 @@ class RunState:
         objects: name -> what a checkpoint holds (model, optimizer, variables).
         evaluated: those among them that an evaluation depends on: what the best checkpoint holds.
         agreement: with the other workers; None: there are none.
+        lower_is_better: of two scores, whether the lower one is the better.
 
     Attributes:
         step: steps made. seconds: that they took. rollbacks: returns to a checkpoint.
@@ -41,8 +42,10 @@ class RunState:
         objects: Mapping[str, Any],
         evaluated: Mapping[str, Any],
         agreement: Agreement | None = None,
+        lower_is_better: bool = True,
     ):
         self._config = config
+        self._sign = 1.0 if lower_is_better else -1.0
         self._agreement = agreement or Agreement(tf.distribute.get_strategy())
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="seconds")
@@ -63,9 +66,11 @@ class RunState:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The lowest validation score and the step that it was reached at; None before there is one."""
-        score = float(self._score)
-        return {"step": int(self._best_step), "score": score} if score < math.inf else None
+        """The best validation score and the step that it was reached at; None before there is one."""
+        signed = float(self._score)
+        if signed == math.inf:
+            return None
+        return {"step": int(self._best_step), "score": self._sign * signed}
 
     def restore(self) -> bool:
         """Restores the newest checkpoint that can be read and returns whether there was one.
@@ -127,12 +132,13 @@ class RunState:
         self._saved_at = time.monotonic()
 
     def save_if_best(self, step: int, score: float) -> None:
-        """Writes the best checkpoint anew if a validation score is lower than all before.
+        """Writes the best checkpoint anew if a validation score is better than all before.
 
         To be called while the model has the weights that were evaluated. The chief's score counts: workers
         round differently, and all of them have to save, or none.
         """
-        lowest = self._agreement.on(score if score < float(self._score) else math.inf)
+        signed = self._sign * score  # what the checkpoint holds: lower for better models
+        lowest = self._agreement.on(signed if signed < float(self._score) else math.inf)
         if lowest < math.inf:
             self._score.assign(lowest)
             self._best_step.assign(step)

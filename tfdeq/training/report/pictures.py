@@ -13,7 +13,8 @@ from matplotlib import pyplot
 
 from tfdeq.programs.workdir import write_atomically, writing
 from tfdeq.training.report.plotting import BLUE, GREEN, GREY, LOWEST, ORANGE, defined, tidy
-from tfdeq.training.task import takeover_step
+from tfdeq.training.schedule import takeover_step
+from tfdeq.training.task import score_of
 
 _BASELINE_STYLES = ((ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
 
@@ -38,9 +39,9 @@ def draw_all(
     depth = config["depth"]
     takeover = 0 if depth else takeover_step(config)
     label = f"{depth} explicit application{'s' * (depth > 1)}" if depth else "equilibrium"
-    unit = "byte" if "bits_per_byte" in metrics["test"] else "word"
+    score = score_of(metrics)
     drawings: dict[str, Callable[[Any], None]] = {
-        "quality.png": lambda figure: _quality(figure, curves, baselines, takeover, unit, label)
+        "quality.png": lambda figure: _quality(figure, curves, baselines, takeover, score, label)
     }
     if residuals:
         drawings["residual_by_solver_steps.png"] = lambda figure: _trace(
@@ -78,24 +79,28 @@ def draw_again(
     return paths
 
 
-def _quality(figure, curves, baselines, takeover, unit, label):
+def _quality(figure, curves, baselines, takeover, score, label):
     axes = figure.add_subplot()
+    unit, direction = score.unit or score.name, "lower" if score.lower_is_better else "higher"
     step, loss = defined(curves, "loss")
-    axes.plot(step, loss / np.log(2), color=BLUE, alpha=0.35, linewidth=1, label="training batches")
+    # The loss is in nats; of a score of another kind it says nothing.
+    scale = {"loss": 1.0}.get(score.name, np.log(2) if score.name.startswith("bits_per_") else None)
+    if scale is not None:
+        axes.plot(step, loss / scale, color=BLUE, alpha=0.35, linewidth=1, label="training batches")
     for (name, baseline), (color, style) in zip(baselines.items(), _BASELINE_STYLES, strict=False):
-        axes.plot(*defined(baseline, f"validation_bits_per_{unit}"), style, color=color, label=name)
-    validation = defined(curves, f"validation_bits_per_{unit}")
+        axes.plot(*defined(baseline, f"validation_{score.name}"), style, color=color, label=name)
+    validation = defined(curves, f"validation_{score.name}")
     axes.plot(*validation, "o-", color=BLUE, markersize=4, label=f"{label}, validation text")
-    if len(validation[1]):
+    if len(validation[1]) and score.lower_is_better:
         shown = [
             validation[1],
-            *(defined(b, f"validation_bits_per_{unit}")[1] for b in baselines.values()),
+            *(defined(b, f"validation_{score.name}")[1] for b in baselines.values()),
         ]
         low = min(values.min() for values in shown if len(values))
         axes.set_ylim(0.95 * low, 2.2 * low)
     _mark_takeover(axes, takeover)
-    axes.set(xlabel="training steps", ylabel=f"bits per {unit} (lower is better)")
-    axes.set_title(f"What the model has learned: bits per {unit}")
+    axes.set(xlabel="training steps", ylabel=f"{unit} ({direction} is better)")
+    axes.set_title(f"What the model has learned: {unit}")
     axes.legend()
 
 

@@ -14,6 +14,7 @@ from tfdeq.serving.versions import verified
 from tfdeq.training.report import report_html, report_page, report_run
 from tfdeq.training.report.plotting import number
 from tfdeq.training.report.report_plots import words
+from tfdeq.training.task import score_of
 
 
 def summary(workdir: str) -> list[str]:
@@ -73,8 +74,10 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
     baseline = report_run.mapping(metrics.get("baseline"))
     if number(baseline.get(key)) is not None:
         line = f"Best baseline, {baseline.get('name')}, as many steps: {baseline[key]:.3f}"
-        if key.startswith("bits_per_"):  # of other figures, more may be better
-            line += f" ({_comparison(test[key], baseline[key], unit)})"
+        score = score_of(metrics)
+        if score.name == key:
+            sign = 1 if score.lower_is_better else -1
+            line += f" ({_comparison(sign * test[key], sign * baseline[key], unit)})"
         lines.append(line)
     return lines
 

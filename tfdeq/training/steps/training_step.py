@@ -9,12 +9,13 @@ import tensorflow as tf
 
 from tfdeq.cell_calls.batch_part import part_of_batch
 from tfdeq.training.devices.strategies import several_workers
+from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.accumulation import mean_over_parts
 from tfdeq.training.steps.carried_state import SegmentMemory
 from tfdeq.training.steps.divergence import Divergence
 from tfdeq.training.steps.layer_state import LayerState
 from tfdeq.training.steps.loss_scale import LossScale
-from tfdeq.training.task import StepSettings, Task
+from tfdeq.training.task import Task
 
 
 class TrainingStep:

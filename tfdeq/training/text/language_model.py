@@ -18,7 +18,7 @@ from tfdeq.training.flags.flag_uses import used
 from tfdeq.training.records import event_files
 from tfdeq.training.records.resumption import finished
 from tfdeq.training.report import pictures
-from tfdeq.training.task import Task
+from tfdeq.training.task import Score, Task, score_of
 from tfdeq.training.text.evaluation import Evaluator, figures_of, segment_evaluator, token_evaluator
 from tfdeq.training.text.models import make_loss, make_model, radius_of
 
@@ -174,17 +174,18 @@ def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
         batches=batches,
         evaluate=evaluate,
         display=display,
-        tokens_per_step=config["batch_size"] * config["sequence_length"],
+        items_per_step=config["batch_size"] * config["sequence_length"],
         equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
         memory=model.initial_memory if config["carry_memory"] else None,
         uniform_loss=math.log(data.vocabulary_size),
+        score=Score(f"bits_per_{data.unit}", f"bits per {data.unit}"),
     )
 
 
 def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str, Any]) -> None:
     """Puts the better baseline into metrics.json and all of them into the pictures."""
-    key = "bits_per_byte" if "bits_per_byte" in metrics["test"] else "bits_per_word"
+    key = score_of(metrics).name
     name = min(baselines, key=lambda name: baselines[name]["test"][key])
     metrics["baseline"] = {"name": name, **baselines[name]["test"]}
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
