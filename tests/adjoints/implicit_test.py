@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import MODES, in_mode, linear, linear_case, tanh_cell
+from tests.support.cases import MODES, fast, in_mode, linear, linear_case, tanh_cell
 
 TIGHT = tfdeq.Broyden(max_steps=60, tolerance=1e-13)
 
@@ -154,7 +154,7 @@ def test_solver_by_name_is_checked_at_construction():
         tfdeq.Implicit("gradient_descent")
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-22, 1e20])
+@pytest.mark.parametrize("scale", fast([1e-22], [1.0, 1e-22, 1e20]))
 def test_a_gradient_of_any_size_is_solved_alike(scale):
     """z = 0.9 z + x: dz/dx = 10, however small the loss; squares of 1e-22 vanish in float32."""
     x = tf.constant([[1.0, 2.0]])

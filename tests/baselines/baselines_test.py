@@ -107,7 +107,8 @@ def test_padding_is_zero_and_changes_nothing(name):
     np.testing.assert_allclose(output, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", fast(["lstm"], CASES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_graph_and_xla_do_as_eager_mode_does(name):
     """Outputs, memory and gradients; a rate of 0, so that training has nothing random in it."""
     layer, x = _layer(name, dtype="float64"), _inputs(dtype="float64")

@@ -61,7 +61,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(["neither", "nest under it"], CASES))
+@pytest.mark.parametrize("name", fast(["nest under it"], CASES))
 def test_one_solve_is_two(name, mode):
     make, x = CASES[name]
     a, b = make()
@@ -162,7 +162,7 @@ def test_mask_reaches_both():
         assert np.abs(z[1, :3]).min() > 0
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
+@pytest.mark.parametrize("policy", fast(["mixed_bfloat16"], ["mixed_bfloat16", "float64"]))
 def test_dtype_policies(policy):
     keras.config.set_dtype_policy(policy)
     tolerance = 2e-2 if policy == "mixed_bfloat16" else 1e-10

@@ -368,6 +368,7 @@ def test_saved_with_its_history(tmp_path):
     np.testing.assert_allclose(loaded(x), model(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_bfloat16_is_near_float32():
     exact = _layer(dtype="float32", tolerance=1e-5)
     half = _layer(dtype="mixed_bfloat16", tolerance=1e-2, weight_dropout=0.1)

@@ -79,7 +79,7 @@ def test_rows_are_checked_not_repaired(rows, known):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("bad", [[1], [0, 2], [0, 1, 2, 3]])
+@pytest.mark.parametrize("bad", fast([[0, 2]], [[1], [0, 2], [0, 1, 2, 3]]))
 def test_samples_that_are_not_finite_stay_out_of_the_gradient_where_that_is_wanted(bad, mode):
     """What the others share is as if these were not there."""
     random = np.random.default_rng(0)

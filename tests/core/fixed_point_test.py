@@ -36,7 +36,7 @@ def _assert_derivatives(received, expected):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(["broyden", "anderson"], SOLVERS))
+@pytest.mark.parametrize("name", fast(["broyden"], SOLVERS))
 def test_linear_cell_to_second_order(name, mode):
     a, x = map(tf.constant, linear_case())
 
@@ -49,7 +49,7 @@ def test_linear_cell_to_second_order(name, mode):
     _assert_derivatives(in_mode(derivatives, mode)(a, x), _derivatives(_closed_form, a, x))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", fast(solvers.REGISTRY, SOLVERS))
 def test_linear_cell_reaches_1e_10_from_anywhere(name):
     """A symmetric, an asymmetric and a nilpotent A, from a random start."""
     a, x = linear_case(batch=5, size=6, radius=0.6, seed=1)
@@ -184,7 +184,7 @@ def test_stopped_variables_may_be_closed_over_as_the_error_says():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(["broyden", "anderson"], solvers.REGISTRY))
+@pytest.mark.parametrize("name", fast(["broyden"], solvers.REGISTRY))
 def test_iterates_are_what_smaller_budgets_return(name, mode):
     """Sample by sample, also after a sample has converged."""
     a, x = map(tf.constant, linear_case(batch=3, radius=0.8, seed=2))
@@ -234,7 +234,7 @@ def test_iterates_that_cannot_be():
         solve(iterates=[3], adjoint="unrolled")
 
 
-@pytest.mark.parametrize("name", ["newton_krylov", "gmres"])
+@pytest.mark.parametrize("name", fast(["gmres"], ["newton_krylov", "gmres"]))
 def test_iterates_of_methods_with_products_are_those_of_smaller_budgets(name):
     """Their products follow the budget: each number has a solve of its own."""
     random = np.random.default_rng(0)
@@ -256,7 +256,7 @@ def test_iterates_of_methods_with_products_are_those_of_smaller_budgets(name):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("known", fast([False], [False, True]))
-@pytest.mark.parametrize("name", solvers.REGISTRY)
+@pytest.mark.parametrize("name", fast(["anderson", "gmres"], solvers.REGISTRY))
 def test_a_state_without_entries_is_an_equilibrium(name, known, mode):
     """Such as that of texts of length 0: nothing moves, so nothing is left to solve."""
 

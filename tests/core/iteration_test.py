@@ -13,7 +13,7 @@ from tfdeq.iteration import iterate
 
 Status = tfdeq.Status
 SOLVERS = tuple(solvers.REGISTRY)
-FEW = ("anderson", "broyden", "newton_krylov")  # in the fast run, of tests that compile much
+FEW = ("anderson", "broyden")  # in the fast run, of tests that compile much
 # Those for which an iterate costs one evaluation; the others make products with the Jacobian too.
 ONE_EVALUATION = tuple(name for name in SOLVERS if not solvers.REGISTRY[name].uses_products)
 WITH_PRODUCTS = tuple(name for name in SOLVERS if solvers.REGISTRY[name].uses_products)

@@ -294,7 +294,9 @@ def test_a_tape_inside(loop, rule, mode):
     check(loop, rule, mode, with_tape)
 
 
-@pytest.mark.parametrize("loop", [map_fn, scan], ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize(
+    "loop", [pytest.param(map_fn, marks=pytest.mark.slow), scan], ids=lambda loop: loop.__name__
+)
 def test_finite_differences(loop):
     """Along one direction of everything, to the error of a central difference of step 1e-5."""
     solve = solver_of("implicit")

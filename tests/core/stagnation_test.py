@@ -9,7 +9,7 @@ import tfdeq
 from benchmarks.engine.patience import increment
 from benchmarks.engine.problems import affine
 from tests.core.iteration_test import ONE_EVALUATION, _tanh_case
-from tests.support.cases import MODES, in_mode, tanh_cell
+from tests.support.cases import MODES, fast, in_mode, tanh_cell
 from tfdeq import solvers
 from tfdeq.cells import weight_tied
 from tfdeq.iteration import FLOOR_STEPS, iterate
@@ -47,7 +47,7 @@ def test_an_answer_that_travels_is_waited_for(length, mode):
     assert (impatient.steps.numpy() < 20).all()
 
 
-@pytest.mark.parametrize("name", solvers.REGISTRY)
+@pytest.mark.parametrize("name", fast(["anderson", "broyden"], solvers.REGISTRY))
 def test_every_solver_waits_for_an_answer_that_travels(name):
     """Whatever a method needs a place, it does not call the way there a standstill."""
     bits, z0, answer = _case(64)
@@ -74,7 +74,10 @@ def test_broyden_solves_what_expands(normal, seed):
 
 @pytest.mark.parametrize(
     ("count", "gain", "activation"),
-    [(20, 1.0, "relu"), (20, 2.0, "linear"), (24, 2.0, "relu"), (30, 1.3, "linear")],
+    fast(
+        [(20, 1.0, "relu"), (20, 2.0, "linear")],
+        [(20, 1.0, "relu"), (20, 2.0, "linear"), (24, 2.0, "relu"), (30, 1.3, "linear")],
+    ),
 )
 def test_a_weight_tied_stack_is_exact_whatever_its_activations(count, gain, activation):
     """The residual of the state stands still while layer after layer becomes exact."""
@@ -114,7 +117,7 @@ def test_plain_iteration_that_comes_back_is_ended(period, mode):
     assert (away.status.numpy() == Status.MAX_STEPS).all()
 
 
-@pytest.mark.parametrize("name", ONE_EVALUATION)
+@pytest.mark.parametrize("name", fast(["anderson", "fixed_point_iteration"], ONE_EVALUATION))
 def test_below_the_precision_of_the_dtype_it_stagnates(name):
     a, x = _tanh_case(2)
     solver = solvers.get(name, max_steps=500, tolerance=1e-12)

@@ -85,6 +85,7 @@ def test_evaluate_logs_and_predict_writes_nothing(trained):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_keras_file_in_this_and_in_a_fresh_process(trained, tmp_path):
     model, _ = trained
     images, _ = image_data(images_per_class=4)
@@ -121,6 +122,7 @@ def test_training_goes_on_after_loading(trained, tmp_path):
     assert np.isfinite(loaded.predict(images[:3], verbose=0)).all()
 
 
+@pytest.mark.slow
 def test_clone_model(trained):
     model, _ = trained
     images, _ = image_data(images_per_class=4)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import DenseCell, in_mode
+from tests.support.cases import DenseCell, fast, in_mode
 
 LENGTH, BATCH, SIZE = 3, 2, 2
 INPUTS = np.random.default_rng(0).normal(size=(BATCH, LENGTH, SIZE))
@@ -94,7 +94,10 @@ def gradients(run, layer, mode):
 @pytest.mark.parametrize("adjoint", ["implicit", pytest.param(tfdeq.Unrolled(5), marks=slow)])
 @pytest.mark.parametrize(
     ("run", "reference"),
-    [(rnn, rnn_by_hand), (time_distributed, by_hand), (map_fn, by_hand), (cond, by_hand)],
+    fast(
+        [(rnn, rnn_by_hand), (cond, by_hand)],
+        [(rnn, rnn_by_hand), (time_distributed, by_hand), (map_fn, by_hand), (cond, by_hand)],
+    ),
     ids=["rnn", "time_distributed", "map_fn", "cond"],
 )
 def test_values_gradients_and_metrics(run, reference, adjoint, mode):

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import in_mode
+from tests.support.cases import fast, in_mode
 from tests.support.memory_cases import training_step
 from tfdeq.cells import TrellisCell
 from tfdeq.models import LanguageModel
@@ -20,6 +20,8 @@ TEXT = sum(SEGMENTS)
 SOLVER = tfdeq.FixedPointIteration(max_steps=100, tolerance=1e-6)
 KINDS = ("transformer", "trellis")
 every_kind = pytest.mark.parametrize("kind", KINDS)
+# For what the model does alike, whatever its cell: test_segments_are_one_long_text asks both.
+one_kind = pytest.mark.parametrize("kind", fast(["transformer"], KINDS))
 
 
 def _model(kind, seed=0, **settings):
@@ -104,7 +106,7 @@ def test_segments_are_one_long_text(kind):
     _assert_close(memory, at_once, atol=1e-4)
 
 
-@every_kind
+@one_kind
 def test_memory_is_of_one_shape_and_begins_as_zeros(kind):
     (model, call, in_one_piece), tokens = _usual(kind), _tokens()
     assert model.remembers
@@ -152,7 +154,7 @@ def test_symbolic_call_knows_its_outputs(kind):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
-@every_kind
+@one_kind
 def test_memory_carries_no_gradient(kind):
     model, tokens = _model(kind, explicit_steps=2), _tokens(length=3)
     _, before = model(_tokens(length=4, seed=1), memory=model.initial_memory(3))
@@ -167,7 +169,7 @@ def test_memory_carries_no_gradient(kind):
     assert all(gradient is not None for gradient in tape.gradient(logits, weights))
 
 
-@every_kind
+@one_kind
 def test_losses_are_those_of_the_logits(kind):
     model, tokens, targets = _model(kind, cutoffs=(4,), cutoff_factor=2), _tokens(), _tokens(seed=1)
     memory = _memory(kind)
@@ -190,7 +192,7 @@ def test_xla_does_as_a_graph_does():
     assert all(np.abs(gradient).max() > 0 for gradient in actual[2])
 
 
-@every_kind
+@one_kind
 def test_explicit_steps_see_the_memory(kind):
     (model, call, _), tokens = _usual(kind), _tokens(length=3)
     memory = _memory(kind)
@@ -210,7 +212,7 @@ def test_explicit_steps_see_the_memory(kind):
     _assert_close(after, expected[2], atol=1e-4)
 
 
-@every_kind
+@one_kind
 def test_padding_behind_a_segment_changes_no_answer(kind):
     (model, call, _), tokens, memory = _usual(kind), _tokens(), _memory(kind)
     mask = tf.sequence_mask([14, 9, 1], 14)
@@ -261,11 +263,14 @@ def test_trains_with_memory_dropout_and_penalty():
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [
-        ("transformer", {"cutoffs": (4,), "tied_output": True, "output_dropout": 0.1}),
-        ("trellis", {}),
-        ("trellis", {"cutoffs": (4,), "tied_output": True, "cutoff_factor": 2}),
-    ],
+    fast(
+        [("trellis", {})],
+        [
+            ("transformer", {"cutoffs": (4,), "tied_output": True, "output_dropout": 0.1}),
+            ("trellis", {}),
+            ("trellis", {"cutoffs": (4,), "tied_output": True, "cutoff_factor": 2}),
+        ],
+    ),
 )
 def test_saving(kind, settings, tmp_path):
     model, tokens = _model(kind, explicit_steps=3, **settings), _tokens()
@@ -282,7 +287,7 @@ def test_saving(kind, settings, tmp_path):
         assert loaded.readout.tied_to is loaded.embedding
 
 
-@every_kind
+@one_kind
 def test_mixed_bfloat16_remembers_in_its_own_precision(kind):
     solver = tfdeq.FixedPointIteration(30, 1e-2)
     model, (exact, _, in_one_piece) = (

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
+from tests.support.cases import fast
 from tfdeq.models import LanguageModel
 
 VOCABULARY, LENGTH = 11, 8
@@ -27,7 +28,7 @@ def _tokens(batch=3, length=LENGTH):
     return np.random.default_rng(0).integers(0, VOCABULARY, size=(batch, length)).astype("int32")
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", fast([True], [False, True]))
 def test_logits(tied):
     model = _model(tied_output=tied)
     tokens = _tokens()
@@ -42,6 +43,7 @@ def test_logits(tied):
     assert (model.readout is None) == tied
 
 
+@pytest.mark.slow
 def test_causal():
     model = _model()
     tokens = _tokens()
@@ -85,6 +87,7 @@ def test_explicit_steps_of_the_model_and_of_the_call():
     assert solution.converged.numpy().all()
 
 
+@pytest.mark.slow
 def test_fit_save_and_load(tmp_path):
     model = _model(dropout=0.1, jacobian_penalty=0.5, solver="anderson")
     tokens = _tokens(32)

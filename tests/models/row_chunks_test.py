@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.support.cases import MODES, in_mode
+from tests.support.cases import MODES, fast, in_mode
 from tfdeq.models.row_chunks import chunked
 
 
@@ -30,7 +30,7 @@ MEMBERS = {
 }
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 64])
+@pytest.mark.parametrize("chunk", fast([3], [1, 3, 64]))
 @pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
 @pytest.mark.parametrize("mode", MODES)
 def test_values_and_gradients_are_those_of_all_rows_masked(mode, member, chunk):

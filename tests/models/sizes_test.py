@@ -23,7 +23,7 @@ def _residual(z, f_z):
 @pytest.mark.parametrize(
     "size", fast([1e-30, 1e35], [1e-30, 1e-22, 1e-19, 1e-12, 1.0, 1e12, 1e20, 1e35])
 )
-@pytest.mark.parametrize("name", solvers.REGISTRY)
+@pytest.mark.parametrize("name", fast(["anderson", "broyden"], solvers.REGISTRY))
 def test_a_solve_is_the_same_in_any_unit(name, size, mode):
     """A linear map in units of `size`: the same steps, residuals and answer in that unit."""
     a, x = (part.astype("float32") for part in linear_case(batch=3, radius=0.6, seed=1))
@@ -179,7 +179,7 @@ def test_residual_is_of_the_state_that_is_returned(name, dtype):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("size", fast([1e-6], [1.0, 1e-3, 1e-6]))
 def test_implicit_gradient_through_half_precision_leaves(size, mode):
     """A nest of float32 and float16, cotangents that float16 alone could not hold."""
     x = tf.ones([4, 8])

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import MODES, DenseCell, in_mode, linear, linear_case
+from tests.support.cases import MODES, DenseCell, fast, in_mode, linear, linear_case
 from tfdeq import adjoints, solvers
 
 
@@ -98,7 +98,9 @@ def test_callbacks_receive_both_solutions():
     assert seen == [solution] or seen[0] is solution
 
 
-@pytest.mark.parametrize("name", ["tolerance", "max_steps", "patience", "absolute_tolerance"])
+@pytest.mark.parametrize(
+    "name", fast(["tolerance"], ["tolerance", "max_steps", "patience", "absolute_tolerance"])
+)
 def test_limits_of_another_number_of_rows_are_refused(name):
     x = tf.ones([3, 2])
     values = {"tolerance": [1e-3], "max_steps": [5], "patience": [5], "absolute_tolerance": [1e-3]}

@@ -38,6 +38,7 @@ def shown_by(module):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_trainers_flags_in_groups_with_their_defaults():
     text = shown_by("trainers.language_model")
     lines = text.splitlines()

@@ -27,6 +27,7 @@ MOMENTS = {
 FAST = (("model.keras", "full"),)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 @pytest.mark.parametrize(
     ("what", "how"),

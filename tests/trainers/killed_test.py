@@ -47,9 +47,8 @@ def places(folder):
     return (folder / "places").read_text().splitlines()
 
 
-@pytest.mark.parametrize(
-    "name", ["ckpt-N.data-N-of-N", pytest.param("ckpt-N.index", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ckpt-N.data-N-of-N", "ckpt-N.index"])
 def test_after_a_move_of_the_first_checkpoint(folder, name):
     (place,) = (place for place in places(folder) if place.startswith(f"replace of {name} "))
     check_killed(folder, name, place, before=False)

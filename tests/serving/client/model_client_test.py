@@ -28,7 +28,7 @@ from tensorflow_serving.apis import (
 
 import tfdeq
 from export import client as client_program
-from tests.support.cases import contracting_language_model
+from tests.support.cases import contracting_language_model, fast
 from tfdeq.models import generate
 from tfdeq.serving.client import model_client
 from tfdeq.serving.client.model_client import Client, ServerError
@@ -167,6 +167,12 @@ def server(request):
     return (*request.getfixturevalue(f"{request.param}_server"), rest)
 
 
+# For what client.py does alike for both.
+by_grpc_first, by_rest_first = (
+    pytest.mark.parametrize("server", fast([one], ["grpc", "rest"]), indirect=True)
+    for one in ("grpc", "rest")
+)
+
 TEXT = {"tokens": np.int32([[1, 2, 3], [4, 5, 6]]), "lengths": np.int32([3, 2])}
 
 
@@ -184,6 +190,7 @@ def test_answers_and_tolerances(server, model):
     asked.close()
 
 
+@by_rest_first
 def test_a_server_that_is_unavailable_at_first_is_asked_again(server):
     address, faults, rest = server
     faults.queue = [503, 429] if rest else [grpc.StatusCode.UNAVAILABLE] * 2
@@ -217,6 +224,7 @@ def test_a_refusal_is_not_asked_again(server):
     assert faults.calls == 1
 
 
+@by_grpc_first
 def test_metadata_are_read_once_and_again_after_a_refusal(server):
     address, faults, rest = server
     asked = Client(address, "model", rest=rest)
@@ -229,6 +237,7 @@ def test_metadata_are_read_once_and_again_after_a_refusal(server):
     assert (faults.metadata_calls, faults.calls) == (2, 3)
 
 
+@by_rest_first
 def test_numbers_are_sent_in_the_dtypes_of_the_signature(server):
     """Lists of Python's numbers are of int64 and float64, which servers refuse with their neighbours."""
     address, _, rest = server
@@ -269,6 +278,7 @@ def test_a_closed_client():
             asked.predict(TEXT)
 
 
+@by_grpc_first
 def test_threads_share_a_client(server):
     address, _, rest = server
     asked = Client(address, "model", rest=rest)
@@ -336,6 +346,7 @@ def test_the_program_prints_a_continuation(grpc_server, model, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@by_grpc_first
 def test_the_program_reads_json(server, tmp_path, capsys, monkeypatch):
     address, _, rest = server
     file = tmp_path / "inputs.json"

@@ -165,9 +165,11 @@ def test_bad_examples_are_marked_and_harm_no_other(signatures, tokens):
             assert (outputs["finish"][bad] == INVALID).all()
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (2, 1), (2, LENGTH + 1)])
-def test_shapes_at_the_border(signatures, shape):
-    batch, width = shape
+@pytest.mark.parametrize(
+    ("batch", "width"), fast([(0, 5), (2, LENGTH + 1)], [(0, 5), (2, 0), (2, 1), (2, LENGTH + 1)])
+)
+def test_shapes_at_the_border(signatures, batch, width):
+    shape = (batch, width)
     default = call(signatures["serving_default"], np.zeros(shape), np.full(batch, width))
     score = call(signatures["score"], np.zeros(shape), np.full(batch, width))
     assert default["log_probabilities"].shape == (batch, VOCABULARY)

@@ -100,6 +100,7 @@ def test_a_compiled_version_answers_and_is_refused_without_xla(model, serving_ex
         serving_program.answer(serving_executable, path, requests[:1], disable_xla=True)
 
 
+@pytest.mark.slow
 def test_batches_as_the_server_makes_them(version, serving_executable):
     """Tasks joined and padded with their first token, filled up with copies; one diverges, one is bad."""
     random = np.random.default_rng(7)

@@ -62,6 +62,7 @@ def test_versions_are_verified_with_their_memory(name, version, tmp_path, monkey
     assert max(check.values["perplexities"]) <= 1e-3
 
 
+@pytest.mark.slow
 def test_texts_in_calls_are_whole_texts(loaded):
     conversation = conversation_checks.Conversation(MODELS["span"](), STREAM)
     outputs = answers(conversation, loaded)
@@ -109,6 +110,7 @@ def test_solves_that_end_early_are_allowed_more():
     assert f"limit {100 * limit:.2g}" in check.text
 
 
+@pytest.mark.slow
 def test_explicit_applications_are_compared_in_segments():
     model = equilibrium(span=4, explicit_steps=2)
     conversation = conversation_checks.Conversation(model, STREAM)

@@ -27,6 +27,7 @@ def workdir(verified_run, tmp_path_factory):
     return shutil.copytree(verified_run, tmp_path_factory.mktemp("own") / "run")
 
 
+@pytest.mark.slow
 def test_the_program_passes_a_version_that_is_right(workdir):
     finished = subprocess.run(
         [

@@ -124,6 +124,7 @@ def test_killed_at_random_moments(processes, tmp_path):
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_two_at_once(processes, tmp_path):
     with Poller(tmp_path) as poller:
         publishers = [start(processes, tmp_path, 4) for _ in range(2)]

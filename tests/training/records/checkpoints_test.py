@@ -285,6 +285,7 @@ def _kill_at_every_call(folder):
             return
 
 
+@pytest.mark.slow
 def test_killed_at_every_call_that_renames_or_removes(tmp_path):
     assert in_a_process(_kill_at_every_call, str(tmp_path)) == 0
     assert int((tmp_path / "calls").read_text()) >= 20

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
+from tests.support.cases import fast
 from tests.support.trainer_cases import CONFIG
 from tfdeq.baselines import Recurrent
 from tfdeq.data import training_segments
@@ -87,8 +88,8 @@ def _expected(weights, batch, memory):
     return np.mean((state - y) ** 2), [np.where(continues, count, 0) + 1, state]
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("jit_compile", fast([False], [False, True]))
+@pytest.mark.parametrize("parts", fast([1, 4], [1, 2, 4]))
 def test_a_step_begins_with_what_the_step_before_left(parts, jit_compile):
     step, model, batches = _regression(accumulation_steps=parts, jit_compile=jit_compile)
     expected = _memory_of(step)

@@ -93,6 +93,7 @@ def test_the_run_is_the_one_that_never_saw_the_batch(config, jit_compile):
     assert (row["loss"], row["gradient_norm"]) == (known["loss"], known["gradient_norm"])
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_enough():
     def compute(model, x):
         # At 0 the root is 0 and its derivative infinite.

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.support.cases import fast
 from tests.support.trainer_cases import CONFIG
 from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.training_step import TrainingStep
@@ -47,7 +48,7 @@ def by_hand(weights, x, y, factor, share):
     return 2 * factor * x.T @ error / len(x) + share * w, 2 * factor * error.mean(0)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", fast([False], [False, True]))
 def test_the_update_is_that_of_the_closed_form(jit_compile):
     step, model = make(jit_compile=jit_compile)
     expected = model.get_weights()
@@ -72,7 +73,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     assert step.report()["gradient_norm"] > 0.25  # before it was clipped
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", fast([False], [False, True]))
 def test_several_steps_a_call_are_the_same_steps(jit_compile):
     settings = [SETTINGS._replace(max_steps=2 + i, penalty_share=0.1 * i) for i in range(6)]
     one, model = make(jit_compile=jit_compile)

@@ -68,6 +68,7 @@ def test_the_budget_scales_the_steps(tokens):
     assert residuals == sorted(residuals, reverse=True)
 
 
+@pytest.mark.slow
 def test_an_explicit_model_is_applied_that_often(tokens):
     rows = evaluator(make_model(explicit_steps=2), tokens).by_budget()
     assert [row["steps"] for row in rows.values()] == [1.0, 2.0, 4.0, 8.0]
@@ -118,7 +119,7 @@ def by_hand(model, tokens, length=8):
     return tuple(np.array(column) for column in zip(*parts, strict=True))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
+@pytest.mark.parametrize("batch_size", fast([3], [1, 3, 32]))
 def test_the_test_predicts_every_token(tokens, batch_size):
     """Also those of the last window, which is cut short, whatever the batches are."""
     model = remembering("trellis")  # reads windows of any length
@@ -135,7 +136,7 @@ def test_the_test_predicts_every_token(tokens, batch_size):
     assert found["by_budget"]["1.0"]["bits_per_byte"] == found["bits_per_byte"]
 
 
-@pytest.mark.parametrize("windows", [1, 5, 37])
+@pytest.mark.parametrize("windows", fast([1, 5], [1, 5, 37]))
 def test_as_many_windows_as_asked_for(tokens, windows):
     found = token_evaluator(
         make_model(), tokens, "word", windows=windows, batch_size=4, jit_compile=False
@@ -221,6 +222,7 @@ def test_explicit_networks_have_one_budget_and_no_residual(tokens):
         assert results["by_budget"] == {"1.0": {"bits_per_byte": results["bits_per_byte"]}}
 
 
+@pytest.mark.slow
 def test_budgets_of_an_equilibrium_with_a_memory(tokens):
     model = remembering("transformer")
     model.equilibrium.solver = FixedPointIteration(max_steps=4, tolerance=1e-6)
