@@ -78,7 +78,7 @@ def test_nothing_else_expands_a_path():
 def test_a_program_gets_expanded_flags(home):
     code = """
 from absl import flags
-import trainers  # noqa: F401  keeps TensorFlow quiet
+import tests.support.light  # before the library
 from tfdeq.programs import program
 flags.DEFINE_string("output", None, "")
 flags.DEFINE_string("text", None, "")

@@ -57,7 +57,7 @@ def test_preempted_is_an_exit_with_the_code_of_a_temporary_failure():
 
 PROGRAM = """
 import os, signal, sys
-import trainers  # noqa: F401  keeps TensorFlow quiet
+import tests.support.light  # before the library
 from tfdeq.programs import preemption
 
 preemption.end_on_request()

@@ -7,7 +7,7 @@ import pytest
 from tests.support.shell import own_lines
 
 CODE = """
-import trainers  # noqa: F401  keeps TensorFlow quiet
+import tests.support.light  # before the library
 from tfdeq.programs import program
 def main():
     {body}
@@ -53,7 +53,7 @@ def test_stray_arguments_are_refused():
 def test_a_program_may_take_arguments():
     code = """
 from absl import flags
-import trainers  # noqa: F401  keeps TensorFlow quiet
+import tests.support.light  # before the library
 from tfdeq.programs import program
 flags.DEFINE_string("output", None, "")
 program.run(lambda arguments: print(arguments, flags.FLAGS.output), arguments=True)
@@ -96,7 +96,7 @@ def test_a_run_that_failed_is_one_line():
 def test_signals_end_a_program_by_what_it_is(resumable, number, status):
     code = f"""
 import os
-import trainers  # noqa: F401  keeps TensorFlow quiet
+import tests.support.light  # before the library
 from tfdeq.programs import program
 def main():
     print("on", flush=True)

@@ -1,0 +1,9 @@
+"""Has a process import tfdeq.programs without the library above it, whose TensorFlow takes seconds."""
+
+import pathlib
+import sys
+import types
+
+_package = types.ModuleType("tfdeq")
+_package.__path__ = [str(pathlib.Path(__file__).absolute().parents[2] / "tfdeq")]
+sys.modules["tfdeq"] = _package
