@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from tfdeq import callbacks
 from tfdeq.adjoints import (
     Implicit,
     JacobianFree,
@@ -49,6 +50,7 @@ __all__ = [
     "Unrolled",
     "WarmStarts",
     "__version__",
+    "callbacks",
     "describe",
     "fixed_point",
     "gradient_report",

@@ -1,6 +1,5 @@
 """`DEQLayer`: the equilibrium of any Keras cell, as a Keras layer."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +17,11 @@ from tfdeq.cell_calls.scoped_call import ScopedCall
 from tfdeq.fixed_point import fixed_point, mark_non_finite
 from tfdeq.numerics.limits import Limits
 from tfdeq.numerics.xla import compiles_with_xla
-from tfdeq.regularizers import estimated_penalty
-from tfdeq.rows import finite_rows, rows_of, take_rows, without_rows
+from tfdeq.rows import finite_rows, rows_of, without_rows
 from tfdeq.solution import Solution
-from tfdeq.solvers.solver import require_integer, require_positive_integer
+from tfdeq.solvers.solver import require_positive_integer
+from tfdeq.steadiness.layer_penalty import LayerPenalty
+from tfdeq.steadiness.training_control import TrainingControl
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -55,7 +55,10 @@ class DEQLayer(keras.layers.Layer):
         solver: solver or its name. Default "broyden".
         adjoint: adjoint or its name. Default "implicit".
         jacobian_penalty: weight of ‖∂f/∂z‖²_F / D in the loss, >= 0 (see
-            `tfdeq.jacobian_penalty`); 0.1 to 1 keeps long training steady. Default 0: none.
+            `tfdeq.jacobian_penalty`); 0.1 to 1 keeps long training steady. Default 0: none. "auto":
+            0.1 plus 10 times the batch's mean residual, with at least 2 power steps; and no
+            gradient reaches the cell and x through z while that residual is above 0.1, so that the
+            penalty alone brings the equilibria back.
         jacobian_penalty_fraction: share of the batch that the penalty is estimated on, in (0, 1]:
             rows evenly spread from a first one that each call draws, by the layer's seed generator.
             What the cell draws or averages for a batch (Dropout, BatchNormalization) it does for
@@ -108,7 +111,7 @@ class DEQLayer(keras.layers.Layer):
         cell: keras.layers.Layer,
         solver: str | solvers.Solver = "broyden",
         adjoint: str | adjoints.Adjoint = "implicit",
-        jacobian_penalty: float = 0.0,
+        jacobian_penalty: float | str = 0.0,
         jacobian_penalty_fraction: float = 0.25,
         jacobian_penalty_power_steps: int = 0,
         training_max_steps: int | Sequence[int] | None = None,
@@ -126,28 +129,24 @@ class DEQLayer(keras.layers.Layer):
                 f"cell must have two inputs, z and x; received the Sequential {cell.name!r}, which has "
                 "one. Use a functional model keras.Model([z, x], output), or a layer with call(z, x)."
             )
-        if not 0.0 <= float(jacobian_penalty) < math.inf:
-            raise ValueError(
-                f"jacobian_penalty must be a finite number >= 0; received {jacobian_penalty!r}."
-            )
-        require_integer("jacobian_penalty_power_steps", jacobian_penalty_power_steps, lowest=0)
-        if not 0.0 < float(jacobian_penalty_fraction) <= 1.0:
-            raise ValueError(
-                "jacobian_penalty_fraction must be in (0, 1]; received "
-                f"{jacobian_penalty_fraction!r}."
-            )
+        self._penalty = LayerPenalty(
+            jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps
+        )
         require_two_inputs(cell)
         self.cell = cell
         self._pure_cell = PureCell(cell, self.compute_dtype)
         self.solver = solvers.get(solver)
         self.adjoint = adjoints.get(adjoint)
-        self.jacobian_penalty = float(jacobian_penalty)
-        self.jacobian_penalty_fraction = float(jacobian_penalty_fraction)
+        self.jacobian_penalty = self._penalty.weight
+        self.jacobian_penalty_fraction = self._penalty.fraction
         self.jacobian_penalty_power_steps = int(jacobian_penalty_power_steps)
+        # Without a penalty of its own a layer has one as soon as a callback scales it.
+        self.training_control = TrainingControl(1.0 if self.jacobian_penalty else 0.0)
         self.training_max_steps = _checked_budget(training_max_steps, self.solver.max_steps)
         self.convergence_metrics = bool(convergence_metrics)
         self.exclude_non_finite = bool(exclude_non_finite)
         self.supports_masking = True
+        self._seed_generator = None
         if self.jacobian_penalty or isinstance(self.training_max_steps, tuple):
             self._seed_generator = keras.random.SeedGenerator()
         self._x_dtypes = None
@@ -259,7 +258,17 @@ class DEQLayer(keras.layers.Layer):
         if explicit_steps is None and (training or in_evaluation()) and self._forward_metrics:
             self._forward_metrics(solution)
         if training:
-            self._add_penalty(f, solution.z, x, f.theta, f.masks.leaves())
+            penalty = self._penalty(
+                f,
+                (solution.z, x, f.theta, f.masks.leaves()),
+                solution.residual,
+                self.training_control,
+                self._next_seed,
+            )
+            if penalty is not None:
+                self.add_loss(penalty)
+            if explicit_steps is None:
+                solution = self._penalty.gated(solution, self.training_control)
         end = f.finish(solution.z, x)
         for loss in end.losses:
             # In the solver's dtype: in half precision a loss cannot be added to fit's.
@@ -437,6 +446,8 @@ class DEQLayer(keras.layers.Layer):
         steps, own = given.max_steps, None
         if steps is None and training:
             own = self._draw_training_max_steps()
+            if not trace:
+                own = self.training_control.budget(own, solver.max_steps)
         # XLA has to know how long a trace can become.
         if trace and compiles_with_xla() and not scoped.known:
             steps = own if steps is None else steps
@@ -483,35 +494,14 @@ class DEQLayer(keras.layers.Layer):
     def _input_dtype(self, dtype: str) -> str:
         return self.compute_dtype if "float" in dtype else dtype
 
-    def _add_penalty(self, f, z, x, theta, masks):
-        if self.jacobian_penalty == 0.0:
-            return
-        part, chosen = batch_part.current(), None
-        if self.jacobian_penalty_fraction < 1.0 or part is not None:
-            batch = rows_of(tf.nest.flatten(z)[0])
-            fraction = self.jacobian_penalty_fraction
-            chosen = batch_part.choose_rows(batch, fraction, self._next_seed(), part)
-            if fraction < 1.0:
-                z, x, masks = take_rows((z, x, masks), chosen.rows)
-        penalty = estimated_penalty(
-            f,
-            z,
-            (x, theta, masks) if masks else (x, theta),
-            probes=1,
-            power_steps=self.jacobian_penalty_power_steps,
-            seed=self._next_seed(),
-            chosen=chosen,
-        )
-        if chosen is not None and chosen.there is not None:
-            # Parts count alike in the mean over them, which is to be that over the rows.
-            here = tf.cast(tf.math.count_nonzero(chosen.there), penalty.dtype)
-            penalty *= here * part.count / tf.cast(tf.maximum(chosen.total, 1), penalty.dtype)
-        self.add_loss(self.jacobian_penalty * penalty)
-
     def _next_seed(self) -> tf.Tensor:
         """[2] integers: the layer's generator's, or what all parts of a batch share."""
         part = batch_part.current()
-        return self._seed_generator.next() if part is None else part.next_seed()
+        if part is not None:
+            return part.next_seed()
+        if self._seed_generator is None:  # a callback asks for a penalty that the layer has not
+            return tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+        return self._seed_generator.next()
 
 
 def _checked_budget(budget: Any, most: int) -> int | tuple[int, int] | None:

@@ -306,7 +306,7 @@ def test_cell_that_cannot_be_applied_fails_at_build_with_its_reason():
         (
             {"jacobian_penalty": -1.0},
             ValueError,
-            r"jacobian_penalty must be a finite number >= 0; received -1.0",
+            r"jacobian_penalty must be a finite number >= 0, or .auto.; received -1.0",
         ),
         (
             {"jacobian_penalty": float("nan")},

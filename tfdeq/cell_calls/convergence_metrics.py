@@ -68,6 +68,12 @@ class ConvergenceMetrics:
             metric.reset_state()
         return values
 
+    def totals(self) -> tuple[float, float, float]:
+        """Returns what was added up since the last reset: residuals, samples that have one, samples."""
+        variables = (self.residual.total, self.residual.count, self.steps.count)
+        # By way of numpy: under a tf.distribute strategy each device has a part of the count.
+        return tuple(float(keras.ops.convert_to_numpy(variable)) for variable in variables)
+
     def __call__(self, solution: Solution) -> None:
         if in_gradient_of_control_flow():
             return

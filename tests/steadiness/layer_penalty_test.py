@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfdeq
 from tests.support.cases import MODES, fast, in_mode
+from tfdeq.steadiness.layer_penalty import automatic_weight
 
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
@@ -116,3 +117,44 @@ def test_gradient_reaches_the_chosen_rows_of_x():
     assert chosen.sum() == 2
     # d/ds of (0.5 s)² / 2
     np.testing.assert_allclose(gradient, 0.25 * x["scale"][:, 0] * chosen, rtol=1e-5)
+
+
+# --- "auto" -----------------------------------------------------------------------------------------
+
+
+def test_automatic_weight_follows_the_mean_residual():
+    weight = automatic_weight(tf.constant([0.0, 0.5, tf.float32.max, float("nan")]))
+    np.testing.assert_allclose(weight, 0.1 + 10 * 2.5 / 4, rtol=1e-6)
+    np.testing.assert_allclose(automatic_weight(tf.zeros([0])), 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("steps", [2, 30])
+def test_auto_lets_no_gradient_through_what_is_no_equilibrium(steps, mode):
+    """z/2 + 1 from zeros: after two evaluations the residual is 1/3, after thirty it is tiny."""
+    solver = tfdeq.FixedPointIteration(max_steps=steps, tolerance=1e-6)
+    layer = tfdeq.DEQLayer(ScaledCell(), solver, jacobian_penalty="auto")
+    layer(_x([0.5, 0.5]))
+
+    def gradients():
+        x = _x([1.0, 1.0])
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            z = layer(x, training=True)
+            loss = tf.reduce_sum(z)
+        return tape.gradient(loss, x["add"], unconnected_gradients="zero"), layer.losses[0]
+
+    gradient, penalty = in_mode(gradients, mode)()
+    # z* = 2 x["add"], of the factors 1/2 that all samples share.
+    np.testing.assert_allclose(gradient, np.full([2, 2], 0.0 if steps == 2 else 2.0), rtol=1e-5)
+    weight = 0.1 + 10 / 3 if steps == 2 else 0.1
+    np.testing.assert_allclose(penalty, weight * 0.25, rtol=1e-4)
+
+
+def test_auto_survives_the_config_and_other_words_are_refused():
+    layer = tfdeq.DEQLayer(ScaledCell(), jacobian_penalty="auto")
+    assert layer.get_config()["jacobian_penalty"] == "auto"
+    assert layer.get_config()["jacobian_penalty_power_steps"] == 0
+    assert tfdeq.DEQLayer.from_config(layer.get_config()).jacobian_penalty == "auto"
+    with pytest.raises(ValueError, match="a finite number >= 0, or \"auto\"; received 'some'"):
+        tfdeq.DEQLayer(ScaledCell(), jacobian_penalty="some")
