@@ -13,6 +13,7 @@ from absl import flags
 from tfdeq.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
 from tfdeq.programs import program
 from tfdeq.training import experiment
+from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.flags.shared import (
     bound,
     check_uses,
@@ -22,7 +23,7 @@ from tfdeq.training.flags.shared import (
 )
 from tfdeq.training.report.last_lines import last_lines
 from tfdeq.training.task import Task
-from tfdeq.training.text.evaluation import Evaluator
+from tfdeq.training.text.evaluation import NATS, sequence_evaluator
 from tfdeq.training.text.models import define_model_flags, make_loss, make_model, radius_of
 
 FLAGS = flags.FLAGS
@@ -86,11 +87,11 @@ def make_experiment(config: Mapping[str, Any]) -> experiment.Experiment:
         )
 
     def evaluator(seed: int, count: int, memory_length: int | None = None) -> Evaluator:
-        return Evaluator(
+        return sequence_evaluator(
             model,
             batches(seed=seed, memory_length=memory_length).take(count),
             # The mean over all positions, the blanks too, as the task's papers report it.
-            lambda nats: {"loss": nats},
+            lambda means: {"loss": means[NATS]},
             jit_compile=config["jit_compile"],
         )
 
@@ -106,7 +107,7 @@ def make_experiment(config: Mapping[str, Any]) -> experiment.Experiment:
 
     task = Task(
         model=model,
-        loss=make_loss(config),
+        loss=make_loss(model, config),
         batches=batches,
         evaluate=evaluator(_VALIDATION, config["evaluation_batches"]).evaluate,
         display=lambda row: {"loss": row["loss"]},

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeq.training.steps.optimizers import ScalableSchedule
-from tfdeq.training.task import Score, Task
+from tfdeq.training.task import Loss, Score, Task
 from tfdeq.training.trainer import Trainer
 
 CONFIG = {
@@ -74,8 +74,9 @@ def make_task(
                 y = y * np.nan
             yield tf.constant(x), tf.constant(y)
 
-    def loss(model, batch, explicit_steps, max_steps, training):
-        return tf.reduce_mean(tf.square(model(batch[0], training=training) - batch[1]))
+    def loss(batch, settings, carried):
+        error = model(batch[0], training=settings.training) - batch[1]
+        return Loss(tf.reduce_mean(tf.square(error)), carried)
 
     return Task(
         model=model,

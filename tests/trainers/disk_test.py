@@ -15,12 +15,12 @@ from tfdeq.programs.workdir import Curves
 MOMENTS = {
     "the folder": ("tfdeq.training.experiment:check_configuration", 1),
     "environment.json": ("tfdeq.training.records.environment:record", 1),
-    "residuals.json": ("tfdeq.training.text.evaluation:Evaluator.residual_trace", 1),
+    "residuals.json": ("tfdeq.training.evaluation:Evaluator.residual_trace", 1),
     "curves.jsonl": ("tfdeq.programs.workdir:Curves.append", 3),
     "a checkpoint": ("tfdeq.training.records.checkpoints:Checkpoints.save", 1),
     "the best checkpoint": ("tfdeq.training.records.run_state:RunState.save_if_best", 1),
     "TensorBoard's file": ("tfdeq.training.records.progress:Progress.scalars", 5),
-    "model.keras": ("tfdeq.training.text.evaluation:Evaluator.results", 1),
+    "model.keras": ("tfdeq.training.evaluation:Evaluator.results", 1),
     "a picture": ("tfdeq.training.report.pictures:_save", 1),
     "metrics.json": ("tfdeq.training.records.progress:Progress.close", 1),
 }

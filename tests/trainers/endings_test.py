@@ -17,7 +17,7 @@ MOMENTS = {
         "from the last checkpoint",
     ),
     "the residual is traced": (
-        "tfdeq.training.text.evaluation:Evaluator.residual_trace",
+        "tfdeq.training.evaluation:Evaluator.residual_trace",
         1,
         "from the last",
     ),
@@ -33,16 +33,16 @@ MOMENTS = {
         "at step 1;",
     ),
     "between steps": ("tfdeq.training.steps.training_step:TrainingStep.run", 4, "at step 4;"),
-    "an evaluation": ("tfdeq.training.text.evaluation:Evaluator.evaluate", 1, "at step 3;"),
+    "an evaluation": ("tfdeq.training.evaluation:Evaluator.evaluate", 1, "at step 3;"),
     "a checkpoint is written": ("tfdeq.training.records.run_state:RunState.save", 1, "at step 3;"),
     "the last step": ("tfdeq.training.steps.training_step:TrainingStep.run", 6, "at step 6;"),
-    "the last evaluation": ("tfdeq.training.text.evaluation:Evaluator.evaluate", 2, "at step 6;"),
+    "the last evaluation": ("tfdeq.training.evaluation:Evaluator.evaluate", 2, "at step 6;"),
     "the last checkpoint is written": (
         "tfdeq.training.records.run_state:RunState.save",
         3,
         "at step 6;",
     ),
-    "the test": ("tfdeq.training.text.evaluation:Evaluator.results", 1, "from the last checkpoint"),
+    "the test": ("tfdeq.training.evaluation:Evaluator.results", 1, "from the last checkpoint"),
     "model.keras is written": ("zipfile:ZipFile.writestr", 1, "from the last checkpoint"),
     "pictures are drawn": (
         "tfdeq.training.report.pictures:_quality",
@@ -99,7 +99,7 @@ def test_ends_with_the_status_that_asks_to_be_run_again(folder, moment, number):
     "place",
     [
         "tfdeq.training.steps.training_step:TrainingStep.run",
-        "tfdeq.training.text.evaluation:Evaluator.evaluate",
+        "tfdeq.training.evaluation:Evaluator.evaluate",
     ],
 )
 def test_a_second_interrupt_ends_at_once(folder, place):

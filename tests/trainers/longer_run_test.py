@@ -101,7 +101,7 @@ def test_the_old_results_stay_until_the_new_ones_are_there(tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tfdeq.training.text.evaluation.Evaluator.results", fail)
+        patch.setattr("tfdeq.training.evaluation.Evaluator.results", fail)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, **LSTM, train_steps=6)
     after = (tmp_path / "metrics.json").read_bytes(), (tmp_path / "model.keras").read_bytes()

@@ -16,7 +16,7 @@ run_state.time = types.SimpleNamespace(monotonic=monotonic)
 """
 # Every evaluation is better than the one before, whatever the chief finds.
 SCORES = """
-from tfdeq.training.text.evaluation import Evaluator
+from tfdeq.training.evaluation import Evaluator
 evaluate, count = Evaluator.evaluate, []
 def better(self, *arguments):
     count.append(0)

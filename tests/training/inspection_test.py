@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ from tfdeq.training.text.models import radius_of, token_loss
 
 
 def make_task(model):
-    return Task(
-        model, token_loss, None, None, None, 1, [model.equilibrium], radius_of(model, examples=5)
-    )
+    loss = functools.partial(token_loss, model)
+    radius = radius_of(model, examples=5)
+    return Task(model, loss, None, None, None, 1, [model.equilibrium], radius)
 
 
 def test_each_samples_solve_and_nothing_changes():

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfdeq.layer import DEQLayer
 from tfdeq.models.adaptive_embedding import AdaptiveEmbedding
 from tfdeq.models.adaptive_softmax import AdaptiveSoftmax
 from tfdeq.models.row_chunks import chunked
@@ -17,6 +18,10 @@ class TokenModel(keras.Model):
     """Embedding -> what a subclass makes of it -> norm -> next-token logits.
 
     A subclass has a `call`, and says by `remembers` whether segments have a memory.
+
+    Attributes:
+        equilibrium: the `tfdeq.DEQLayer` that makes the states; None: an explicit network does.
+        explicit_steps: > 0: its cell is applied so often instead of solved for.
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
@@ -39,6 +44,9 @@ class TokenModel(keras.Model):
     Raises:
         ValueError: for settings out of range.
     """
+
+    equilibrium: DEQLayer | None = None
+    explicit_steps: int = 0
 
     def __init__(
         self,

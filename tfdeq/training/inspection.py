@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdeq import SolveScope
-from tfdeq.training.task import Task
+from tfdeq.training.task import CallSettings, Task
 
 
 class Inspection:
@@ -34,7 +34,7 @@ class Inspection:
     def _solve(self, batch: Any, max_steps: tf.Tensor) -> dict[str, tf.Tensor]:
         model = self._task.model
         with SolveScope(compaction=False) as scope, tf.GradientTape() as tape:
-            loss = self._loss(model, batch, max_steps)
+            loss = self._loss(batch, max_steps)
         tape.gradient(loss, model.trainable_variables)
         found = {}
         for prefix, solutions in (("", scope.solutions), ("backward_", scope.backward_solutions)):
@@ -46,12 +46,12 @@ class Inspection:
             found["spectral_radius"] = self._task.spectral_radius(batch)
         return found
 
-    def _loss(self, model: Any, batch: Any, max_steps: tf.Tensor) -> tf.Tensor:
-        if self._task.memory is None:
-            return self._task.loss(model, batch, 0, max_steps, False)
-        # The texts as if they began here: what the training step remembers is of other rows.
-        memory = self._task.memory(tf.nest.flatten(batch)[0].shape[0])
-        return self._task.loss(model, batch, 0, max_steps, False, memory)[0]
+    def _loss(self, batch: Any, max_steps: tf.Tensor) -> tf.Tensor:
+        carried = ()
+        if self._task.carried is not None:
+            # As if nothing came before: what the training step carries is of other rows.
+            carried = self._task.carried(tf.nest.flatten(batch)[0].shape[0])
+        return self._task.loss(batch, CallSettings(0, max_steps, training=False), carried).value
 
 
 def write_histograms(found: dict[str, tf.Tensor], write: Callable[..., Any]) -> None:

@@ -1,5 +1,6 @@
 """Tests of tfdeq.training.steps.carried_state, in the training step that uses it."""
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -18,10 +19,10 @@ from tfdeq.data import training_segments
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.training.devices.strategies import distribute
 from tfdeq.training.schedule import StepSettings
-from tfdeq.training.steps.carried_state import SegmentMemory
+from tfdeq.training.steps.carried_state import CarriedState
 from tfdeq.training.steps.optimizers import ReducedAdam
 from tfdeq.training.steps.training_step import TrainingStep
-from tfdeq.training.task import Task
+from tfdeq.training.task import Loss, Task
 from tfdeq.training.text.models import continued, token_loss
 
 ROOT = pathlib.Path(__file__).absolute().parents[3]
@@ -56,12 +57,12 @@ def _initial(rows):
     return {"count": tf.zeros([rows], tf.int32), "state": tf.zeros([rows, WIDTH])}
 
 
-def _loss(model, batch, explicit_steps, max_steps, training, memory):
+def _loss(model, batch, settings, carried):
     x, y, continues = batch
-    memory = continued(memory, continues)
-    state = tf.tanh(model(x) + 0.5 * memory["state"])
-    after = {"count": memory["count"] + 1, "state": tf.stop_gradient(state)}
-    return tf.reduce_mean(tf.square(state - y)), after
+    carried = continued(carried, continues)
+    state = tf.tanh(model(x) + 0.5 * carried["state"])
+    after = {"count": carried["count"] + 1, "state": tf.stop_gradient(state)}
+    return Loss(tf.reduce_mean(tf.square(state - y)), after)
 
 
 def _regression(strategy=None, bad=(), **config):
@@ -71,7 +72,8 @@ def _regression(strategy=None, bad=(), **config):
     with strategy.scope():
         model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(WIDTH)])
         optimizer = ReducedAdam(0.1, epsilon=0.01)
-    task = Task(model, _loss, None, None, None, ROWS, (), memory=_initial)
+    loss = functools.partial(_loss, model)
+    task = Task(model, loss, None, None, None, ROWS, (), carried=_initial)
     config = {**CONFIG, "batch_size": ROWS, "gradient_clip": 1e9, **config}
     step = TrainingStep(task, config, optimizer, strategy)
     return step, model, distribute(strategy, _batches(bad))
@@ -152,7 +154,7 @@ def test_a_timed_step_goes_on_once():
 
 
 def test_without_a_memory_there_is_nothing_to_keep():
-    memory = SegmentMemory(None, ROWS, tf.distribute.get_strategy())
+    memory = CarriedState(None, ROWS, tf.distribute.get_strategy())
     assert memory.variables == []
     assert memory.rows() == ()
     memory.keep(memory.gathered(()), tf.constant(True), None)
@@ -183,7 +185,8 @@ def _language_model(make, strategy, **config):
             tokens, sequence_length=5, batch_size=ROWS, seed=3, shard=shard, shards=shards
         )
 
-    task = Task(model, token_loss, None, None, None, ROWS * 5, (), memory=model.initial_memory)
+    loss = functools.partial(token_loss, model)
+    task = Task(model, loss, None, None, None, ROWS * 5, (), carried=model.initial_memory)
     step = TrainingStep(task, {**CONFIG, "batch_size": ROWS, **config}, optimizer, strategy)
     return step, model, distribute(strategy, batches)
 

@@ -13,7 +13,7 @@ from tests.support.cases import NoisyCell, fast
 from tests.support.trainer_cases import CONFIG
 from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.training_step import TrainingStep
-from tfdeq.training.task import Task
+from tfdeq.training.task import Loss, Task
 
 SETTINGS = StepSettings(explicit_steps=0, max_steps=6, penalty_share=1.0)
 GOOD = np.random.default_rng(0).normal(size=(4, 4, 3)).astype("float32")
@@ -53,8 +53,8 @@ def make(compute=lambda model, x: model(x, training=True), optimizer=None, **con
     )
     model = keras.Model(inputs, layer(x))
 
-    def loss(model, batch, explicit_steps, max_steps, training):
-        return tf.reduce_mean(tf.square(compute(model, batch)))
+    def loss(batch, settings, carried):
+        return Loss(tf.reduce_mean(tf.square(compute(model, batch))))
 
     task = Task(model, loss, None, None, None, 4, (layer,))
     optimizer = optimizer or keras.optimizers.Adam(0.01, use_ema=True)
@@ -158,15 +158,15 @@ from tfdeq.training.devices import strategies
 strategy = strategies.make_strategy("mirrored", logical_devices=2)
 from tests.training.steps.skipped_step_test import CONFIG, NoisyCell, SETTINGS
 from tfdeq import DEQLayer
-from tfdeq.training.task import Task
+from tfdeq.training.task import Loss, Task
 from tfdeq.training.steps.training_step import TrainingStep
 with strategy.scope():
     inputs = keras.Input((3,))
     layer = DEQLayer(NoisyCell(3))
     model = keras.Model(inputs, layer(keras.layers.BatchNormalization()(inputs)))
     optimizer = keras.optimizers.Adam(0.01)
-def loss(model, batch, explicit_steps, max_steps, training):
-    return tf.reduce_mean(tf.square(model(batch[0], training=training)))
+def loss(batch, settings, carried):
+    return Loss(tf.reduce_mean(tf.square(model(batch[0], training=settings.training))))
 config = {**CONFIG, "batch_size": 8}
 step = TrainingStep(Task(model, loss, None, None, None, 8, (layer,)), config, optimizer, strategy)
 data = np.random.default_rng(0).normal(size=(4, 8, 3)).astype("float32")

@@ -7,7 +7,7 @@ from tests.support.cases import fast
 from tests.support.trainer_cases import CONFIG
 from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.training_step import TrainingStep
-from tfdeq.training.task import Task
+from tfdeq.training.task import Loss, Task
 
 SETTINGS = StepSettings(explicit_steps=0, max_steps=4, penalty_share=0.5)
 
@@ -30,12 +30,14 @@ def make(steps_seen=None, **config):
     layer = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.5))
     model = keras.Sequential([keras.Input((3,)), layer])
 
-    def loss(model, batch, explicit_steps, max_steps, training):
+    def loss(batch, settings, carried):
         # The settings enter, so that it shows that they arrive.
-        factor = tf.cast(max_steps, tf.float32) / 4 + explicit_steps
-        return factor * tf.reduce_mean(tf.square(model(batch[0]) - batch[1]))
+        factor = tf.cast(settings.max_steps, tf.float32) / 4 + settings.explicit_steps
+        error = model(batch[0]) - batch[1]
+        measures = {"bias": tf.reduce_mean(error), "largest": tf.reduce_max(abs(error))}
+        return Loss(factor * tf.reduce_mean(tf.square(error)), carried, measures)
 
-    task = Task(model, loss, None, None, None, 4, ())
+    task = Task(model, loss, None, None, None, 4, (), measures=["bias", "largest"])
     optimizer = keras.optimizers.SGD(0.1)
     config = {**CONFIG, "gradient_clip": 1e9, **config}
     return TrainingStep(task, config, optimizer, tf.distribute.get_strategy()), model
@@ -142,3 +144,23 @@ def test_float16_scales_the_loss_and_lowers_the_scale_when_a_step_overflows():
     assert step.report()["loss_scale"] == 2.0**14
     for weight, value in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(weight, value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_measures_are_means_over_the_parts_and_the_steps_that_count(parts):
+    step, model = make(accumulation_steps=parts)
+    data, expected = batches(bad=[1]), []
+    for x, y in [pair for index, pair in zip(range(3), batches(), strict=False) if index != 1]:
+        expected.append([x.numpy(), y.numpy()])
+    seen = []
+    for index in range(3):
+        if index != 1:
+            x, y = expected[len(seen)]
+            error = (model(x).numpy() - y).reshape(parts, -1)
+            seen.append([error.mean(), np.abs(error).max(axis=1).mean()])
+        step.run(data, [SETTINGS])
+    row = step.report()
+    means = np.mean(seen, axis=0)
+    np.testing.assert_allclose([row["bias"], row["largest"]], means, rtol=1e-5, atol=1e-6)
+    assert row["skipped_steps"] == 1
+    assert step.report()["bias"] is None

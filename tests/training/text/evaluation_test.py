@@ -10,11 +10,11 @@ from tfdeq import FixedPointIteration
 from tfdeq.baselines import Recurrent
 from tfdeq.cells import TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
+from tfdeq.training.evaluation import TRACE_STEPS
 from tfdeq.training.text.evaluation import (
-    TRACE_STEPS,
-    Evaluator,
     figures_of,
     segment_evaluator,
+    sequence_evaluator,
     token_evaluator,
 )
 
@@ -202,13 +202,11 @@ def test_the_mean_is_weighted(tokens):
     inputs, targets = tokens[:32].reshape(2, 2, 8), tokens[1:33].reshape(2, 2, 8).astype("int32")
     weights = np.random.default_rng(1).uniform(size=inputs.shape).astype("float32")
     batches = list(zip(inputs, targets, weights, strict=True))
-    evaluator = Evaluator(model, batches, lambda nats: {"nats": nats}, jit_compile=False)
+    evaluator = sequence_evaluator(model, batches, dict, jit_compile=False)
     losses = np.stack([model(i, targets=t) for i, t in zip(inputs, targets, strict=True)])
     expected = (weights * losses).sum() / weights.sum()
     assert evaluator.evaluate()["nats"] == pytest.approx(expected, rel=1e-5)
-    alone = Evaluator(
-        model, zip(inputs, targets, strict=True), lambda nats: {"nats": nats}, jit_compile=False
-    )
+    alone = sequence_evaluator(model, zip(inputs, targets, strict=True), dict, jit_compile=False)
     assert alone.evaluate()["nats"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
@@ -234,6 +232,7 @@ def test_budgets_of_an_equilibrium_with_a_memory(tokens):
 
 def test_a_loss_beyond_what_exp_can_do_is_a_perplexity_too():
     figures = figures_of("word")
-    assert figures(700.0)["perplexity"] == pytest.approx(math.exp(700.0))
-    assert figures(800.0) == {"bits_per_word": 800.0 / math.log(2), "perplexity": math.inf}
-    assert set(figures_of("byte")(800.0)) == {"bits_per_byte"}
+    assert figures({"nats": 700.0})["perplexity"] == pytest.approx(math.exp(700.0))
+    expected = {"bits_per_word": 800.0 / math.log(2), "perplexity": math.inf}
+    assert figures({"nats": 800.0}) == expected
+    assert set(figures_of("byte")({"nats": 800.0})) == {"bits_per_byte"}

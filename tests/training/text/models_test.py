@@ -14,6 +14,7 @@ from tfdeq import FixedPointIteration, baselines
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.data import TokenData
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
+from tfdeq.training.task import CallSettings
 from tfdeq.training.text import language_model
 from tfdeq.training.text.models import (
     BASELINES,
@@ -180,12 +181,12 @@ def model():
 def test_the_loss_is_the_mean_negative_log_likelihood(model):
     tokens = tf.constant(np.random.default_rng(0).integers(0, 9, (3, 6)), tf.int32)
     targets = tf.constant(np.random.default_rng(1).integers(0, 9, (3, 6)), tf.int32)
-    loss = token_loss(model, (tokens, targets), 0, tf.constant(20), False)
+    loss = token_loss(model, (tokens, targets), CallSettings(0, tf.constant(20), False)).value
     logits = model(tokens, max_steps=20).numpy()
     likelihood = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = [-math.log(likelihood[i, t, targets[i, t]]) for i in range(3) for t in range(6)]
     assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
-    applied = token_loss(model, (tokens, targets), 2, tf.constant(20), False)
+    applied = token_loss(model, (tokens, targets), CallSettings(2, tf.constant(20), False)).value
     assert float(applied) != float(loss)
 
 
@@ -197,14 +198,16 @@ def test_the_loss_is_the_mean_negative_log_likelihood(model):
 def test_the_loss_with_a_memory(kind, cell, explicit_steps):
     """Rows that go on have what the batch before left, and rows that begin have nothing."""
     model = make(kind, cell or "transformer", attention_span=4, recurrent_scale=0.5)
-    _, before = token_loss(
-        model, (*batch(seed=1), tf.fill([3], False)), 0, 5, False, model.initial_memory(3)
+    _, before, _ = token_loss(
+        model,
+        (*batch(seed=1), tf.fill([3], False)),
+        CallSettings(0, 5, False),
+        model.initial_memory(3),
     )
     tokens, targets = batch()
     continues = tf.constant([True, False, True])
-    loss, after = token_loss(
-        model, (tokens, targets, continues), explicit_steps, tf.constant(5), False, before
-    )
+    settings = CallSettings(explicit_steps, tf.constant(5), False)
+    loss, after, _ = token_loss(model, (tokens, targets, continues), settings, before)
     assert loss.shape == ()
     settings = {}
     if kind == "deq":
@@ -235,16 +238,18 @@ def test_continued():
 
 def test_correction_averages_the_losses_after_evaluations_of_a_training_solve(model):
     tokens, targets = batch()
-    loss_of = make_loss({"correction_steps": ["1", "3"], "correction_weight": 0.5})
-    found = loss_of(model, (tokens, targets), 0, tf.constant(20), True)
+    loss_of = make_loss(model, {"correction_steps": ["1", "3"], "correction_weight": 0.5})
+    found = loss_of((tokens, targets), CallSettings(0, tf.constant(20), True)).value
     parts = [
-        token_loss(model, (tokens, targets), 0, tf.constant(steps), True) for steps in (20, 1, 3)
+        token_loss(model, (tokens, targets), CallSettings(0, tf.constant(steps), True)).value
+        for steps in (20, 1, 3)
     ]
     expected = (parts[0] + 0.5 * (parts[1] + parts[2])) / 2
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
     for explicit_steps, training in ((0, False), (2, True)):
-        arguments = (model, (tokens, targets), explicit_steps, tf.constant(20), training)
-        assert float(loss_of(*arguments)) == pytest.approx(float(token_loss(*arguments)), rel=1e-6)
+        arguments = (tokens, targets), CallSettings(explicit_steps, tf.constant(20), training)
+        expected = token_loss(model, *arguments).value
+        assert float(loss_of(*arguments).value) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_radius_is_the_same_each_time_and_below_one_where_it_contracts(model):

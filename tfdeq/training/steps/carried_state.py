@@ -6,15 +6,15 @@ from typing import Any
 import tensorflow as tf
 
 
-class SegmentMemory:
-    """Keeps the memory of every row of a batch between training steps.
+class CarriedState:
+    """Keeps the carried state of every row of a batch between training steps.
 
-    Each replica has the memory of all rows and uses that of its own: so a checkpoint holds it once,
+    Each replica has the state of all rows and uses that of its own: so a checkpoint holds it once,
     whatever the devices are.
 
     Args:
-        initial: (rows) -> a nest of tensors [rows, …], of texts that nothing stands before; None:
-            there is no memory.
+        initial: (rows) -> a nest of tensors [rows, …], of rows that nothing came before; None: nothing is
+            handed on.
         batch_size: rows of a batch, over all replicas.
         strategy: whose scope this is called in.
     """
@@ -38,7 +38,7 @@ class SegmentMemory:
         return tf.nest.flatten(self._kept)
 
     def rows(self) -> Any:
-        """On a replica: the memory of its rows."""
+        """On a replica: the state of its rows."""
 
         def own(variable):
             if self._replicas == 1:
@@ -49,11 +49,11 @@ class SegmentMemory:
 
         return tf.nest.map_structure(own, self._kept)
 
-    def gathered(self, memory: Any) -> Any:
-        """On a replica: its rows' memory and that of the other replicas' rows."""
-        leaves = tf.nest.flatten(memory)
+    def gathered(self, carried: Any) -> Any:
+        """On a replica: its rows' state and that of the other replicas' rows."""
+        leaves = tf.nest.flatten(carried)
         if self._replicas == 1 or not leaves:
-            return memory
+            return carried
 
         def placed(own):
             # Zeros for the others' rows, so that a sum is the whole.
@@ -69,15 +69,15 @@ class SegmentMemory:
             parts = [placed(leaves[index]) for index in places]
             sums = _replica().all_reduce(tf.distribute.ReduceOp.SUM, parts)
             whole.update(zip(places, sums, strict=True))
-        return tf.nest.pack_sequence_as(memory, [whole[index] for index in range(len(leaves))])
+        return tf.nest.pack_sequence_as(carried, [whole[index] for index in range(len(leaves))])
 
-    def keep(self, memory: Any, where: tf.Tensor, local: Callable[[Any], tf.Tensor]) -> None:
-        """Over all replicas: keeps a gathered memory if `where` [] holds.
+    def keep(self, carried: Any, where: tf.Tensor, local: Callable[[Any], tf.Tensor]) -> None:
+        """Over all replicas: keeps a gathered state if `where` [] holds.
 
         Args:
             local: one replica's part of a value that is the same on all.
         """
-        for variable, new in zip(self.variables, tf.nest.flatten(memory), strict=True):
+        for variable, new in zip(self.variables, tf.nest.flatten(carried), strict=True):
             variable.assign(tf.where(where, local(new), variable))
 
 

@@ -11,11 +11,12 @@ from tfdeq.cell_calls.batch_part import part_of_batch
 from tfdeq.training.devices.strategies import several_workers
 from tfdeq.training.schedule import StepSettings
 from tfdeq.training.steps.accumulation import mean_over_parts
-from tfdeq.training.steps.carried_state import SegmentMemory
+from tfdeq.training.steps.carried_state import CarriedState
 from tfdeq.training.steps.divergence import Divergence
 from tfdeq.training.steps.layer_state import LayerState
 from tfdeq.training.steps.loss_scale import LossScale
-from tfdeq.training.task import Task
+from tfdeq.training.steps.step_metrics import StepMetrics
+from tfdeq.training.task import CallSettings, Task
 
 
 class TrainingStep:
@@ -51,15 +52,12 @@ class TrainingStep:
         self._several_workers = several_workers(strategy)
         with strategy.scope():
             optimizer.build(task.model.trainable_variables)
-            self._loss = keras.metrics.Mean(name="loss")
-            self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
-            self._skipped = keras.metrics.Sum(name="skipped")
-            self._metrics = (self._loss, self._gradient_norm, self._skipped)
+            self._metrics = StepMetrics(task.measures)
             self.divergence = Divergence(config["divergence_patience"], task.uniform_loss)
             self.skipped = tf.Variable(0, trainable=False, name="all_skipped")
             self.asked = tf.Variable([False, False], trainable=False, name="asked")
             self._loss_scale = LossScale(config["precision"])
-            self._memory = SegmentMemory(task.memory, config["batch_size"], strategy)
+            self._carried = CarriedState(task.carried, config["batch_size"], strategy)
         self._layer_state = LayerState([task.model, *task.equilibria])
         self._functions: dict[int, Callable[..., Any]] = {}
         self._loops: dict[int, Callable[..., Any]] = {}
@@ -73,9 +71,9 @@ class TrainingStep:
             "divergence": self.divergence.saved,
             "all_skipped": self.skipped,
             # A row of the curves may span an interruption.
-            "metrics": [variable for metric in self._metrics for variable in metric.variables],
+            "metrics": self._metrics.variables,
             "loss_scale": self._loss_scale.variables,
-            "memory": self._memory.variables,
+            "memory": self._carried.variables,
         }
 
     def run(
@@ -158,22 +156,13 @@ class TrainingStep:
 
     def report(self) -> dict[str, Any]:
         """Returns the means since the last report, and starts new ones."""
-        # Of skipped steps alone there is no mean.
-        known = float(keras.ops.convert_to_numpy(self._loss.count))
-        skipped = float(self._skipped.result()) / self._strategy.num_replicas_in_sync
-        row = {
-            "loss": float(self._loss.result()) if known else None,
-            "gradient_norm": float(self._gradient_norm.result()) if known else None,
-            "learning_rate": float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)),
-            "skipped_steps": round(skipped),
-        }
+        row = self._metrics.report(self._strategy.num_replicas_in_sync)
+        row["learning_rate"] = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
         if self._loss_scale.variables:
             row["loss_scale"] = float(self._loss_scale.value())
         if self._data_steps:
             row["data_seconds"] = self._data_seconds / self._data_steps
         self._data_seconds, self._data_steps = 0.0, 0
-        for metric in self._metrics:
-            metric.reset_state()
         return row
 
     def _local(self, value: Any) -> tf.Tensor:
@@ -220,14 +209,14 @@ class TrainingStep:
         return self._loops[explicit_steps]
 
     def _reduced(self, on_replica, batch, max_steps, penalty_share, asked, apply):
-        """On a replica: (finite, loss, asked, gradients, memory), the same on all of them.
+        """On a replica: (finite, loss, asked, gradients, carried state), the same on all of them.
 
         And its layers' state from before.
         """
         replicas = self._strategy.num_replicas_in_sync
         before = self._layer_state.values()
-        memory = self._memory.rows()
-        found, memory = on_replica(batch, memory, self._first_part(), max_steps, penalty_share)
+        carried = self._carried.rows()
+        found, carried = on_replica(batch, carried, self._first_part(), max_steps, penalty_share)
         spoilt = tf.cast(self._layer_state.is_spoilt(before), tf.float32)
         if replicas > 1:
             # Divided first, by an operation on the replica's device: a reduction goes by the device
@@ -235,18 +224,15 @@ class TrainingStep:
             shares = [part / replicas for part in (asked, spoilt, *found)]
             context = tf.distribute.get_replica_context()
             asked, spoilt, *found = context.all_reduce(tf.distribute.ReduceOp.SUM, shares)
-            memory = self._memory.gathered(memory)
-        loss, total, *gradients = found
-        gradients = self._loss_scale.unscaled(gradients)
+            carried = self._carried.gathered(carried)
+        (loss, total, *rest), count = found, len(self._task.measures)
+        gradients = self._loss_scale.unscaled(rest[count:])
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(norm) & tf.math.is_finite(total) & tf.equal(spoilt, 0.0)
-        counts = tf.cast(finite & apply, tf.float32)
-        self._loss.update_state(tf.where(finite, loss, 0.0), counts)
-        self._gradient_norm.update_state(tf.where(finite, norm, 0.0), counts)
-        self._skipped.update_state(tf.cast(~finite & apply, tf.float32))
+        self._metrics.update([loss, norm, *rest[:count]], finite, apply)
         # As a factor: tf.clip_by_global_norm would make NaN of all when one is.
         clip = tf.minimum(1.0, self._config["gradient_clip"] / tf.maximum(norm, 1e-30))
-        return finite, loss, asked, [clip * gradient for gradient in gradients], memory, before
+        return finite, loss, asked, [clip * gradient for gradient in gradients], carried, before
 
     def _update(
         self,
@@ -254,7 +240,7 @@ class TrainingStep:
         loss: Any,
         asked: Any,
         gradients: list[Any],
-        memory: Any,
+        carried: Any,
         before: list[Any],
         apply: tf.Tensor,
     ) -> None:
@@ -277,7 +263,7 @@ class TrainingStep:
         # what the layers wrote on the way to the gradients. Random generators go back too: the run
         # is the one that never saw the batch.
         tf.cond(finite & apply, run(update, gradients), run(put_back, before))
-        self._memory.keep(memory, finite & apply, self._local)
+        self._carried.keep(carried, finite & apply, self._local)
         self.divergence.note(self._local(loss), finite, apply)
         self.skipped.assign_add(tf.where(finite | ~apply, 0, 1))
         self._loss_scale.update(finite, apply)
@@ -297,44 +283,41 @@ class TrainingStep:
         self,
         explicit_steps: int,
         batch: Any,
-        memory: Any,
+        carried: Any,
         first_part: tuple[tf.Tensor, tf.Tensor],
         max_steps: tf.Tensor,
         penalty_share: tf.Tensor,
     ) -> tuple[list[tf.Tensor], Any]:
-        """[loss, loss with penalties, *gradients], means over the parts of a replica's rows.
+        """[loss, loss with penalties, *measures, *gradients], means over the parts of a replica's rows.
 
-        And the memory after the batch.
+        And the state that the batch hands on.
         """
         count = self._config["accumulation_steps"]
         first, seed = first_part
 
-        def compute(index, batch, memory):
+        def compute(index, batch, carried):
             parts = self._strategy.num_replicas_in_sync * count
             with part_of_batch(first + index, parts, seed):
-                return self._of_part(explicit_steps, batch, memory, max_steps, penalty_share)
+                return self._of_part(explicit_steps, batch, carried, max_steps, penalty_share)
 
-        shapes = [tf.TensorSpec([]), tf.TensorSpec([])]
+        shapes = [tf.TensorSpec([])] * (2 + len(self._task.measures))
         shapes += [tf.TensorSpec(v.shape, v.dtype) for v in self._task.model.trainable_variables]
-        return mean_over_parts(compute, count, batch, memory, shapes)
+        return mean_over_parts(compute, count, batch, carried, shapes)
 
     def _of_part(
         self,
         explicit_steps: int,
         batch: Any,
-        memory: Any,
+        carried: Any,
         max_steps: tf.Tensor,
         penalty_share: tf.Tensor,
     ) -> tuple[list[tf.Tensor], Any]:
         model = self._task.model
         with tf.GradientTape() as tape:
-            arguments = (model, batch, explicit_steps, max_steps, True)
-            if self._task.memory is None:
-                loss = self._task.loss(*arguments)
-            else:
-                loss, memory = self._task.loss(*arguments, memory)
+            settings = CallSettings(explicit_steps, max_steps, training=True)
+            loss = self._task.loss(batch, settings, carried)
             penalties = [penalty_share * tf.cast(penalty, tf.float32) for penalty in model.losses]
-            total = tf.add_n([loss, *penalties])
+            total = tf.add_n([loss.value, *penalties])
             scaled = self._loss_scale.scaled(total)
         gradients = tape.gradient(
             scaled,
@@ -342,4 +325,6 @@ class TrainingStep:
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         # An embedding's gradient comes as slices, which neither a loop nor XLA's caller can add up.
-        return [loss, total, *(tf.convert_to_tensor(gradient) for gradient in gradients)], memory
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        measures = [tf.cast(loss.measures[name], tf.float32) for name in self._task.measures]
+        return [loss.value, total, *measures, *gradients], loss.carried

@@ -13,13 +13,14 @@ from tfdeq.models.token_model import TokenModel
 from tfdeq.programs.processes import Runs
 from tfdeq.programs.workdir import read_json, write_atomically, write_json
 from tfdeq.training import experiment
+from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.experiment import Experiment
 from tfdeq.training.flags.flag_uses import used
 from tfdeq.training.records import event_files
 from tfdeq.training.records.resumption import finished
 from tfdeq.training.report import pictures
 from tfdeq.training.task import Score, Task, score_of
-from tfdeq.training.text.evaluation import Evaluator, figures_of, segment_evaluator, token_evaluator
+from tfdeq.training.text.evaluation import NATS, figures_of, segment_evaluator, token_evaluator
 from tfdeq.training.text.models import make_loss, make_model, radius_of
 
 
@@ -166,18 +167,18 @@ def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
         )
 
     def display(row):
-        return {"loss": row["loss"], **figures_of(data.unit)(row["loss"])}
+        return {"loss": row["loss"], **figures_of(data.unit)({NATS: row["loss"]})}
 
     return Task(
         model=model,
-        loss=make_loss(config),
+        loss=make_loss(model, config),
         batches=batches,
         evaluate=evaluate,
         display=display,
         items_per_step=config["batch_size"] * config["sequence_length"],
         equilibria=[] if config["depth"] else [model.equilibrium],
         spectral_radius=None if config["depth"] else radius_of(model),
-        memory=model.initial_memory if config["carry_memory"] else None,
+        carried=model.initial_memory if config["carry_memory"] else None,
         uniform_loss=math.log(data.vocabulary_size),
         score=Score(f"bits_per_{data.unit}", f"bits per {data.unit}"),
     )

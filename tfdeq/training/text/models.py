@@ -14,6 +14,7 @@ from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
 from tfdeq.training.flags.shared import at_least, bound, define
+from tfdeq.training.task import CallSettings, Loss
 
 CELLS = ("transformer", "trellis")
 # Explicit networks of --depth layers, none of which shares its weights but trellisnet's.
@@ -222,52 +223,50 @@ def _explicit(config: Mapping[str, Any], length: int, **settings: Any) -> Explic
     return ExplicitLanguageModel(network=network, **settings)
 
 
-def make_loss(config: Mapping[str, Any]) -> Callable[..., Any]:
-    """Returns `token_loss` with a configuration's fixed-point correction."""
+def make_loss(model: TokenModel, config: Mapping[str, Any]) -> Callable[..., Loss]:
+    """Returns `token_loss` of a model, with a configuration's fixed-point correction."""
     iterates = tuple(int(steps) for steps in config["correction_steps"])
-    return functools.partial(token_loss, iterates=iterates, weight=config["correction_weight"])
+    weight = config["correction_weight"]
+    return functools.partial(token_loss, model, iterates=iterates, weight=weight)
 
 
 def token_loss(
     model: TokenModel,
     batch: Any,
-    explicit_steps: int,
-    max_steps: tf.Tensor,
-    training: bool,
-    memory: Any = None,
+    settings: CallSettings,
+    carried: Any = (),
     iterates: Sequence[int] = (),
     weight: float = 0.0,
-) -> Any:
+) -> Loss:
     """Mean negative log-likelihood of the targets of a batch, in nats.
 
     Args:
         batch: (tokens, targets) [B, T]; with a memory (tokens, targets, continues), where continues
             [B] bool says whose text goes on from the batch before.
-        memory: of the batch before, or None.
+        settings: how the model is called.
+        carried: the model's memory of the batch before; (): none.
         iterates, weight: in training, numbers of evaluations of a solve after which the loss is taken
             too, and the weight of each of these in the mean, where that of its end is 1.
-
-    Returns:
-        [] loss; with a memory (loss, memory).
 
     Source: fixed-point correction: Bai, Geng, Savani, Kolter, arXiv:2204.08442, section 3.3.
     """
     tokens, targets, *continues = batch
-    settings = {"targets": targets, "training": training}
-    if memory is not None:
-        settings["memory"] = continued(memory, *continues)
-    if isinstance(model, LanguageModel):
-        settings.update(max_steps=max_steps, explicit_steps=explicit_steps)
-        if training and iterates and not explicit_steps:
-            settings["iterates"] = iterates
-    found = model(tokens, **settings)
+    given: dict[str, Any] = {"targets": targets, "training": settings.training}
+    remembers = bool(tf.nest.flatten(carried))
+    if remembers:
+        given["memory"] = continued(carried, *continues)
+    if model.equilibrium is not None:
+        given.update(max_steps=settings.max_steps, explicit_steps=settings.explicit_steps)
+        if settings.training and iterates and not settings.explicit_steps:
+            given["iterates"] = iterates
+    found = model(tokens, **given)
     nats, *rest = found if isinstance(found, tuple) else (found,)
     loss = tf.reduce_mean(nats)
-    if "iterates" in settings:
+    if "iterates" in given:
         # A mean, so that the curves show nats and gradients are clipped at what they usually are.
         others = tf.add_n([tf.reduce_mean(each) for each in rest[0]])
         loss = (loss + weight * others) / (1.0 + weight * len(rest[0]))
-    return loss if memory is None else (loss, rest[-1])
+    return Loss(loss, rest[-1] if remembers else ())
 
 
 def continued(memory: Any, continues: tf.Tensor) -> Any:
