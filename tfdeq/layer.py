@@ -19,7 +19,7 @@ from tfdeq.numerics.limits import Limits
 from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.rows import finite_rows, rows_of, without_rows
 from tfdeq.solution import Solution
-from tfdeq.solvers.solver import require_positive_integer
+from tfdeq.solvers.solver import require_integer, require_positive_integer
 from tfdeq.steadiness.layer_penalty import LayerPenalty
 from tfdeq.steadiness.training_control import TrainingControl
 
@@ -73,6 +73,8 @@ class DEQLayer(keras.layers.Layer):
         exclude_non_finite: whether samples whose x has NaN or infinity stay out of every gradient
             (their equilibrium is the start, their status NON_FINITE), so that a loss that masks them
             is enough. Default False: their NaN is seen.
+        explicit_steps: > 0: apply the cell so many times instead of solving, as the call argument of this
+            name does; a baseline of that depth. Default 0: solve.
 
     Call arguments:
         x: tensor or nest of tensors [B, ...]. z0: a start like the state. tolerance, max_steps, patience,
@@ -117,6 +119,7 @@ class DEQLayer(keras.layers.Layer):
         training_max_steps: int | Sequence[int] | None = None,
         convergence_metrics: bool = True,
         exclude_non_finite: bool = False,
+        explicit_steps: int = 0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -145,6 +148,8 @@ class DEQLayer(keras.layers.Layer):
         self.training_max_steps = _checked_budget(training_max_steps, self.solver.max_steps)
         self.convergence_metrics = bool(convergence_metrics)
         self.exclude_non_finite = bool(exclude_non_finite)
+        require_integer("explicit_steps", explicit_steps, lowest=0)
+        self.explicit_steps = explicit_steps
         self.supports_masking = True
         self._seed_generator = None
         if self.jacobian_penalty or isinstance(self.training_max_steps, tuple):
@@ -231,6 +236,8 @@ class DEQLayer(keras.layers.Layer):
         f = self._pure_cell.function(bool(training), mask, x)
         usual = self._usual_start(start, z0)
         scoped = ScopedCall(self.name)
+        if explicit_steps is None:
+            explicit_steps = scoped.explicit_steps(self.explicit_steps)
         z0 = scoped.start(z0, usual, lambda z0: self._given_start(z0, usual))
         if explicit_steps is None:
             given = Limits(tolerance, max_steps, patience, absolute_tolerance)
@@ -396,6 +403,7 @@ class DEQLayer(keras.layers.Layer):
             "training_max_steps": self.training_max_steps,
             "convergence_metrics": self.convergence_metrics,
             "exclude_non_finite": self.exclude_non_finite,
+            "explicit_steps": self.explicit_steps,
         }
 
     @classmethod

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfdeq.cell_calls import scope_stack
 from tfdeq.numerics.limits import Limits
 from tfdeq.solution import Solution
+from tfdeq.solvers.solver import require_integer
 
 
 class SolveScope:
@@ -40,6 +41,9 @@ class SolveScope:
         compaction: whether samples that are done leave the batch (see `tfdeq.fixed_point`'s
             batched_args). Default True.
         absolute_tolerance: as tolerance; see `tfdeq.fixed_point`.
+        explicit_steps: applications of the cell instead of a solve; 0: a solve, also in layers with
+            explicit_steps of their own. A compiled function takes it only from a scope that is entered
+            inside the function. None: the layers' own.
 
     Attributes:
         solutions: name -> `Solution`, in the order of the calls, since the scope was last entered. The
@@ -49,7 +53,8 @@ class SolveScope:
         backward_solutions: the same of the backward solves, once a gradient has been taken.
 
     Raises:
-        ValueError: max_steps that are no integers; when a layer is called, settings that are neither
+        ValueError: max_steps or explicit_steps that are no integers; explicit_steps around the call of a
+            compiled function; when a layer is called, settings that are neither
             scalars nor [B], or a start unlike the state.
         tf.errors.InvalidArgumentError: settings or starts with another number of rows than the batch's.
 
@@ -77,11 +82,15 @@ class SolveScope:
         compaction: bool = True,
         patience: Any = None,
         absolute_tolerance: Any = None,
+        explicit_steps: int | None = None,
     ):
         for name, value in (("max_steps", max_steps), ("patience", patience)):
             integers = tf.is_tensor(value) or np.issubdtype(np.asarray(value).dtype, np.integer)
             if value is not None and not integers:
                 raise ValueError(f"{name} must be of integers; received {value!r}.")
+        if explicit_steps is not None:
+            require_integer("explicit_steps", explicit_steps, lowest=0)
+        self.explicit_steps = explicit_steps
         self.limits = Limits(tolerance, max_steps, patience, absolute_tolerance)
         self.starts = dict(starts or {})
         self.compaction = compaction

@@ -14,17 +14,19 @@ from tfdeq.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
 from tfdeq.programs import program
 from tfdeq.training import experiment
 from tfdeq.training.evaluation import Evaluator
+from tfdeq.training.flags.equilibrium import define_equilibrium_flags
 from tfdeq.training.flags.shared import (
     bound,
     check_uses,
     configuration,
-    define_shared_flags,
+    define_run_flags,
     set_up_process,
 )
 from tfdeq.training.report.last_lines import last_lines
 from tfdeq.training.task import Task
 from tfdeq.training.text.evaluation import NATS, sequence_evaluator
-from tfdeq.training.text.models import define_model_flags, make_loss, make_model, radius_of
+from tfdeq.training.text.model_flags import define_model_flags
+from tfdeq.training.text.models import make_loss, make_model, radius_of
 
 FLAGS = flags.FLAGS
 
@@ -34,10 +36,9 @@ _VALIDATION, _TEST = 2**62, 2**62 + 1
 
 def _define_flags() -> list[str]:
     names = [
-        *define_shared_flags(
-            sequence_length=400, train_steps=1000, learning_rate=3e-3, optimizer="adam"
-        ),
-        *define_model_flags(width=32, feedforward=64),
+        *define_run_flags(train_steps=1000, learning_rate=3e-3, optimizer="adam"),
+        *define_equilibrium_flags(),
+        *define_model_flags(sequence_length=400, width=32, feedforward=64),
     ]
     flags.DEFINE_integer(
         "evaluation_batches",

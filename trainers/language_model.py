@@ -2,65 +2,38 @@
 
 from absl import flags
 
-from tfdeq.data import TokenData, load, stand_in
+from tfdeq.data.text.registry import load, stand_in
+from tfdeq.data.token_data import TokenData
 from tfdeq.programs import program
 from tfdeq.training import experiment
 from tfdeq.training.devices.strategies import several_workers
-from tfdeq.training.flags.shared import (
-    bound,
-    check_uses,
-    configuration,
-    define_data_flags,
-    define_shared_flags,
-    set_up_process,
-)
+from tfdeq.training.flags.equilibrium import define_equilibrium_flags
+from tfdeq.training.flags.shared import check_uses, configuration, define_run_flags, set_up_process
 from tfdeq.training.report.last_lines import last_lines
 from tfdeq.training.text.language_model import (
     make_experiment,
     train,
     train_with_baselines,
 )
-from tfdeq.training.text.models import define_model_flags
+from tfdeq.training.text.model_flags import define_model_flags, define_text_flags
 
 FLAGS = flags.FLAGS
 
 
 def _define_flags() -> list[str]:
-    names = [*define_shared_flags(), *define_data_flags(), *define_model_flags()]
-    flags.DEFINE_integer(
-        "evaluation_windows",
-        64,
-        "Windows of the validation text in each evaluation during training, spread evenly over it. "
-        "Default: 64.",
-    )
-    bound("evaluation_windows", lambda value: value >= 1, "must be at least 1")
-    flags.DEFINE_integer(
-        "test_windows",
-        0,
-        "Windows of the test text in the test after training, spread evenly over it; 0: all of the "
-        "text. Default: 0.",
-    )
-    bound("test_windows", lambda value: value >= 0, "must be at least 0")
-    flags.DEFINE_bool(
-        "carry_memory",
-        False,
-        "Read the text in its order, --batch_size rows side by side, and hand the model's memory on "
-        "from segment to segment, in training and evaluation; every evaluation then reads all of its "
-        "text. A transformer needs --attention_span. Default: false.",
-    )
-    flags.DEFINE_integer(
-        "evaluation_rows",
-        8,
-        "Rows that validation and test are read in with --carry_memory. Default: 8.",
-    )
-    bound("evaluation_rows", lambda value: value >= 1, "must be at least 1")
+    names = [
+        *define_run_flags(),
+        *define_equilibrium_flags(),
+        *define_text_flags(),
+        *define_model_flags(),
+    ]
     flags.DEFINE_bool(
         "baseline",
         False,
         "Also train one explicit application of the same cell for as many steps, with and without "
         "the penalty, under WORKDIR/baselines. Default: false.",
     )
-    return [*names, "evaluation_windows", "test_windows", "carry_memory", "evaluation_rows"]
+    return names
 
 
 def _data() -> TokenData:

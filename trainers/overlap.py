@@ -9,8 +9,8 @@ share is also given for longer ones alone, and for passages of several lines.
 
 from absl import flags
 
-from tfdeq.data import load
 from tfdeq.data.text.overlap import report
+from tfdeq.data.text.registry import load
 from tfdeq.programs import program
 from tfdeq.training.flags.shared import define_data_flags
 

@@ -26,7 +26,8 @@ from absl import flags
 from benchmarks.results.tables import comparison_table
 from benchmarks.training import rate_search
 from benchmarks.training.recipes import recipe_variants
-from tfdeq.data import TokenData, load
+from tfdeq.data.text.registry import load
+from tfdeq.data.token_data import TokenData
 from tfdeq.programs import program
 from tfdeq.programs.processes import Runs, cores_per_process
 from tfdeq.programs.workdir import read_json, write_json

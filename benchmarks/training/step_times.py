@@ -22,7 +22,8 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks.results.tables import markdown_table
-from tfdeq.data import TokenData, load
+from tfdeq.data.text.registry import load
+from tfdeq.data.token_data import TokenData
 from tfdeq.programs import program
 from tfdeq.programs.processes import flag_text
 from tfdeq.programs.workdir import read_json, write_json

@@ -49,6 +49,12 @@ class ScopedCall:
         scope = self._scope()
         return scope is None or scope.compaction
 
+    def explicit_steps(self, own: int) -> int | None:
+        """Returns the applications of this call, the scope's, else the layer's own; None: a solve."""
+        scope = self._scope()
+        steps = own if scope is None or scope.explicit_steps is None else scope.explicit_steps
+        return steps or None
+
     def limit(
         self, name: str, given: Any, own: Any, usual: Any, batch: tf.Tensor, dtype: tf.DType
     ) -> Any:
@@ -188,10 +194,22 @@ def _ask(
         return None if entry is None or entry.scope is None else of_scope(entry.scope)
 
     def at_call():
+        _refuse_explicit_steps(scope_stack.innermost())
         value = _ask(key, of_scope, spec, default)
         return default() if value is None else value
 
     return call_time_value(key, at_call, spec, default)
+
+
+def _refuse_explicit_steps(entry: scope_stack.Entry | None) -> None:
+    """Refuses what a function that is compiled cannot follow any more."""
+    scope = None if entry is None else entry.scope
+    if scope is not None and scope.explicit_steps is not None:
+        raise ValueError(
+            "A compiled function (tf.function, a model's predict, evaluate or fit) takes no explicit_steps "
+            f"from a SolveScope around its call; received {scope.explicit_steps}. Enter the scope inside the "
+            "function, or call the model itself."
+        )
 
 
 def _as_limit(name: str, value: Any, dtype: tf.DType) -> tf.Tensor | None:

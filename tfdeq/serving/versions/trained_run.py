@@ -9,7 +9,7 @@ import numpy as np
 
 # Keras finds a model's classes by name among those that were imported.
 import tfdeq.baselines  # noqa: F401
-from tfdeq import data
+from tfdeq.data.text import registry
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
 from tfdeq.programs import commands
@@ -74,7 +74,7 @@ def tokens_of_test(
             "The run's config.json is missing, or names no data set, as that of trainers.copy_memory, "
             "which makes its own examples. Export such a run with --notext."
         )
-    loaded = data.load(
+    loaded = registry.load(
         config["dataset"],
         data_dir=config.get("data_dir"),
         files=config.get("files"),

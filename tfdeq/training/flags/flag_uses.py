@@ -1,69 +1,36 @@
 """Which flags a configuration uses: one table, for the check, for resumption and for --help."""
 
-import inspect
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from tfdeq.data import DATASETS
 from tfdeq.programs.processes import flag_text
 
 # In place of a flag's values: any but 0, "" and an empty list; and these alone.
 GIVEN, NOT_GIVEN = "given", "not given"
 
-_EQUILIBRIUM = {"model": ("deq",), "depth": (0,)}
-_CELL = {"model": ("deq",)}
-_PENALTY = {**_CELL, "jacobian_penalty": GIVEN}
-_TRANSFORMER_CELL = {**_CELL, "cell": ("transformer",)}
-_ATTENTION = [_TRANSFORMER_CELL, {"model": ("transformer",)}]
-_TRELLIS = [{**_CELL, "cell": ("trellis",)}, {"model": ("trellisnet",)}]
-
-
-def _takers(option: str) -> list[dict[str, tuple[str, ...]]]:
-    names = (
-        name for name, load in DATASETS.items() if option in inspect.signature(load).parameters
-    )
-    return [{"dataset": tuple(names)}]
-
+# What is trained; a trainer that has no --model trains an equilibrium or applications of its cell.
+EQUILIBRIUM = {"model": ("deq",), "depth": (0,)}
+CELL = {"model": ("deq",)}
+_PENALTY = {**CELL, "jacobian_penalty": GIVEN}
 
 # flag -> the settings of other flags that it is used with, any one of them; flags that are not here
-# are used by everything that is trained.
+# are used by everything that is trained. Those of a task's own flags are added where these are defined.
 USES: dict[str, list[dict[str, Any]]] = {
-    "files": _takers("files"),
-    "data_dir": _takers("data_dir"),
-    "evaluation_windows": [{"carry_memory": (False,)}],
-    "test_windows": [{"carry_memory": (False,)}],
-    "evaluation_rows": [{"carry_memory": (True,)}],
-    "cell": [_CELL],
-    "heads": _ATTENTION,
-    "feedforward": _ATTENTION,
-    "attention_span": _ATTENTION,
-    "distance_slope": [_TRANSFORMER_CELL],
-    "norm": [_TRANSFORMER_CELL],
-    "locked_dropout": [_TRANSFORMER_CELL],
-    "query_key_norm": [_TRANSFORMER_CELL],
-    "kernel_size": [*_TRELLIS, {"model": ("tcn",)}],
-    "weight_dropout": _TRELLIS,
-    "normalization": [_CELL],
-    "recurrent_scale": [_CELL],
-    "cutoff_factor": [{"cutoffs": GIVEN}],
-    "loss_chunk": [{"cutoffs": NOT_GIVEN}],
-    "solver": [_EQUILIBRIUM],
-    "max_steps": [_EQUILIBRIUM],
-    "training_max_steps": [_EQUILIBRIUM],
-    "sampled_depth": [_EQUILIBRIUM],
-    "tolerance": [_EQUILIBRIUM],
-    "adjoint": [_EQUILIBRIUM],
-    "adjoint_steps": [{**_EQUILIBRIUM, "adjoint": ("unrolled", "phantom_gradient")}],
-    "adjoint_damping": [{**_EQUILIBRIUM, "adjoint": ("phantom_gradient",)}],
-    "backward_solver": [{**_EQUILIBRIUM, "adjoint": ("implicit",)}],
-    "backward_max_steps": [{**_EQUILIBRIUM, "adjoint": ("implicit",)}],
-    "correction_steps": [_EQUILIBRIUM],
-    "correction_weight": [{**_EQUILIBRIUM, "correction_steps": GIVEN}],
-    "shallow_share": [_EQUILIBRIUM],
-    "shallow_steps": [{**_EQUILIBRIUM, "shallow_share": GIVEN}],
-    "equilibrium_watch": [_EQUILIBRIUM],
-    "watch_residual": [{**_EQUILIBRIUM, "equilibrium_watch": ("penalty", "budget")}],
-    "jacobian_penalty": [_CELL],
+    "solver": [EQUILIBRIUM],
+    "max_steps": [EQUILIBRIUM],
+    "training_max_steps": [EQUILIBRIUM],
+    "sampled_depth": [EQUILIBRIUM],
+    "tolerance": [EQUILIBRIUM],
+    "adjoint": [EQUILIBRIUM],
+    "adjoint_steps": [{**EQUILIBRIUM, "adjoint": ("unrolled", "phantom_gradient")}],
+    "adjoint_damping": [{**EQUILIBRIUM, "adjoint": ("phantom_gradient",)}],
+    "backward_solver": [{**EQUILIBRIUM, "adjoint": ("implicit",)}],
+    "backward_max_steps": [{**EQUILIBRIUM, "adjoint": ("implicit",)}],
+    "shallow_share": [EQUILIBRIUM],
+    "shallow_steps": [{**EQUILIBRIUM, "shallow_share": GIVEN}],
+    "equilibrium_watch": [EQUILIBRIUM],
+    "watch_residual": [{**EQUILIBRIUM, "equilibrium_watch": ("penalty", "budget")}],
+    "jacobian_penalty": [CELL],
     "jacobian_penalty_end": [_PENALTY],
     "jacobian_penalty_fraction": [_PENALTY],
     "jacobian_penalty_power_steps": [_PENALTY],
@@ -71,6 +38,11 @@ USES: dict[str, list[dict[str, Any]]] = {
     "logical_devices": [{"strategy": ("mirrored",)}],
     "tpu": [{"strategy": ("tpu",)}],
 }
+
+
+def add(uses: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Adds what the flags of a task are used with; see `USES`."""
+    USES.update(uses)
 
 
 def is_used(name: str, values: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The flags that trainers share, and the configuration made of them."""
+"""The flags of any run, and the configuration made of them."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -7,13 +7,10 @@ from typing import Any
 import tensorflow as tf
 from absl import flags
 
-from tfdeq import adjoints, solvers
-from tfdeq.data import DATASETS
 from tfdeq.programs import presets
 from tfdeq.programs.flag_groups import REMOVED
 from tfdeq.training.devices.allocator import keep_freed_memory
 from tfdeq.training.devices.strategies import STRATEGIES, make_strategy
-from tfdeq.training.equilibrium_watch import ACTIONS
 from tfdeq.training.flags.flag_uses import is_used, refuse_unused, unused, when_used
 from tfdeq.training.steps.optimizers import SCHEDULES
 
@@ -46,12 +43,11 @@ _BEFORE: dict[str, Any] = {"keep": "last"}
 
 
 # absl's function, name, default, help, further arguments.
-_SHARED = [
+_RUN = [
     (flags.DEFINE_string, "workdir", None, "Folder of the run: made if missing, resumed from if it holds this run."),
     (flags.DEFINE_integer, "train_steps", 2000, "Optimiser steps."),
     (flags.DEFINE_integer, "batch_size", 16, "Examples per step, over all devices."),
     (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step but for dropout masks, which each part draws, and batch statistics. They divide --batch_size."),
-    (flags.DEFINE_integer, "sequence_length", 128, "Tokens per example."),
     (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: after a linear warm-up, then --schedule."),
     (flags.DEFINE_float, "warmup_share", 0.05, "Share of the steps, at the start, in which the learning rate rises evenly to its peak."),
     (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt with the square root of the steps, constant not at all.", sorted(SCHEDULES)),
@@ -59,26 +55,9 @@ _SHARED = [
     (flags.DEFINE_enum, "optimizer", "muon", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
     (flags.DEFINE_float, "adam_rate_ratio", 1.0, "The learning rate of what Muon leaves to Adam, embeddings above all, over --learning_rate."),
     (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
-    (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
-    (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
-    (flags.DEFINE_integer, "max_steps", 8, "Evaluations of the cell at most, per example, in the forward solve of the finished model."),
-    (flags.DEFINE_integer, "training_max_steps", 5, "The same in training, when the equilibrium takes over; from there it grows evenly to --max_steps."),
-    (flags.DEFINE_integer, "sampled_depth", 0, "How far above or below that the budget of each training step is drawn, at random; 0: not at all."),
-    (flags.DEFINE_float, "tolerance", 1e-3, "Relative residual at which an example is done, forward and backward."),
-    (flags.DEFINE_enum, "adjoint", "implicit", "Backward rule.", sorted(adjoints.REGISTRY)),
-    (flags.DEFINE_enum, "backward_solver", "fixed_point_iteration", "Solver of the backward system.", sorted(solvers.REGISTRY)),
-    (flags.DEFINE_integer, "backward_max_steps", 2, "Vector-Jacobian products at most, per example, in the backward solve."),
-    (flags.DEFINE_float, "jacobian_penalty", 0.5, "Weight of the mean squared entry of J'e in the loss; 0: none."),
-    (flags.DEFINE_float, "jacobian_penalty_end", 0.2, "What that weight is multiplied by at the last step; it changes evenly, and grows with more than 1."),
-    (flags.DEFINE_float, "jacobian_penalty_fraction", 0.0625, "Share of the batch that the penalty is estimated on, in (0, 1]."),
-    (flags.DEFINE_integer, "jacobian_penalty_power_steps", 1, "Power iterations that turn the penalty's noise towards the direction that the Jacobian amplifies most."),
-    (flags.DEFINE_float, "shallow_share", 0.05, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
-    (flags.DEFINE_integer, "shallow_steps", 1, "Explicit applications during that share."),
     (flags.DEFINE_float, "ema", 0.0, "Momentum of a moving average of the weights, which is then what is evaluated and kept, for example 0.999; 0: none."),
     (flags.DEFINE_enum, "keep", "best", "Weights that the run leaves, tests and exports: those of the best evaluation on validation data, or the last; with --ema the averages.", ["best", "last"]),
     (flags.DEFINE_enum, "precision", "float32", "Precision of the cell's arithmetic; weights, the state of the solve and the loss are float32.", ["float32", "mixed_bfloat16", "mixed_float16"]),
-    (flags.DEFINE_enum, "equilibrium_watch", "penalty", "What rises while a row's mean residual at the budget is above --watch_residual: the Jacobian penalty (twofold a row, at most 16 times), the budget (by a quarter a row, at most 4 times), or nothing.", ACTIONS),
-    (flags.DEFINE_float, "watch_residual", 0.1, "The equilibrium watch's threshold; below half of it the changes are taken back."),
     (flags.DEFINE_enum, "strategy", "one_device", "Devices: the first GPU or the CPU; all GPUs of this machine; all processes that TF_CONFIG names; a TPU.", STRATEGIES),
     (flags.DEFINE_integer, "logical_devices", 0, "Devices that the CPU is divided into for --strategy=mirrored, to try it without several GPUs; 0: none."),
     (flags.DEFINE_string, "tpu", "", "Name or address of the TPU for --strategy=tpu. Default: what the environment names."),
@@ -96,9 +75,9 @@ _SHARED = [
 ]  # fmt: skip
 
 
-def define_shared_flags(**defaults: Any) -> list[str]:
-    """Defines the shared flags and returns their names; defaults override those below."""
-    names = define(_SHARED, defaults)
+def define_run_flags(**defaults: Any) -> list[str]:
+    """Defines the flags of any run and returns their names; defaults override those below."""
+    names = define(_RUN, defaults)
     flags.DEFINE_enum(
         "preset",
         None,
@@ -120,17 +99,6 @@ def define_shared_flags(**defaults: Any) -> list[str]:
         "--accumulation_steps must divide --batch_size.",
     )
     return names
-
-
-def define_data_flags() -> list[str]:
-    """Defines the flags of trainers that read text, and returns their names."""
-    definitions = [
-        (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
-        (flags.DEFINE_string, "files", None, "Globs of text files, separated by commas; ** descends."),
-        (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files."),
-        (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
-    ]  # fmt: skip
-    return define(definitions, {})
 
 
 def define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
@@ -222,24 +190,13 @@ def configuration(names: list[str]) -> dict[str, Any]:
 
 
 def _define_bounds() -> None:
-    at_least(1, "training_max_steps", "train_steps", "batch_size", "sequence_length", "max_steps",
-             "backward_max_steps", "shallow_steps", "log_every", "evaluate_every",
-             "checkpoint_every", "divergence_patience", "accumulation_steps", "steps_per_call")  # fmt: skip
+    at_least(1, "train_steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every",
+             "divergence_patience", "accumulation_steps", "steps_per_call")  # fmt: skip
     bound("ema", lambda value: 0 <= value < 1, "must be in [0, 1)")
-    for name in (
-        "learning_rate",
-        "adam_rate_ratio",
-        "tolerance",
-        "gradient_clip",
-        "watch_residual",
-    ):
-        bound(name, lambda value: value > 0, "must be greater than 0")
-    at_least(0, "depth", "sampled_depth", "jacobian_penalty",
-             "jacobian_penalty_end", "jacobian_penalty_power_steps", "checkpoint_minutes", "max_rollbacks",
-             "logical_devices", "profile_step", "inspect_every")  # fmt: skip
-    bound("jacobian_penalty_fraction", lambda value: 0 < value <= 1, "must be in (0, 1]")
-    for name in ("shallow_share", "warmup_share"):
-        bound(name, lambda value: 0 <= value <= 1, "must be in [0, 1]")
+    above_zero("learning_rate", "adam_rate_ratio", "gradient_clip")
+    at_least(0, "checkpoint_minutes", "max_rollbacks", "logical_devices", "profile_step",
+             "inspect_every")  # fmt: skip
+    bound("warmup_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
 
 
 def _removed(name: str, instead: str) -> None:
@@ -252,6 +209,12 @@ def at_least(lowest: int, *names: str) -> None:
     """Refuses values of flags below a number."""
     for name in names:
         bound(name, lambda value: value >= lowest, f"must be at least {lowest}")
+
+
+def above_zero(*names: str) -> None:
+    """Refuses values of flags that are not above 0."""
+    for name in names:
+        bound(name, lambda value: value > 0, "must be greater than 0")
 
 
 def bound(name: str, valid: Callable[[Any], bool], text: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeq.data import evaluation_segments, evaluation_windows
-from tfdeq.data.windows import window_count
+from tfdeq.data.segments import evaluation_segments
+from tfdeq.data.windows import evaluation_windows, window_count
 from tfdeq.models.token_model import TokenModel
 from tfdeq.training.evaluation import Budget, Evaluator, Rows
 from tfdeq.training.task import CallSettings

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeq.data import TokenData, training_segments, training_windows
+from tfdeq.data.segments import training_segments
+from tfdeq.data.token_data import TokenData
+from tfdeq.data.windows import training_windows
 from tfdeq.models.token_model import TokenModel
 from tfdeq.programs.processes import Runs
 from tfdeq.programs.workdir import read_json, write_atomically, write_json

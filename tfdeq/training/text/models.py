@@ -6,73 +6,13 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import flags
 
-from tfdeq import Implicit, adjoints, solvers, spectral_radius
+from tfdeq import adjoints, spectral_radius
 from tfdeq.baselines import Recurrent, TemporalConvolution, TransformerStack, TrellisNetwork
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
-from tfdeq.training.flags.shared import at_least, bound, define
 from tfdeq.training.task import CallSettings, Loss
-
-CELLS = ("transformer", "trellis")
-# Explicit networks of --depth layers, none of which shares its weights but trellisnet's.
-BASELINES = ("transformer", "lstm", "gru", "tcn", "trellisnet")
-MODELS = ("deq", *BASELINES)
-
-
-def define_model_flags(**defaults: Any) -> list[str]:
-    """Defines the model's flags and returns their names; defaults override those below."""
-    definitions = [
-        (flags.DEFINE_enum, "model", "deq", "deq: an equilibrium, or --depth applications, of --cell. Or an explicit network of --depth layers: an untied transformer, lstm, gru, tcn (weight-normalised dilated convolutions), or trellisnet (weight-tied).", MODELS),
-        (flags.DEFINE_enum, "cell", "transformer", "Cell of the equilibrium, or of its applications.", CELLS),
-        (flags.DEFINE_integer, "width", 128, "Size of the state per token."),
-        (flags.DEFINE_integer, "embedding_width", 0, "Size of the embedding; 0: --width, which a transformer needs."),
-        (flags.DEFINE_integer, "heads", 4, "Attention heads; they divide --width."),
-        (flags.DEFINE_integer, "feedforward", 512, "Hidden size of the MLP."),
-        (flags.DEFINE_integer, "attention_span", 0, "Positions that attention sees, the own one the last; 0: all of a window, without a memory of windows before."),
-        (flags.DEFINE_float, "distance_slope", 1.0, "How much attention prefers what is near, at the start; 0: not at all."),
-        (flags.DEFINE_enum, "norm", "pre", "Where a transformer cell has its norms.", ["pre", "post"]),
-        (flags.DEFINE_integer, "kernel_size", 2, "Positions that a convolution sees."),
-        (flags.DEFINE_float, "dropout", 0.0, "Dropout rate in the cell, in [0, 1)."),
-        (flags.DEFINE_bool, "locked_dropout", False, "Whether a transformer cell's dropout masks are the same at all positions; those of all other layers always are."),
-        (flags.DEFINE_bool, "query_key_norm", False, "Whether a transformer cell norms queries and keys, which bounds attention's logits."),
-        (flags.DEFINE_float, "weight_dropout", 0.0, "Dropout rate on the weights that the state enters by, in [0, 1)."),
-        (flags.DEFINE_float, "input_dropout", 0.0, "Dropout rate on the embeddings, in [0, 1)."),
-        (flags.DEFINE_float, "output_dropout", 0.0, "Dropout rate on what the readout reads, in [0, 1)."),
-        (flags.DEFINE_enum, "normalization", "none", "Reparameterisation of the cell's weights.", ["none", "weight", "spectral"]),
-        (flags.DEFINE_float, "recurrent_scale", 0.0, "Scale, at the start, of the weights that the state enters by; 0 starts from an equilibrium that is one application."),
-        (flags.DEFINE_bool, "tied_output", False, "Whether the output matrix is the embedding's."),
-        (flags.DEFINE_list, "cutoffs", [], "For words: where a new, narrower cluster of the vocabulary begins, the most frequent first, for example 2000,10000; none: one matrix."),
-        (flags.DEFINE_integer, "cutoff_factor", 4, "How much narrower each cluster is than the one before."),
-        (flags.DEFINE_integer, "loss_chunk", 0, "Positions whose logits are held at a time, which costs four products with the output matrix instead of three; 0: all."),
-        (flags.DEFINE_list, "correction_steps", [], "Fixed-point correction: evaluations of the solve, for example 2,4, after which the loss is taken too; none: at its end alone."),
-        (flags.DEFINE_float, "correction_weight", 0.3, "Weight of each of those losses in the mean, where that at the end has 1."),
-        (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that are differentiated."),
-        (flags.DEFINE_float, "adjoint_damping", 1.0, "Damping of the applications that are differentiated, in (0, 1]."),
-    ]  # fmt: skip
-    names = define(definitions, defaults)
-    sizes = ("width", "heads", "feedforward", "kernel_size", "cutoff_factor", "adjoint_steps")
-    at_least(1, *sizes)
-    for name in ("dropout", "weight_dropout", "input_dropout", "output_dropout"):
-        bound(name, lambda value: 0 <= value < 1, "must be in [0, 1)")
-    at_least(
-        0, "recurrent_scale", "embedding_width", "attention_span", "correction_weight", "loss_chunk"
-    )
-    bound("adjoint_damping", lambda value: 0 < value <= 1, "must be in (0, 1]")
-    for name in ("cutoffs", "correction_steps"):
-        bound(
-            name,
-            lambda value: all(one.isdigit() and int(one) for one in value),
-            "must be whole numbers, at least 1",
-        )
-    flags.register_multi_flags_validator(
-        ["model", "depth"],
-        lambda values: values["model"] == "deq" or values["depth"] >= 1,
-        "Explicit networks want --depth, how many layers they have.",
-    )
-    return names
 
 
 def make_model(
@@ -141,57 +81,22 @@ def _equilibrium(config: Mapping[str, Any], length: int, **settings: Any) -> Lan
             query_key_norm=config["query_key_norm"],
             **common,
         )
-    solver = solvers.get(
-        config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
+    model = LanguageModel(
+        cell=cell, explicit_steps=config["depth"], **equilibrium_settings(config), **settings
     )
-    adjoint = adjoints.get(_adjoint(config))
-    if not config["depth"]:  # applications are differentiated as they are
-        _check_rule(config, solver, adjoint)
-    return LanguageModel(
-        cell=cell,
-        solver=solver,
-        adjoint=adjoint,
-        jacobian_penalty=config["jacobian_penalty"],
-        jacobian_penalty_fraction=config["jacobian_penalty_fraction"],
-        jacobian_penalty_power_steps=config["jacobian_penalty_power_steps"],
-        explicit_steps=config["depth"],
-        **settings,
-    )
+    if not config["depth"]:
+        _check_correction(config, model.equilibrium.adjoint)
+    return model
 
 
-def _check_rule(
-    config: Mapping[str, Any], solver: solvers.Solver, adjoint: adjoints.Adjoint
-) -> None:
-    """Refuses flags that do not go together, before a run claims its folder."""
-    kind = adjoint.solver_kind
-    if not isinstance(solver, kind):
-        known = [name for name, made in solvers.REGISTRY.items() if issubclass(made, kind)]
-        raise ValueError(
-            f"--adjoint={config['adjoint']} wants --solver={' or '.join(known)}; received "
-            f"--solver={config['solver']}. Give that solver, or --adjoint=implicit, which works with all."
-        )
+def _check_correction(config: Mapping[str, Any], adjoint: adjoints.Adjoint) -> None:
+    """Refuses a correction that the adjoint cannot make, before a run claims its folder."""
     if config["correction_steps"] and not adjoint.takes_iterates:
         able = [name for name, rule in adjoints.REGISTRY.items() if rule().takes_iterates]
         raise ValueError(
             f"--correction_steps wants --adjoint={' or '.join(able)}; received "
             f"--adjoint={config['adjoint']}, which differentiates a whole solve."
         )
-
-
-def _adjoint(config: Mapping[str, Any]) -> str | adjoints.Adjoint:
-    rule = config["adjoint"]
-    if rule == "implicit":
-        backward = solvers.get(
-            config["backward_solver"],
-            max_steps=config["backward_max_steps"],
-            tolerance=config["tolerance"],
-        )
-        return Implicit(backward)
-    if rule == "unrolled":
-        return adjoints.Unrolled(config["adjoint_steps"])
-    if rule == "phantom_gradient":
-        return adjoints.PhantomGradient(config["adjoint_steps"], config["adjoint_damping"])
-    return rule
 
 
 def _explicit(config: Mapping[str, Any], length: int, **settings: Any) -> ExplicitLanguageModel:

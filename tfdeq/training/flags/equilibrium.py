@@ -1,0 +1,97 @@
+"""The flags of an equilibrium: its solver, adjoint and penalty, and their schedule; settings made of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from tfdeq import Implicit, adjoints, solvers
+from tfdeq.training.equilibrium_watch import ACTIONS
+from tfdeq.training.flags.shared import above_zero, at_least, bound, define
+
+# absl's function, name, default, help, further arguments.
+_EQUILIBRIUM = [
+    (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
+    (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
+    (flags.DEFINE_integer, "max_steps", 8, "Evaluations of the cell at most, per example, in the forward solve of the finished model."),
+    (flags.DEFINE_integer, "training_max_steps", 5, "The same in training, when the equilibrium takes over; from there it grows evenly to --max_steps."),
+    (flags.DEFINE_integer, "sampled_depth", 0, "How far above or below that the budget of each training step is drawn, at random; 0: not at all."),
+    (flags.DEFINE_float, "tolerance", 1e-3, "Relative residual at which an example is done, forward and backward."),
+    (flags.DEFINE_enum, "adjoint", "implicit", "Backward rule.", sorted(adjoints.REGISTRY)),
+    (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that are differentiated."),
+    (flags.DEFINE_float, "adjoint_damping", 1.0, "Damping of the applications that are differentiated, in (0, 1]."),
+    (flags.DEFINE_enum, "backward_solver", "fixed_point_iteration", "Solver of the backward system.", sorted(solvers.REGISTRY)),
+    (flags.DEFINE_integer, "backward_max_steps", 2, "Vector-Jacobian products at most, per example, in the backward solve."),
+    (flags.DEFINE_float, "jacobian_penalty", 0.5, "Weight of the mean squared entry of J'e in the loss; 0: none."),
+    (flags.DEFINE_float, "jacobian_penalty_end", 0.2, "What that weight is multiplied by at the last step; it changes evenly, and grows with more than 1."),
+    (flags.DEFINE_float, "jacobian_penalty_fraction", 0.0625, "Share of the batch that the penalty is estimated on, in (0, 1]."),
+    (flags.DEFINE_integer, "jacobian_penalty_power_steps", 1, "Power iterations that turn the penalty's noise towards the direction that the Jacobian amplifies most."),
+    (flags.DEFINE_float, "shallow_share", 0.05, "Share of the steps, at the start, that train a few explicit applications instead of the equilibrium."),
+    (flags.DEFINE_integer, "shallow_steps", 1, "Explicit applications during that share."),
+    (flags.DEFINE_enum, "equilibrium_watch", "penalty", "What rises while a row's mean residual at the budget is above --watch_residual: the Jacobian penalty (twofold a row, at most 16 times), the budget (by a quarter a row, at most 4 times), or nothing.", ACTIONS),
+    (flags.DEFINE_float, "watch_residual", 0.1, "The equilibrium watch's threshold; below half of it the changes are taken back."),
+]  # fmt: skip
+
+
+def define_equilibrium_flags(**defaults: Any) -> list[str]:
+    """Defines the flags and returns their names; defaults override those above."""
+    names = define(_EQUILIBRIUM, defaults)
+    at_least(1, "max_steps", "training_max_steps", "adjoint_steps", "backward_max_steps",
+             "shallow_steps")  # fmt: skip
+    at_least(0, "depth", "sampled_depth", "jacobian_penalty", "jacobian_penalty_end",
+             "jacobian_penalty_power_steps")  # fmt: skip
+    above_zero("tolerance", "watch_residual")
+    for name in ("adjoint_damping", "jacobian_penalty_fraction"):
+        bound(name, lambda value: 0 < value <= 1, "must be in (0, 1]")
+    bound("shallow_share", lambda value: 0 <= value <= 1, "must be in [0, 1]")
+    return names
+
+
+def equilibrium_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a `tfdeq.DEQLayer` of a configuration takes: solver, adjoint and penalty.
+
+    Raises:
+        ValueError: an adjoint that does not go with the solver.
+    """
+    solver = solvers.get(
+        config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
+    )
+    adjoint = adjoints.get(_adjoint(config))
+    if not config["depth"]:  # applications are differentiated as they are
+        _check_adjoint(config, solver, adjoint)
+    return {
+        "solver": solver,
+        "adjoint": adjoint,
+        "jacobian_penalty": config["jacobian_penalty"],
+        "jacobian_penalty_fraction": config["jacobian_penalty_fraction"],
+        "jacobian_penalty_power_steps": config["jacobian_penalty_power_steps"],
+    }
+
+
+def _adjoint(config: Mapping[str, Any]) -> str | adjoints.Adjoint:
+    rule = config["adjoint"]
+    if rule == "implicit":
+        backward = solvers.get(
+            config["backward_solver"],
+            max_steps=config["backward_max_steps"],
+            tolerance=config["tolerance"],
+        )
+        return Implicit(backward)
+    if rule == "unrolled":
+        return adjoints.Unrolled(config["adjoint_steps"])
+    if rule == "phantom_gradient":
+        return adjoints.PhantomGradient(config["adjoint_steps"], config["adjoint_damping"])
+    return rule
+
+
+def _check_adjoint(
+    config: Mapping[str, Any], solver: solvers.Solver, adjoint: adjoints.Adjoint
+) -> None:
+    """Refuses flags that do not go together, before a run claims its folder."""
+    kind = adjoint.solver_kind
+    if not isinstance(solver, kind):
+        known = [name for name, made in solvers.REGISTRY.items() if issubclass(made, kind)]
+        raise ValueError(
+            f"--adjoint={config['adjoint']} wants --solver={' or '.join(known)}; received "
+            f"--solver={config['solver']}. Give that solver, or --adjoint=implicit, which works with all."
+        )
