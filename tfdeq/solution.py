@@ -1,6 +1,7 @@
 """What a solve returns: the state, how far it is from a fixed point, and why the solver stopped."""
 
 import enum
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import keras
@@ -89,3 +90,21 @@ class Solution(NamedTuple):
         # In a functional model this too is an operation of the model.
         equal = keras.ops.equal if isinstance(self.status, keras.KerasTensor) else tf.equal
         return equal(self.status, int(Status.CONVERGED))
+
+
+def combined(solutions: Iterable[Solution]) -> Solution | None:
+    """Returns one solution for the solves of one batch: largest residual, all steps, worst status.
+
+    Its z is that of the first. None: there are none.
+    """
+    found: Solution | None = None
+    for solution in solutions:
+        if found is None:
+            found = solution
+            continue
+        found = found._replace(
+            residual=tf.maximum(found.residual, solution.residual),
+            steps=found.steps + solution.steps,
+            status=tf.maximum(found.status, solution.status),
+        )
+    return found

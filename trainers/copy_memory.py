@@ -7,22 +7,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import tensorflow as tf
 from absl import flags
 
 from tfdeq.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
 from tfdeq.programs import program
-from tfdeq.training import experiment
+from tfdeq.runs import kind
+from tfdeq.runs.measures import CROSS_ENTROPY
+from tfdeq.training import command, experiment
 from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.flags.equilibrium import define_equilibrium_flags
-from tfdeq.training.flags.shared import (
-    bound,
-    check_uses,
-    configuration,
-    define_run_flags,
-    set_up_process,
-)
-from tfdeq.training.report.last_lines import last_lines
+from tfdeq.training.flags.shared import bound, define_run_flags
 from tfdeq.training.task import Task
 from tfdeq.training.text.evaluation import NATS, sequence_evaluator
 from tfdeq.training.text.model_flags import define_model_flags
@@ -32,6 +26,11 @@ FLAGS = flags.FLAGS
 
 # Examples of validation and test are drawn by seeds that no training seed has.
 _VALIDATION, _TEST = 2**62, 2**62 + 1
+# What an export says of the logits.
+_MEASURES = {
+    "loss": CROSS_ENTROPY,
+    "accuracy": "sparse_categorical_accuracy",
+}
 
 
 def _define_flags() -> list[str]:
@@ -117,30 +116,21 @@ def make_experiment(config: Mapping[str, Any]) -> experiment.Experiment:
         spectral_radius=None if config["depth"] else radius_of(model),
         uniform_loss=math.log(VOCABULARY_SIZE),
     )
-    return experiment.Experiment(task, test, output_layers=["readout"])
+    kept = kind.keep(*next(iter(batches(seed=_TEST))))
+    return experiment.Experiment(
+        task,
+        test,
+        output_layers=["readout"],
+        after=lambda workdir, *_: kind.write(workdir, kept),
+        kind=kind.examples(_MEASURES, model, kept, names=["tokens"]),
+    )
 
 
 CONFIGURATION_FLAGS = _define_flags()
 
 
-def train(
-    config: Mapping[str, Any], workdir: str, strategy: tf.distribute.Strategy | None = None
-) -> dict[str, Any] | None:
-    """Trains one model to the end, resuming from workdir, and returns its metrics."""
-    return experiment.train(lambda: make_experiment(config), config, workdir, strategy)
-
-
 def main() -> None:
-    check_uses()
-    # Before anything else is computed: it sets up the devices.
-    strategy = set_up_process()
-    config = configuration(CONFIGURATION_FLAGS)
-    if FLAGS.dry_run:
-        print("\n".join(experiment.dry_run(lambda: make_experiment(config), config, strategy)))
-        return
-    metrics = train(config, FLAGS.workdir, strategy)
-    if metrics:
-        print("\n".join(last_lines(metrics, FLAGS.workdir)))
+    command.train(make_experiment, CONFIGURATION_FLAGS)
 
 
 def run() -> None:

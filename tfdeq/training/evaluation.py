@@ -49,7 +49,7 @@ class Evaluator:
         jit_compile: whether XLA compiles the evaluation.
         carried: (B) -> what the first batch receives; the rows of a batch go on with those of the batch
             before. None: batches have nothing to do with each other.
-        item: what predictions are called in `results`, in the plural.
+        item: what a row's predictions are called in `results`, in the plural, where it has several.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Evaluator:
         budget: Budget | None = None,
         jit_compile: bool = True,
         carried: Callable[[int], Any] | None = None,
-        item: str = "predictions",
+        item: str | None = None,
     ):
         self._rows_of = rows
         self._batches = list(batches)
@@ -94,7 +94,7 @@ class Evaluator:
           takes rows for independent; neighbouring ones of a text resemble each other, which makes it a
           little small. It says nothing of other seeds. Missing with a single row;
         - `examples`: n, the rows that count: images, windows of a text, or of a memory's rows the segments;
-        - the number of predictions that count, under the name of the items;
+        - the number of predictions that count, under the name of the item, where there is one;
         - `by_budget`.
         """
         rows_by_budget = self._rows_by_budget()
@@ -104,7 +104,7 @@ class Evaluator:
             **by_budget["1.0"],
             **self._standard_error(rows),
             "examples": len(rows["weight"]),
-            self._item: int(rows["predictions"].sum()),
+            **({self._item: int(rows["predictions"].sum())} if self._item else {}),
             "by_budget": by_budget,
         }
 

@@ -40,6 +40,8 @@ class Experiment(NamedTuple):
     before: Callable[[str], None] = lambda workdir: None
     # (workdir, metrics, TensorBoard's writer), after it; may leave files and pictures
     after: Callable[[str, dict[str, Any], tf.summary.SummaryWriter], None] = lambda *_: None
+    # what kind of task it is, for those who export and serve the run; see `tfdeq.runs.kind`
+    kind: Mapping[str, Any] | None = None
 
 
 def describe(config: Mapping[str, Any]) -> str:
@@ -164,6 +166,7 @@ def _train(
     metrics = {
         "config": config,
         "score": experiment.task.score._asdict(),
+        "kind": experiment.kind,
         "parameters": model.count_params(),
         "train": curves,
         "test": test,

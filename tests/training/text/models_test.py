@@ -16,9 +16,8 @@ from tfdeq.data import TokenData
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.training.task import CallSettings
 from tfdeq.training.text import language_model
+from tfdeq.training.text.model_flags import BASELINES, CELLS
 from tfdeq.training.text.models import (
-    BASELINES,
-    CELLS,
     continued,
     make_loss,
     make_model,

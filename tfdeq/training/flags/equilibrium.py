@@ -48,7 +48,7 @@ def define_equilibrium_flags(**defaults: Any) -> list[str]:
 
 
 def equilibrium_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a `tfdeq.DEQLayer` of a configuration takes: solver, adjoint and penalty.
+    """Returns what a `tfdeq.DEQLayer` of a configuration takes: solver, adjoint, penalty and depth.
 
     Raises:
         ValueError: an adjoint that does not go with the solver.
@@ -65,6 +65,7 @@ def equilibrium_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "jacobian_penalty": config["jacobian_penalty"],
         "jacobian_penalty_fraction": config["jacobian_penalty_fraction"],
         "jacobian_penalty_power_steps": config["jacobian_penalty_power_steps"],
+        "explicit_steps": config["depth"],
     }
 
 

@@ -24,5 +24,6 @@ def _figures(results: Mapping[str, Any]) -> str:
     numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
     line = ", ".join(numbers)
     if "examples" in results:
-        line += f" (over {results['examples']:,} examples, {results['tokens']:,} tokens)"
+        tokens = f", {results['tokens']:,} tokens" if "tokens" in results else ""
+        line += f" (over {results['examples']:,} examples{tokens})"
     return line

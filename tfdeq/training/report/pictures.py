@@ -90,7 +90,7 @@ def _quality(figure, curves, baselines, takeover, score, label):
     for (name, baseline), (color, style) in zip(baselines.items(), _BASELINE_STYLES, strict=False):
         axes.plot(*defined(baseline, f"validation_{score.name}"), style, color=color, label=name)
     validation = defined(curves, f"validation_{score.name}")
-    axes.plot(*validation, "o-", color=BLUE, markersize=4, label=f"{label}, validation text")
+    axes.plot(*validation, "o-", color=BLUE, markersize=4, label=f"{label}, validation")
     if len(validation[1]) and score.lower_is_better:
         shown = [
             validation[1],
@@ -134,7 +134,7 @@ def _convergence(figure, curves, config, takeover):
         upper.plot(*defined(curves, f"{prefix}residual"), style, color=color, label=label)
         lower.plot(*defined(curves, f"{prefix}steps"), style, color=color, label=label)
     step, residual = defined(curves, "validation_residual")
-    upper.plot(step, residual, "o", color=GREEN, markersize=4, label="forward, validation text")
+    upper.plot(step, residual, "o", color=GREEN, markersize=4, label="forward, validation")
     upper.axhline(config["tolerance"], color=GREY, linewidth=1, linestyle=":", label="tolerance")
     upper.set_yscale("log")
     upper.set_ylabel("mean relative residual")

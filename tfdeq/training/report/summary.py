@@ -65,8 +65,7 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
     if number(test.get("standard_error")) is not None:
         lines.append(
             f"  standard error of the {unit}: {test['standard_error']:.3f}, over "
-            f"{report_html.text(test.get('examples'))} examples of "
-            f"{report_html.text(test.get('tokens'))} tokens in all"
+            f"{report_html.text(test.get('examples'))} examples{_of_tokens(test)}"
         )
     for budget, row in report_run.mapping(test.get("by_budget")).items():
         if number(row.get(key)) is not None:
@@ -80,6 +79,10 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
             line += f" ({_comparison(sign * test[key], sign * baseline[key], unit)})"
         lines.append(line)
     return lines
+
+
+def _of_tokens(test: Mapping[str, Any]) -> str:
+    return f" of {report_html.text(test['tokens'])} tokens in all" if "tokens" in test else ""
 
 
 def _comparison(own: float, other: float, unit: str) -> str:
@@ -145,11 +148,8 @@ def next_steps(workdir: str) -> list[str]:
     versions = _versions(workdir)
     if not versions:
         command = commands.command("export.saved_model")
-        config = read_json(os.path.join(workdir, "config.json"))
-        # A run of examples that a trainer makes itself has no text.
-        text = " --notext" if config and "dataset" not in config else ""
         arguments = shlex.join([f"--workdir={workdir}", f"--output={export}"])
-        lines.append(f"  export: {command} {arguments}{text}")
+        lines.append(f"  export: {command} {arguments}")
         return lines
     # Again, where the report is of a version that is no more as it was.
     if _verification(workdir)[1] not in (verified.PASSED, verified.FAILED):

@@ -14,13 +14,15 @@ from tfdeq.data.windows import training_windows
 from tfdeq.models.token_model import TokenModel
 from tfdeq.programs.processes import Runs
 from tfdeq.programs.workdir import read_json, write_atomically, write_json
+from tfdeq.runs import kind
 from tfdeq.training import experiment
 from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.experiment import Experiment
 from tfdeq.training.flags.flag_uses import used
 from tfdeq.training.records import event_files
 from tfdeq.training.records.resumption import finished
-from tfdeq.training.report import pictures
+from tfdeq.training.report import pictures, residual_trace
+from tfdeq.training.report.residual_trace import ResidualTrace
 from tfdeq.training.task import Score, Task, score_of
 from tfdeq.training.text.evaluation import NATS, figures_of, segment_evaluator, token_evaluator
 from tfdeq.training.text.models import make_loss, make_model, radius_of
@@ -38,15 +40,14 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
     evaluator = _evaluator(config, model, data.validation, data.unit, config["evaluation_windows"])
     test = _evaluator(config, model, data.test, data.unit, config["test_windows"] or None)
 
+    trace = None if config["depth"] else ResidualTrace(evaluator.residual_trace)
+
     def before(workdir):
-        if not config["depth"] and read_json(_residuals_path(workdir)) is None:
-            write_json(_residuals_path(workdir), {"before": evaluator.residual_trace()})
+        if trace is not None:
+            trace.before(workdir)
 
     def after(workdir, metrics, writer):
-        residuals = read_json(_residuals_path(workdir)) or {}
-        if not config["depth"]:
-            residuals["after"] = evaluator.residual_trace()
-            write_json(_residuals_path(workdir), residuals)
+        residuals = {} if trace is None else trace.after(workdir)
         if data.vocabulary is not None:
             _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
         pictures.draw_all(workdir, metrics, {}, residuals, writer)
@@ -56,7 +57,7 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
         return test.results()
 
     task = _task(config, model, data, evaluator.evaluate)
-    return Experiment(task, tested, ["readout"], before, after)
+    return Experiment(task, tested, ["readout"], before, after, kind.language_model())
 
 
 def train(
@@ -139,10 +140,6 @@ def _with_fingerprint(config: Mapping[str, Any], data: TokenData) -> dict[str, A
     return {**config, "data_fingerprint": data.fingerprint}
 
 
-def _residuals_path(workdir: str) -> str:
-    return os.path.join(workdir, "residuals.json")
-
-
 def _evaluator(
     config, model: TokenModel, tokens: np.ndarray, unit: str, windows: int | None
 ) -> Evaluator:
@@ -192,7 +189,7 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     name = min(baselines, key=lambda name: baselines[name]["test"][key])
     metrics["baseline"] = {"name": name, **baselines[name]["test"]}
     metrics["baselines"] = {name: value["test"] for name, value in baselines.items()}
-    residuals = read_json(_residuals_path(workdir)) or {}
+    residuals = read_json(residual_trace.path_in(workdir)) or {}
     curves = {name: value["train"] for name, value in baselines.items()}
     event_files.drop_pictures(os.path.join(workdir, "tensorboard"))
     pictures.draw_again(workdir, metrics, curves, residuals)

@@ -1,4 +1,4 @@
-"""The models that several trainers train: their flags, losses and spectral radius."""
+"""The models that read tokens, from a configuration: their loss and spectral radius."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from tfdeq.baselines import Recurrent, TemporalConvolution, TransformerStack, Tr
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
+from tfdeq.training.flags.equilibrium import equilibrium_settings
 from tfdeq.training.task import CallSettings, Loss
 
 
@@ -81,9 +82,7 @@ def _equilibrium(config: Mapping[str, Any], length: int, **settings: Any) -> Lan
             query_key_norm=config["query_key_norm"],
             **common,
         )
-    model = LanguageModel(
-        cell=cell, explicit_steps=config["depth"], **equilibrium_settings(config), **settings
-    )
+    model = LanguageModel(cell=cell, **equilibrium_settings(config), **settings)
     if not config["depth"]:
         _check_correction(config, model.equilibrium.adjoint)
     return model

@@ -1,0 +1,105 @@
+"""Examples with targets in memory: shuffled ones to train on, each once to evaluate on."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeq.data.shards import shard_rows
+
+Split = tuple[Any, Any]  # inputs and targets, each an array [N, …] or a dict of arrays
+
+
+class Examples(NamedTuple):
+    """Three splits of examples: inputs and targets, arrays [N, …] or dicts of arrays."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+    def fingerprint(self) -> str:
+        """Returns the hex SHA-256 of all arrays: equal only for equal data."""
+        digest = hashlib.sha256()
+        for leaf in tf.nest.flatten(list(self)):
+            leaf = np.ascontiguousarray(leaf)
+            digest.update(f"{leaf.dtype.str} {leaf.shape}\n".encode())
+            digest.update(leaf.data)
+        return digest.hexdigest()
+
+
+def training_examples(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    shard: int = 0,
+    shards: int = 1,
+) -> tf.data.Dataset:
+    """Yields batches of a split for ever, each epoch in an order of its own.
+
+    The examples of a step follow from (seed, step) alone. A batch may span two epochs.
+
+    Args:
+        split: inputs and targets, N examples.
+        batch_size: B, over all replicas.
+        seed: any 64-bit integer.
+        start_step: number of batches to pass over, at no cost.
+        shard, shards: of each batch yield the shard-th of so many equal parts; they divide B.
+
+    Returns:
+        An infinite tf.data.Dataset of (inputs, targets), each [B / shards, …].
+
+    Raises:
+        ValueError: no examples, other numbers of inputs and targets, or a shard that is none.
+    """
+    count = _count(split)
+    rows = shard_rows(batch_size, shard, shards)
+    places = tf.range(batch_size, dtype=tf.int64)[rows]
+    leaves = tf.nest.map_structure(tf.constant, split)
+    key = tf.constant([seed % 2**31, seed // 2**31 % 2**31], tf.int64)
+
+    def batch(step: tf.Tensor) -> Any:
+        place = step * batch_size + places
+        seeds = tf.concat([tf.tile(key[None], [len(places), 1]), (place // count)[:, None]], axis=1)
+        # The place in a permutation of the epoch's examples, without a list of them. (The raw op takes a
+        # seed for each index, tf.random.experimental.index_shuffle one for all.)
+        order = tf.raw_ops.RandomIndexShuffle(
+            index=place % count, seed=seeds, max_index=tf.constant(count - 1, tf.int64)
+        )
+        return tf.nest.map_structure(lambda leaf: tf.gather(leaf, order), leaves)
+
+    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    return steps.map(batch).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_examples(split: Split, batch_size: int) -> Iterator[tuple[Any, Any, np.ndarray]]:
+    """Yields each example once, in batches of one shape.
+
+    Yields:
+        (inputs, targets, weights), where weights [B] float32 is 0 for copies that fill the last batch up.
+
+    Raises:
+        ValueError: no examples, or other numbers of inputs and targets.
+    """
+    count = _count(split)
+    # As few rows as possible that fill up the last batch.
+    batch_size = -(-count // -(-count // batch_size))
+    for start in range(0, count, batch_size):
+        rows = np.arange(start, start + batch_size)
+        inputs, targets = tf.nest.map_structure(
+            lambda leaf, rows=rows: np.take(leaf, rows % count, axis=0), split
+        )
+        yield inputs, targets, (rows < count).astype(np.float32)
+
+
+def _count(split: Split) -> int:
+    counts = {len(leaf) for leaf in tf.nest.flatten(split)}
+    if len(counts) != 1 or not min(counts):
+        raise ValueError(
+            "A split must have as many inputs as targets, and one example at least; received arrays of "
+            f"{sorted(counts)} rows."
+        )
+    return counts.pop()

@@ -1,0 +1,153 @@
+"""A Keras model with a `DEQLayer` as a task: examples with targets, a loss and measures."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdeq import DEQLayer, Solution, SolveScope
+from tfdeq.data.examples import Examples, evaluation_examples, training_examples
+from tfdeq.runs import kind
+from tfdeq.runs.measures import Given, per_example
+from tfdeq.solution import combined
+from tfdeq.training.evaluation import Budget, Evaluator, Rows
+from tfdeq.training.experiment import Experiment
+from tfdeq.training.report import pictures
+from tfdeq.training.report.residual_trace import ResidualTrace
+from tfdeq.training.task import CallSettings, Loss, Score, Task
+
+_EVALUATION_BATCH = 64  # examples at a time
+
+
+def keras_experiment(
+    model: keras.Model,
+    config: Mapping[str, Any],
+    examples: Examples,
+    measures: Mapping[str, Given],
+    score: Score,
+    item: str = "examples",
+) -> Experiment:
+    """Returns the experiment of a Keras model that is trained on examples with targets.
+
+    A run of it is evaluated at ½, 1, 2 and 4 times its budget, drawn, and can be exported and verified: it
+    leaves some test examples in its folder, and says what its measures are.
+
+    Args:
+        model: functional, or of a class that Keras can save; inputs are named. With a `DEQLayer` made of
+            `tfdeq.training.flags.equilibrium.equilibrium_settings(config)`.
+        config: values of the flags.
+        examples: inputs as the model takes them, and targets.
+        measures: name -> what is measured, per example; "loss" is trained on. A loss object's own
+            reduction is not used: the mean over the batch is.
+        score: the measure that says how good the model is.
+        item: what an example is called in the curves, in the plural.
+
+    Raises:
+        ValueError: no "loss", or a score that is no measure.
+    """
+    if "loss" not in measures or score.name not in measures:
+        raise ValueError(
+            f'measures must have "loss" and the score {score.name!r}; received {sorted(measures)}.'
+        )
+    called = _Called(model, measures)
+    budget = Budget(config["depth"] or config["max_steps"], explicit=bool(config["depth"]))
+    figures = _figures(score)
+
+    def evaluator(split: Any) -> Evaluator:
+        batches = evaluation_examples(split, _EVALUATION_BATCH)
+        compiled = config["jit_compile"]
+        return Evaluator(called.rows, batches, figures, budget=budget, jit_compile=compiled)
+
+    validation, test = evaluator(examples.validation), evaluator(examples.test)
+
+    def batches(start_step: int, shard: int, shards: int) -> tf.data.Dataset:
+        return training_examples(
+            examples.train,
+            batch_size=config["batch_size"],
+            seed=config["seed"],
+            start_step=start_step,
+            shard=shard,
+            shards=shards,
+        )
+
+    kept = kind.keep(*examples.test)
+    trace = None if config["depth"] else ResidualTrace(validation.residual_trace)
+
+    def after(workdir: str, metrics: dict[str, Any], writer: Any) -> None:
+        kind.write(workdir, kept)
+        residuals = {} if trace is None else trace.after(workdir)
+        pictures.draw_all(workdir, metrics, {}, residuals, writer)
+
+    task = Task(
+        model=model,
+        loss=called.loss,
+        batches=batches,
+        evaluate=validation.evaluate,
+        display=dict,
+        items_per_step=config["batch_size"],
+        equilibria=[] if config["depth"] else called.layers,
+        item=item,
+        score=score,
+        measures=[name for name in measures if name != "loss"],
+    )
+    return Experiment(
+        task,
+        test.results,
+        before=(lambda workdir: None) if trace is None else trace.before,
+        after=after,
+        kind=kind.examples(measures, model, kept),
+    )
+
+
+class _Called:
+    """A model as the training loop and the evaluator call it."""
+
+    def __init__(self, model: keras.Model, measures: Mapping[str, Given]):
+        self.layers = [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
+        self._model = model
+        self._measures = {name: per_example(given) for name, given in measures.items()}
+
+    def loss(self, batch: Any, settings: CallSettings, carried: Any) -> Loss:
+        """The means of the measures over a batch (inputs, targets)."""
+        inputs, targets = batch
+        outputs, _ = self._call(inputs, settings)
+        means = {
+            name: tf.reduce_mean(measure(targets, outputs))
+            for name, measure in self._measures.items()
+        }
+        return Loss(means.pop("loss"), carried, means)
+
+    def rows(self, batch: Any, settings: CallSettings, carried: Any) -> Rows:
+        """The measures of each example of a batch (inputs, targets, weights)."""
+        inputs, targets, weights = batch
+        outputs, solution = self._call(inputs, settings)
+        return Rows(
+            sums={
+                name: weights * measure(targets, outputs)
+                for name, measure in self._measures.items()
+            },
+            weight=weights,
+            predictions=tf.cast(weights > 0, tf.int32),
+            solution=solution,
+            carried=carried,
+        )
+
+    def _call(self, inputs: Any, settings: CallSettings) -> tuple[Any, Solution | None]:
+        scope = SolveScope(
+            max_steps=settings.max_steps,
+            explicit_steps=settings.explicit_steps,
+            compaction=False,
+        )
+        with scope:
+            outputs = self._model(inputs, training=settings.training)
+        return outputs, combined(scope.solutions.values())
+
+
+def _figures(score: Score) -> Callable[[Mapping[str, float]], dict[str, float]]:
+    """The score first: it is the main figure."""
+
+    def figures(means: Mapping[str, float]) -> dict[str, float]:
+        return {score.name: means[score.name], **means}
+
+    return figures
