@@ -4,21 +4,19 @@ python -m export.saved_model --workdir=runs/quickstart --output=runs/quickstart/
 """
 
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
 from tfdeq.programs import commands, program
 from tfdeq.programs.workdir import read_json
+from tfdeq.serving.kinds import runs
 from tfdeq.serving.signatures.batching import SIZES as BATCH_SIZES
 from tfdeq.serving.signatures.batching import THREADS, TIMEOUT_MICROS
 from tfdeq.serving.versions import model_card, publishing
-from tfdeq.serving.versions.saved_model import WINDOWS, export_language_model
-from tfdeq.serving.versions.trained_run import (
-    already_exported,
-    load_run,
-    tokens_of_test,
-    windows_of,
-)
+from tfdeq.serving.versions.existing import already_exported
+from tfdeq.serving.versions.saved_model import export_kind
 
 FLAGS = flags.FLAGS
 
@@ -29,24 +27,18 @@ def main() -> None:
         print(there)
         return
     publishing.check_free(FLAGS.output, FLAGS.version)  # before the model is loaded
-    model, card, vocabulary = load_run(FLAGS.workdir)
-    windows = None
-    if FLAGS.text:
-        stream, note = tokens_of_test(card["flags"], model.vocabulary_size, FLAGS.prepared_dir)
-        windows = windows_of(stream, model.sequence_length, WINDOWS)
-        if note:
-            print(f"{note} The card's quality table is of this text.")
-    path = export_language_model(
-        model,
+    run = runs.read(FLAGS.workdir, FLAGS.prepared_dir, data=FLAGS.data)
+    if run.note:
+        print(f"{run.note} The card's quality table is of this text.")
+    path = export_kind(
+        run.kind,
         FLAGS.output,
         version=FLAGS.version,
         jit_compile=FLAGS.jit_compile,
-        windows=windows,
         batch_sizes=[int(size) for size in FLAGS.batch_sizes],
         batch_threads=FLAGS.batch_threads,
         batch_timeout_micros=FLAGS.batch_timeout_micros,
-        card=card,
-        vocabulary=vocabulary,
+        card=run.card,
         max_steps_limit=FLAGS.max_steps_limit,
         max_request_values=FLAGS.max_request_values,
         gradients=FLAGS.gradients,
@@ -54,18 +46,24 @@ def main() -> None:
     print(f"Exported {path}.")
     written = read_json(path / model_card.FOLDER / model_card.NAME) or {}
     for row in written.get("quality_by_tolerance", []):
-        of = f"tolerance {row['tolerance']:g}: " if row["tolerance"] else ""
-        print(
-            f"  {of}{row['bits_per_token']:.4f} bits per "
-            f"{card['unit']} in {row['steps']:.1f} steps, largest residual "
-            f"{row['largest_residual']:.1e}, {row['converged']:.0%} converged"
-        )
+        print(f"  {_line(row)}")
     arguments = shlex.join([f"--workdir={FLAGS.workdir}", f"--model={path}"])
     print(f"Verify it: {commands.command('export.verify')} {arguments}")
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    """A row of the card's table in words."""
+    beside = ("tolerance", "residual", "largest_residual", "steps", "converged")
+    figures = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name not in beside]
+    of = f"tolerance {row['tolerance']:g}: " if row["tolerance"] else ""
+    return (
+        f"{of}{', '.join(figures)} in {row['steps']:.1f} steps, largest residual "
+        f"{row['largest_residual']:.1e}, {row['converged']:.0%} converged"
+    )
+
+
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder that trainers.language_model wrote.")
+    flags.DEFINE_string("workdir", None, "Folder that a trainer wrote.")
     flags.DEFINE_string("output", None, "Folder of the versions; made if missing.")
     flags.DEFINE_integer(
         "version", None, "Version number. Default: the highest existing one + 1.", lower_bound=0
@@ -80,10 +78,10 @@ def define_flags() -> None:
         "for each batch size and length.",
     )
     flags.DEFINE_bool(
-        "text",
+        "data",
         True,
-        "Use the run's test text: for the card's table of quality by tolerance and for the "
-        "warm-up records. Without it the version has neither.",
+        "Use the run's test data: for the card's table of quality by tolerance and for the "
+        "warm-up records. Without them the version has neither.",
     )
     flags.DEFINE_integer(
         "max_steps_limit",

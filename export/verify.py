@@ -3,7 +3,7 @@
     python -m export.verify --workdir=runs/quickstart --model=runs/quickstart/export/1
 
 The version is loaded in two fresh processes that cannot import tfdeq: with tf.saved_model.load, and
-in TensorFlow's C++ runtime without any TensorFlow Python. Both answer text of the test split.
+in TensorFlow's C++ runtime without any TensorFlow Python. Both answer inputs of the run's test data.
 """
 
 import os
@@ -44,8 +44,8 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
         "model": str(path.absolute()),
         "digest": digest,
         "workdir": workdir,
-        "dataset": run["dataset"],
-        "note": run["note"],
+        "dataset": run.card["dataset"],
+        "note": run.note,
         "checks": [check._asdict() for check in compared],
         "processes": facts,
         "seconds": round(time.perf_counter() - started, 1),
@@ -79,7 +79,8 @@ def _say_earlier(target: pathlib.Path, workdir: str) -> None:
 
 def _lines(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"Verifying {result['model']} on the test text of {result['dataset']}. {result['note']}".strip()
+        f"Verifying {result['model']} on the test data of {result['dataset'] or result['workdir']}. "
+        f"{result['note']}".strip()
     ]
     for runtime, facts in result["processes"].items():
         refused = ", ".join(facts["blocked"])
@@ -95,7 +96,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder that trainers.language_model wrote.")
+    flags.DEFINE_string("workdir", None, "Folder that a trainer wrote.")
     flags.DEFINE_string("model", None, "The version folder to verify: OUTPUT/VERSION.")
     flags.DEFINE_string("report", None, "JSON to write. Default: WORKDIR/export_report.json.")
     flags.DEFINE_string(

@@ -119,3 +119,10 @@ def _check(tokens: np.ndarray, *, sequence_length: int, batch_size: int) -> None
             f"The stream has {len(tokens):,} tokens; a window of {sequence_length} and its "
             f"targets take {sequence_length + 1:,}. Lower the sequence length or give more text."
         )
+
+
+def spread_windows(tokens: np.ndarray, length: int, count: int) -> np.ndarray:
+    """Returns [count, T] int32 windows spread evenly over a stream, T = min(length, its size)."""
+    length = min(length, len(tokens))
+    starts = np.arange(count) * (len(tokens) - length) // max(count - 1, 1)
+    return np.stack([tokens[start : start + length] for start in starts]).astype(np.int32)

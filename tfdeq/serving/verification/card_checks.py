@@ -4,22 +4,15 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.server.isolated import Request
-from tfdeq.serving.signatures.batching import Batching
-from tfdeq.serving.signatures.signature import STATUS_TEXTS, own_settings, solving_of
-from tfdeq.serving.signatures.text_requests import LANGUAGE_STATUS_TEXTS, is_equilibrium
 from tfdeq.serving.verification.checks import Check
-from tfdeq.serving.versions import model_card, saved_model
-from tfdeq.serving.versions.trained_run import VOCABULARY
 
 # A request that is larger than this is not sent to see it refused: 256 MiB.
 _MOST_SENT = 2**26
@@ -51,68 +44,32 @@ def _is_tensor(described: Any) -> bool:
 
 
 def check_card(
-    model: keras.Model, inputs: Any, path: pathlib.Path, card: Mapping[str, Any]
+    expected: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    path: pathlib.Path,
+    card: Mapping[str, Any],
 ) -> Check:
     """Every entry of the card that the model or the graph speaks of.
 
     The signatures are traced anew, from the model and the settings that the card names. The limits
     that an export may choose are those of the graph: `over_limit_request` and the requests above
     `max_steps_limit` show them.
-    """
 
+    Args:
+        expected: what the model says of the entries, of the card's settings.
+    """
     try:
-        expected = _expected(model, inputs, card)
+        # As a card that was written and read.
+        found = json.loads(json.dumps(expected(card)))
     except Exception as error:  # whatever a card with other settings brings about
         text = f"its settings are none that this model can be exported with: {error}"
         return Check(NAME, False, text, {"wrong": ["settings"]})
-    wrong = _differences(expected, {key: card.get(key) for key in expected})
-    wrong += _graph_differences(path, card)
-    text = f"{len(expected)} entries: {', '.join(expected)}"
+    wrong = differences(found, {key: card.get(key) for key in found})
+    wrong += _graphdifferences(path, card)
+    text = f"{len(found)} entries: {', '.join(found)}"
     if wrong:
         more = f" ({len(wrong)} findings)" if len(wrong) > _SHOWN else ""
         text = f"{'; '.join(wrong[:_SHOWN])}{more}"
     return Check(NAME, not wrong, text, {"wrong": wrong})
-
-
-def check_words(path: pathlib.Path, card: Mapping[str, Any], words: str | None) -> Check:
-    """The words that the version names, against those of the run that it was made from.
-
-    Args:
-        words: the run's file of words by id, one a line; None: it has none.
-    """
-    named = (card.get("vocabulary") or {}).get("file")
-    file = path / model_card.FOLDER / VOCABULARY
-    there = file.read_text(encoding="utf-8") if file.is_file() else None
-    problem = ""
-    if named != (None if words is None else VOCABULARY):
-        problem = (
-            f"the card names {named!r}, the run has {'no words' if words is None else VOCABULARY}"
-        )
-    elif there != words:
-        pairs = zip((there or "").splitlines(), (words or "").splitlines(), strict=False)
-        places = [str(place) for place, (one, other) in enumerate(pairs) if one != other]
-        at = f" at the ids {', '.join(places[:5])}" if places else ""
-        problem = f"{VOCABULARY} differs from the run's{at}"
-    count = 0 if words is None else len(words.splitlines())
-    text = problem or (f"{count:,} words, as in the run" if count else "a model without words")
-    return Check("the words are the run's", not problem, text, {})
-
-
-def check_run(card: Mapping[str, Any], run: Mapping[str, Any]) -> Check:
-    """What the card says of the run that trained the model, against that run's folder.
-
-    Figures that a run has got since are no difference.
-    """
-    entries = ("unit", "dataset", "flags")
-    wrong = _differences(
-        {entry: run[entry] for entry in entries}, {entry: card.get(entry) for entry in entries}
-    )
-    said = card.get("metrics") or {}
-    wrong += _differences({each: run["metrics"].get(each) for each in said}, said, "metrics.")
-    text = "data set, flags and metrics are those of the run"
-    if wrong:
-        text = f"{'; '.join(wrong[:_SHOWN])}. If the run went on since, export the model again"
-    return Check("the card says what the run says", not wrong, text, {"wrong": wrong})
 
 
 def check_records(records: Sequence[Request], card: Mapping[str, Any]) -> Check:
@@ -176,45 +133,13 @@ def check_over_limit(card: Mapping[str, Any], error: str | None, runtime: str) -
     return Check(f"{runtime}: the limit of a request's size", not problem, text, {})
 
 
-def _expected(model: keras.Model, inputs: Any, card: Mapping[str, Any]) -> dict[str, Any]:
-    joined = card.get("batching")
-    batching = None if joined is None else Batching(**{**joined, "sizes": tuple(joined["sizes"])})
-    said = {signature.get("max_request_values") for signature in card["signatures"].values()}
-    limit = card.get("max_steps_limit")
-    is_explicit = isinstance(model, TokenModel) and not is_equilibrium(model)
-    signatures = saved_model.signatures_of(
-        model,
-        inputs,
-        jit_compile=bool(card.get("jit_compile")),
-        max_steps_limit=limit,
-        max_request_values=said.pop() if len(said) == 1 else None,
-        batching=batching,
-    )
-    expected = {
-        "signatures": model_card.signature_card(signatures),
-        "status": STATUS_TEXTS,
-        "parameters": model.count_params(),
-        **({} if is_explicit else own_settings(model, solving_of(model, limit))),
-    }
-    if isinstance(model, TokenModel):
-        if card.get("status") == LANGUAGE_STATUS_TEXTS or "sequence_length" in card:
-            expected["status"] = LANGUAGE_STATUS_TEXTS
-            expected["sequence_length"] = model.sequence_length
-            file = (card.get("vocabulary") or {}).get("file")
-            expected["vocabulary"] = {"size": model.vocabulary_size, "file": file}
-        if is_explicit:
-            expected["max_steps_limit"] = None
-    # As a card that was written and read.
-    return json.loads(json.dumps(expected))
-
-
-def _differences(expected: Any, found: Any, place: str = "") -> list[str]:
+def differences(expected: Any, found: Any, place: str = "") -> list[str]:
     """Where two values of JSON differ, in words; places as in signatures.score.inputs.tokens.dtype."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         return [
             line
             for key in {**expected, **found}
-            for line in _differences(expected.get(key), found.get(key), f"{place}{key}.")
+            for line in differences(expected.get(key), found.get(key), f"{place}{key}.")
         ]
     if _unnumbered(expected) == _unnumbered(found):
         return []
@@ -227,7 +152,7 @@ def _unnumbered(value: Any) -> Any:
     return re.sub(r"_\d+'$", "'", value) if isinstance(value, str) else value
 
 
-def _graph_differences(path: pathlib.Path, card: Mapping[str, Any]) -> list[str]:
+def _graphdifferences(path: pathlib.Path, card: Mapping[str, Any]) -> list[str]:
     """Where the card's signatures and batching are not those of the graph that is served."""
     graph = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     (meta_graph,) = graph.meta_graphs
@@ -249,7 +174,7 @@ def _graph_differences(path: pathlib.Path, card: Mapping[str, Any]) -> list[str]
         }
         for name, signature in card["signatures"].items()
     }
-    wrong = _differences(served, said, "the graph's signatures.")
+    wrong = differences(served, said, "the graph's signatures.")
     functions = meta_graph.graph_def.library.function
     nodes = [*meta_graph.graph_def.node, *(node for each in functions for node in each.node_def)]
     joining = {

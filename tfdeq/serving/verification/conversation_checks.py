@@ -6,13 +6,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeq import SolveScope, Status
+from tfdeq.data.windows import spread_windows
 from tfdeq.models import LanguageModel
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.signatures.memory_signature import NAME, empty_memory
 from tfdeq.serving.signatures.text_requests import is_equilibrium
 from tfdeq.serving.verification.checks import LIMIT, Check, Outputs
-from tfdeq.serving.versions.trained_run import windows_of
 
 PERPLEXITY_LIMIT = 1e-3  # of a whole text's, relative
 _TEXTS, _ROUNDS = 3, 2
@@ -41,7 +41,7 @@ class Conversation:
         sizes = [longest, longest // 2 + 1, 1]
         turned = np.stack([np.roll(sizes, turn) for turn in range(_TEXTS)])
         self._sizes = np.concatenate([turned] * _ROUNDS)  # [calls, texts]
-        self._texts = windows_of(stream, _ROUNDS * sum(sizes), _TEXTS)
+        self._texts = spread_windows(stream, _ROUNDS * sum(sizes), _TEXTS)
         self._solves = is_equilibrium(model)
         self._references = _references(model, self._texts, self._sizes)
         empty = empty_memory(model, _TEXTS)

@@ -39,13 +39,14 @@ class Questions(NamedTuple):
 
 def ask(
     model: keras.Model,
-    inputs: Any,
     path: str | os.PathLike,
+    expected: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     questions: Callable[[Mapping[str, Any]], Questions],
 ) -> tuple[list[Check], dict[str, Any]]:
     """Asks a version, and checks all that can be; see `tfdeq.serving.verify`.
 
     Args:
+        expected: what the model says of the card's entries, of the version's card.
         questions: what to ask, of the version's card.
     """
     path = expanded(path)
@@ -76,7 +77,7 @@ def ask(
         }
         # Meanwhile, what needs no answer.
         found += [
-            card_checks.check_card(model, inputs, path, card),
+            card_checks.check_card(expected, path, card),
             card_checks.check_records(records, card),
             loading_checks.check_loaded(model, path),
         ]

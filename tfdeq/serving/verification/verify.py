@@ -8,24 +8,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeq import DEQLayer
+from tfdeq.data.windows import spread_windows
 from tfdeq.models.token_model import TokenModel
 from tfdeq.programs.workdir import read_json
-from tfdeq.serving.signatures.text_requests import is_equilibrium
-from tfdeq.serving.verification import (
-    card_checks,
-    checks,
-    conversation_checks,
-    keras_checks,
-    language_model_checks,
-    language_model_options,
-    quality,
-    quality_checks,
-)
+from tfdeq.runs.kind import VOCABULARY
+from tfdeq.serving.kinds import runs
+from tfdeq.serving.kinds.keras_kind import KerasKind
+from tfdeq.serving.kinds.kind import Kind
+from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
+from tfdeq.serving.verification import run_checks
 from tfdeq.serving.verification.checks import Check
-from tfdeq.serving.verification.questions import Questions, ask
-from tfdeq.serving.versions import model_card, saved_model
-from tfdeq.serving.versions.trained_run import load_run, tokens_of_test, windows_of
+from tfdeq.serving.verification.questions import ask
+from tfdeq.serving.versions import model_card
 
 
 def verify(
@@ -58,24 +52,7 @@ def verify(
             f"The inputs {', '.join(texts)} are text; only numbers are asked. Compare a version of such a "
             "model yourself: tf.saved_model.load(path).signatures, with model(x)."
         )
-
-    def questions(card: Mapping[str, Any]) -> Questions:
-        names = ["serving_default", "encode", "step"]
-        limit = card.get("max_steps_limit") or 1
-        probe = keras_checks.probe_of(model, inputs, examples)
-        batches = keras_checks.batch_requests(probe, names)
-        batches += keras_checks.settings_requests(probe, names, limit)
-        references = keras_checks.references(model, inputs, batches, limit)
-        return Questions(
-            batches,
-            [checks.comparable(*pair, limit) for pair in zip(batches, references, strict=True)],
-            keras_checks.neighbour_cases(probe, names),
-            keras_checks.dial_request(probe),
-            # The largest tolerance: at the smaller ones a row may stop apart by rounding.
-            tolerance=max(layer.solver.tolerance for layer in _solving_layers(model)),
-        )
-
-    return ask(model, inputs, path, questions)
+    return _verify(KerasKind(model, inputs, examples), path)
 
 
 def verify_language_model(
@@ -101,86 +78,36 @@ def verify_language_model(
         tfdeq.serving.server.isolated.IsolationError, FileNotFoundError: see `verify`.
     """
     if windows is None:
-        windows = windows_of(stream, model.sequence_length, saved_model.WINDOWS)
-
-    def questions(card: Mapping[str, Any]) -> Questions:
-        limit = card.get("max_steps_limit") or 1
-        asked = windows_of(stream, model.sequence_length, max(checks.BATCHES))
-        keras_model = language_model_checks.KerasModel(model, limit)
-        batches = [
-            *language_model_checks.batch_requests(model, asked),
-            *language_model_options.every_token_requests(model),
-            *language_model_options.settings_requests(model, asked, limit),
-            *language_model_options.generate_requests(model, asked, keras_model),
-        ]
-        references = keras_model.references(batches)
-        solves = is_equilibrium(model)
-        tolerances = quality.TOLERANCES if solves else (0.0,)
-        return Questions(
-            batches,
-            [checks.comparable(*pair, limit) for pair in zip(batches, references, strict=True)],
-            language_model_checks.neighbour_cases(model, asked),
-            language_model_checks.dial_request(model, asked),
-            tolerance=model.equilibrium.solver.tolerance if solves else 0.0,
-            explicit=not solves,
-            invalid=language_model_options.invalid_requests(model, asked),
-            conversation=(
-                conversation_checks.Conversation(model, stream) if model.remembers else None
-            ),
-            quality=quality_checks.Quality(windows, card.get("quality_by_tolerance"), tolerances),
-        )
-
-    return ask(model, None, path, questions)
-
-
-def _solving_layers(model: keras.Model) -> list[DEQLayer]:
-    return [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
-
-
-def check_source(path: pathlib.Path, run_card: dict[str, Any]) -> Check:
-    """Whether the version was made from the model file that it is compared with."""
-    card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
-    made_from = card.get("source", {}).get("sha256")
-    same = made_from == run_card["source"]["sha256"]
-    text = "the model file's SHA-256 is the one in the model card"
-    if not same:
-        text = (
-            f"the model card names {made_from}, the workdir's model.keras is "
-            f"{run_card['source']['sha256']}. Export the model again, or verify against the "
-            "workdir that the version was made from"
-        )
-    return Check("made from this model", same, text, {"sha256": made_from})
+        windows = spread_windows(stream, model.sequence_length, runs.WINDOWS)
+    return _verify(LanguageModelKind(model, windows, stream), path)
 
 
 def verify_run(
     workdir: str | os.PathLike, path: pathlib.Path, prepared_dir: str | None = None
-) -> tuple[list[Check], dict[str, Any], dict[str, Any]]:
-    """Asks the version of a run of `trainers.language_model`, and compares its card with the run.
+) -> tuple[list[Check], dict[str, Any], runs.Run]:
+    """Asks the version of a trainer's run, and compares its card with the run.
 
     Args:
         workdir: the run's folder. path: the version's.
         prepared_dir: see the flag.
 
     Returns:
-        The checks and facts of `verify_language_model`, and the run's entries of the card, with a `note`
-        where its text is not the one that the model was trained on.
+        The checks and facts of `verify`, and the run.
 
     Raises:
-        As `verify_language_model`, `load_run` and `tokens_of_test`.
+        As `verify`, and `tfdeq.serving.kinds.runs.read`.
     """
-    model, run, words = load_run(workdir)
-    stream, note = tokens_of_test(run["flags"], model.vocabulary_size, prepared_dir)
-    windows = windows_of(stream, model.sequence_length, saved_model.WINDOWS)
-    found, facts = verify_language_model(
-        # Of another text than the table's nothing can be said.
-        *(model, path, stream),
-        windows=windows[:0] if note else windows,
-    )
+    run = runs.read(workdir, prepared_dir)
+    found, facts = _verify(run.kind, path)
     if found[0].passed:
         card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
         found[1:1] = [
-            check_source(path, run),
-            card_checks.check_run(card, run),
-            card_checks.check_words(path, card, words),
+            run_checks.check_source(path, run.card),
+            run_checks.check_run(card, run.card),
+            run_checks.check_words(path, card, run.kind.files().get(VOCABULARY)),
         ]
-    return found, facts, {**run, "note": note}
+    return found, facts, run
+
+
+def _verify(kind: Kind, path: str | os.PathLike) -> tuple[list[Check], dict[str, Any]]:
+    return ask(kind.model, path, kind.expected, kind.questions)

@@ -5,31 +5,21 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfdeq import DEQLayer
-from tfdeq.models import ExplicitLanguageModel, LanguageModel
-from tfdeq.models.token_model import TokenModel
 from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import writing
-from tfdeq.serving.signatures import language_model_signatures as language_model
-from tfdeq.serving.signatures import request_checks
+from tfdeq.serving.kinds import runs
+from tfdeq.serving.kinds.kind import Kind
 from tfdeq.serving.signatures.batching import SIZES as BATCH_SIZES
 from tfdeq.serving.signatures.batching import THREADS, TIMEOUT_MICROS, Batching
-from tfdeq.serving.signatures.signature import (
-    STATUS_TEXTS,
-    Signature,
-    keras_signatures,
-    own_settings,
-    solving_of,
-)
-from tfdeq.serving.signatures.text_requests import LANGUAGE_STATUS_TEXTS, is_equilibrium
+from tfdeq.serving.signatures.signature import STATUS_TEXTS, Signature
 from tfdeq.serving.verification import graph_checks
-from tfdeq.serving.verification.quality import TOLERANCES, quality_by_tolerance
 from tfdeq.serving.versions import (
     further_files,
     loading,
@@ -40,13 +30,8 @@ from tfdeq.serving.versions import (
     saved_graph,
     warm_up,
 )
-from tfdeq.serving.versions.trained_run import VOCABULARY
 
 Function = tf.types.experimental.ConcreteFunction
-
-BATCHING = Batching()
-# Windows of the test text for the card's table and the warm-up records.
-WINDOWS = 64
 
 
 def export(
@@ -130,60 +115,138 @@ def export(
         >>> export(model, tempfile.mkdtemp()).name
         '1'
     """
-    output = expanded(output)
-    publishing.check_free(output, version)
-    further_files.check_names(files or {})
-    own: dict[str, Any] = {}
     if signatures is not None and (max_steps_limit, max_request_values) != (None, None):
         raise ValueError(
             "max_steps_limit and max_request_values are of export's own signatures; received signatures "
             "too."
         )
+    solvers = _solvers_with(model, patience=patience, absolute_tolerance=absolute_tolerance)
+    with solvers:
+        return export_kind(
+            runs.of_model(model, inputs, examples),
+            output,
+            signatures,
+            version=version,
+            jit_compile=jit_compile,
+            examples=examples,
+            batch_sizes=batch_sizes,
+            batch_threads=batch_threads,
+            batch_timeout_micros=batch_timeout_micros,
+            card=card,
+            files=files,
+            max_steps_limit=max_steps_limit,
+            max_request_values=max_request_values,
+            gradients=gradients,
+            keras_model=keras_model,
+        )
+
+
+def export_kind(
+    kind: Kind,
+    output: str | os.PathLike,
+    signatures: Mapping[str, Signature | Function] | None = None,
+    *,
+    version: int | None = None,
+    jit_compile: bool = False,
+    examples: Mapping[str, np.ndarray] | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    batch_threads: int = THREADS,
+    batch_timeout_micros: int = TIMEOUT_MICROS,
+    card: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
+    max_steps_limit: int | None = None,
+    max_request_values: int | None = None,
+    gradients: bool = False,
+    keras_model: bool = True,
+) -> pathlib.Path:
+    """Writes a model with what its kind knows of it: quality by tolerance, warm-up records, files.
+
+    Args:
+        kind: the model and its data; see `tfdeq.serving.kinds`.
+        examples: as of `export`; None: the kind's.
+        Others: as of `export`, which also says what is returned and raised.
+    """
+    output = expanded(output)
+    publishing.check_free(output, version)
+    files = {**kind.files(), **(files or {})}
+    further_files.check_names(files)
+    examples = kind.warm_up() if examples is None else examples
     batching = _batching(batch_sizes, batch_threads, batch_timeout_micros, gradients)
-    with _solvers_with(model, patience=patience, absolute_tolerance=absolute_tolerance):
-        if signatures is None:
-            signatures = signatures_of(
-                model,
-                inputs,
-                jit_compile=jit_compile,
-                max_steps_limit=max_steps_limit,
-                max_request_values=max_request_values,
-                batching=batching,
-            )
-            own = _own_settings(model, max_steps_limit)
-        loadable = loading.describe(model) if keras_model else None
-        if loadable is not None:
-            restored_model.check(model, loadable, inputs, examples)
+    described: dict[str, Any] = {"status": STATUS_TEXTS, "parameters": kind.model.count_params()}
+    if signatures is None:
+        signatures = kind.signatures(
+            jit_compile=jit_compile,
+            max_steps_limit=max_steps_limit,
+            max_request_values=max_request_values,
+            batching=batching,
+        )
+        described = {**kind.card(max_steps_limit), **_quality(kind, signatures)}
+    loadable = loading.describe(kind.model) if keras_model else None
+    if loadable is not None:
+        restored_model.check(kind.model, loadable, kind.call_inputs())
     signatures = _servable(signatures, jit_compile)
     if not any(signature.joined for signature in signatures.values()):
         batching = None
     described = {
-        **_described(model, jit_compile, examples, batch_sizes, batching),
-        **own,
+        **described,
+        "jit_compile": jit_compile,
+        "allowed_batch_sizes": list(batch_sizes),
+        "batching": None if batching is None else batching._asdict(),
+        "warm_up_records": examples is not None,
         **(card or {}),
     }
-
     records = [] if examples is None else list(warm_up.requests(signatures, examples, batch_sizes))
+    content = _Content(kind.model, signatures, gradients, loadable, records, files)
+    return publishing.publish(
+        output,
+        lambda folder: content.write(folder, output),
+        version,
+        lambda folder, number: _finish(folder, number, output, signatures, described),
+    )
 
-    def write(folder: pathlib.Path) -> None:
+
+class _Content(NamedTuple):
+    """What a version's folder holds, but for its card and manifest."""
+
+    model: keras.Model
+    signatures: Mapping[str, Signature]
+    gradients: bool
+    loadable: loading.Description | None
+    records: Sequence[Any]
+    files: Mapping[str, str]
+
+    def write(self, folder: pathlib.Path, output: pathlib.Path) -> None:
         extra = folder / model_card.FOLDER
         with writing(str(output), tf.errors.OpError):
-            functions = {name: signature.function for name, signature in signatures.items()}
-            saved_graph.write(model, functions, folder, gradients)
+            functions = {name: signature.function for name, signature in self.signatures.items()}
+            saved_graph.write(self.model, functions, folder, self.gradients)
             extra.mkdir()
-            if loadable is not None:
-                loading.write(model, loadable, extra)
-            if records:
-                warm_up.write(folder, output.name, records)
-            further_files.write(files or {}, extra)
+            if self.loadable is not None:
+                loading.write(self.model, self.loadable, extra)
+            if self.records:
+                warm_up.write(folder, output.name, self.records)
+            further_files.write(self.files, extra)
 
-    def finish(folder: pathlib.Path, number: int) -> None:
-        general = model_card.general_card(number, model_card.signature_card(signatures))
-        with writing(str(output)):
-            model_card.write(folder, {**general, **described})
-            manifest.write(folder)
 
-    return publishing.publish(output, write, version, finish)
+def _finish(
+    folder: pathlib.Path,
+    number: int,
+    output: pathlib.Path,
+    signatures: Mapping[str, Signature],
+    described: Mapping[str, Any],
+) -> None:
+    general = model_card.general_card(number, model_card.signature_card(signatures))
+    with writing(str(output)):
+        model_card.write(folder, {**general, **described})
+        manifest.write(folder)
+
+
+def _quality(kind: Kind, signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """The card's table, where the data for it are here."""
+    table = kind.quality()
+    if table is None:
+        return {}
+    return {"quality_by_tolerance": table.measured(signatures[table.signature])}
 
 
 def _servable(
@@ -219,140 +282,8 @@ def _solvers_with(model: keras.Model, **settings: Any) -> Iterator[None]:
             layer.solver = solver
 
 
-def signatures_of(
-    model: keras.Model,
-    inputs: Any = None,
-    *,
-    jit_compile: bool = False,
-    compaction: bool = True,
-    max_steps_limit: int | None = None,
-    max_request_values: int | None = None,
-    batching: Batching | None = BATCHING,
-) -> dict[str, Signature]:
-    """Returns the signatures that `export` gives a model, with the checks of requests in front."""
-    settings = {
-        "jit_compile": jit_compile,
-        "compaction": compaction,
-        "max_steps_limit": max_steps_limit,
-    }
-    text_length = None
-    if isinstance(model, LanguageModel | ExplicitLanguageModel):
-        found = language_model.language_model_signatures(model, **settings)
-        text_length = model.sequence_length
-    else:
-        found = keras_signatures(model, inputs, **settings)
-    return request_checks.guard_all(
-        found,
-        batching,
-        text_length=text_length,
-        jit_compile=jit_compile,
-        max_request_values=max_request_values,
-    )
-
-
 def _batching(
     sizes: Sequence[int], threads: int, timeout_micros: int, gradients: bool
 ) -> Batching | None:
     """How requests are joined; None, where not: no gradient goes through the op that joins them."""
     return None if gradients or not threads else Batching(tuple(sizes), threads, timeout_micros)
-
-
-def _own_settings(model: keras.Model, max_steps_limit: int | None) -> dict[str, Any]:
-    """Those of requests without any; nothing for a model in which nothing is solved."""
-    if isinstance(model, TokenModel) and not is_equilibrium(model):
-        return {}
-    return own_settings(model, solving_of(model, max_steps_limit))
-
-
-def export_language_model(
-    model: TokenModel,
-    output: str | os.PathLike,
-    *,
-    version: int | None = None,
-    jit_compile: bool = False,
-    windows: np.ndarray | None = None,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    batch_threads: int = THREADS,
-    batch_timeout_micros: int = TIMEOUT_MICROS,
-    card: Mapping[str, Any] | None = None,
-    vocabulary: str | None = None,
-    max_steps_limit: int | None = None,
-    max_request_values: int | None = None,
-    gradients: bool = False,
-) -> pathlib.Path:
-    """Writes a language model with what only its text can give: quality table and warm-up records.
-
-    Args:
-        model: a built `tfdeq.models.LanguageModel` or `ExplicitLanguageModel`.
-        output, version, jit_compile, batch_sizes, batch_threads, batch_timeout_micros, card,
-            max_steps_limit, max_request_values, gradients: see `export`.
-        windows: [N, T] int32 token ids of the test text, for the card's table of bits per token by tolerance
-            and for the warm-up records. None: neither.
-        vocabulary: text of a file of the words by id, one a line; kept as
-            `assets.extra/vocabulary.txt`.
-
-    Returns:
-        The path of the version.
-
-    Raises:
-        tfdeq.serving.versions.publishing.VersionExistsError: the version is there; nothing was touched.
-        ValueError: a vocabulary of another size than the model's.
-    """
-    publishing.check_free(output, version)
-    words = None if vocabulary is None else len(vocabulary.splitlines())
-    if words is not None and words != model.vocabulary_size:
-        raise ValueError(
-            f"The vocabulary has {words:,} lines; the model has {model.vocabulary_size:,} token "
-            f"ids. Give the {VOCABULARY} of the run that trained the model."
-        )
-    signatures = signatures_of(
-        model,
-        jit_compile=jit_compile,
-        max_steps_limit=max_steps_limit,
-        max_request_values=max_request_values,
-        batching=_batching(batch_sizes, batch_threads, batch_timeout_micros, gradients),
-    )
-    described = {
-        "status": LANGUAGE_STATUS_TEXTS,
-        "sequence_length": model.sequence_length,
-        "vocabulary": {
-            "size": model.vocabulary_size,
-            "file": None if vocabulary is None else VOCABULARY,
-        },
-        **_own_settings(model, max_steps_limit),
-        **(card or {}),
-    }
-    examples = None
-    if windows is not None:
-        # Where nothing is solved, every tolerance is the model's own.
-        tolerances = TOLERANCES if is_equilibrium(model) else (0.0,)
-        described["quality_by_tolerance"] = quality_by_tolerance(
-            signatures["score"], windows, tolerances
-        )
-        examples = language_model.examples(windows, model)
-    return export(
-        model,
-        output,
-        signatures,
-        version=version,
-        jit_compile=jit_compile,
-        examples=examples,
-        batch_sizes=batch_sizes,
-        batch_threads=batch_threads,
-        batch_timeout_micros=batch_timeout_micros,
-        card=described,
-        files={} if vocabulary is None else {VOCABULARY: vocabulary},
-        gradients=gradients,
-    )
-
-
-def _described(model, jit_compile, examples, batch_sizes, batching) -> dict[str, Any]:
-    """What the card says of any model."""
-    return {
-        "status": STATUS_TEXTS,
-        "jit_compile": jit_compile,
-        "allowed_batch_sizes": list(batch_sizes),
-        "batching": None if batching is None else batching._asdict(),
-        "warm_up_records": examples is not None,
-        "parameters": model.count_params(),
-    }

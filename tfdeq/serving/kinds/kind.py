@@ -1,0 +1,112 @@
+"""What a kind of model says to an export and to its verification."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdeq.serving.signatures import request_checks
+from tfdeq.serving.signatures.batching import Batching
+from tfdeq.serving.signatures.signature import STATUS_TEXTS, Signature, own_settings, solving_of
+from tfdeq.serving.verification import quality
+from tfdeq.serving.verification.questions import Questions
+from tfdeq.serving.versions import model_card
+
+BATCHING = Batching()
+
+
+class Kind(abc.ABC):
+    """A model, and what a version of it serves, says and is asked.
+
+    Args:
+        model: built.
+
+    Attributes:
+        text_length: the longest text of a request; None: requests are no texts.
+    """
+
+    text_length: int | None = None
+
+    def __init__(self, model: keras.Model):
+        self.model = model
+
+    @property
+    @abc.abstractmethod
+    def solves(self) -> bool:
+        """Whether something is solved for, so that a tolerance means something."""
+
+    @abc.abstractmethod
+    def traced(
+        self, *, jit_compile: bool, compaction: bool, max_steps_limit: int | None
+    ) -> dict[str, Signature]:
+        """Returns name -> signature, without the checks of requests."""
+
+    @abc.abstractmethod
+    def questions(self, card: Mapping[str, Any]) -> Questions:
+        """Returns what a version with a card is asked, and how the model itself answers."""
+
+    def warm_up(self) -> Mapping[str, np.ndarray] | None:
+        """Returns real inputs [N, …] by name, for the warm-up records; None: there are none."""
+        return None
+
+    def quality(self) -> quality.Table | None:
+        """Returns how quality by tolerance is measured; None: the data for it are not here."""
+        return None
+
+    def call_inputs(self) -> Any:
+        """Returns some inputs, as the nest that the model is called with; None: none are known."""
+        return None
+
+    def files(self) -> dict[str, str]:
+        """Returns name -> text of the files that a version has beside its graph."""
+        return {}
+
+    def card(self, max_steps_limit: int | None) -> dict[str, Any]:
+        """Returns the card's entries about the model and about requests without settings."""
+        own: dict[str, Any] = {"max_steps_limit": None}
+        if self.solves:
+            own = own_settings(self.model, solving_of(self.model, max_steps_limit))
+        return {"status": STATUS_TEXTS, "parameters": self.model.count_params(), **own}
+
+    def signatures(
+        self,
+        *,
+        jit_compile: bool = False,
+        compaction: bool = True,
+        max_steps_limit: int | None = None,
+        max_request_values: int | None = None,
+        batching: Batching | None = BATCHING,
+    ) -> dict[str, Signature]:
+        """Returns what is served: the signatures, with the checks of requests in front."""
+        found = self.traced(
+            jit_compile=jit_compile, compaction=compaction, max_steps_limit=max_steps_limit
+        )
+        return request_checks.guard_all(
+            found,
+            batching,
+            text_length=self.text_length,
+            jit_compile=jit_compile,
+            max_request_values=max_request_values,
+        )
+
+    def expected(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the entries that a version's card must have, by the settings that it names.
+
+        Raises:
+            Exception: settings with which the model cannot be exported.
+        """
+        joined = card.get("batching")
+        batching = (
+            None if joined is None else Batching(**{**joined, "sizes": tuple(joined["sizes"])})
+        )
+        said = {signature.get("max_request_values") for signature in card["signatures"].values()}
+        limit = card.get("max_steps_limit")
+        signatures = self.signatures(
+            jit_compile=bool(card.get("jit_compile")),
+            max_steps_limit=limit,
+            max_request_values=said.pop() if len(said) == 1 else None,
+            batching=batching,
+        )
+        return {"signatures": model_card.signature_card(signatures), **self.card(limit)}
