@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfdeq.models.token_model import TokenModel
-from tfdeq.serving.signatures.signature import input_structure
+from tfdeq.serving.signatures.keras_signatures import input_structure
 from tfdeq.serving.versions import keras_state, loading
 
 # Largest difference between the two models' answers, over the largest number in the answer. Their states

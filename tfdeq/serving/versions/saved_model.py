@@ -20,13 +20,8 @@ from tfdeq.serving.signatures import language_model_signatures as language_model
 from tfdeq.serving.signatures import request_checks
 from tfdeq.serving.signatures.batching import SIZES as BATCH_SIZES
 from tfdeq.serving.signatures.batching import THREADS, TIMEOUT_MICROS, Batching
-from tfdeq.serving.signatures.signature import (
-    STATUS_TEXTS,
-    Signature,
-    keras_signatures,
-    own_settings,
-    solving_of,
-)
+from tfdeq.serving.signatures.keras_signatures import keras_signatures
+from tfdeq.serving.signatures.signature import STATUS_TEXTS, Signature, own_settings, solving_of
 from tfdeq.serving.signatures.text_requests import LANGUAGE_STATUS_TEXTS, is_equilibrium
 from tfdeq.serving.verification import graph_checks
 from tfdeq.serving.verification.quality import TOLERANCES, quality_by_tolerance
