@@ -9,14 +9,13 @@ import tensorflow as tf
 
 from tfdeq import Solution, SolveScope, Status
 from tfdeq.serving.server.isolated import Request
-from tfdeq.serving.signatures.signature import (
-    SETTINGS,
-    convergence,
+from tfdeq.serving.signatures.keras_signatures import (
     equilibria,
     input_structure,
     named_outputs,
     starts_of,
 )
+from tfdeq.serving.signatures.signature import SETTINGS, convergence
 from tfdeq.serving.verification.checks import (
     ASKED_SETTINGS,
     BATCHES,

@@ -1,0 +1,214 @@
+"""The signatures of any Keras model with a `DEQLayer`: `serving_default`, `encode` and `step`."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdeq import Solution
+from tfdeq.serving.signatures import served_names
+from tfdeq.serving.signatures.signature import (
+    CONVERGENCE,
+    SETTING_SPECS,
+    SETTINGS,
+    Signature,
+    Solving,
+    answered,
+    convergence,
+    scope,
+    solving_of,
+    trace,
+)
+
+_EQUILIBRIUM = "equilibrium"
+_AUTOMATIC = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
+
+
+def keras_signatures(
+    model: keras.Model,
+    inputs: Any = None,
+    *,
+    jit_compile: bool = False,
+    compaction: bool = True,
+    max_steps_limit: int | None = None,
+) -> dict[str, Signature]:
+    """Traces `serving_default`, `encode` and `step` of a Keras model with at least one `DEQLayer`.
+
+    All take the model's inputs by name and, for each example, `tolerance` and `max_steps`; all
+    return, for each example, `residual`, `steps` and `status`. `serving_default` returns the model's
+    outputs (by name where the model returns a dict, else output_0, output_1, …; a dict's nest by its
+    path: {"head": {"mean": …}} is served as head_mean). `encode` returns the
+    equilibrium. `step` is for streams: it takes the last equilibrium as start and returns outputs and
+    the new one; an example whose start is not finite begins as usual.
+
+    Args:
+        model: built; called with training=False.
+        inputs: nest of tf.TensorSpec like the model's input, batch first. None: a functional
+            model's own.
+        jit_compile: compile with XLA; the server must allow it, and compiles for each batch size.
+        compaction: whether examples that are done leave the batch, where not compiled.
+        max_steps_limit: see `solving_of`.
+
+    Returns:
+        Name -> `Signature`.
+
+    Raises:
+        ValueError: a model that makes no solve, has no inputs to read, names that clash, or a limit
+            below the model's own steps.
+    """
+    call = _Call(model, inputs, solving_of(model, max_steps_limit, compaction))
+
+    def serving_default(**given):
+        outputs, solutions = call(given)
+        return answered(outputs, convergence(solutions))
+
+    def encode(**given):
+        _, solutions = call(given)
+        return answered(equilibria(solutions), convergence(solutions))
+
+    def step(**given):
+        outputs, solutions = call(given, starts_of(call.layout, given))
+        found = {**outputs, **equilibria(solutions)}
+        return answered(found, convergence(solutions))
+
+    _require_distinct([*call.names, *SETTINGS])
+    settings = {**call.specs, **SETTING_SPECS}
+    encoded = trace(encode, settings, jit_compile)
+    states = {
+        name: tf.TensorSpec(output.shape, tf.float32, name)
+        for name, output in encoded.structured_outputs.items()
+        if name not in CONVERGENCE
+    }
+    default = trace(serving_default, settings, jit_compile)
+    _require_distinct([*call.names, *SETTINGS, *states])
+    _require_distinct([*default.structured_outputs, *states])
+    of_model = f"of the Keras model {model.name!r}"
+    meaning = {**dict.fromkeys(call.specs, f"input {of_model}"), **SETTINGS}
+    outputs = {**dict.fromkeys(default.structured_outputs, f"output {of_model}"), **CONVERGENCE}
+    state = dict.fromkeys(states, "the equilibrium z* = f(z*, x)")
+    start = dict.fromkeys(states, "where to start: the last equilibrium; not finite: as usual")
+    return {
+        "serving_default": Signature(default, meaning, outputs),
+        "encode": Signature(encoded, meaning, {**state, **CONVERGENCE}),
+        "step": Signature(
+            trace(step, {**settings, **states}, jit_compile),
+            {**meaning, **start},
+            {**outputs, **state},
+        ),
+    }
+
+
+class _Call:
+    """A model as a function of named tensors.
+
+    Attributes:
+        names: of the inputs, in the model's order.
+        specs: of them, with any number of rows.
+        layout: solve -> its state's structure; known once the model was called.
+    """
+
+    def __init__(self, model: keras.Model, inputs: Any, solving: Solving):
+        self._model, self._solving = model, solving
+        self._structure, self.names = input_structure(model, inputs)
+        leaves = keras.tree.flatten(self._structure)
+        self.specs = {
+            name: tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, name)
+            for name, spec in zip(self.names, leaves, strict=True)
+        }
+        self.layout: dict[str, Any] = {}
+
+    def __call__(
+        self, given: Mapping[str, tf.Tensor], starts: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, tf.Tensor], dict[str, Solution]]:
+        leaves = [given[name] for name in self.names]
+        x = keras.tree.pack_sequence_as(self._structure, leaves)
+        with scope(given, self._solving, starts) as solves:
+            outputs = self._model(x, training=False)
+        if not solves.solutions:
+            raise ValueError(
+                f"The model {self._model.name!r} calls no tfdeq.DEQLayer, so there is nothing whose "
+                "tolerance a request could choose. Use Keras's own model.export."
+            )
+        self.layout.update({name: solution.z for name, solution in solves.solutions.items()})
+        return named_outputs(outputs), solves.solutions
+
+
+def input_structure(model: keras.Model, inputs: Any = None) -> tuple[Any, list[str]]:
+    """Returns a model's input as a nest of tf.TensorSpec, and the names of its leaves.
+
+    Args:
+        model, inputs: see `keras_signatures`.
+    """
+    if inputs is None:
+        try:
+            # A Sequential has its single input in a list.
+            given = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+            inputs = keras.tree.map_structure(_spec_of, given)
+        except (AttributeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"The inputs of the model {model.name!r} cannot be read from it, as it is no "
+                "functional model. Name them: inputs=tf.TensorSpec([None, ...], dtype, name), or a "
+                "nest of those."
+            ) from error
+    leaves = keras.tree.flatten(inputs)
+    # Keras numbers inputs without a name anew in every process; a served name must stay.
+    return inputs, [
+        f"input_{index}" if not spec.name or _AUTOMATIC.fullmatch(spec.name) else spec.name
+        for index, spec in enumerate(leaves)
+    ]
+
+
+def _spec_of(tensor: keras.KerasTensor) -> tf.TensorSpec:
+    # The layer's name is kept when a model is saved; the tensor's is not.
+    return tf.TensorSpec(tensor.shape, tensor.dtype, tensor._keras_history.operation.name)
+
+
+def _require_distinct(names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"These names stand for two tensors of a signature: {', '.join(twice)}. Rename the model's."
+        )
+
+
+def named_outputs(outputs: Any) -> dict[str, tf.Tensor]:
+    """Returns a model's outputs by the names that they are served under."""
+    if not isinstance(outputs, Mapping):
+        outputs = {f"output_{i}": leaf for i, leaf in enumerate(keras.tree.flatten(outputs))}
+    named = served_names.leaves(outputs)
+    _require_distinct([*(name for name, _ in named), *CONVERGENCE])
+    return dict(named)
+
+
+def equilibria(solutions: Mapping[str, Solution]) -> dict[str, tf.Tensor]:
+    """Returns the states that solves found by the names that they are served under."""
+    states = {solve: solution.z for solve, solution in solutions.items()}
+    return {
+        name: tf.cast(leaf, tf.float32)
+        for solve, names in _leaf_names(states).items()
+        for name, leaf in zip(names, tf.nest.flatten(states[solve]), strict=True)
+    }
+
+
+def starts_of(layout: Mapping[str, Any], given: Mapping[str, tf.Tensor]) -> dict[str, Any]:
+    """Returns solve -> start, from tensors named as `equilibria` names them.
+
+    Args:
+        layout: solve -> a state of its structure. given: name -> tensor.
+    """
+    return {
+        solve: tf.nest.pack_sequence_as(layout[solve], [given[name] for name in names])
+        for solve, names in _leaf_names(layout).items()
+    }
+
+
+def _leaf_names(layout: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The name of each tensor of each solve's state."""
+    names = {}
+    for solve, z in layout.items():
+        name = _EQUILIBRIUM if len(layout) == 1 else f"{_EQUILIBRIUM}_{solve}"
+        count = len(tf.nest.flatten(z))
+        names[solve] = [name] if count == 1 else [f"{name}_{index}" for index in range(count)]
+    return names
