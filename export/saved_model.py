@@ -83,6 +83,7 @@ def define_flags() -> None:
         "Use the run's test data: for the card's table of quality by tolerance and for the "
         "warm-up records. Without them the version has neither.",
     )
+    flags.DEFINE_alias("text", "data")  # as older releases called it
     flags.DEFINE_integer(
         "max_steps_limit",
         None,

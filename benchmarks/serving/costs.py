@@ -17,15 +17,16 @@ from absl import flags
 
 from benchmarks.engine.speed import processor
 from benchmarks.results.tables import markdown_table
+from tfdeq.data.windows import spread_windows
 from tfdeq.models import LanguageModel
 from tfdeq.programs import program
 from tfdeq.programs.workdir import write_json
+from tfdeq.serving.kinds import runs
 from tfdeq.serving.server import serving_program
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.signatures import language_model_signatures
-from tfdeq.serving.verification.quality import quality_by_tolerance
+from tfdeq.serving.verification.quality import TextTable
 from tfdeq.serving.versions import saved_model, warm_up
-from tfdeq.serving.versions.trained_run import load_run, tokens_of_test, windows_of
 
 FLAGS = flags.FLAGS
 
@@ -48,7 +49,7 @@ class Versions:
     def path(self, name: str, **options: Any) -> pathlib.Path:
         """Returns the version with these options of its signatures, written once."""
         if name not in self._paths:
-            signatures = saved_model.signatures_of(self._model, **options)
+            signatures = runs.of_model(self._model).signatures(**options)
             jit_compile = options.get("jit_compile", False)
             self._paths[name] = saved_model.export(
                 self._model, f"{self._folder}/{name}", signatures, jit_compile=jit_compile
@@ -181,7 +182,7 @@ def measure_compiled(versions: Versions, windows: np.ndarray) -> list[dict[str, 
 def measure_warm_up(versions: Versions, windows: np.ndarray, model: LanguageModel) -> list[dict]:
     """The first request after the warm-up records, next to later ones."""
     path = versions.path("graph")
-    signatures = saved_model.signatures_of(model)
+    signatures = runs.of_model(model).signatures()
     examples = language_model_signatures.examples(windows, model)
     records = list(warm_up.requests(signatures, examples, saved_model.BATCH_SIZES))
     requests = [Request("warm-up", *record) for record in records]
@@ -295,10 +296,16 @@ def _quality_table(rows: Iterable[Mapping[str, Any]]) -> str:
     return markdown_table(columns, cells)
 
 
+def measure_quality(model: LanguageModel, windows: np.ndarray) -> list[dict[str, Any]]:
+    """Bits per token, residual and steps of windows at each tolerance."""
+    return TextTable(windows).measured(runs.of_model(model).signatures()["score"])
+
+
 def main() -> None:
-    model, card, _ = load_run(FLAGS.workdir)
-    stream, _ = tokens_of_test(card["flags"], model.vocabulary_size, None)
-    windows = windows_of(stream, model.sequence_length, 64)
+    run = runs.read(FLAGS.workdir, data=False)
+    model = run.kind.model
+    stream, _ = runs.tokens_of_test(run.card["flags"], model.vocabulary_size, None)
+    windows = spread_windows(stream, model.sequence_length, 64)
     if model.sequence_length < NEW_TOKENS + 16:
         raise ValueError(
             f"The model reads {model.sequence_length} tokens; {NEW_TOKENS} new ones after a prompt need "
@@ -319,9 +326,7 @@ def main() -> None:
             "compaction": lambda: measure_compaction(versions, windows),
             "compiled": lambda: measure_compiled(versions, windows),
             "warm_up": lambda: measure_warm_up(versions, windows, model),
-            "quality": lambda: quality_by_tolerance(
-                saved_model.signatures_of(model)["score"], windows
-            ),
+            "quality": lambda: measure_quality(model, windows),
         }.items():
             results[name] = measure()
             print(f"{name}: {results[name]}", flush=True)

@@ -6,7 +6,9 @@ import pathlib
 import tfdeq
 from tests.support.cases import contracting_language_model
 from tfdeq.models import LanguageModel
-from tfdeq.serving.versions import saved_model, trained_run
+from tfdeq.runs.kind import VOCABULARY as WORDS
+from tfdeq.serving.kinds import runs
+from tfdeq.serving.versions import saved_model
 
 VOCABULARY, LENGTH = 256, 12
 
@@ -24,19 +26,13 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         text = f"Text number {place}, long enough for a window or two.\n" * 20
         (folder / f"{place}.txt").write_text(text)
     words = "".join(f"word{place}\n" for place in range(VOCABULARY))
-    (folder / trained_run.VOCABULARY).write_text(words)
+    (folder / WORDS).write_text(words)
     (folder / "metrics.json").write_text(json.dumps({"test": {"bits_per_word": 7.5}}))
     config = {"dataset": "text", "data_dir": None, "files": str(folder / "*.txt")}
     (folder / "config.json").write_text(json.dumps(config))
-    _, card, words = trained_run.load_run(folder)
-    saved_model.export_language_model(
-        model,
-        folder / "export",
-        version=1,
-        card=card,
-        windows=trained_run.windows_of(stream(folder), LENGTH, saved_model.WINDOWS),
-        batch_sizes=[1, 4],
-        vocabulary=words,
+    run = runs.read(folder, str(folder / "prepared"))
+    saved_model.export_kind(
+        run.kind, folder / "export", version=1, card=run.card, batch_sizes=[1, 4]
     )
     return folder
 
@@ -44,4 +40,4 @@ def write(folder: pathlib.Path) -> pathlib.Path:
 def stream(folder: pathlib.Path):
     """The test split's tokens of a folder that `write` filled."""
     config = json.loads((folder / "config.json").read_text())
-    return trained_run.tokens_of_test(config, VOCABULARY, str(folder / "prepared"))[0]
+    return runs.tokens_of_test(config, VOCABULARY, str(folder / "prepared"))[0]

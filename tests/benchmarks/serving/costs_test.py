@@ -6,8 +6,6 @@ import pytest
 import tfdeq
 from benchmarks.serving import costs
 from tests.support.cases import contracting_language_model
-from tfdeq.serving.verification.quality import quality_by_tolerance
-from tfdeq.serving.versions import saved_model
 
 LENGTH = 24
 
@@ -30,7 +28,7 @@ def test_what_it_measures(model, serving_executable, tmp_path, monkeypatch):
     assert generation["evaluations_per_token"] > 1
     compaction = costs.measure_compaction(versions, windows)
     assert compaction["hard_steps"] > compaction["easy_steps"]
-    quality = quality_by_tolerance(saved_model.signatures_of(model)["score"], windows)
+    quality = costs.measure_quality(model, windows)
     assert [row["converged"] for row in quality] == [1.0] * 6
     assert all(row["largest_residual"] <= np.float32(row["tolerance"]) for row in quality)
     text = costs.document(

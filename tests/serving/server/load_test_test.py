@@ -12,6 +12,7 @@ import pytest
 import tfdeq
 from export import load_test as load_test_program
 from tests.support.cases import contracting_language_model
+from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.server import load_test
 from tfdeq.serving.versions import manifest, saved_model
 
@@ -22,8 +23,8 @@ ROOT = pathlib.Path(__file__).absolute().parents[3]
 def version(tmp_path_factory):
     model = contracting_language_model(17, 12, tfdeq.Anderson(60, 1e-3))
     windows = np.random.default_rng(0).integers(0, 17, (8, 12)).astype(np.int32)
-    return saved_model.export_language_model(
-        model, tmp_path_factory.mktemp("output"), windows=windows, batch_sizes=[1, 4]
+    return saved_model.export_kind(
+        LanguageModelKind(model, windows), tmp_path_factory.mktemp("output"), batch_sizes=[1, 4]
     )
 
 

@@ -41,8 +41,8 @@ def version(tmp_path_factory):
     def export(name):
         if name not in found:
             folder = tmp_path_factory.mktemp(name)
-            write = saved_model.export_language_model if name == "text" else saved_model.export
-            found[name] = write(MODELS[name](), folder, max_request_values=MOST_VALUES)
+            model = MODELS[name]()
+            found[name] = saved_model.export(model, folder, max_request_values=MOST_VALUES)
         return found[name]
 
     return export

@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def version(model, tmp_path_factory):
-    return saved_model.export_language_model(model, tmp_path_factory.mktemp("output"))
+    return saved_model.export(model, tmp_path_factory.mktemp("output"))
 
 
 def inputs_of(batch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfdeq.serving.server.isolated import Request
-from tfdeq.serving.verification import card_checks
+from tfdeq.serving.verification import card_checks, run_checks
 
 TENSOR = {"dtype": "float32", "shape": [None, 3]}
 SIGNATURE = {"inputs": {"x": TENSOR}, "outputs": {"y": TENSOR}, "max_request_values": 100}
@@ -75,7 +75,7 @@ def test_words(named, there, run, finding, tmp_path):
     (tmp_path / "assets.extra").mkdir()
     if there is not None:
         (tmp_path / "assets.extra" / "vocabulary.txt").write_text(there)
-    check = card_checks.check_words(tmp_path, {"vocabulary": {"size": 2, "file": named}}, run)
+    check = run_checks.check_words(tmp_path, {"vocabulary": {"size": 2, "file": named}}, run)
     assert check.passed == (finding is None)
     assert finding is None or finding in check.text
 
@@ -89,9 +89,9 @@ def test_what_the_card_says_of_the_run():
     }
     # A baseline that was trained since is no difference.
     card = {**run, "metrics": {"test": {"bits": 2.0}}}
-    assert card_checks.check_run(card, run).passed
+    assert run_checks.check_run(card, run).passed
     for change in ({"metrics": {"test": {"bits": 1.0}}}, {"unit": "word"}, {"flags": {"width": 9}}):
-        check = card_checks.check_run({**card, **change}, run)
+        check = run_checks.check_run({**card, **change}, run)
         assert not check.passed
     assert "flags.width: the card says 9, it is 8" in check.text
 

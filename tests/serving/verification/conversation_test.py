@@ -11,10 +11,12 @@ import pytest
 import tensorflow as tf
 
 from tests.support.memory_cases import LENGTH, MODELS, VOCABULARY, equilibrium, memory_in
+from tfdeq.data.windows import spread_windows
 from tfdeq.serving.client import model_client
+from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.server import isolated
 from tfdeq.serving.verification import conversation_checks, verify
-from tfdeq.serving.versions import saved_model, trained_run, warm_up
+from tfdeq.serving.versions import saved_model, warm_up
 
 ROOT = pathlib.Path(__file__).absolute().parents[3]
 STREAM = np.random.default_rng(7).integers(0, VOCABULARY, 400).astype(np.int32)
@@ -23,10 +25,8 @@ STREAM = np.random.default_rng(7).integers(0, VOCABULARY, 400).astype(np.int32)
 @pytest.fixture(scope="module")
 def version(tmp_path_factory):
     """A version of the model with a span, with warm-up records."""
-    windows = trained_run.windows_of(STREAM, LENGTH, 8)
-    return saved_model.export_language_model(
-        MODELS["span"](), tmp_path_factory.mktemp("output"), windows=windows, batch_sizes=[1, 4]
-    )
+    kind = LanguageModelKind(MODELS["span"](), spread_windows(STREAM, LENGTH, 8))
+    return saved_model.export_kind(kind, tmp_path_factory.mktemp("output"), batch_sizes=[1, 4])
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def answers(conversation, loaded):
 def test_versions_are_verified_with_their_memory(name, version, tmp_path, monkeypatch):
     monkeypatch.setattr(isolated, "RUNTIMES", {"c": isolated.RUNTIMES["c"]})
     model = MODELS[name]()
-    path = version if name == "span" else saved_model.export_language_model(model, tmp_path)
-    windows = trained_run.windows_of(STREAM, LENGTH, 8)
+    path = version if name == "span" else saved_model.export(model, tmp_path)
+    windows = spread_windows(STREAM, LENGTH, 8)
     found, _ = verify.verify_language_model(model, path, STREAM, windows=windows)
     assert all(check.passed for check in found), [check.text for check in found]
     check = next(check for check in found if check.name == "c: texts in segments are whole texts")
@@ -114,7 +114,7 @@ def test_solves_that_end_early_are_allowed_more():
 def test_explicit_applications_are_compared_in_segments():
     model = equilibrium(span=4, explicit_steps=2)
     conversation = conversation_checks.Conversation(model, STREAM)
-    functions = saved_model.signatures_of(model)
+    functions = LanguageModelKind(model).signatures()
 
     def run(signature, inputs):
         found = functions[signature].function(
@@ -185,7 +185,7 @@ def test_a_trainers_folder_with_a_network_is_read_by_the_program(tmp_path):
     finished = subprocess.run(
         [
             *(sys.executable, "-m", "export.saved_model", f"--workdir={tmp_path}"),
-            *(f"--output={tmp_path / 'export'}", "--notext"),
+            *(f"--output={tmp_path / 'export'}", "--nodata"),
         ],
         cwd=ROOT,
         capture_output=True,

@@ -8,9 +8,9 @@ import json
 import pytest
 
 from tests.support.mutants import FILES, MUTANTS, Mutant
+from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.server import isolated
 from tfdeq.serving.verification import language_model_checks, verify
-from tfdeq.serving.versions import saved_model
 
 # Damage to files, which no version is loaded for; the others are slow.
 FAST = ("weights cut", "one more file", "a file is missing", "weights of another training")
@@ -35,7 +35,8 @@ def verification(verified_run, memory, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(saved_model, "signatures_of", kept("trace", saved_model.signatures_of))
+    signatures = kept("trace", LanguageModelKind.signatures)
+    monkeypatch.setattr(LanguageModelKind, "signatures", signatures)
     keras_model = kept("keras", language_model_checks.KerasModel)
     monkeypatch.setattr(language_model_checks, "KerasModel", keras_model)
 

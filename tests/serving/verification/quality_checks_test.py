@@ -22,15 +22,21 @@ def answers():
     ]
 
 
+def measured():
+    table = quality.TextTable(WINDOWS)
+    table.tolerances = TOLERANCES
+    return table
+
+
 def table():
     return [
-        quality.row(tolerance, [part])
+        measured().row(tolerance, [part])
         for tolerance, part in zip(TOLERANCES, answers(), strict=True)
     ]
 
 
-def quality_of(rows, windows=WINDOWS):
-    return quality_checks.Quality(windows, rows, TOLERANCES)
+def quality_of(rows):
+    return quality_checks.Quality(measured(), rows)
 
 
 def test_every_row_is_asked_for_as_a_request_names_it():
@@ -76,6 +82,6 @@ def test_a_table_of_other_rows(change):
 
 
 def test_what_cannot_be_measured():
-    for found in (quality_of(None), quality_of(table(), WINDOWS[:0])):
+    for found in (quality_of(None), quality_checks.Quality(None, table())):
         assert found.requests() == []
         assert found.check([], "c").passed

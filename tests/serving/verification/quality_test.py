@@ -9,6 +9,7 @@ import tensorflow as tf
 import tfdeq
 from tests.support.cases import contracting_language_model
 from tfdeq import Status
+from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.versions import model_card, saved_model
 
 LIMIT = 9
@@ -22,9 +23,8 @@ def windows():
 @pytest.fixture(scope="module")
 def version(windows, tmp_path_factory):
     model = contracting_language_model(17, 12, tfdeq.Anderson(4, 1e-1))
-    return saved_model.export_language_model(
-        model, tmp_path_factory.mktemp("output"), windows=windows, max_steps_limit=LIMIT
-    )
+    kind = LanguageModelKind(model, windows)
+    return saved_model.export_kind(kind, tmp_path_factory.mktemp("output"), max_steps_limit=LIMIT)
 
 
 def test_the_table_is_what_requests_with_a_tolerance_get(version, windows):

@@ -14,9 +14,10 @@ import tensorflow as tf
 import tfdeq
 from export import verify as verify_program
 from tests.support.verified_run import language_model
+from tfdeq.serving.kinds import runs
 from tfdeq.serving.server import isolated
-from tfdeq.serving.verification import checks, verify
-from tfdeq.serving.versions import manifest, saved_model, trained_run, verified
+from tfdeq.serving.verification import checks, run_checks, verify
+from tfdeq.serving.versions import manifest, saved_model, verified
 
 ROOT = pathlib.Path(__file__).absolute().parents[3]
 
@@ -56,12 +57,12 @@ def test_the_program_passes_a_version_that_is_right(workdir):
 
 @pytest.mark.slow
 def test_a_version_of_another_model_is_found(workdir, tmp_path, monkeypatch):
-    model, card, _ = trained_run.load_run(workdir)
-    path = saved_model.export_language_model(language_model(seed=4), tmp_path)
-    assert not verify.check_source(path, card).passed
+    run = runs.read(workdir, data=False)
+    path = saved_model.export(language_model(seed=4), tmp_path)
+    assert not run_checks.check_source(path, run.card).passed
     monkeypatch.setattr(isolated, "RUNTIMES", {"c": isolated.RUNTIMES["c"]})
     stream = np.frombuffer((workdir / "0.txt").read_bytes(), np.uint8)
-    found, _ = verify.verify_language_model(model, path, stream)
+    found, _ = verify.verify_language_model(run.kind.model, path, stream)
     names = [check.name for check in found if not check.passed]
     assert names == ["the Keras model of the version", "c: equal to the Keras model"]
 
@@ -78,7 +79,7 @@ def test_altered_files_are_found(workdir, tmp_path):
         *("assets.extra/more", "saved_model.pb", "variables/variables.index"),
     ]
     # Nothing of it is loaded.
-    model, _, _ = trained_run.load_run(workdir)
+    model = runs.read(workdir, data=False).kind.model
     found, facts = verify.verify_language_model(model, path, np.arange(100))
     assert [each.passed for each in found] == [False]
     assert not facts
@@ -184,9 +185,9 @@ def test_missing_version_names_the_command(workdir, monkeypatch):
 
 def test_config_without_a_data_set():
     with pytest.raises(
-        ValueError, match=r"config\.json is missing, or names no data set.*--notext"
+        ValueError, match=r"config\.json is missing, or names no data set.*--nodata"
     ):
-        trained_run.tokens_of_test({}, 256, None)
+        runs.tokens_of_test({}, 256, None)
 
 
 def dial(residuals, status=0):

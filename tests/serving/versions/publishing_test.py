@@ -24,13 +24,14 @@ def _publish(output, count, ready=None, size_limit=None):
     import keras
 
     import tfdeq
+    from tfdeq.serving.kinds import runs
     from tfdeq.serving.versions import saved_model
 
     x = keras.Input((2,), name="x")
     z = keras.Input((2,))
     cell = keras.Model([z, x], keras.ops.tanh(keras.layers.Dense(2)(z) * 0.1 + x))
     model = keras.Model(x, tfdeq.DEQLayer(cell)(x))
-    signatures = saved_model.signatures_of(model)
+    signatures = runs.of_model(model).signatures()
     if size_limit is not None:
         # What a full disk does to a writer; the signal would end the process before it could say so.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -55,7 +55,8 @@ def program(monkeypatch):
             version=version,
             skip_existing=skip_existing,
             jit_compile=False,
-            text=False,
+            data=False,
+            prepared_dir=None,
             batch_sizes=["1"],
             batch_threads=2,
             batch_timeout_micros=0,
@@ -110,7 +111,7 @@ def test_the_program_writes_a_version(trained, tmp_path):
 
 @pytest.mark.slow
 def test_what_was_written_writes_nothing_and_is_not_compiled(model, tmp_path):
-    path = saved_model.export_language_model(model, tmp_path)
+    path = saved_model.export(model, tmp_path)
     loaded = tf.saved_model.load(str(path))
     assert loaded.signatures.keys() == SIGNATURES
     for function in loaded.signatures.values():
@@ -154,7 +155,7 @@ def test_failure_half_way_leaves_nothing(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.saved_model, "save", save_and_fail)
     with pytest.raises(OSError, match="No space"):
-        saved_model.export_language_model(model, tmp_path)
+        saved_model.export(model, tmp_path)
     assert names_in(tmp_path) == []
 
 

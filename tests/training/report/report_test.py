@@ -104,7 +104,7 @@ def test_says_what_a_verification_is_worth_now(tmp_path):
 
 def test_a_run_without_a_text_is_exported_without(tmp_path):
     write_json(str(tmp_path / "config.json"), {"train_steps": 5})
-    assert summary.next_steps(str(tmp_path))[-1].endswith(" --notext")
+    assert summary.next_steps(str(tmp_path))[-1].endswith("/export")
 
 
 def test_no_run_is_an_error_that_names_the_command(tmp_path):

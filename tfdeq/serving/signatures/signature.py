@@ -92,7 +92,7 @@ def solving_of(
     Raises:
         ValueError: a limit below what a request without settings gets.
     """
-    own = [layer.solver.max_steps for layer in _solving_layers(model)]
+    own = [layer.solver.max_steps for layer in solving_layers(model)]
     if max_steps_limit is None:
         return Solving(max([MAX_STEPS_LIMIT, *own]), compaction)
     if max_steps_limit < max([1, *own]):
@@ -108,7 +108,7 @@ def own_settings(model: keras.Model, solving: Solving) -> dict[str, Any]:
 
     Of several layers, name -> value.
     """
-    layers = _solving_layers(model)
+    layers = solving_layers(model)
     found: dict[str, Any] = {"max_steps_limit": solving.max_steps_limit}
     for setting in ("tolerance", "max_steps"):
         own = {layer.name: getattr(layer.solver, setting) for layer in layers}
@@ -116,7 +116,7 @@ def own_settings(model: keras.Model, solving: Solving) -> dict[str, Any]:
     return found
 
 
-def _solving_layers(model: keras.Model) -> list[DEQLayer]:
+def solving_layers(model: keras.Model) -> list[DEQLayer]:
     """Those that a request's settings reach: not the ones inside another's cell."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
     inner = {id(part) for layer in layers for part in layer._flatten_layers(include_self=False)}

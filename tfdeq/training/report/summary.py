@@ -10,6 +10,7 @@ from typing import Any
 
 from tfdeq.programs import commands
 from tfdeq.programs.workdir import read_json, write_atomically
+from tfdeq.runs.kind import LANGUAGE_MODEL
 from tfdeq.serving.versions import verified
 from tfdeq.training.report import report_html, report_page, report_run
 from tfdeq.training.report.plotting import number
@@ -141,9 +142,11 @@ def next_steps(workdir: str) -> list[str]:
         "",
         "What to do next:",
         f"  look:   {_tensorboard()} {shlex.quote(f'--logdir={workdir}')}",
-        f"  learn:  {commands.command('trainers.language_model')} --dataset=text "
-        "--files='YOUR/*.txt' --workdir=runs/mine",
     ]
+    kind = _kind(workdir)
+    if kind == LANGUAGE_MODEL:
+        command = commands.command("trainers.language_model")
+        lines.append(f"  learn:  {command} --dataset=text --files='YOUR/*.txt' --workdir=runs/mine")
     export = os.path.join(workdir, "export")
     versions = _versions(workdir)
     if not versions:
@@ -158,11 +161,22 @@ def next_steps(workdir: str) -> list[str]:
         lines.append(f"  verify: {command} {arguments}")
     command = commands.command("export.serving_config")
     lines.append(
-        f"  serve:  {command} {shlex.quote(f'--models=language_model={export}')} "
+        f"  serve:  {command} {shlex.quote(f'--models={_served_name(kind)}={export}')} "
         "--output=runs/serving "
         "(see 'Export and serve' in README.md)"
     )
     return lines
+
+
+def _kind(workdir: str) -> str:
+    """The kind of the run's task; runs of older releases were of language models."""
+    metrics = read_json(os.path.join(workdir, "metrics.json")) or {}
+    return (metrics.get("kind") or {}).get("name", LANGUAGE_MODEL)
+
+
+def _served_name(kind: str) -> str:
+    """What a server calls the model."""
+    return kind if kind == LANGUAGE_MODEL else "model"
 
 
 def _tensorboard() -> str:
