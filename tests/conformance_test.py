@@ -479,6 +479,40 @@ def _modules_with_examples():
     ]
 
 
+# Bodies that are longer than a screen, each by its file and name; none is to join them.
+_LONG_BODIES = {
+    ("tfdeq/serving/signatures/signature.py", "keras_signatures"),
+    ("tfdeq/serving/versions/saved_model.py", "export"),
+}
+
+
+def _lines_of_body(function: ast.FunctionDef) -> int:
+    """The lines of a function's body, without its docstring."""
+    start = function.body[0]
+    if ast.get_docstring(function, clean=False) is not None:
+        if len(function.body) == 1:
+            return 0
+        start = function.body[1]
+    return function.end_lineno - start.lineno + 1
+
+
+@pytest.mark.parametrize("path", _sources(), ids=_module_of)
+def test_bodies_of_functions_stay_small(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if (path.relative_to(ROOT).as_posix(), node.name) in _LONG_BODIES:
+            continue
+        lines = _lines_of_body(node)
+        assert lines <= 50, f"{node.name} in {path}: {lines} lines; make functions of its parts"
+
+
+def test_the_test_of_bodies_leaves_docstrings_out():
+    text = 'def f():\n    """One.\n\n    Two.\n    """\n    a = 1\n    return (\n        a\n    )\n'
+    assert _lines_of_body(ast.parse(text).body[0]) == 4
+    assert _lines_of_body(ast.parse('def f():\n    """One."""\n').body[0]) == 0
+
+
 def test_files_and_folders_stay_small():
     for path in (*(ROOT / "trainers").glob("*.py"), *(ROOT / "export").glob("*.py")):
         lines = path.read_text(encoding="utf-8").count("\n")

@@ -8,24 +8,27 @@ import tensorflow as tf
 
 from tfdeq import adjoints, solvers
 from tfdeq.cell_calls import batch_part
+from tfdeq.cell_calls.call_limits import (
+    call_limits,
+    checked_training_steps,
+    drawn_training_steps,
+)
+from tfdeq.cell_calls.cell_layer import CellLayer
 from tfdeq.cell_calls.convergence_metrics import ConvergenceMetrics, in_evaluation
 from tfdeq.cell_calls.explicit import apply_explicitly
-from tfdeq.cell_calls.functional_cell import UnknownSizeError
 from tfdeq.cell_calls.masks import attach_masks
-from tfdeq.cell_calls.pure_cell import PureCell, require_two_inputs
 from tfdeq.cell_calls.scoped_call import ScopedCall
 from tfdeq.fixed_point import fixed_point, mark_non_finite
 from tfdeq.numerics.limits import Limits
-from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.rows import finite_rows, rows_of, without_rows
 from tfdeq.solution import Solution
-from tfdeq.solvers.solver import require_integer, require_positive_integer
+from tfdeq.solvers.solver import require_integer
 from tfdeq.steadiness.layer_penalty import LayerPenalty
 from tfdeq.steadiness.training_control import TrainingControl
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
-class DEQLayer(keras.layers.Layer):
+class DEQLayer(CellLayer):
     """The equilibrium z* = cell(z*, x) of a weight-tied cell.
 
     The cell is an ordinary Keras layer or model: its weights, Dropout (one mask for the whole solve),
@@ -87,7 +90,8 @@ class DEQLayer(keras.layers.Layer):
         return_solution, the solution's `trace` has the residual of every iterate. throw: raise unless
         every sample has converged.
         explicit_steps: a number of plain applications from the start instead of a solve, with
-        ordinary backpropagation through them (a weight-tied network of that depth). mask: that of x, where it
+        ordinary backpropagation through them (a weight-tied network of that depth); 0: a solve, whatever
+        the layer's own are. mask: that of x, where it
         carries none; a cell whose call takes a mask receives it.
 
     Raises:
@@ -122,22 +126,10 @@ class DEQLayer(keras.layers.Layer):
         explicit_steps: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        if not isinstance(cell, keras.layers.Layer):
-            raise ValueError(
-                f"cell must be a Keras layer or model with call(z, x); received {cell!r}."
-            )
-        if isinstance(cell, keras.Sequential):
-            raise ValueError(
-                f"cell must have two inputs, z and x; received the Sequential {cell.name!r}, which has "
-                "one. Use a functional model keras.Model([z, x], output), or a layer with call(z, x)."
-            )
+        super().__init__(cell, **kwargs)
         self._penalty = LayerPenalty(
             jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps
         )
-        require_two_inputs(cell)
-        self.cell = cell
-        self._pure_cell = PureCell(cell, self.compute_dtype)
         self.solver = solvers.get(solver)
         self.adjoint = adjoints.get(adjoint)
         self.jacobian_penalty = self._penalty.weight
@@ -145,57 +137,19 @@ class DEQLayer(keras.layers.Layer):
         self.jacobian_penalty_power_steps = int(jacobian_penalty_power_steps)
         # Without a penalty of its own a layer has one as soon as a callback scales it.
         self.training_control = TrainingControl(1.0 if self.jacobian_penalty else 0.0)
-        self.training_max_steps = _checked_budget(training_max_steps, self.solver.max_steps)
+        self.training_max_steps = checked_training_steps(training_max_steps, self.solver.max_steps)
         self.convergence_metrics = bool(convergence_metrics)
         self.exclude_non_finite = bool(exclude_non_finite)
         require_integer("explicit_steps", explicit_steps, lowest=0)
         self.explicit_steps = explicit_steps
-        self.supports_masking = True
         self._seed_generator = None
         if self.jacobian_penalty or isinstance(self.training_max_steps, tuple):
             self._seed_generator = keras.random.SeedGenerator()
-        self._x_dtypes = None
         self._forward_metrics = self._backward_metrics = None
         if self.convergence_metrics:
             self._forward_metrics = ConvergenceMetrics(self.name)
             self._backward_metrics = ConvergenceMetrics(f"{self.name}_backward")
             self._convergence = [*self._forward_metrics.all(), *self._backward_metrics.all()]
-
-    def __call__(self, x, *args, **kwargs):
-        if not self.built:
-            # build() receives shapes only; the cell may need to know which inputs are integers.
-            self._x_dtypes = keras.tree.map_structure(_dtype_name, x)
-        return super().__call__(x, *args, **kwargs)
-
-    def build(self, x_shape):
-        dtypes = self._x_dtypes
-        if dtypes is None:
-            dtypes = keras.tree.map_shape_structure(lambda _: "float32", x_shape)
-        shapes: list[tuple] = []
-        keras.tree.map_shape_structure(shapes.append, x_shape)
-        specs = [
-            keras.KerasTensor(shape, dtype=self._input_dtype(dtype))
-            for shape, dtype in zip(shapes, keras.tree.flatten(dtypes), strict=True)
-        ]
-        x = keras.tree.pack_sequence_as(dtypes, specs)
-        z = self._pure_cell.state_spec(x)
-        self._pure_cell.note_shapes(x, z)
-        try:
-            z, output = self._pure_cell.output_spec(z, x)
-        except Exception as error:
-            raise ValueError(
-                f"The cell {self.cell.name!r} of {self.name!r} could not be applied to a state z of "
-                f"{_text(z)} and an input x of {_text(x)}. Give the cell a call(z, x) that accepts "
-                "these, or an initial_state(x) that returns a state of the right shape. "
-                f"The cell said: {error}"
-            ) from error
-        if not _alike(output, z):
-            raise ValueError(
-                f"The cell {self.cell.name!r} of {self.name!r} must return the structure and shape of "
-                f"its state z: {_text(z)}; it returned {_text(output)} for an input x of {_text(x)}. "
-                "Change the cell's last layer, or give the cell an initial_state(x) that returns a "
-                "state like its output."
-            )
 
     def call(
         self,
@@ -216,77 +170,66 @@ class DEQLayer(keras.layers.Layer):
         trace=False,
         throw=False,
     ):
-        if not return_solution and (iterates is not None or trace):
-            raise ValueError(
-                "iterates and trace are part of the Solution: call the layer with "
-                "return_solution=True."
-            )
-        # Where further arguments are tensors, Keras hands the mask of x on by this name.
-        mask = x_mask if mask is None else mask
-        # Keras hands on the masks of a nest, also where none of its tensors has one.
-        if all(leaf is None for leaf in keras.tree.flatten(mask)):
-            mask = None
-        finite = None
-        if self.exclude_non_finite:
-            finite = finite_rows(x, rows_of(keras.tree.flatten(x)[0]))
-            x = x if finite is None else without_rows(x, finite)
-        x = attach_masks(x, mask)
-        start = x
-        x = self._pure_cell.inject(x)
-        f = self._pure_cell.function(bool(training), mask, x)
-        usual = self._usual_start(start, z0)
+        training = bool(training)
         scoped = ScopedCall(self.name)
-        if explicit_steps is None:
-            explicit_steps = scoped.explicit_steps(self.explicit_steps)
+        explicit_steps = scoped.explicit_steps(explicit_steps, self.explicit_steps)
+        _check_what_is_asked(return_solution, explicit_steps, iterates, trace, throw)
+        # Where further arguments are tensors, Keras hands the mask of x on by this name.
+        mask = _given_mask(x_mask if mask is None else mask)
+        finite, x = self._finite(x)
+        x = attach_masks(x, mask)
+        injected = self._pure_cell.inject(x)
+        f = self._pure_cell.function(training, mask, injected)
+        usual = self._usual_start(x, z0)
         z0 = scoped.start(z0, usual, lambda z0: self._given_start(z0, usual))
-        if explicit_steps is None:
+        if not explicit_steps:
             given = Limits(tolerance, max_steps, patience, absolute_tolerance)
+            own = self._own_budget(given, trace) if training else None
+            limits = call_limits(scoped, self.solver, z0, given, own, trace)
             solution = self._solve(
                 f,
                 z0,
-                x,
+                injected,
                 scoped,
-                bool(training),
-                **self._limits(scoped, z0, given, bool(training), trace)._asdict(),
+                training,
+                **limits._asdict(),
                 backward_tolerance=backward_tolerance,
                 backward_max_steps=backward_max_steps,
                 iterates=iterates,
                 trace=trace,
                 throw=throw,
             )
-        elif iterates is not None or trace or throw:
-            raise ValueError(
-                "iterates, trace and throw are those of a solve: explicit_steps makes none."
-            )
         else:
-            solution = self._apply_explicitly(f, z0, x, explicit_steps, bool(training))
+            solution = self._apply_explicitly(f, z0, injected, explicit_steps, training)
         if finite is not None:
             solution = mark_non_finite(solution, finite, z0)
-        if explicit_steps is None and (training or in_evaluation()) and self._forward_metrics:
+        if not explicit_steps and (training or in_evaluation()) and self._forward_metrics:
             self._forward_metrics(solution)
         if training:
-            penalty = self._penalty(
-                f,
-                (solution.z, x, f.theta, f.masks.leaves()),
-                solution.residual,
-                self.training_control,
-                self._next_seed,
-            )
-            if penalty is not None:
-                self.add_loss(penalty)
-            if explicit_steps is None:
-                solution = self._penalty.gated(solution, self.training_control)
-        end = f.finish(solution.z, x)
-        for loss in end.losses:
-            # In the solver's dtype: in half precision a loss cannot be added to fit's.
-            self.add_loss(self._pure_cell.as_state(loss))
+            solution = self._penalized(f, injected, solution, solved=not explicit_steps)
+        masks = self._finish(f, solution.z, injected)
         scoped.record(solution)
         if not return_solution:
-            return self._as_output(solution.z, end.masks)
+            return self._as_output(solution.z, masks)
         return solution._replace(
-            z=attach_masks(solution.z, end.masks),
-            iterates=[attach_masks(state, end.masks) for state in solution.iterates] or (),
+            z=attach_masks(solution.z, masks),
+            iterates=[attach_masks(state, masks) for state in solution.iterates] or (),
         )
+
+    def _finite(self, x: Any) -> tuple[tf.Tensor | None, Any]:
+        """[B] bool, which samples are finite, and x without the others; None: none is looked for."""
+        if not self.exclude_non_finite:
+            return None, x
+        finite = finite_rows(x, rows_of(keras.tree.flatten(x)[0]))
+        return finite, (x if finite is None else without_rows(x, finite))
+
+    def _own_budget(self, given: Limits, trace: bool) -> int | tf.Tensor | None:
+        """The layer's budget of a call in training, if the call names none; None: the solver's."""
+        if given.max_steps is not None:
+            return None
+        own = drawn_training_steps(self.training_max_steps, self._next_seed)
+        # The length of a trace is the layer's, whatever a callback says.
+        return own if trace else self.training_control.budget(own, self.solver.max_steps)
 
     def _solve(self, f, z0, x, scoped, training, **settings) -> Solution:
         """Solves for one call; settings: those of `fixed_point`."""
@@ -310,17 +253,35 @@ class DEQLayer(keras.layers.Layer):
         # In training a cell may draw noise, or statistics, for the batch as it is.
         return self._pure_cell.solve(f, z0, x, solve, not training and scoped.compaction)
 
-    def _apply_explicitly(self, f, z0, x, steps, training):
-        require_positive_integer("explicit_steps", steps)
-
+    def _apply_explicitly(self, f, z0, x, steps, training) -> Solution:
         def apply(_):
             return apply_explicitly(f, z0, f.arguments(x), steps, unroll=training)
 
         return self._pure_cell.solve(f, z0, x, apply, compaction=False)
 
-    def initial_state(self, x: Any) -> Any:
-        """Returns the start of the solve for the input x: the cell's initial_state, or zeros."""
-        return self._pure_cell.start(x)
+    def _penalized(self, f, x, solution: Solution, solved: bool) -> Solution:
+        """Adds the penalty to the loss; returns the solution with the gradient that goes with it.
+
+        solved: whether the solution is that of a solve.
+        """
+        penalty = self._penalty(
+            f,
+            (solution.z, x, f.theta, f.masks.leaves()),
+            solution.residual,
+            self.training_control,
+            self._next_seed,
+        )
+        if penalty is not None:
+            self.add_loss(penalty)
+        return self._penalty.gated(solution, self.training_control) if solved else solution
+
+    def _finish(self, f, z, x) -> tuple:
+        """Does at the equilibrium what the cell does besides; returns the masks of its output."""
+        end = f.finish(z, x)
+        for loss in end.losses:
+            # In the solver's dtype: in half precision a loss cannot be added to fit's.
+            self.add_loss(self._pure_cell.as_state(loss))
+        return end.masks
 
     def convergence_report(self) -> dict[str, float]:
         """Returns the convergence metrics' means since the last report, and resets them.
@@ -333,61 +294,6 @@ class DEQLayer(keras.layers.Layer):
             report.update(self._forward_metrics.report(""))
             report.update(self._backward_metrics.report("backward_"))
         return report
-
-    def compute_output_spec(self, x, z0=None, **kwargs):
-        def like_state():
-            return keras.tree.map_structure(
-                lambda leaf: keras.KerasTensor(leaf.shape, dtype=dtype), state
-            )
-
-        state = self._pure_cell.state_spec(x, z0)
-        dtype = self.compute_dtype
-        if not kwargs.get("return_solution"):
-            return like_state()
-        dtype = keras.tree.flatten(state)[0].dtype
-        batch = keras.tree.flatten(state)[0].shape[0]
-        counts = [keras.KerasTensor((batch,), dtype=d) for d in ("float32", "int32", "int32")]
-        states = [like_state() for _ in kwargs.get("iterates") or ()] or ()
-        trace = ()
-        if kwargs.get("trace"):
-            trace = keras.KerasTensor((batch, None), dtype="float32")
-        return Solution(like_state(), *counts, states, trace)
-
-    def compute_output_shape(self, x_shape):
-        """Returns the state's shape, or nest of shapes, for the shape or shapes of x."""
-        dtypes = keras.tree.flatten(self._x_dtypes)
-        shapes: list[tuple] = []
-        keras.tree.map_shape_structure(shapes.append, x_shape)
-        if self._x_dtypes is None or len(dtypes) != len(shapes):
-            dtypes = ["float32"] * len(shapes)
-        specs = iter(
-            [
-                keras.KerasTensor(shape, dtype=self._input_dtype(dtype))
-                for shape, dtype in zip(shapes, dtypes, strict=True)
-            ]
-        )
-        x = keras.tree.map_shape_structure(lambda _: next(specs), x_shape)
-        return keras.tree.map_structure(
-            lambda leaf: tuple(leaf.shape), self._pure_cell.state_spec(x)
-        )
-
-    def compute_mask(self, x, previous_mask=None):
-        """Returns the masks of the equilibrium's leaves, for x's mask or nest of masks; None: none.
-
-        In a call these are for the leaves on which the cell's layers have put none. A cell with a
-        compute_mask(z, previous_mask) of its own says what they are. Else a state that starts as zeros
-        like x has x's masks, and any other has x's mask on those leaves that have x's length.
-        """
-        if all(mask is None for mask in keras.tree.flatten(previous_mask)):
-            return None
-        symbolic = all(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(x))
-        if self._pure_cell.computes_masks and not symbolic:
-            return None  # The cell was asked in its call.
-        state = self._pure_cell.state_spec(x)
-        if self._pure_cell.computes_masks:
-            return self.cell.compute_mask(state, previous_mask)
-        masks = self._pure_cell.carried_masks(previous_mask, keras.tree.flatten(state))
-        return keras.tree.pack_sequence_as(state, masks)
 
     def get_config(self):
         cell = keras.saving.serialize_keras_object(self.cell)
@@ -414,63 +320,6 @@ class DEQLayer(keras.layers.Layer):
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
 
-    def get_build_config(self):
-        return {**(super().get_build_config() or {}), "x_dtypes": self._x_dtypes}
-
-    def build_from_config(self, config):
-        self._x_dtypes = config.get("x_dtypes")
-        super().build_from_config(config)
-
-    def _usual_start(self, x: Any, z0: Any) -> Any:
-        """The start for x; beside a z0, only what a start is like, if x does not say more."""
-        try:
-            return self._pure_cell.start(x)
-        except UnknownSizeError:
-            if z0 is None:
-                raise
-            return self._pure_cell.state_spec(x, z0)
-
-    def _given_start(self, z0: Any, usual: Any) -> Any:
-        """Returns the caller's z0 as a state; it must be like the usual start."""
-        usual = self._pure_cell.declared_state(usual)
-        received, expected = keras.tree.flatten(z0), keras.tree.flatten(usual)
-        fits = len(received) == len(expected) and all(
-            tf.TensorShape(one.shape).is_compatible_with(other.shape)
-            for one, other in zip(received, expected, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"z0 must be like the state of {self.name!r}, {_text(usual)}; received {_text(z0)}."
-            )
-        return self._pure_cell.as_state(z0)
-
-    def _limits(
-        self, scoped: ScopedCall, z0: Any, given: Limits, training: bool, trace: bool
-    ) -> Limits:
-        """Returns the limits of a call: its own, else a scope's, else the layer's."""
-        first, solver = tf.nest.flatten(z0)[0], self.solver
-        batch = tf.shape(first)[:1]
-        never = tf.int32.max if solver.patience is None else solver.patience
-        steps, own = given.max_steps, None
-        if steps is None and training:
-            own = self._draw_training_max_steps()
-            if not trace:
-                own = self.training_control.budget(own, solver.max_steps)
-        # XLA has to know how long a trace can become.
-        if trace and compiles_with_xla() and not scoped.known:
-            steps = own if steps is None else steps
-        else:
-            steps = scoped.limit("max_steps", steps, own, solver.max_steps, batch, tf.int32)
-        others = {
-            name: scoped.limit(name, getattr(given, name), None, usual, batch, dtype)
-            for name, usual, dtype in (
-                ("tolerance", solver.tolerance, first.dtype),
-                ("patience", never, tf.int32),
-                ("absolute_tolerance", solver.absolute_tolerance, first.dtype),
-            )
-        }
-        return Limits(max_steps=steps, **others)
-
     def _backward_callback(
         self, training: bool, scoped: ScopedCall
     ) -> Callable[[Solution], None] | None:
@@ -488,20 +337,6 @@ class DEQLayer(keras.layers.Layer):
 
         return both
 
-    def _draw_training_max_steps(self) -> int | tf.Tensor | None:
-        if not isinstance(self.training_max_steps, tuple):
-            return self.training_max_steps
-        lowest, highest = self.training_max_steps
-        seed = tf.cast(self._next_seed(), tf.int64)
-        return tf.random.stateless_uniform((), seed, lowest, highest + 1, tf.int32)
-
-    def _as_output(self, z: Any, masks: Any) -> Any:
-        z = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self.compute_dtype), z)
-        return attach_masks(z, masks)
-
-    def _input_dtype(self, dtype: str) -> str:
-        return self.compute_dtype if "float" in dtype else dtype
-
     def _next_seed(self) -> tf.Tensor:
         """[2] integers: the layer's generator's, or what all parts of a batch share."""
         part = batch_part.current()
@@ -512,34 +347,17 @@ class DEQLayer(keras.layers.Layer):
         return self._seed_generator.next()
 
 
-def _checked_budget(budget: Any, most: int) -> int | tuple[int, int] | None:
-    """training_max_steps as None, a number or a pair."""
-    if budget is None:
-        return None
-    numbers = tuple(budget) if isinstance(budget, list | tuple) else (budget,)
-    for number in numbers:
-        require_positive_integer("training_max_steps", number)
-    if len(numbers) > 2 or list(numbers) != sorted(numbers) or numbers[-1] > most:
+def _given_mask(mask: Any) -> Any:
+    # Keras hands on the masks of a nest, also where none of its tensors has one.
+    return None if all(leaf is None for leaf in keras.tree.flatten(mask)) else mask
+
+
+def _check_what_is_asked(return_solution, explicit_steps, iterates, trace, throw) -> None:
+    if not return_solution and (iterates is not None or trace):
         raise ValueError(
-            "training_max_steps must be a number or a pair (lowest, highest), at most the solver's "
-            f"max_steps {most}; received {budget!r}."
+            "iterates and trace are part of the Solution: call the layer with return_solution=True."
         )
-    return numbers if len(numbers) == 2 else numbers[0]
-
-
-def _dtype_name(leaf: Any) -> str:
-    return keras.backend.standardize_dtype(getattr(leaf, "dtype", "float32"))
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether nests of symbolic tensors have as many leaves, of shapes that may be the same."""
-    shapes = [
-        [tf.TensorShape(leaf.shape) for leaf in keras.tree.flatten(spec)] for spec in (one, other)
-    ]
-    if len(shapes[0]) != len(shapes[1]):
-        return False
-    return all(left.is_compatible_with(right) for left, right in zip(*shapes, strict=True))
-
-
-def _text(spec: Any) -> str:
-    return ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in keras.tree.flatten(spec))
+    if explicit_steps and (iterates is not None or trace or throw):
+        raise ValueError(
+            "iterates, trace and throw are those of a solve: explicit_steps makes none."
+        )

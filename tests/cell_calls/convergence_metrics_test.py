@@ -1,6 +1,12 @@
+import contextlib
+
 import keras
+import numpy as np
+import pytest
 import tensorflow as tf
 
+import tfdeq
+from tests.support.cases import DenseCell
 from tfdeq import Solution, Status
 from tfdeq.cell_calls.convergence_metrics import ConvergenceMetrics, in_evaluation
 
@@ -53,3 +59,38 @@ def test_evaluation_is_known_by_the_test_step_on_the_stack():
     assert Model().test_step()
     assert not test_step()  # a function of the user's that happens to have the name
     assert not in_evaluation()
+
+
+class _Nosy(keras.callbacks.Callback):
+    """Calls the model between the batches of an evaluation."""
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.model(tf.fill([7, 4], 50.0), training=False)
+
+
+@pytest.mark.parametrize("way", ["graph", "eager", "mirrored"])
+def test_evaluation_and_validation_count_and_nothing_else_does(way):
+    mirrored = way == "mirrored"
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"]) if mirrored else None
+    with strategy.scope() if mirrored else contextlib.nullcontext():
+        inputs = keras.Input((4,))
+        layer = tfdeq.DEQLayer(DenseCell(4), tfdeq.Anderson(), name="deq")
+        model = keras.Model(inputs, layer(inputs))
+        model.compile("sgd", "mse", run_eagerly=way == "eager", jit_compile=False)
+    x = np.random.default_rng(0).normal(size=(10, 4)).astype("float32")
+
+    def counted():
+        return float(keras.ops.convert_to_numpy(layer._forward_metrics.steps.count))
+
+    expected = float(tf.reduce_mean(tf.cast(layer(x, return_solution=True).steps, tf.float32)))
+    for callbacks in ([], [_Nosy()]):
+        logs = model.evaluate(x, x, 5, verbose=0, return_dict=True, callbacks=callbacks)
+        np.testing.assert_allclose(logs["deq_steps"], expected, rtol=1e-6)
+        assert counted() == 10.0
+    model.predict(x, verbose=0)
+    model(x)
+    assert counted() == 10.0
+    assert model.test_on_batch(x, x, return_dict=True)["deq_steps"] > 1.0
+    history = model.fit(x, x, validation_data=(x, x), epochs=2, batch_size=5, verbose=0).history
+    assert all(1.0 < steps < 30.0 for steps in history["val_deq_steps"])
+    assert counted() == 10.0  # of the training batches, or of the validation's

@@ -275,28 +275,6 @@ def test_metrics_can_be_left_out():
 # --- errors -----------------------------------------------------------------------------------------
 
 
-class WideCell(keras.layers.Layer):
-    def call(self, z, x):
-        return ops.concatenate([z, x], axis=-1)
-
-
-def test_cell_of_the_wrong_shape_fails_at_build():
-    with pytest.raises(ValueError, match=r"\(6, 4\) float32; it returned \(6, 8\) float32") as info:
-        tfdeq.DEQLayer(WideCell(name="wide"), name="deq")(_x())
-    message = str(info.value)
-    assert "The cell 'wide' of 'deq'" in message
-    assert "for an input x of (6, 4) float32" in message
-    assert "initial_state(x)" in message
-
-
-def test_cell_that_cannot_be_applied_fails_at_build_with_its_reason():
-    cell = DenseCell(UNITS + 1, name="narrow")
-    with pytest.raises(
-        ValueError, match=r"'narrow'.*could not be applied to a state z of \(6, 4\)"
-    ):
-        tfdeq.DEQLayer(cell)(_x())
-
-
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -337,36 +315,13 @@ def test_bad_call_settings(settings, message):
         layer(_x(), **settings)
 
 
-def test_a_functional_cell_has_a_state_of_its_own_shape():
-    keras.utils.set_random_seed(1)
-    z, a, b = keras.Input((4,)), keras.Input((3,)), keras.Input((2,))
-    drive = keras.layers.Dense(4)(keras.layers.Concatenate()([a, b]))
-    small = keras.initializers.RandomNormal(stddev=0.2)
-    output = keras.ops.tanh(keras.layers.Dense(4, kernel_initializer=small)(z) + drive)
-    layer = tfdeq.DEQLayer(keras.Model([z, a, b], output))
-    solution = layer([tf.ones([5, 3]), tf.ones([5, 2])], return_solution=True)
-    assert solution.z.shape == (5, 4)
-    assert solution.converged.numpy().all()
-
-
-def test_a_sequential_cell_is_refused_with_what_to_use():
-    with pytest.raises(ValueError, match="must have two inputs, z and x"):
-        tfdeq.DEQLayer(keras.Sequential([keras.layers.Dense(3)]))
-
-
-def test_a_start_unlike_the_state_is_refused():
-    layer = tfdeq.DEQLayer(DenseCell(4))
-    with pytest.raises(ValueError, match=r"z0 must be like the state of .*\(2, 4\).*\(2, 5\)"):
-        layer(tf.ones([2, 4]), z0=tf.ones([2, 5]))
-
-
 @pytest.mark.parametrize("value", [-1, 1.5])
 def test_power_steps_out_of_range_are_refused_at_construction(value):
     with pytest.raises(ValueError, match="jacobian_penalty_power_steps must be an integer"):
         tfdeq.DEQLayer(DenseCell(4), jacobian_penalty_power_steps=value)
 
 
-# --- iterates and random budgets --------------------------------------------------------------------
+# --- iterates ---------------------------------------------------------------------------------------
 
 
 def test_a_loss_may_be_put_on_iterates():
@@ -386,31 +341,3 @@ def test_a_loss_may_be_put_on_iterates():
         layer(x, iterates=(2,), explicit_steps=3, return_solution=True)
     with pytest.raises(ValueError, match="iterates and trace are part of the Solution"):
         layer(x, iterates=(2,))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_training_draws_its_budget(mode):
-    solver = tfdeq.FixedPointIteration(max_steps=9, tolerance=1e-12)
-    layer = tfdeq.DEQLayer(DenseCell(4, gain=0.9), solver, training_max_steps=(3, 6))
-    x = tf.ones([2, 4])
-    call = {
-        training: in_mode(lambda t=training: layer(x, training=t, return_solution=True), mode)
-        for training in (True, False)
-    }
-    layer(x)
-    drawn = [call[True]().steps.numpy() for _ in range(40)]
-    assert {int(steps[0]) for steps in drawn} == {3, 4, 5, 6}
-    assert all(steps[0] == steps[1] for steps in drawn)
-    assert call[False]().steps.numpy().tolist() == [9, 9]
-    again = tfdeq.DEQLayer.from_config(layer.get_config())
-    assert again.training_max_steps == (3, 6)
-
-
-def test_training_budget_out_of_range():
-    fixed = tfdeq.DEQLayer(DenseCell(4), training_max_steps=2)
-    assert fixed(tf.ones([2, 4]), training=True, return_solution=True).steps.numpy().max() <= 2
-    for value in ((6, 3), 31, (3, 40), (1, 2, 3)):
-        with pytest.raises(ValueError, match="must be a number or a pair"):
-            tfdeq.DEQLayer(DenseCell(4), training_max_steps=value)
-    with pytest.raises(ValueError, match="training_max_steps must be an integer of at least 1"):
-        tfdeq.DEQLayer(DenseCell(4), training_max_steps=0)

@@ -101,11 +101,6 @@ def solve_adjoint(
     """
     d_z = tf.nest.map_structure(widened, d_z)
     fixed_z, fixed_args, fixed_d_z = tf.nest.map_structure(tf.stop_gradient, (z, args, d_z))
-    # Linearise once: the tape's residuals are loop invariants, so that a step is one product.
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-        tape.watch(fixed_z)
-        output = f(fixed_z, *fixed_args)
-
     # The solver works on v = u / scale, for a d_z of about unit size.
     largest = largest_entries(fixed_d_z)
     scale = power_of_two(largest)
@@ -114,15 +109,7 @@ def solve_adjoint(
     # does in training, J commutes with nothing else.
     halves = any(leaf.dtype.size < 4 for leaf in tf.nest.flatten(z))
     unit = common_unit(largest) if halves else tf.ones([], scale.dtype)
-
-    def product(v):
-        u_product = tape.gradient(
-            output,
-            fixed_z,
-            output_gradients=_cast_like(_scaled(v, scale / unit), z),
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        return _scaled(tf.nest.map_structure(widened, u_product), unit / scale)
+    product = _scaled_product(f, fixed_z, fixed_args, scale, unit)
 
     def linear(u):
         return tf.nest.map_structure(tf.add, product(u), fixed_d_z)
@@ -151,6 +138,27 @@ def solve_adjoint(
 
     settings = settings._replace(backward_callback=None)
     return _attach(pure, _scaled(solution.z, scale), (z, args, d_z), settings)
+
+
+def _scaled_product(
+    f: Callable[..., Any], z: Any, args: Any, scale: tf.Tensor, unit: tf.Tensor
+) -> Callable[[Any], Any]:
+    """v -> Jᵀ(v · scale) / scale, where f sees v · scale / unit. scale: [B]; unit: []."""
+    # Linearise once: the tape's residuals are loop invariants, so that a step is one product.
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(z)
+        output = f(z, *args)
+
+    def product(v):
+        u_product = tape.gradient(
+            output,
+            z,
+            output_gradients=_cast_like(_scaled(v, scale / unit), z),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return _scaled(tf.nest.map_structure(widened, u_product), unit / scale)
+
+    return product
 
 
 def _cast_like(nest: Any, like: Any) -> Any:

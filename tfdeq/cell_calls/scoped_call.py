@@ -14,6 +14,7 @@ from tfdeq.cell_calls.call_time import call_time_value, can_ask, current_graph, 
 from tfdeq.rows import choose, with_rows
 from tfdeq.solution import Solution
 from tfdeq.solve_scope import SolveScope
+from tfdeq.solvers.solver import require_integer
 
 # How often each name was called in the graph of a function.
 _CALLS: weakref.WeakKeyDictionary[Any, collections.Counter[str]] = weakref.WeakKeyDictionary()
@@ -49,11 +50,13 @@ class ScopedCall:
         scope = self._scope()
         return scope is None or scope.compaction
 
-    def explicit_steps(self, own: int) -> int | None:
-        """Returns the applications of this call, the scope's, else the layer's own; None: a solve."""
+    def explicit_steps(self, given: int | None, own: int) -> int:
+        """Returns the applications of this call: its own, the scope's, or the layer's; 0: a solve."""
+        if given is not None:
+            require_integer("explicit_steps", given, lowest=0)
+            return given
         scope = self._scope()
-        steps = own if scope is None or scope.explicit_steps is None else scope.explicit_steps
-        return steps or None
+        return own if scope is None or scope.explicit_steps is None else scope.explicit_steps
 
     def limit(
         self, name: str, given: Any, own: Any, usual: Any, batch: tf.Tensor, dtype: tf.DType

@@ -95,9 +95,6 @@ class LanguageModel(TokenModel):
         super().__init__(
             vocabulary_size, sequence_length, width, getattr(cell, "width", width), **kwargs
         )
-        if explicit_steps < 0:
-            raise ValueError(f"explicit_steps must be >= 0; received {explicit_steps}.")
-        self.explicit_steps = explicit_steps
         self.equilibrium = DEQLayer(
             cell,
             solver,
@@ -105,9 +102,15 @@ class LanguageModel(TokenModel):
             jacobian_penalty,
             jacobian_penalty_fraction,
             jacobian_penalty_power_steps,
+            explicit_steps=explicit_steps,
             dtype=self.dtype_policy,
             name="equilibrium",
         )
+
+    @property
+    def explicit_steps(self) -> int:
+        """Applications of the cell instead of a solve; 0: a solve."""
+        return self.equilibrium.explicit_steps
 
     @property
     def cell(self) -> keras.layers.Layer:
@@ -141,7 +144,6 @@ class LanguageModel(TokenModel):
         mask=None,
         training=None,
     ):
-        explicit_steps = self.explicit_steps if explicit_steps is None else explicit_steps
         x = self.embed(tokens, training)
         if memory is not None:
             x = {"input": x, "past": keras.tree.map_structure(ops.stop_gradient, memory)}
@@ -155,7 +157,7 @@ class LanguageModel(TokenModel):
             tolerance=tolerance,
             max_steps=max_steps,
             return_solution=True,
-            explicit_steps=explicit_steps or None,
+            explicit_steps=explicit_steps,
             iterates=iterates,
         )
         # A solution is of the solver's dtype.
