@@ -403,7 +403,7 @@ LAYERS = (
     ("tfdeq.callbacks",),
     ("tfdeq",),
     ("tfdeq.programs",),
-    ("tfdeq.data",),
+    ("tfdeq.data", "tfdeq.runs"),
     ("tfdeq.serving", "tfdeq.training"),
     ("trainers", "export"),
     ("benchmarks",),

@@ -14,7 +14,8 @@ from tfdeq.training.flags.shared import define_run_flags
 from tfdeq.training.keras_task import keras_experiment
 from tfdeq.training.task import Score
 
-NAMES = [*define_run_flags(train_steps=60, optimizer="adam"), *define_equilibrium_flags(depth=0)]
+NAMES = [*define_run_flags(optimizer="adam"), *define_equilibrium_flags()]
+ACCURACY = Score("accuracy", lower_is_better=False)
 flags.DEFINE_integer("pictures", 400, "Training pictures. Default: 400.")
 
 
@@ -30,9 +31,7 @@ def pictures(count, seed):
 
 def make_experiment(config):
     image, z, x = (
-        keras.Input((8, 8, 1), name="image"),
-        keras.Input((8, 8, 8)),
-        keras.Input((8, 8, 8)),
+        keras.Input((8, 8, size), name=name) for name, size in (("image", 1), ("z", 8), ("x", 8))
     )
     spread = keras.layers.Conv2D(8, 3, padding="same", kernel_initializer="zeros")(z)
     layer = tfdeq.DEQLayer(
@@ -40,10 +39,9 @@ def make_experiment(config):
     )
     state = layer(keras.layers.Conv2D(8, 3, padding="same")(image))
     model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalMaxPooling2D()(state)))
-    data = Examples(pictures(flags.FLAGS.pictures, 0), pictures(100, 1), pictures(200, 2))
+    data = Examples(pictures(config["pictures"], 0), pictures(100, 1), pictures(200, 2))
     measures = {"loss": CROSS_ENTROPY, "accuracy": "sparse_categorical_accuracy"}
-    score = Score("accuracy", lower_is_better=False)
-    return keras_experiment(model, config, data, measures, score, "pictures")
+    return keras_experiment(model, config, data, measures, ACCURACY, item="pictures")
 
 
 if __name__ == "__main__":
