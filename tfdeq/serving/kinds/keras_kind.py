@@ -25,6 +25,7 @@ class KerasKind(Kind):
         examples: input name -> [N, …] real inputs; None: there are none.
         targets: of the examples, [N, …] or a dict of such.
         measures: name -> measure of (targets, outputs); with targets.
+        explicit: whether the model may call no `DEQLayer`, as a baseline does not.
     """
 
     def __init__(
@@ -34,17 +35,18 @@ class KerasKind(Kind):
         examples: Mapping[str, np.ndarray] | None = None,
         targets: Any = None,
         measures: Mapping[str, Measure] | None = None,
+        explicit: bool = False,
     ):
         super().__init__(model)
         self._inputs, self._examples = inputs, examples
-        self._targets, self._measures = targets, measures or {}
+        self._targets, self._measures, self._explicit = targets, measures or {}, explicit
 
     @property
     def solves(self) -> bool:
         return any(not layer.explicit_steps for layer in solving_layers(self.model))
 
     def traced(self, **settings: Any) -> dict[str, Signature]:
-        return keras_signatures(self.model, self._inputs, **settings)
+        return keras_signatures(self.model, self._inputs, explicit=self._explicit, **settings)
 
     def warm_up(self) -> Mapping[str, np.ndarray] | None:
         return self._examples
@@ -73,7 +75,8 @@ class KerasKind(Kind):
 
     def questions(self, card: Mapping[str, Any]) -> Questions:
         model, inputs = self.model, self._inputs
-        names = ["serving_default", "encode", "step"]
+        layers = solving_layers(model)
+        names = ["serving_default", "encode", "step"] if layers else ["serving_default"]
         limit = card.get("max_steps_limit") or 1
         probe = keras_checks.probe_of(model, inputs, self._examples)
         batches = keras_checks.batch_requests(probe, names)
@@ -85,7 +88,7 @@ class KerasKind(Kind):
             keras_checks.neighbour_cases(probe, names),
             keras_checks.dial_request(probe),
             # The largest tolerance: at the smaller ones a row may stop apart by rounding.
-            tolerance=max(layer.solver.tolerance for layer in solving_layers(model)),
+            tolerance=max((layer.solver.tolerance for layer in layers), default=0.0),
             explicit=not self.solves,
             quality=quality_checks.Quality(self.quality(), card.get("quality_by_tolerance")),
         )

@@ -164,7 +164,7 @@ def _examples(
         inputs = specs[0] if len(specs) == 1 else specs
     examples = dict(zip(names, kept.inputs, strict=True)) if data else None
     given = measures.restored(entry.get("measures") or {})
-    return KerasKind(model, inputs, examples, kept.targets, given), {}, ""
+    return KerasKind(model, inputs, examples, kept.targets, given, explicit=True), {}, ""
 
 
 _KINDS: dict[str, Callable[..., tuple[Kind, dict[str, Any], str]]] = {

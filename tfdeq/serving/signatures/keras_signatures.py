@@ -17,6 +17,7 @@ from tfdeq.serving.signatures.signature import (
     Solving,
     answered,
     convergence,
+    nothing_to_solve,
     scope,
     solving_of,
     trace,
@@ -33,6 +34,7 @@ def keras_signatures(
     jit_compile: bool = False,
     compaction: bool = True,
     max_steps_limit: int | None = None,
+    explicit: bool = False,
 ) -> dict[str, Signature]:
     """Traces `serving_default`, `encode` and `step` of a Keras model with at least one `DEQLayer`.
 
@@ -50,6 +52,8 @@ def keras_signatures(
         jit_compile: compile with XLA; the server must allow it, and compiles for each batch size.
         compaction: whether examples that are done leave the batch, where not compiled.
         max_steps_limit: see `solving_of`.
+        explicit: the model may call no `DEQLayer`. Then there is `serving_default` alone, whose answers
+            have residual 0, no steps and the status CONVERGED.
 
     Returns:
         Name -> `Signature`.
@@ -58,11 +62,11 @@ def keras_signatures(
         ValueError: a model that makes no solve, has no inputs to read, names that clash, or a limit
             below the model's own steps.
     """
-    call = _Call(model, inputs, solving_of(model, max_steps_limit, compaction))
+    call = _Call(model, inputs, solving_of(model, max_steps_limit, compaction), explicit)
 
     def serving_default(**given):
         outputs, solutions = call(given)
-        return answered(outputs, convergence(solutions))
+        return answered(outputs, convergence(solutions) or nothing_to_solve(given["max_steps"]))
 
     def encode(**given):
         _, solutions = call(given)
@@ -75,22 +79,25 @@ def keras_signatures(
 
     _require_distinct([*call.names, *SETTINGS])
     settings = {**call.specs, **SETTING_SPECS}
+    of_model = f"of the Keras model {model.name!r}"
+    meaning = {**dict.fromkeys(call.specs, f"input {of_model}"), **SETTINGS}
+    default = trace(serving_default, settings, jit_compile)
+    outputs = {**dict.fromkeys(default.structured_outputs, f"output {of_model}"), **CONVERGENCE}
+    found = {"serving_default": Signature(default, meaning, outputs)}
+    if not call.layout:
+        return found
     encoded = trace(encode, settings, jit_compile)
     states = {
         name: tf.TensorSpec(output.shape, tf.float32, name)
         for name, output in encoded.structured_outputs.items()
         if name not in CONVERGENCE
     }
-    default = trace(serving_default, settings, jit_compile)
     _require_distinct([*call.names, *SETTINGS, *states])
     _require_distinct([*default.structured_outputs, *states])
-    of_model = f"of the Keras model {model.name!r}"
-    meaning = {**dict.fromkeys(call.specs, f"input {of_model}"), **SETTINGS}
-    outputs = {**dict.fromkeys(default.structured_outputs, f"output {of_model}"), **CONVERGENCE}
     state = dict.fromkeys(states, "the equilibrium z* = f(z*, x)")
     start = dict.fromkeys(states, "where to start: the last equilibrium; not finite: as usual")
     return {
-        "serving_default": Signature(default, meaning, outputs),
+        **found,
         "encode": Signature(encoded, meaning, {**state, **CONVERGENCE}),
         "step": Signature(
             trace(step, {**settings, **states}, jit_compile),
@@ -109,8 +116,8 @@ class _Call:
         layout: solve -> its state's structure; known once the model was called.
     """
 
-    def __init__(self, model: keras.Model, inputs: Any, solving: Solving):
-        self._model, self._solving = model, solving
+    def __init__(self, model: keras.Model, inputs: Any, solving: Solving, explicit: bool):
+        self._model, self._solving, self._explicit = model, solving, explicit
         self._structure, self.names = input_structure(model, inputs)
         leaves = keras.tree.flatten(self._structure)
         self.specs = {
@@ -126,7 +133,7 @@ class _Call:
         x = keras.tree.pack_sequence_as(self._structure, leaves)
         with scope(given, self._solving, starts) as solves:
             outputs = self._model(x, training=False)
-        if not solves.solutions:
+        if not solves.solutions and not self._explicit:
             raise ValueError(
                 f"The model {self._model.name!r} calls no tfdeq.DEQLayer, so there is nothing whose "
                 "tolerance a request could choose. Use Keras's own model.export."

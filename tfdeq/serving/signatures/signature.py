@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfdeq import DEQLayer, Solution, SolveScope, Status, describe
 from tfdeq.serving.signatures import served_names
+from tfdeq.solution import combined
 
 # Status of an example that cannot be answered; next to the values of `tfdeq.Status`.
 INVALID = -1
@@ -142,14 +143,15 @@ def scope(
 
 
 def convergence(solutions: Mapping[str, Solution]) -> dict[str, tf.Tensor]:
-    """Residual, steps and status of a model's solves: the largest, all of them, the worst."""
-    found = list(solutions.values())
-    residual, steps, status = found[0].residual, found[0].steps, found[0].status
-    for solution in found[1:]:
-        residual = tf.maximum(residual, solution.residual)
-        steps += solution.steps
-        status = tf.maximum(status, solution.status)
-    return {"residual": residual, "steps": steps, "status": status}
+    """Residual, steps and status of a model's solves together; nothing where there are none."""
+    found = combined(solutions.values())
+    return {} if found is None else {name: getattr(found, name) for name in CONVERGENCE}
+
+
+def nothing_to_solve(rows: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Residual, steps and status where nothing is solved. rows: any [B] tensor."""
+    zeros = tf.zeros_like(rows, tf.int32)
+    return {"residual": tf.cast(zeros, tf.float32), "steps": zeros, "status": zeros}
 
 
 def answered(

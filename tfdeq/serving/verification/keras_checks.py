@@ -15,7 +15,7 @@ from tfdeq.serving.signatures.keras_signatures import (
     named_outputs,
     starts_of,
 )
-from tfdeq.serving.signatures.signature import SETTINGS, convergence
+from tfdeq.serving.signatures.signature import SETTINGS, convergence, nothing_to_solve
 from tfdeq.serving.verification.checks import (
     ASKED_SETTINGS,
     BATCHES,
@@ -137,7 +137,7 @@ def _reference(model, inputs, signature: str, given: Examples, limit: int) -> di
         layout = {name: solution.z for name, solution in solutions.items()}
         starts = starts_of(layout, {name: tf.constant(value) for name, value in given.items()})
         outputs, solutions = _solve(model, inputs, given, settings, starts)
-    found = dict(convergence(solutions))
+    found = convergence(solutions) or nothing_to_solve(tf.constant(asked))
     if signature != "encode":
         found.update(named_outputs(outputs))
     if signature != "serving_default":
