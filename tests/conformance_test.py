@@ -1,6 +1,6 @@
 """Properties that hold for all: solvers and rules by the registries, cells and models by CASES.
 
-A new solver or backward rule is tested here without a line being written; a new cell or model takes
+A new solver or adjoint is tested here without a line being written; a new cell or model takes
 one line in CELLS or MODELS.
 """
 

@@ -202,7 +202,7 @@ def _backward_limits(
     )
 
 
-def mark_non_finite(solution: Solution, finite: tf.Tensor, z0: Any = None) -> Solution:
+def mark_non_finite(solution: Solution, finite: tf.Tensor, z0: Any) -> Solution:
     """Returns the solution with NON_FINITE for samples that are not finite, also where f saturates.
 
     finite: [B] bool. z0: what stands for their z, without a gradient; None: it stays.

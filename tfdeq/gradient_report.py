@@ -1,4 +1,4 @@
-"""`gradient_report`: how far each backward rule's gradient is from a tight implicit one."""
+"""`gradient_report`: how far each adjoint's gradient is from a tight implicit one."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _REFERENCE_STEPS = 200
 
 
 class RuleGradient(NamedTuple):
-    """One rule's gradient against the reference; NaN where one of the two vanishes.
+    """One adjoint's gradient against the reference; NaN where one of the two vanishes.
 
     Attributes:
         weights_cosine, weights_norm_ratio: over the cell's trainable weights together.
@@ -33,7 +33,7 @@ class RuleGradient(NamedTuple):
 
 
 class GradientReport(dict):
-    """A dict from a rule's name to its `RuleGradient`; as text it is a table.
+    """A dict from an adjoint's name to its `RuleGradient`; as text it is a table.
 
     Attributes:
         residual: the largest relative residual of the reference's forward solve.
@@ -48,8 +48,8 @@ class GradientReport(dict):
         self.backward_residual = backward_residual
 
     def __str__(self):
-        width = max([4, *(len(name) for name in self)])
-        lines = [f"{'rule':<{width}}  weights: cosine  norm    x: cosine  norm    steps"]
+        width = max([len("adjoint"), *(len(name) for name in self)])
+        lines = [f"{'adjoint':<{width}}  weights: cosine  norm    x: cosine  norm    steps"]
         for name, row in self.items():
             lines.append(
                 f"{name:<{width}}  {row.weights_cosine:15.6f}  {row.weights_norm_ratio:6.4f}  "
@@ -67,24 +67,23 @@ def gradient_report(
     rules: Mapping[str, str | adjoints.Adjoint] | None = None,
     *,
     training: bool = False,
-    tolerance: float | None = None,
     seed: int = 0,
 ) -> GradientReport:
-    """Compares the gradients of backward rules, for one input, to a tight implicit gradient.
+    """Compares the gradients of adjoints, for one input, to a tight implicit gradient.
 
-    With v a fixed random cotangent of z*, each rule's ∂(vᵀz)/∂θ and ∂(vᵀz)/∂x are set against the
-    reference's by their cosine and by the ratio of norms ‖rule‖ / ‖reference‖. A rule solves with
+    With v a fixed random cotangent of z*, each adjoint's ∂(vᵀz)/∂θ and ∂(vᵀz)/∂x are set against the
+    reference's by their cosine and by the ratio of norms ‖adjoint‖ / ‖reference‖. An adjoint solves with
     the layer's solver and settings, as in training; one that needs a solver of its own kind gets
-    that, with the layer's max_steps and tolerance. The layer's weights, seeds and metrics stay as they are.
+    that, with the layer's max_steps and tolerance. The reference is solved by Broyden, within 200 evaluations
+    to a relative residual of 1e-6, or 1e-12 under a float64 policy; the report names what was reached.
+    The layer's weights, seeds and metrics stay as they are.
 
     Args:
         layer: a built `DEQLayer`. A cell alone: wrap it, DEQLayer(cell), and call that once.
         x: an input of the layer, [B, ...] tensors.
-        rules: name -> rule (or a registered name). Default: every registered rule as it is by
+        rules: name -> adjoint (or a registered name). Default: every registered one as it is by
             default, and the layer's own as "layer".
         training: whether the cell runs as in training (Dropout with the next call's mask).
-        tolerance: relative residual of the reference's two solves (Broyden, at most 200 evaluations). Default
-            1e-6, or 1e-12 under a float64 policy: compare to what was reached, which the report names.
         seed: of the cotangent.
 
     Returns:
@@ -116,8 +115,7 @@ def gradient_report(
         )
     if rules is None:
         rules = {"layer": layer.adjoint, **{name: name for name in adjoints.REGISTRY}}
-    if tolerance is None:
-        tolerance = 1e-12 if layer.compute_dtype == "float64" else 1e-6
+    tolerance = 1e-12 if layer.compute_dtype == "float64" else 1e-6
     tight = solvers.Broyden(max_steps=_REFERENCE_STEPS, tolerance=tolerance)
     backward: list[Solution] = []
     reference = _gradients(
@@ -148,7 +146,7 @@ def _solver_for(rule: adjoints.Adjoint, solver: solvers.Solver) -> solvers.Solve
 
 
 def _gradients(layer, x, training, seed, solver, rule, callback=None) -> _Gradients:
-    """The rule's gradients for the weights and x; nothing of the layer changes."""
+    """The adjoint's gradients for the weights and x; nothing of the layer changes."""
     pure = PureCell(layer.cell, layer.compute_dtype)
     x = tf.nest.map_structure(lambda leaf: _as_input(leaf, layer.compute_dtype), x)
     inputs = [leaf for leaf in tf.nest.flatten(x) if leaf.dtype.is_floating]

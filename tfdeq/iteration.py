@@ -1,44 +1,29 @@
 """The one tf.while_loop: evaluates f, counts, freezes and stops each sample on its own."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import record
 
 from tfdeq.compaction import BoundFunction, run_compacting
 from tfdeq.numerics import safeguard
-from tfdeq.numerics.function_evaluation import Residual, evaluate, evaluate_linearised, residual_of
+from tfdeq.numerics.function_evaluation import evaluate, evaluate_linearised, residual_of
 from tfdeq.numerics.limits import Limits
+from tfdeq.numerics.loop_state import (
+    RUNNING,
+    LoopSettings,
+    LoopState,
+    booked,
+    is_small,
+    results_of,
+    running_of,
+    with_records,
+)
 from tfdeq.numerics.state_layout import StateLayout
 from tfdeq.numerics.xla import compiles_with_xla
-from tfdeq.solution import Solution, Status
+from tfdeq.solution import Solution
 from tfdeq.solvers.solver import Solver
-
-_RUNNING = -1
-# Progress is a best residual that has fallen by 0.1 %.
-_PROGRESS = 0.999
-# At so many units of rounding a residual is at the precision's floor; so many iterates must show it.
-_FLOOR = 4.0
-FLOOR_STEPS = 12
-# Entries of a sample up to which computing a thing costs less than asking whether it is needed.
-_SMALL = 1024
-
-
-class _LoopState(NamedTuple):
-    k: tf.Tensor  # [] int32, iterates evaluated in the loop
-    z: tf.Tensor  # [B, D] the iterate to evaluate next
-    best_z: tf.Tensor  # [B, D] the iterate of the lowest residual so far, or its image
-    best_residual: tf.Tensor  # [B] its residual; the dtype's largest number before the first one
-    mark_residual: tf.Tensor  # [B] best residual when it last fell by more than 0.1 %
-    mark_step: tf.Tensor  # [B] int32, the number of the iterate at which that was
-    steps: tf.Tensor  # [B] int32, evaluations spent on the sample
-    status: tf.Tensor  # [B] int32, a Status, or _RUNNING
-    scale: tf.Tensor  # [B] the solver works on z / scale; 1 for states of ordinary size
-    base: Any  # a SafeguardState; () for a solver without safeguard
-    solver: Any  # the method's own state
-    recorded: Any  # [B, n, D] the best z after each number of evaluations; () where none is wanted
-    trace: Any  # [B, max_steps] residuals by evaluation; () where none is wanted
 
 
 def iterate(
@@ -100,12 +85,14 @@ def iterate(
     given = Limits(tolerance, max_steps, patience, absolute_tolerance)
     limits = given.resolved(solver, batch, z.dtype)
     most = given.most_steps(solver)
-    step = _Step(solver, layout, return_image, return_state, linear_part, tuple(iterates))
+    settings = LoopSettings(
+        solver, layout, return_image, return_state, linear_part, tuple(iterates)
+    )
 
     largest = tf.fill(batch, z.dtype.max)
     zeros = tf.zeros(batch, tf.int32)
     columns = tf.reduce_max(limits.max_steps) if most is None else most
-    start = _LoopState(
+    start = LoopState(
         k=tf.constant(0),
         z=z,
         best_z=z,
@@ -113,7 +100,7 @@ def iterate(
         mark_residual=largest,
         mark_step=zeros,
         steps=zeros,
-        status=tf.fill(batch, _RUNNING),
+        status=tf.fill(batch, RUNNING),
         scale=tf.ones(batch, z.dtype),
         base=() if solver.safeguard is None else safeguard.initial_state(z),
         solver=solver.initial_state(z, most),
@@ -122,31 +109,20 @@ def iterate(
     )
     if shrinks:
         best_z, best_residual, steps, status, recorded, traced = run_compacting(
-            lambda f, carried: (_run(step, f, *carried, share=0.5), carried[1]),
+            lambda f, carried: (_run(settings, f, *carried, share=0.5), carried[1]),
             f,
             (start, limits),
-            lambda carried: _running(carried[0]),
-            lambda carried: _results(carried[0]),
+            lambda carried: running_of(carried[0]),
+            lambda carried: results_of(carried[0]),
         )
     else:
-        end = _run(step, f, start, limits)
-        best_z, best_residual, steps, status, recorded, traced = _results(end)
+        end = _run(settings, f, start, limits)
+        best_z, best_residual, steps, status, recorded, traced = results_of(end)
     residual = tf.cast(tf.minimum(best_residual, tf.cast(tf.float32.max, z.dtype)), tf.float32)
     states = [layout.unflatten(recorded[:, i]) for i in range(len(iterates))] or ()
     solution = Solution(layout.unflatten(best_z), residual, steps, status, states, traced)
     result = (solution, end.solver) if return_state else solution
     return tf.nest.map_structure(tf.stop_gradient, result)
-
-
-class _Step(NamedTuple):
-    """What every turn of the loop needs to know."""
-
-    solver: Solver
-    layout: StateLayout
-    return_image: bool
-    return_state: bool
-    linear_part: Callable[[Any], Any] | None
-    iterates: tuple[int, ...]
 
 
 def _shrinks(f: Callable[[Any], Any]) -> bool:
@@ -159,50 +135,43 @@ def _is_watched() -> bool:
 
 
 def _run(
-    step: _Step,
+    settings: LoopSettings,
     f: Callable[[Any], Any],
-    start: _LoopState,
+    start: LoopState,
     limits: Limits,
     share: float = 0.0,
-) -> _LoopState:
+) -> LoopState:
     """The loop, until at most this share of the samples is running."""
 
     def goes_on(*fields: Any) -> tf.Tensor:
-        running = tf.reduce_sum(tf.cast(_running(_LoopState(*fields)), tf.float32))
+        running = tf.reduce_sum(tf.cast(running_of(LoopState(*fields)), tf.float32))
         return running > share * tf.cast(tf.size(limits.max_steps), tf.float32)
 
-    def body(*fields: Any) -> _LoopState:
-        return _turn(step, f, _LoopState(*fields), limits)
+    def body(*fields: Any) -> LoopState:
+        return _turn(settings, f, LoopState(*fields), limits)
 
-    return _LoopState(*tf.while_loop(goes_on, body, list(start), parallel_iterations=1))
-
-
-def _running(state: _LoopState) -> tf.Tensor:
-    return tf.equal(state.status, _RUNNING)
+    return LoopState(*tf.while_loop(goes_on, body, list(start), parallel_iterations=1))
 
 
-def _results(state: _LoopState) -> tuple[Any, ...]:
-    fields = (state.best_z, state.best_residual, state.steps, state.status)
-    return (*fields, state.recorded, state.trace)
-
-
-def _turn(step: _Step, f: Callable[[Any], Any], state: _LoopState, limits: Limits) -> _LoopState:
+def _turn(
+    settings: LoopSettings, f: Callable[[Any], Any], state: LoopState, limits: Limits
+) -> LoopState:
     """One evaluation of f, its booking, and the solver's step to the next iterate."""
-    solver, layout = step.solver, step.layout
+    solver, layout = settings.solver, settings.layout
     before = state
     # What has no arguments, such as an adjoint system, is made of what it closes over.
     bare = not isinstance(f, BoundFunction)
-    if solver.uses_products and step.linear_part is None:
+    if solver.uses_products and settings.linear_part is None:
         f_z, product = evaluate_linearised(f, layout, state.z, bare)
     else:
         f_z = evaluate(f, layout, state.z, bare)
-        product = lambda v: layout.flatten(step.linear_part(layout.unflatten(v)))  # noqa: E731
+        product = lambda v: layout.flatten(settings.linear_part(layout.unflatten(v)))  # noqa: E731
     seen = layout.rounded(state.z)
     residual = residual_of(seen, f_z, with_unit=tf.equal(state.k, 0))
-    kept = f_z if step.return_image else seen
-    state = _account(step, state, kept, residual, limits)
-    state = _recorded(step, before, state, residual)
-    z, running = state.z, _running(state)
+    kept = f_z if settings.return_image else seen
+    state = booked(settings, state, kept, residual, limits)
+    state = with_records(settings, before, state, residual)
+    z, running = state.z, running_of(state)
     if solver.safeguard is not None:
         base, z, f_z, plain = safeguard.guard(
             state.base, z, f_z, residual.relative, solver.safeguard
@@ -229,87 +198,11 @@ def _turn(step: _Step, f: Callable[[Any], Any], state: _LoopState, limits: Limit
     else:
         solver_state, next_z = solver.step(state.solver, state.k, scaled_z, scaled_f_z)
     (next_z,) = _divided(solver, 1 / state.scale, next_z)
-    if step.return_state:
-        solver_state = solver.select(_running(before), solver_state, before.solver)
+    if settings.return_state:
+        solver_state = solver.select(running_of(before), solver_state, before.solver)
     next_z = tf.where(running[:, None], next_z, state.z)
     next_z.set_shape(z.shape)
     return state._replace(k=state.k + 1, z=next_z, solver=solver_state)
-
-
-def _account(
-    step: _Step, state: _LoopState, kept: tf.Tensor, found: Residual, limits: Limits
-) -> _LoopState:
-    """Books one evaluation: counts it, keeps it if it is the best, ends samples that are done."""
-    residual, solver = found.relative, step.solver
-    running = tf.equal(state.status, _RUNNING)
-    steps = state.steps + tf.cast(running, tf.int32)
-    finite = tf.math.is_finite(residual)
-    converged = residual <= limits.tolerance
-    converged |= found.distance <= limits.absolute_tolerance
-    better = running & finite & ((residual < state.best_residual) | converged)
-    best_residual = tf.where(better, residual, state.best_residual)
-    best_z = tf.where(better[:, None], kept, state.best_z)
-    progress = best_residual < tf.cast(_PROGRESS, residual.dtype) * state.mark_residual
-    # Iterates, not evaluations: products with the Jacobian are work that shows at the next iterate.
-    mark_step = tf.where(progress, state.k, state.mark_step)
-    mark_residual = tf.where(progress, best_residual, state.mark_residual)
-
-    level = state.k - mark_step
-    at_floor = best_residual <= tf.cast(_FLOOR * step.layout.epsilon, residual.dtype)
-    stagnated = (level >= limits.patience) | (at_floor & (level >= FLOOR_STEPS))
-    if solver.memoryless and solver.safeguard is None:
-        stagnated |= _came_back(state, kept, residual, running & ~better)
-    # The later line wins: a sample that converges with its last evaluation has converged.
-    status = tf.fill(tf.shape(steps), _RUNNING)
-    status = tf.where(stagnated, int(Status.STAGNATED), status)
-    spent = steps >= limits.max_steps
-    status = tf.where(spent, int(Status.MAX_STEPS), status)
-    # A method that goes back from NaN may try, unless there is nothing to go back to.
-    hopeless = (stagnated | spent | (state.k == 0)) if solver.recovers else tf.constant(True)
-    status = tf.where(finite | tf.logical_not(hopeless), status, int(Status.NON_FINITE))
-    status = tf.where(finite & converged, int(Status.CONVERGED), status)
-    return state._replace(
-        best_z=best_z,
-        best_residual=best_residual,
-        mark_residual=mark_residual,
-        mark_step=mark_step,
-        steps=steps,
-        status=tf.where(running, status, state.status),
-    )
-
-
-def _came_back(
-    state: _LoopState, kept: tf.Tensor, residual: tf.Tensor, candidates: tf.Tensor
-) -> tf.Tensor:
-    """[B] bool: candidates whose iterate is the best one, bit for bit, once more.
-
-    What repeats itself comes back to the best iterate of its cycle. Equal residuals, which cost
-    nothing to compare, say where that is worth a look.
-    """
-    candidates &= tf.equal(residual, state.best_residual)
-
-    def compared():
-        return candidates & tf.reduce_all(tf.equal(kept, state.best_z), axis=1)
-
-    if _is_small(kept):
-        return compared()
-    return tf.cond(tf.reduce_any(candidates), compared, lambda: candidates)
-
-
-def _recorded(step: _Step, before: _LoopState, state: _LoopState, found: Residual) -> _LoopState:
-    """Keeps the states and residuals that were asked for."""
-    if step.iterates:
-        due = state.steps[:, None] <= tf.constant(step.iterates, tf.int32)
-        recorded = tf.where(due[..., None], state.best_z[:, None], state.recorded)
-        state = state._replace(recorded=recorded)
-    if tf.is_tensor(state.trace):
-        column = tf.range(tf.shape(state.trace)[1])[None]
-        here = tf.equal(column, state.steps[:, None] - 1) & _running(before)[:, None]
-        residual = tf.cast(found.relative, tf.float32)[:, None]
-        trace = tf.where(here, residual, state.trace)
-        trace.set_shape(state.trace.shape)
-        state = state._replace(trace=trace)
-    return state
 
 
 def _divided(solver: Solver, scale: tf.Tensor, *states: tf.Tensor) -> list[tf.Tensor]:
@@ -321,13 +214,9 @@ def _divided(solver: Solver, scale: tf.Tensor, *states: tf.Tensor) -> list[tf.Te
         return [state * (1 / scale)[:, None] for state in states]
 
     # Under XLA it is part of what comes next.
-    if compiles_with_xla() or all(map(_is_small, states)):
+    if compiles_with_xla() or all(map(is_small, states)):
         return divided()
     result = tf.cond(tf.reduce_any(tf.not_equal(scale, 1)), divided, lambda: list(states))
     for one, state in zip(result, states, strict=True):
         one.set_shape(state.shape)
     return list(result)
-
-
-def _is_small(state: tf.Tensor) -> bool:
-    return state.shape[1] is not None and state.shape[1] <= _SMALL

@@ -1,8 +1,8 @@
-"""How near each backward rule comes to the gradient of the equilibrium; writes docs/gradient_rules.md.
+"""How near each adjoint comes to the gradient of the equilibrium; writes docs/gradient_rules.md.
 
 python -m benchmarks.engine.gradient_rules [--document=docs/gradient_rules.md]
 
-A tanh cell of contraction 0.9 in float64, solved to 1e-10, and `tfdeq.gradient_report` of every rule
+A tanh cell of contraction 0.9 in float64, solved to 1e-10, and `tfdeq.gradient_report` of every adjoint
 with more and more steps: the cosine with a tight implicit gradient and the ratio of the norms.
 """
 
@@ -22,11 +22,11 @@ from tfdeq.programs import program
 FLAGS = flags.FLAGS
 
 EXPLANATION = """
-# Which backward rule
+# Which adjoint
 
-How near each rule comes to the gradient of the equilibrium itself: cosine with, and norm over that of,
+How near each adjoint comes to the gradient of the equilibrium itself: cosine with, and norm over that of,
 an implicit gradient solved to 1e-12, in float64. The cell is `DenseCell({units}, contraction=0.9)` with a
-batch of {batch}, solved to 1e-10 by Broyden, or by what the rule needs
+batch of {batch}, solved to 1e-10 by Broyden, or by what the adjoint needs
 (`python -m benchmarks.engine.gradient_rules --document=docs/gradient_rules.md`). On your own model:
 `print(tfdeq.gradient_report(layer, x))`.
 
@@ -46,7 +46,7 @@ ADVICE = """
 
 
 def variants() -> dict[str, Adjoint]:
-    """Returns name -> rule, each rule with more and more steps."""
+    """Returns name -> adjoint, each with more and more steps."""
     tight = tfdeq.Broyden(max_steps=200, tolerance=1e-10)
     rules = {f"Implicit, {k} products": tfdeq.Implicit(_exactly(k)) for k in (4, 8, 16)}
     rules["Implicit, to 1e-10"] = tfdeq.Implicit(tight)
@@ -90,7 +90,7 @@ def table(report: GradientReport) -> str:
         )
         for name, row in report.items()
     ]
-    return markdown_table(("rule", "weights: cosine, norm", "input: cosine, norm"), rows)
+    return markdown_table(("adjoint", "weights: cosine, norm", "input: cosine, norm"), rows)
 
 
 def main() -> None:

@@ -30,30 +30,32 @@ def affine(radius: float, normal: bool, size: int = 40, seed: int = 0) -> Proble
     return Problem(lambda xp, z: xp.matmul(z, a) + b, np.zeros(size))
 
 
-def tanh_network(gain: float, size: int = 60, seed: int = 0) -> Problem:
+def tanh_network(gain: float) -> Problem:
     """f(z) = tanh(zW + b), W of independent entries with spectral radius about `gain`."""
-    random = np.random.default_rng(seed)
+    random, size = np.random.default_rng(0), 60
     w = gain * random.normal(size=(size, size)) / np.sqrt(size)
     b = random.normal(size=size)
     return Problem(lambda xp, z: xp.tanh(xp.matmul(z, w) + b), np.zeros(size))
 
 
-def chandrasekhar(c: float, size: int = 100) -> Problem:
+def chandrasekhar(c: float) -> Problem:
     """H(μ) = 1 / (1 − (c/2) ∫₀¹ μ H(ν) / (μ + ν) dν) by the midpoint rule.
 
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations, 1995, section 5.6. Singular
     at c = 1.
     """
+    size = 100
     nodes = (np.arange(size) + 0.5) / size
     kernel = 0.5 * c / size * nodes[:, None] / (nodes[:, None] + nodes[None, :])
     return Problem(lambda xp, z: 1.0 / (1.0 - xp.matmul(z, kernel.T)), np.ones(size))
 
 
-def bratu(strength: float, size: int = 12) -> Problem:
+def bratu(strength: float) -> Problem:
     """−Δu = λ e^u on the unit square, u = 0 at its edge, five-point differences, scaled by h²/4.
 
     f is one Jacobi sweep: u ← (the mean of the neighbours) + λ h² e^u / 4. Singular at λ ≈ 6.81.
     """
+    size = 12
     h = 1.0 / (size + 1)
     neighbours = np.zeros((size * size, size * size))
     for row in range(size):

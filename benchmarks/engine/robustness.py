@@ -27,8 +27,6 @@ from tfdeq.programs import program
 FLAGS = flags.FLAGS
 
 PEERS = ("krylov", "broyden1", "anderson", "df-sane", "hybr")
-# Those that the documents call peers of a matrix-free method; hybr builds the whole Jacobian.
-MATRIX_FREE_PEERS = ("krylov", "broyden1", "anderson", "df-sane")
 
 
 EXPLANATION = """

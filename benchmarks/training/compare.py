@@ -13,8 +13,6 @@ read after the runs with that rate, once each.
 import math
 import os
 import statistics
-import tempfile
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +22,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks.results.tables import comparison_table
-from benchmarks.training import rate_search
+from benchmarks.training import rate_search, variant_times
 from benchmarks.training.recipes import recipe_variants
 from tfdeq.data.text.registry import load
 from tfdeq.data.token_data import TokenData
@@ -36,10 +34,8 @@ from tfdeq.training.devices.allocator import keep_freed_memory
 from tfdeq.training.flags.flag_uses import used
 from tfdeq.training.flags.shared import check_uses, configuration
 from tfdeq.training.records.resumption import FINGERPRINT, finished
-from tfdeq.training.schedule import StepSettings
 from tfdeq.training.task import score_of
 from tfdeq.training.text import language_model
-from tfdeq.training.trainer import Trainer
 from trainers.language_model import CONFIGURATION_FLAGS
 
 matplotlib.use("Agg")
@@ -79,55 +75,6 @@ def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             penalty = ", penalty" if baseline["jacobian_penalty"] else ""
             result[f"{depth} explicit{penalty}"] = baseline
     return result
-
-
-def measure_seconds_per_step(configs: Mapping[str, Mapping[str, Any]], data) -> dict[str, float]:
-    """Times the compiled training step of every variant in turns; the median of the rounds.
-
-    The equilibrium's figure is the mean over its schedule: shallow and solved steps by their shares,
-    the solved ones at the mean of the first and the last budget, because the budget grows evenly.
-    """
-    trainers, steps = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, config in configs.items():
-            # From zero weights the state would enter hardly, and a solve would end before its budget.
-            config = {**config, "recurrent_scale": 1.0, "tolerance": 1e-12}
-            made = language_model.make_experiment(config, data)
-            trainers[name] = experiment.make_trainer(config, os.path.join(folder, name), made)
-            for explicit_steps, max_steps, share in _phases(config):
-                key = name, explicit_steps, max_steps
-                steps[key] = steps.get(key, 0.0) + share
-        batches = iter(made.task.batches(0, 0, 1))
-        times: dict[tuple[str, int, int], list[float]] = {key: [] for key in steps}
-        for round_ in range(FLAGS.timing_rounds + 1):
-            for (name, explicit_steps, max_steps), taken in times.items():
-                elapsed = _time_steps(trainers[name], batches, explicit_steps, max_steps)
-                if round_:  # the first compiles
-                    taken.append(elapsed)
-    result = dict.fromkeys(configs, 0.0)
-    for key, share in steps.items():
-        result[key[0]] += share * statistics.median(times[key])
-    return result
-
-
-def _phases(config: Mapping[str, Any]) -> list[tuple[int, int, float]]:
-    """Returns (explicit steps, budget, share of the training) of the steps that differ in time."""
-    if config["depth"]:
-        return [(config["depth"], config["max_steps"], 1.0)]
-    first = config["training_max_steps"]
-    last = max(first, config["max_steps"])
-    shallow = config["shallow_share"]
-    solved = (1.0 - shallow) / 2
-    return [(config["shallow_steps"], first, shallow), (0, first, solved), (0, last, solved)]
-
-
-def _time_steps(trainer: Trainer, batches, count: int, max_steps: int, repeats: int = 3) -> float:
-    settings = StepSettings(count, max_steps, penalty_share=1.0)
-    started = time.perf_counter()
-    for _ in range(repeats):
-        trainer.step.run(batches, [settings])
-    trainer.step.wait()
-    return (time.perf_counter() - started) / repeats
 
 
 def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
@@ -289,18 +236,8 @@ def main() -> None:
     runs = plan(configs, seconds)
     wanted = {name: run for name, run in runs.items() if not FLAGS.only or name in FLAGS.only}
     print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
-    rates_path = os.path.join(FLAGS.workdir, "learning_rates.json")
     if len(FLAGS.learning_rates) > 1:
-        found = {} if FLAGS.report_only else search_rates(wanted, FLAGS.workdir)
-        chosen = {name: rate_search.best(scores) for name, scores in found.items()}
-        chosen = {**(read_json(rates_path) or {}), **chosen}
-        write_json(rates_path, chosen)
-        print("Rates: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()), flush=True)
-        runs = {
-            name: {**run, "learning_rate": chosen[name]}
-            for name, run in runs.items()
-            if name in chosen
-        }
+        runs = _at_found_rates(runs, wanted)
         wanted = {name: runs[name] for name in wanted if name in runs}
     if not FLAGS.report_only:
         train_all(wanted, FLAGS.workdir)
@@ -309,6 +246,26 @@ def main() -> None:
         raise ValueError(
             f"No run in {FLAGS.workdir} is finished; train them without --report_only."
         )
+    _write(results)
+
+
+def _at_found_rates(
+    runs: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The runs with the rates that a search found, now (of those wanted) or before."""
+    path = os.path.join(FLAGS.workdir, "learning_rates.json")
+    found = {} if FLAGS.report_only else search_rates(wanted, FLAGS.workdir)
+    chosen = {name: rate_search.best(scores) for name, scores in found.items()}
+    chosen = {**(read_json(path) or {}), **chosen}
+    write_json(path, chosen)
+    print("Rates: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()), flush=True)
+    return {
+        name: {**run, "learning_rate": chosen[name]} for name, run in runs.items() if name in chosen
+    }
+
+
+def _write(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes figures, picture and table."""
     write_json(FLAGS.results or os.path.join(FLAGS.workdir, "compare.json"), results)
     document = FLAGS.document or os.path.join(FLAGS.workdir, "compare.md")
     os.makedirs(os.path.dirname(document) or ".", exist_ok=True)
@@ -355,7 +312,7 @@ def _timings(configs: Mapping[str, Mapping[str, Any]], data: TokenData | None) -
     if data is None:
         raise ValueError(f"{path} has not all variants; run without --report_only.")
     tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
-    seconds = measure_seconds_per_step(configs, data)
+    seconds = variant_times.measure_seconds_per_step(configs, data, FLAGS.timing_rounds)
     write_json(path, seconds)
     keras.utils.clear_session()
     return seconds

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+EXTENSIONS = 2  # rates beyond the given ones, at most, for each variant
 Candidate = tuple[str, float]  # a variant's name and a rate
 
 
@@ -12,7 +13,6 @@ def search(
     rates: Sequence[float],
     share: float,
     train: Callable[[Mapping[Candidate, Mapping[str, Any]]], Mapping[Candidate, float]],
-    extensions: int = 2,
 ) -> dict[str, dict[float, float]]:
     """Returns name -> rate -> validation score of a shorter run, lower is better.
 
@@ -25,12 +25,11 @@ def search(
         share: of the steps, for each of these runs.
         train: candidate -> configuration; returns the candidates' scores, infinite or NaN for runs that
             failed.
-        extensions: rates beyond the given ones, at most, for each variant.
     """
     factor = rates[-1] / rates[-2]
     scores: dict[str, dict[float, float]] = {name: {} for name in configs}
     wanted = {name: list(rates) for name in configs}
-    for _ in range(extensions + 1):
+    for _ in range(1 + EXTENSIONS):
         runs = {
             (name, rate): {
                 **configs[name],

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.adjoints.adjoint: what all backward rules share."""
+"""Tests of tfdeq.adjoints.adjoint: what all adjoints share."""
 
 import dataclasses
 

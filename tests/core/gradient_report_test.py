@@ -53,7 +53,7 @@ def test_as_text_it_is_a_table():
     layer, x = _built()
     lines = str(tfdeq.gradient_report(layer, x, {"phantom": tfdeq.PhantomGradient()})).splitlines()
     assert lines[0].split() == [
-        "rule",
+        "adjoint",
         "weights:",
         "cosine",
         "norm",

@@ -12,7 +12,8 @@ from tests.core.iteration_test import ONE_EVALUATION, _tanh_case
 from tests.support.cases import MODES, fast, in_mode, tanh_cell
 from tfdeq import solvers
 from tfdeq.cells import weight_tied
-from tfdeq.iteration import FLOOR_STEPS, iterate
+from tfdeq.iteration import iterate
+from tfdeq.numerics.loop_state import FLOOR_STEPS
 
 Status = tfdeq.Status
 

@@ -1,4 +1,4 @@
-"""Backward rules: one a file, each says how a fixed point carries a gradient."""
+"""Adjoints: one a file, each says how a fixed point carries a gradient."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every backward rule is, and the pieces that several of them need."""
+"""What every adjoint is, and the pieces that several of them need."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,12 +35,12 @@ class SolveSettings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Adjoint:
-    """A backward rule: how a fixed point carries a gradient to `args`.
+    """An adjoint, that is a backward rule: how a fixed point carries a gradient to `args`.
 
     Attributes:
-        exact: whether the rule as constructed by default gives the gradient of the equilibrium up to
+        exact: whether the adjoint as constructed by default gives the gradient of the equilibrium up to
             the residuals of the solves. False: an approximation, whose docstring says of what.
-        solver_kind: the class of forward solvers that the rule works with; it refuses others.
+        solver_kind: the class of forward solvers that the adjoint works with; it refuses others.
     """
 
     exact: ClassVar[bool] = False
@@ -49,7 +49,7 @@ class Adjoint:
     def solve(self, f: Callable[..., Any], z0: Any, args: Any, settings: SolveSettings) -> Solution:
         """Solves z = f(z, *args) and gives z its gradient with respect to args.
 
-        Args and errors: see `tfdeq.fixed_point`. Rules that solve nothing backward never call the
+        Args and errors: see `tfdeq.fixed_point`. Adjoints that solve nothing backward never call the
         settings' backward_callback.
         """
         if not self.takes_iterates:
@@ -69,7 +69,7 @@ class Adjoint:
 
     @property
     def takes_iterates(self) -> bool:
-        """Whether the rule gives single iterates of a solve a gradient."""
+        """Whether the adjoint gives single iterates of a solve a gradient."""
         return type(self).attach_gradient is not Adjoint.attach_gradient
 
     def attach_gradient(
@@ -77,7 +77,7 @@ class Adjoint:
     ) -> Any:
         """Returns the nest z unchanged, with the gradient that it has as a fixed point of f.
 
-        Rules that need the whole solve, and not its result alone, override `solve` instead, and
+        Adjoints that need the whole solve, and not its result alone, override `solve` instead, and
         refuse iterates.
         """
         raise ValueError(
@@ -94,7 +94,7 @@ class Adjoint:
         return cls(**config)
 
     def _require_whole_solve(self, settings: SolveSettings) -> Solver:
-        """Returns the solver, which must be of the rule's kind; there may be no iterates."""
+        """Returns the solver, which must be of the adjoint's kind; there may be no iterates."""
         solver = settings.solver
         if settings.iterates:
             self.attach_gradient(None, None, None, settings)

@@ -30,7 +30,7 @@ class Implicit(Adjoint):
     With J = ∂f/∂z at z*, the cotangent dz of z* gives u = Jᵀu + dz, solved as a fixed point of its
     own (per sample, one vector–Jacobian product a step; what is taken is the image of the best
     iterate, so that the last product counts too), and uᵀ ∂f/∂args. Exact up to the residuals
-    of both solves. Derivatives of any order: the rule is applied to u again. z0 gets no gradient:
+    of both solves. Derivatives of any order: the adjoint is applied to u again. z0 gets no gradient:
     the equilibrium does not depend on it.
 
     Args:

@@ -15,7 +15,7 @@ class JacobianFree(Adjoint):
     u = dz in place of u = (I − J)^(−T) dz, J = ∂f/∂z at z*: the gradient is dzᵀ ∂f/∂args, one
     vector–Jacobian product and no backward solve. An approximation, exact only where J = 0; for a
     contraction ‖J‖ < 1 whose ∂f/∂args is well conditioned it is a descent direction. The forward
-    solve and its `Solution` are those of `Implicit`. A second derivative differentiates this rule, with
+    solve and its `Solution` are those of `Implicit`. A second derivative differentiates this adjoint, with
     the same approximation for how z* moves.
 
     Source: Fung, Heaton, Li, McKenzie, Osher, Yin, JFB: Jacobian-Free Backpropagation for Implicit

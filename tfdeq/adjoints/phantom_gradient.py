@@ -19,7 +19,7 @@ class PhantomGradient(Adjoint):
     approximation, exact as k → ∞ where the damped map contracts. No backward solve: the k
     applications are made when the gradient is asked for, and their interiors are in memory then.
     What is returned is the equilibrium itself with the forward solve's residual and steps. A second
-    derivative differentiates this rule, with the same approximation for how z* moves.
+    derivative differentiates this adjoint, with the same approximation for how z* moves.
 
     Args:
         steps: k >= 1. Default 5.

@@ -26,7 +26,7 @@ class Shine(Adjoint):
     of u ← Jᵀu + dz, by the forward solver from that start, make it exact as they grow. A sample
     whose estimate is not finite falls back to u = dz. A second derivative takes H for constant.
 
-    Works with a forward solver `Broyden` alone; with a bounded memory H is made of
+    Works with a forward solver `Broyden` alone; with a bounded solver window H is made of
     its newest updates.
 
     Args:

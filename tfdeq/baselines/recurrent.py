@@ -19,8 +19,8 @@ class Recurrent(SegmentLayer):
         dropout: rate on the input of each layer and on the output, in [0, 1]: one mask a sample, the
             same at all positions (variational dropout). Default 0.
 
-    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The memory is a list, of each layer
-    a list of its states [B, d]: h and c, or h. Returns [B, T, d], or that and the next memory.
+    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The carried memory is a list, of each layer
+    a list of its states [B, d]: h and c, or h. Returns [B, T, d], or that and the next one.
 
     On a GPU Keras hands eager calls and plain graphs to cuDNN, which XLA cannot compile: there the
     same equations run as a loop.

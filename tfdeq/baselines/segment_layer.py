@@ -10,7 +10,7 @@ from tfdeq.solvers.solver import require_positive_integer
 class SegmentLayer(keras.layers.Layer):
     """(y, m') = layer(x, m): causal, and m, the memory, is all that y needs of what came before x.
 
-    A text in segments, each with the memory that the one before it returned, gives what it gives in
+    A text in segments, each with the carried memory that the one before it returned, gives what it gives in
     one piece. The base of the baselines, which say what they remember (`_memory_spec`) and what they
     do with a segment (`_advance`).
 
@@ -31,7 +31,7 @@ class SegmentLayer(keras.layers.Layer):
 
     Raises:
         ValueError: for sizes below 1; at build for an input that is not [B, T, n]; in the call for
-            another layer's memory.
+            another layer's carried memory.
 
     Source: segments without gradients between them: Dai et al., Transformer-XL, arXiv:1901.02860,
         section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287.
@@ -58,7 +58,7 @@ class SegmentLayer(keras.layers.Layer):
         self.features = None  # n, once built
 
     def initial_memory(self, batch_size):
-        """Returns the memory of a text that nothing stands before: zeros.
+        """Returns the carried memory of a text that nothing stands before: zeros.
 
         Args:
             batch_size: B, an integer or a scalar tensor.
@@ -95,7 +95,7 @@ class SegmentLayer(keras.layers.Layer):
         return output, keras.tree.map_structure(ops.stop_gradient, after)
 
     def _memory_spec(self):
-        """The memory as a nest of KerasTensors, whose batch is None."""
+        """The carried memory as a nest of KerasTensors, whose batch is None."""
         raise NotImplementedError(f"{type(self).__name__} must say what it remembers.")
 
     def _advance(self, x, memory, training):
@@ -111,11 +111,11 @@ class SegmentLayer(keras.layers.Layer):
         return self.features
 
     def _place(self, *shape, dtype=None):
-        """One tensor of a memory."""
+        """One tensor of a carried memory."""
         return keras.KerasTensor((None, *shape), dtype=dtype or self.compute_dtype)
 
     def _checked(self, memory):
-        """The memory, in the structure and dtypes of its spec."""
+        """The carried memory, in the structure and dtypes of its spec."""
         spec = self._memory_spec()
         leaves, places = keras.tree.flatten(memory), keras.tree.flatten(spec)
         received = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]

@@ -22,9 +22,9 @@ class TemporalConvolution(SegmentLayer):
         dropout: rate after each convolution, in [0, 1]: one mask a sample, the same at all positions.
             Default 0.
 
-    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The memory is a list of dicts: of
+    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The carried memory is a list of dicts: of
     each block the last (k − 1) 2^b positions of what its two convolutions see, first [B, …, n or d]
-    and second [B, …, d]. Returns [B, T, d], or that and the next memory.
+    and second [B, …, d]. Returns [B, T, d], or that and the next one.
 
     Raises:
         ValueError: for sizes below 1.
@@ -36,8 +36,6 @@ class TemporalConvolution(SegmentLayer):
         >>> layer = TemporalConvolution(width=8, layers=3)
         >>> layer(keras.ops.ones([2, 5, 3])).shape
         TensorShape([2, 5, 8])
-        >>> layer.receptive_field
-        29
     """
 
     def __init__(
@@ -55,11 +53,6 @@ class TemporalConvolution(SegmentLayer):
             for place in ("first", "second")
         )
         self.skip = None  # made at build, where n is not d
-
-    @property
-    def receptive_field(self) -> int:
-        """How many positions an output depends on, its own the last."""
-        return 1 + sum(2 * self._reach(block) for block in range(self.depth))
 
     def build(self, x_shape):
         super().build(x_shape)

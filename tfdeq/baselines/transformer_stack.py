@@ -28,9 +28,9 @@ class TransformerStack(SegmentLayer):
         dropout: rate on the attention's and the MLP's output, in [0, 1]: one mask a sample, the same
             at all positions. Default 0.
         span: how many positions attention sees, the own one the last: T may then be anything, and the
-            memory holds span − 1 positions. Default: all of the T, and no memory.
+            memory then holds span − 1 positions. Default: all of the T, and none is carried.
 
-    Call arguments: x [B, T, d], memory, mask: see `SegmentLayer`. The memory is a dict: length [B]
+    Call arguments: x [B, T, d], memory, mask: see `SegmentLayer`. The carried memory is a dict: length [B]
     int32, how many places are taken, the last ones; key and value, lists, of each layer
     [B, span − 1, heads, d / heads]. Returns [B, T, d], or that and the next memory.
 

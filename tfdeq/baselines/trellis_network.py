@@ -30,7 +30,7 @@ class TrellisNetwork(SegmentLayer):
         normalization: of W and U: None, "weight" or "spectral"; see
             `tfdeq.cells.normalized_dense`. Default "weight", as in the source.
 
-    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The memory is a dict: input
+    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The carried memory is a dict: input
     [B, k − 1, n], the last positions; h and c, lists, of each layer but the last: its last h
     [B, k − 1, d] and c [B, d]. Returns [B, T, d], or that and the next memory. In half precision the
     gates are applied, and c is kept, in float32.

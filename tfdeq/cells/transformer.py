@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from tfdeq.cells.attended_past import attend_with_past, empty_past, joined_past
 from tfdeq.cells.distance_bias import DistanceBias, hidden_where
 from tfdeq.cells.normalized_dense import normalized_dense
 from tfdeq.solvers.solver import require_positive_integer
@@ -60,7 +61,7 @@ class TransformerCell(keras.layers.Layer):
             sequence_length.
 
     Source: Vaswani et al., arXiv:1706.03762, section 3; injection into queries, keys and values: Bai,
-        Kolter, Koltun, arXiv:1909.01377, section 3.2; segment memory: Dai et al., Transformer-XL,
+        Kolter, Koltun, arXiv:1909.01377, section 3.2; carried memory: Dai et al., Transformer-XL,
         arXiv:1901.02860, section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287; normed queries
         and keys: Henry et al., arXiv:2010.04245.
 
@@ -206,10 +207,8 @@ class TransformerCell(keras.layers.Layer):
                 "Only a cell with a span remembers a fixed number of positions; this one sees all of "
                 f"a text of at most sequence_length={self.sequence_length}. Give it a span."
             )
-        zeros = ops.zeros_like(ops.cast(x[:, 0, 0], self.compute_dtype))
-        shape = (1, self.heads, self.span - 1, self.width // self.heads)
-        places = ops.tile(zeros[:, None, None, None], shape)
-        return {"key": places, "value": places, "length": ops.cast(zeros, "int32")}
+        like = ops.cast(x[:, 0, 0], self.compute_dtype)
+        return empty_past(like, self.span - 1, self.heads, self.width // self.heads)
 
     def initial_state(self, x):
         """Returns zeros like the input, [B, T, d] or [B, d]."""
@@ -235,24 +234,14 @@ class TransformerCell(keras.layers.Layer):
         }
         if "past" not in x:
             return own
-        past, kept, lengths = x["past"], self.span - 1, x.get("lengths")
-        new = ops.shape(z)[1] if lengths is None else ops.cast(lengths, "int32")
-        joined = {name: ops.concatenate([past[name], own[name]], axis=2) for name in own}
-        if lengths is None:
-            first = ops.shape(joined["key"])[2] - kept
-            last = {name: joined[name][:, :, first:] for name in own}
-        else:
-            places = (new + past["key"].shape[2] - kept)[:, None] + ops.arange(kept)
-            places = places[:, None, :, None]
-            last = {name: ops.take_along_axis(joined[name], places, axis=2) for name in own}
-        return {**last, "length": ops.minimum(past["length"] + new, kept)}
+        return joined_past(x["past"], own, self.span - 1, x.get("lengths"))
 
     def call(self, z, x, mask=None):
         if isinstance(mask, dict):  # Keras hands on the masks of a segment as they were found
             mask = mask["input"]
         query, key, value = self._project(z, x)
         if "past_bias" in x:
-            attended = _attend_with_past(query, key, value, x)
+            attended = attend_with_past(query, key, value, x["past"], x["past_bias"], x["bias"])
         else:
             if "past" in x:
                 key, value = (
@@ -319,18 +308,6 @@ class TransformerCell(keras.layers.Layer):
             "locked_dropout": self.locked_dropout,
             "query_key_norm": self.query_key_norm,
         }
-
-
-def _attend_with_past(query, key, value, x):
-    """Attention of one position a sample to its past and itself, [B, heads, d / heads] each."""
-    past = x["past"]
-    query *= query.shape[-1] ** -0.5
-    # The past is not joined with the position's own key: that would copy it in every application.
-    logits = ops.squeeze(ops.matmul(past["key"], query[..., None]), -1) + x["past_bias"]
-    own = ops.sum(query * key, axis=-1, keepdims=True) + x["bias"]
-    weights = ops.softmax(ops.concatenate([own, logits], axis=-1), axis=-1)
-    attended = ops.squeeze(ops.matmul(weights[:, :, None, 1:], past["value"]), -2)
-    return attended + weights[..., :1] * value
 
 
 def _merge_heads(attended, width):

@@ -271,7 +271,7 @@ def _later(values, steps, fill):
     )
 
 
-def _last(joined, count, lengths=None):
+def _last(joined, count, lengths):
     """The last positions [B, count, n] of segments [B, T, n], each of its own length, or of T.
 
     Args:

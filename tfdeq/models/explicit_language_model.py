@@ -22,7 +22,7 @@ class ExplicitLanguageModel(TokenModel):
     Call arguments: as `LanguageModel`, without a solver's.
 
     Returns:
-        logits [B, T, V] float32, or losses [B, T]; with a memory (logits, memory).
+        logits [B, T, V] float32, or losses [B, T]; with a carried memory (logits, memory).
 
     Example:
         >>> from tfdeq.baselines import Recurrent
@@ -44,7 +44,7 @@ class ExplicitLanguageModel(TokenModel):
 
     @property
     def remembers(self) -> bool:
-        """Whether `call` takes and returns a memory of the text before."""
+        """Whether `call` takes and returns a carried memory of the text before."""
         return getattr(self.network, "span", 0) is not None
 
     def build_states(self, shape):
@@ -52,7 +52,7 @@ class ExplicitLanguageModel(TokenModel):
         self.network.build(shape)
 
     def initial_memory(self, batch_size: int) -> Any:
-        """Returns the memory of texts that nothing stands before: a nest of zeros [B, …]."""
+        """Returns the carried memory of texts that nothing stands before: a nest of zeros [B, …]."""
         return self.network.initial_memory(batch_size)
 
     def call(self, tokens, targets=None, memory=None, mask=None, training=None):

@@ -19,9 +19,8 @@ class Generation(NamedTuple):
 
     tokens: tf.Tensor  # [B, sequence_length] int32: the new tokens; −1 behind the last
     lengths: tf.Tensor  # [B] int32: how many there are
-    finish: (
-        tf.Tensor
-    )  # [B] int32: STOP_TOKEN (it is the last token), MAX_NEW_TOKENS, SEQUENCE_LENGTH
+    # [B] int32: STOP_TOKEN (it is the last token), MAX_NEW_TOKENS, SEQUENCE_LENGTH
+    finish: tf.Tensor
     residual: tf.Tensor  # [B] float32: the largest of the sample's solves
     steps: tf.Tensor  # [B] int32: evaluations of the cell, of all the sample's solves
     prompt_steps: tf.Tensor  # [B] int32: those of them that were on the whole prompt

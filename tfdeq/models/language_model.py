@@ -16,14 +16,14 @@ from tfdeq.solution import Solution
 class LanguageModel(TokenModel):
     """Embedding -> `DEQLayer` of a cell -> norm -> next-token logits.
 
-    A long text may be given in segments, each with the memory that the one before returned: the
-    equilibria of a segment see those before it. The memory carries no gradient.
+    A long text may be given in segments, each with the carried memory that the one before returned: the
+    equilibria of a segment see those before it. It carries no gradient.
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
-        sequence_length: the longest T of a model without a memory; the longest text of `generate`.
+        sequence_length: the longest T of a model without a carried memory; the longest text of `generate`.
         width, heads, feedforward, dropout, recurrent_scale, span: see `TransformerCell`, which also
-            gives the positions. With a span the model has a memory.
+            gives the positions. With a span the model has a carried memory.
         cell: any causal cell on [B, T, d], such as a `TrellisCell`, instead of that one: heads to
             span are not looked at, and width is the embedding's. The model has a memory if the cell
             has `initial_past`.
@@ -46,7 +46,7 @@ class LanguageModel(TokenModel):
 
     Returns:
         logits [B, T, V] float32: position t predicts token t + 1; with cutoffs they are log p. With
-        iterates, return_solution or a memory a tuple: logits and those of (a list of logits after the
+        iterates, return_solution or a carried memory a tuple: logits and those of (a list of logits after the
         iterates, solution, memory) that were asked for, where memory is for the text that follows.
 
     Raises:
@@ -118,7 +118,7 @@ class LanguageModel(TokenModel):
 
     @property
     def remembers(self) -> bool:
-        """Whether `call` takes and returns a memory of the text before."""
+        """Whether `call` takes and returns a carried memory of the text before."""
         return hasattr(self.cell, "initial_past") and getattr(self.cell, "span", 0) is not None
 
     def build_states(self, shape):
@@ -126,7 +126,7 @@ class LanguageModel(TokenModel):
         self.equilibrium.build(shape)
 
     def initial_memory(self, batch_size: int) -> Any:
-        """Returns the memory of texts that nothing stands before: a nest of zeros [B, …]."""
+        """Returns the carried memory of texts that nothing stands before: a nest of zeros [B, …]."""
         if not self.remembers:
             return super().initial_memory(batch_size)
         return self.cell.initial_past(ops.zeros((batch_size, 1, self.width), self.compute_dtype))

@@ -1,4 +1,4 @@
-"""What language models share: tokens in, logits or losses out, and a memory between segments."""
+"""What language models share: tokens in, logits or losses out, and a memory carried between segments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from tfdeq.solvers.solver import require_integer, require_positive_integer
 class TokenModel(keras.Model):
     """Embedding -> what a subclass makes of it -> norm -> next-token logits.
 
-    A subclass has a `call`, and says by `remembers` whether segments have a memory.
+    A subclass has a `call`, and says by `remembers` whether segments have a carried memory.
 
     Attributes:
         equilibrium: the `tfdeq.DEQLayer` that makes the states; None: an explicit network does.
@@ -90,7 +90,7 @@ class TokenModel(keras.Model):
 
     @property
     def remembers(self) -> bool:
-        """Whether `call` takes and returns a memory of the text before."""
+        """Whether `call` takes and returns a carried memory of the text before."""
         return False
 
     def build(self, tokens_shape):
@@ -116,7 +116,7 @@ class TokenModel(keras.Model):
         return self.input_dropout(self.embedding(tokens), training=training)
 
     def initial_memory(self, batch_size: int) -> Any:
-        """Returns the memory of texts that nothing stands before: a nest of zeros [B, …]."""
+        """Returns the carried memory of texts that nothing stands before: a nest of zeros [B, …]."""
         raise ValueError(f"{type(self).__name__} {self.name!r} has no memory between segments.")
 
     def logits(self, z, training=None):

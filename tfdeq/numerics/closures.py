@@ -10,7 +10,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 
 
 @contextlib.contextmanager
-def check_closures(allowed: bool = False) -> Iterator[Callable[[Any], None]]:
+def check_closures(allowed: bool) -> Iterator[Callable[[Any], None]]:
     """Gives a function that raises if f, evaluated inside, used tensors that a gradient should reach.
 
     In eager mode those are what a tape outside watches: f's output, from arguments that carry no

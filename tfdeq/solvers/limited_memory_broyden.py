@@ -1,4 +1,4 @@
-"""Broyden's good method with bounded memory: the oldest update is dropped, the newest secant holds."""
+"""Broyden's method with a bounded solver window: the oldest update is dropped, the newest secant holds."""
 
 from typing import NamedTuple
 

@@ -16,7 +16,7 @@ from tfdeq.steadiness.training_control import TrainingControl
 AUTO = "auto"
 # What a callback's scale multiplies where the layer has no penalty of its own.
 BASE_WEIGHT = 0.1
-# Above it there is no equilibrium whose gradient the implicit rule could be.
+# Above it there is no equilibrium whose gradient the implicit adjoint could be.
 LARGEST_RESIDUAL = 0.1
 # Plain noise hardly sees the few directions that let a solve diverge, such as what all places share.
 POWER_STEPS = 2

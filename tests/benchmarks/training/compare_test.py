@@ -127,20 +127,6 @@ def test_unknown_variants_are_refused_and_others_keep_their_figures(tmp_path, mo
         compare.main()
 
 
-def test_the_timed_phases_make_up_the_whole_schedule():
-    schedule = {
-        "training_max_steps": 4,
-        "max_steps": 8,
-        "shallow_share": 0.2,
-        "shallow_steps": 1,
-    }
-    config = {**CONFIG, **schedule}
-    assert compare._phases(config) == [(1, 4, 0.2), (0, 4, 0.4), (0, 8, 0.4)]
-    assert compare._phases({**config, "depth": 4}) == [(4, 8, 1.0)]
-    # The budget of a schedule that would shrink stays where it is.
-    assert compare._phases({**config, "max_steps": 3})[1:] == [(0, 4, 0.4), (0, 4, 0.4)]
-
-
 def test_runs_get_what_they_use_and_shorter_ones_go_on(tmp_path, monkeypatch):
     started = {}
 
