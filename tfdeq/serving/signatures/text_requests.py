@@ -21,6 +21,11 @@ TEXT_SPECS = {
 LOG_PROBABILITIES = {
     "log_probabilities": "[B, V] float32, natural log: the token after the example's last one.",
 }
+EQUILIBRIUM = {
+    "equilibrium": (
+        "[B, T, d] float32: the equilibrium of each position; 0 at or behind the example's length."
+    ),
+}
 LANGUAGE_STATUS_TEXTS = {
     **STATUS_TEXTS,
     str(INVALID): (
@@ -180,3 +185,10 @@ def log_likelihood(model: TokenModel, text: Text, z: tf.Tensor, width: tf.Tensor
     scores = tf.where(text.valid[:, 1:], scores, 0.0)
     behind = tf.maximum(width - tf.shape(scores)[1] - 1, 0)
     return tf.pad(scores, [[0, 0], [1, behind]])[:, :width]
+
+
+def shown_equilibrium(text: Text, z: tf.Tensor, given: dict[str, tf.Tensor]) -> tf.Tensor:
+    """The equilibrium [B, T, d] of the positions that an example has, 0 elsewhere."""
+    z = tf.where(text.valid[:, :, None], tf.cast(z, tf.float32), 0.0)
+    width = tf.shape(given["tokens"])[1]
+    return tf.pad(z, [[0, 0], [0, tf.maximum(width - tf.shape(z)[1], 0)], [0, 0]])[:, :width]

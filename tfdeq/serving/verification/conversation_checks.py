@@ -9,7 +9,7 @@ from tfdeq import SolveScope, Status
 from tfdeq.models import LanguageModel
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.server.isolated import Request
-from tfdeq.serving.signatures.memory_signature import NAME, empty_memory
+from tfdeq.serving.signatures.text.continue_text import ContinueText, empty_memory
 from tfdeq.serving.signatures.text_requests import is_equilibrium
 from tfdeq.serving.verification.checks import LIMIT, Check, Outputs
 from tfdeq.serving.versions.trained_run import windows_of
@@ -47,8 +47,11 @@ class Conversation:
         empty = empty_memory(model, _TEXTS)
         first, *others = self._inputs()
         self.requests = [
-            Request("conversation", NAME, {**first, **empty}),
-            *(Request("conversation", NAME, inputs, tuple(empty)) for inputs in others),
+            Request("conversation", ContinueText.name, {**first, **empty}),
+            *(
+                Request("conversation", ContinueText.name, inputs, tuple(empty))
+                for inputs in others
+            ),
         ]
 
     def check(self, outputs: Sequence[Outputs], runtime: str) -> Check:
