@@ -47,7 +47,7 @@ class _Leaf:
 
 
 class ContinueText(TextSignature):
-    """Texts that go on where an earlier call ended.
+    """`serving_default` and `score` of texts that go on where an earlier call ended.
 
     The memory's tensors are inputs and outputs of the same names, such as `memory_key`: a client
     feeds back what it received, call after call. Each example has its own memory, and gets the one
@@ -71,6 +71,12 @@ class ContinueText(TextSignature):
 
     def outputs(self, model):
         return {**_OUTPUTS, **_meanings(keras.tree.flatten(_layout(model)), _RETURNED)}
+
+    def taken(self, model):
+        return "the memory: `memory_key`, …"
+
+    def returned(self, model):
+        return "`log_probabilities` [B, V], `log_likelihood` [B, T], the next memory under the same names"
 
     def answer(self, model, given, solving):
         return _answer(model, _layout(model), given, solving)

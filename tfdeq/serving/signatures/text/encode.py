@@ -12,7 +12,7 @@ from tfdeq.serving.signatures.text_requests import (
 
 
 class Encode(TextSignature):
-    """The states of all positions."""
+    """The equilibrium of each position."""
 
     name = "encode"
     models = "language models that are equilibria"

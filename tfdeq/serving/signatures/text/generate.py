@@ -37,7 +37,7 @@ def greedy(count: int, max_new_tokens: int) -> dict[str, np.ndarray]:
 
 
 class Generate(TextSignature):
-    """Texts that go on, token by token, each from a solve of its own position alone."""
+    """New tokens, each from a solve of its own position alone."""
 
     name = "generate"
     models = "equilibria of a `TransformerCell`, or of a cell that remembers"

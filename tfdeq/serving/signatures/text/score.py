@@ -11,7 +11,7 @@ _MOST_VALUES = 2**24
 
 
 class Score(TextSignature):
-    """Log likelihoods of the tokens after the first."""
+    """The log likelihood of each token after the first."""
 
     name = "score"
 

@@ -11,7 +11,7 @@ from tfdeq.serving.signatures.text_requests import (
 
 
 class ServingDefault(TextSignature):
-    """Log probabilities of the next token.
+    """The distribution of the next token.
 
     Of the last position alone: all positions' distributions, [B, T, V], soon exceed the 4 MiB that
     gRPC clients receive.

@@ -18,7 +18,7 @@ from tfdeq.serving.signatures.text_requests import (
 
 
 class Step(TextSignature):
-    """Log probabilities of the next token and the equilibrium, from a start."""
+    """The next token's distribution and the equilibrium, solved from the last one: for streams."""
 
     name = "step"
     models = "language models that are equilibria"

@@ -1,6 +1,7 @@
 """A served signature of the language models: all that is to be known of it, as one object."""
 
 import abc
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.signatures.signature import (
+    CONVERGENCE,
     SETTING_SPECS,
     SETTINGS,
     Signature,
@@ -80,7 +82,8 @@ class TextSignature(abc.ABC):
     To add one, write a class in a file of this folder and its line in `REGISTRY`. From there on models
     that it `fits` are exported with it, the card describes it, warm-up records ask it at each batch
     size, and `verify` compares both runtimes' answers with `reference`, with other settings, padding,
-    neighbours and invalid rows too.
+    neighbours and invalid rows too. `python -m tools.signature_table` writes the table of
+    docs/serving.md, in which the first line of the class's docstring says what it is.
 
     Attributes:
         name: that clients ask for.
@@ -120,6 +123,15 @@ class TextSignature(abc.ABC):
             given: all inputs by name.
             solving: how the version solves.
         """
+
+    def taken(self, model: TokenModel) -> str:
+        """What it takes beside text and settings, for the documents: `inputs` by name and shape."""
+        return _in_words({each.spec.name: each.meaning for each in self.inputs(model)})
+
+    def returned(self, model: TokenModel) -> str:
+        """What it returns beside convergence, for the documents: `outputs` by name and shape."""
+        outputs = self.outputs(model)
+        return _in_words({name: outputs[name] for name in outputs if name not in CONVERGENCE})
 
     def invalid(self, output: str, given: Arrays) -> np.ndarray | float:
         """What examples that cannot be answered get as an output of this signature's own. Default: 0.
@@ -176,3 +188,12 @@ class TextSignature(abc.ABC):
         specs = {**TEXT_SPECS, **SETTING_SPECS, **{each.spec.name: each.spec for each in further}}
         meanings = {**TEXT, **SETTINGS, **{each.spec.name: each.meaning for each in further}}
         return Signature(trace(function, specs, jit_compile), meanings, self.outputs(model))
+
+
+def _in_words(meanings: Mapping[str, str]) -> str:
+    """Tensors by name, with their shapes where they are more than one number an example."""
+    found = []
+    for name, meaning in meanings.items():
+        shape = re.match(r"\[B, .*?\]", meaning)
+        found.append(f"`{name}` {shape[0]}" if shape else f"`{name}`")
+    return ", ".join(found)
