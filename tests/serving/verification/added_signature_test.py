@@ -15,12 +15,12 @@ from tfdeq.serving.signatures.text import Score, ServingDefault
 from tfdeq.serving.signatures.text.text_signature import Input, TextSignature
 from tfdeq.serving.signatures.text_requests import checked, next_log_probabilities, solve
 from tfdeq.serving.verification import checks, language_model_checks, verify
-from tfdeq.serving.versions import model_card, saved_model, trained_run, warm_up
+from tfdeq.serving.versions import model_card, saved_model, warm_up
 
 VOCABULARY, LENGTH = 17, 8
 BATCH_SIZES = [1, 4]
 STREAM = np.random.default_rng(7).integers(0, VOCABULARY, 400).astype(np.int32)
-WINDOWS = trained_run.windows_of(STREAM, LENGTH, 8)
+WINDOWS = STREAM[: 8 * LENGTH].reshape(8, LENGTH)
 
 
 class TopToken(TextSignature):
@@ -89,13 +89,12 @@ def signatures(model):
     with pytest.MonkeyPatch.context() as patch:
         served = (ServingDefault(), TopToken())
         patch.setattr(text, "REGISTRY", {each.name: each for each in served})
-        return saved_model.signatures_of(model)
+        return language_model_signatures.language_model_signatures(model)
 
 
 def described_well(card):
     assert next(iter(card["signatures"])) == "serving_default"
     described = card["signatures"]["top_token"]
-    assert described["joined"]
     assert described["inputs"].keys() == {"tokens", "lengths", "tolerance", "max_steps", "bias"}
     assert described["inputs"]["bias"] == {
         "dtype": "float32",
@@ -147,15 +146,15 @@ def test_a_version_with_it_is_verified_in_both_runtimes(registered, model, tmp_p
         return answer(path, requests, runtime, *arguments)
 
     def wrong():
-        found, _ = verify.verify_language_model(model, path, STREAM, windows=WINDOWS)
+        found, _ = verify.verify_language_model(model, path, STREAM)
         return {check.name: check.text for check in found if not check.passed}
 
     monkeypatch.setattr(isolated, "answer", kept)
-    path = saved_model.export_language_model(
-        model, tmp_path, windows=WINDOWS, batch_sizes=BATCH_SIZES
-    )
+    examples = language_model_signatures.examples(WINDOWS, model)
+    path = saved_model.export(model, tmp_path, examples=examples, batch_sizes=BATCH_SIZES)
     card = json.loads((path / "assets.extra" / "model_card.json").read_text())
     described_well(card)
+    assert card["signatures"]["top_token"]["joined"]
     assert [*card["signatures"]] == [*language_model_signatures.signature_names(model)]
     records = [inputs for name, inputs in warm_up.read(path) if name == "top_token"]
     assert [len(inputs["tokens"]) for inputs in records] == BATCH_SIZES

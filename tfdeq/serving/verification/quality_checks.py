@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfdeq.serving.server.isolated import Request
-from tfdeq.serving.signatures.text import Score
 from tfdeq.serving.verification import quality
 from tfdeq.serving.verification.checks import LIMIT, Check, Outputs
 
@@ -27,7 +26,7 @@ class Quality(NamedTuple):
         if self.table is None or not len(self.windows) or not self._is_complete():
             return []
         return [
-            Request("quality", Score.name, inputs)
+            Request("quality", "score", inputs)
             for tolerance in self.tolerances
             for inputs in quality.requests(self.windows, tolerance)
         ]
