@@ -25,6 +25,7 @@ from tfdeq.serving.kinds import runs
 from tfdeq.serving.server import serving_program
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.signatures import language_model_signatures
+from tfdeq.serving.signatures.text.generate import Generate, greedy
 from tfdeq.serving.verification.quality import TextTable
 from tfdeq.serving.versions import saved_model, warm_up
 
@@ -61,7 +62,12 @@ class Versions:
 
 
 def request_of(
-    signature: str, tokens: np.ndarray, lengths: Any, tolerance: Any = 0.0, **options: Any
+    signature: str,
+    tokens: np.ndarray,
+    lengths: Any,
+    tolerance: Any = 0.0,
+    max_steps: Any = 0,
+    **further: np.ndarray,
 ) -> Request:
     """A request for texts [B, T]; settings that are not named are 0, the model's own."""
     batch = len(tokens)
@@ -69,15 +75,9 @@ def request_of(
         "tokens": tokens.astype(np.int32),
         "lengths": np.broadcast_to(np.int32(lengths), [batch]),
         "tolerance": np.broadcast_to(np.float32(tolerance), [batch]),
-        "max_steps": np.broadcast_to(np.int32(options.get("max_steps", 0)), [batch]),
+        "max_steps": np.broadcast_to(np.int32(max_steps), [batch]),
     }
-    if signature == "generate":
-        inputs["max_new_tokens"] = np.full([batch], NEW_TOKENS, np.int32)
-        inputs["stop_token"] = np.full([batch], -1, np.int32)
-        for name, dtype in (("temperature", "float32"), ("top_k", "int32"), ("top_p", "float32")):
-            inputs[name] = np.zeros([batch], dtype)
-        inputs["seed"] = np.zeros([batch], np.int32)
-    return Request(signature, signature, inputs)
+    return Request(signature, signature, {**inputs, **further})
 
 
 def measure_generation(versions: Versions, windows: np.ndarray, tolerance: float) -> list[dict]:
@@ -87,7 +87,8 @@ def measure_generation(versions: Versions, windows: np.ndarray, tolerance: float
     rows = []
     for batch in GENERATING:
         prompts = windows[:batch, :length]
-        one = request_of("generate", prompts, length, tolerance, max_steps=MOST_STEPS)
+        options = greedy(batch, NEW_TOKENS)
+        one = request_of(Generate.name, prompts, length, tolerance, MOST_STEPS, **options)
         (found,) = versions.ask(path, [one], rounds=0).outputs
         texts = np.concatenate([prompts, found["tokens"][:, :NEW_TOKENS]], axis=1)
         prefixes = [

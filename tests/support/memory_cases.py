@@ -10,9 +10,9 @@ import tfdeq
 from tfdeq.baselines import Recurrent, TemporalConvolution, TransformerStack, TrellisNetwork
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
-from tfdeq.serving.signatures import memory_signature
 from tfdeq.serving.signatures.language_model_signatures import language_model_signatures
 from tfdeq.serving.signatures.signature import solving_of
+from tfdeq.serving.signatures.text.continue_text import ContinueText, empty_memory
 
 VOCABULARY, LENGTH, WIDTH = 17, 10, 16
 
@@ -70,7 +70,7 @@ class Served:
 
     def __init__(self, model, jit_compile=False):
         self.model = model
-        self.signature = memory_signature.continue_text(model, solving_of(model), jit_compile)
+        self.signature = ContinueText().traced(model, solving_of(model), jit_compile)
 
     @functools.cached_property
     def functions(self):
@@ -82,7 +82,7 @@ class Served:
 
     def __call__(self, tokens, lengths, memory=None):
         batch = len(tokens)
-        memory = memory_signature.empty_memory(self.model, batch) if memory is None else memory
+        memory = empty_memory(self.model, batch) if memory is None else memory
         found = self.signature.function(
             tokens=tf.constant(tokens, tf.int32),
             lengths=tf.constant(lengths, tf.int32),

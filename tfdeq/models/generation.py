@@ -146,14 +146,14 @@ def generate(
 
 def can_generate(model: Any) -> bool:
     """Whether `generate` works for a model: an equilibrium of a cell that goes on from a past."""
-    if not isinstance(model, LanguageModel) or model.explicit_steps:
+    if model.equilibrium is None or model.explicit_steps:
         return False
     return _has_places(model) or model.remembers
 
 
 def _refusal(model: Any) -> str:
     """Why `generate` does not work for a model."""
-    if not isinstance(model, LanguageModel):
+    if getattr(model, "equilibrium", None) is None:
         return f"model must be a tfdeq.models.LanguageModel; received {type(model).__name__}."
     if model.explicit_steps:
         return (

@@ -27,23 +27,40 @@ def test_every_token_is_read_and_predicted(size, length):
     assert last.inputs["lengths"] == (length if length >= 3 else 1)
 
 
-def test_rows_that_are_answered_though_invalid_are_found():
+GENERAL = {
+    "status": np.int32([-1, -1]),
+    "steps": np.int32([0, 0]),
+    "residual": np.full(2, np.finfo(np.float32).max),
+}
+ANSWERS = {
+    "continue_text": {
+        "log_probabilities": np.full([2, 5], -np.log(5), np.float32),
+        "log_likelihood": np.zeros([2, 4], np.float32),
+        "memory_length": np.int32([2, 3]),
+    },
+    "generate": {
+        "tokens": np.full([2, 4], -1, np.int32),
+        "lengths": np.int32([0, 0]),
+        "finish": np.int32([-1, -1]),
+        "prompt_steps": np.int32([0, 0]),
+    },
+    "step": {
+        "log_probabilities": np.full([2, 5], -np.log(5), np.float32),
+        "equilibrium": np.zeros([2, 4, 3], np.float32),
+    },
+}
+
+
+@pytest.mark.parametrize("signature", ANSWERS)
+def test_rows_that_are_answered_though_invalid_are_found(signature):
     inputs = {
         "tokens": np.zeros([2, 4], np.int32),
         "lengths": np.int32([0, 9]),
         "memory_length": np.int32([2, 3]),
+        "equilibrium": np.ones([2, 4, 3], np.float32),
     }
-    asked = Request("invalid", "continue_text", inputs)
-    output = {
-        "log_probabilities": np.full([2, 5], -np.log(5), np.float32),
-        "status": np.int32([-1, -1]),
-        "steps": np.int32([0, 0]),
-        "residual": np.full(2, np.finfo(np.float32).max),
-        "log_likelihood": np.zeros([2, 4], np.float32),
-        "tokens": np.full([2, 4], -1, np.int32),
-        "finish": np.int32([-1, -1]),
-        "memory_length": np.int32([2, 3]),
-    }
+    asked = Request("invalid", signature, inputs)
+    output = {**ANSWERS[signature], **GENERAL}
     assert options.check_invalid([asked], [output], "c").passed
     for name, value in output.items():
         wrong = {**output, name: np.concatenate([value[:1], value[1:] + value.dtype.type(1)])}
@@ -51,4 +68,4 @@ def test_rows_that_are_answered_though_invalid_are_found():
             wrong[name] = np.float32([output[name][0], 0.5])
         check = options.check_invalid([asked], [wrong], "c")
         assert not check.passed, name
-        assert check.text.startswith(f"continue_text, length 9: {name} is no invalid")
+        assert check.text.startswith(f"{signature}, length 9: {name} is no invalid")

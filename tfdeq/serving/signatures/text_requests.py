@@ -6,7 +6,6 @@ import keras
 import tensorflow as tf
 
 from tfdeq import Status
-from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.signatures.signature import INVALID, STATUS_TEXTS, Solving, convergence, scope
 
@@ -20,6 +19,11 @@ TEXT_SPECS = {
 }
 LOG_PROBABILITIES = {
     "log_probabilities": "[B, V] float32, natural log: the token after the example's last one.",
+}
+EQUILIBRIUM = {
+    "equilibrium": (
+        "[B, T, d] float32: the equilibrium of each position; 0 at or behind the example's length."
+    ),
 }
 LANGUAGE_STATUS_TEXTS = {
     **STATUS_TEXTS,
@@ -52,7 +56,7 @@ class Solved(NamedTuple):
 
 def is_equilibrium(model: TokenModel) -> bool:
     """Whether a model's states are solved for, so that a tolerance means something."""
-    return isinstance(model, LanguageModel) and not model.explicit_steps
+    return model.equilibrium is not None and not model.explicit_steps
 
 
 def checked(model: TokenModel, given: dict[str, tf.Tensor], also: tf.Tensor | None = None) -> Text:
@@ -93,7 +97,7 @@ def solve(
         start: [B, T', d], where an equilibrium's solve starts.
     """
     x = model.embed(text.tokens, training=False)
-    if isinstance(model, ExplicitLanguageModel):
+    if model.equilibrium is None:
         z, memory = _through_network(model.network, x, text, memory)
         return Solved(z, memory, marked(text, _nothing_to_solve(model.network, text)))
     if memory is not None:
@@ -180,3 +184,10 @@ def log_likelihood(model: TokenModel, text: Text, z: tf.Tensor, width: tf.Tensor
     scores = tf.where(text.valid[:, 1:], scores, 0.0)
     behind = tf.maximum(width - tf.shape(scores)[1] - 1, 0)
     return tf.pad(scores, [[0, 0], [1, behind]])[:, :width]
+
+
+def shown_equilibrium(text: Text, z: tf.Tensor, given: dict[str, tf.Tensor]) -> tf.Tensor:
+    """The equilibrium [B, T, d] of the positions that an example has, 0 elsewhere."""
+    z = tf.where(text.valid[:, :, None], tf.cast(z, tf.float32), 0.0)
+    width = tf.shape(given["tokens"])[1]
+    return tf.pad(z, [[0, 0], [0, tf.maximum(width - tf.shape(z)[1], 0)], [0, 0]])[:, :width]

@@ -7,10 +7,9 @@ import tensorflow as tf
 
 from tfdeq import SolveScope, Status
 from tfdeq.data.windows import spread_windows
-from tfdeq.models import LanguageModel
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.server.isolated import Request
-from tfdeq.serving.signatures.memory_signature import NAME, empty_memory
+from tfdeq.serving.signatures.text.continue_text import ContinueText, empty_memory
 from tfdeq.serving.signatures.text_requests import is_equilibrium
 from tfdeq.serving.verification.checks import LIMIT, Check, Outputs
 
@@ -47,8 +46,11 @@ class Conversation:
         empty = empty_memory(model, _TEXTS)
         first, *others = self._inputs()
         self.requests = [
-            Request("conversation", NAME, {**first, **empty}),
-            *(Request("conversation", NAME, inputs, tuple(empty)) for inputs in others),
+            Request("conversation", ContinueText.name, {**first, **empty}),
+            *(
+                Request("conversation", ContinueText.name, inputs, tuple(empty))
+                for inputs in others
+            ),
         ]
 
     def check(self, outputs: Sequence[Outputs], runtime: str) -> Check:
@@ -114,7 +116,7 @@ def _references(model, texts: np.ndarray, sizes: np.ndarray) -> list[tuple[np.nd
     """Of each text the Keras model's log likelihoods [N − 1], and its largest residual."""
     memory = model.initial_memory(1)
     specs = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), memory)
-    settings = {"return_solution": True} if isinstance(model, LanguageModel) else {}
+    settings = {} if model.equilibrium is None else {"return_solution": True}
 
     def read(tokens, memory):
         with SolveScope(_TOLERANCE, _MAX_STEPS):
@@ -128,7 +130,7 @@ def _references(model, texts: np.ndarray, sizes: np.ndarray) -> list[tuple[np.nd
     found = []
     for row, text in enumerate(texts):
         pieces = [len(text)]
-        if isinstance(model, LanguageModel) and model.explicit_steps:
+        if model.explicit_steps:
             pieces = list(sizes[:, row])
         after, parts, residuals = memory, [], []
         for piece in np.split(text, np.cumsum(pieces)[:-1]):

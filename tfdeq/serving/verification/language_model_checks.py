@@ -1,27 +1,27 @@
 """What a served language model is asked, and how its Keras model answers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeq import SolveScope, Status
-from tfdeq.models import LanguageModel, generate
+from tfdeq.models import generate
 from tfdeq.models.generation import can_generate
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.signatures.language_model_signatures import signature_names
-from tfdeq.serving.signatures.memory_signature import NAME as CONTINUE_TEXT
-from tfdeq.serving.signatures.memory_signature import model_memory, named_memory
-from tfdeq.serving.signatures.signature import CONVERGENCE, INVALID
+from tfdeq.serving.signatures.signature import CONVERGENCE, INVALID, SETTING_SPECS
+from tfdeq.serving.signatures.text import ServingDefault, get
+from tfdeq.serving.signatures.text.generate import SAMPLING_SPECS, greedy
+from tfdeq.serving.signatures.text.text_signature import Reading
 from tfdeq.serving.verification.checks import BATCHES, DIAL_EXAMPLES, TOLERANCES, Case, Outputs
 
-_NEW_TOKENS = 6
-# The options of `generate`: numbers, and whole numbers.
-_REAL = ("temperature", "top_p", "tolerance")
-_WHOLE = ("max_new_tokens", "top_k", "seed", "stop_token", "max_steps")
-# Numbers of the log probabilities of one call of the Keras model: 64 MiB.
-_MOST_VALUES = 2**24
+_GENERATE_SPECS = {
+    name: tf.TensorSpec(spec.shape, spec.dtype)
+    for name, spec in {**SAMPLING_SPECS, **SETTING_SPECS}.items()
+}
 
 
 def batch_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
@@ -46,7 +46,7 @@ def dial_request(model: TokenModel, windows: np.ndarray) -> Request:
     return request(
         model,
         "dial",
-        "serving_default",
+        ServingDefault.name,
         np.repeat(windows[:DIAL_EXAMPLES], count, axis=0),
         np.full(DIAL_EXAMPLES * count, windows.shape[1]),
         np.tile(TOLERANCES, DIAL_EXAMPLES),
@@ -90,10 +90,10 @@ class KerasModel:
     """
 
     def __init__(self, model: TokenModel, limit: int):
-        self._model, self._width, self._limit = model, model.state_width, limit
+        self.model, self._limit = model, limit
         tokens = tf.TensorSpec([None, None], tf.int32)
-        start = tf.TensorSpec([1, None, self._width], tf.float32)
-        solves = isinstance(model, LanguageModel)
+        start = tf.TensorSpec([1, None, model.state_width], tf.float32)
+        solves = model.equilibrium is not None
 
         def call(tokens, tolerance, max_steps, starts=None, **memory):
             settings = {"return_solution": True} if solves else {}
@@ -116,11 +116,7 @@ class KerasModel:
         if solves:
             self._call_from = graph(call_from, tokens, start, *settings)
         if can_generate(model):
-            options = {
-                name: tf.TensorSpec([None], tf.float32 if name in _REAL else tf.int32)
-                for name in (*_REAL, *_WHOLE)
-            }
-            self._generate = graph(add_text, tokens, options)
+            self._generate = graph(add_text, tokens, _GENERATE_SPECS)
         if model.remembers:
             memory = tf.nest.map_structure(
                 lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), model.initial_memory(1)
@@ -133,31 +129,42 @@ class KerasModel:
             )
 
     def references(self, requests: Sequence[Request]) -> list[list[Outputs]]:
-        """The answers to requests, each example alone and unpadded; of equal lengths in `score` together."""
-        return [self._rows(request) for request in requests]
+        """The answers to requests, each example alone and unpadded."""
+        return [get(asked.signature).references(self, asked.inputs) for asked in requests]
 
-    def generate(self, tokens: np.ndarray, **options: float) -> list[int]:
-        """Returns the new tokens of one prompt [1, T]."""
-        given = {name: np.float32([0.0]) for name in _REAL}
-        given |= {name: np.int32([-1 if name == "stop_token" else 0]) for name in _WHOLE}
-        given |= {name: np.full([1], value, given[name].dtype) for name, value in options.items()}
-        return self._generate(tokens, given).tokens[0].numpy().tolist()
+    def read(
+        self, given: Outputs, *, start: np.ndarray | None = None, memory: Any = None
+    ) -> list[Reading]:
+        """See `tfdeq.serving.signatures.text.text_signature.KerasReader`."""
+        tokens, settings = given["tokens"], self._settings(given)
+        after = None
+        if memory is not None:
+            log_probabilities, found = self._continue(tokens, memory, *settings)
+            after = found.pop()
+        elif start is not None:
+            log_probabilities, found = self._call_from(tokens, start, *settings)
+        else:
+            log_probabilities, found = self._call(tokens, *settings)
+        return [
+            Reading(
+                each,
+                found[0].z[row].numpy() if found else None,
+                self._convergence(row, *found),
+                after,
+            )
+            for row, each in enumerate(log_probabilities.numpy())
+        ]
 
-    def _rows(self, request: Request) -> list[Outputs]:
-        inputs, count = request.inputs, len(request.inputs["lengths"])
-        length = inputs["tokens"].shape[1]
-        if request.signature != "score" or (inputs["lengths"] != length).any():
-            rows = [{name: value[row] for name, value in inputs.items()} for row in range(count)]
-            return [self._answer(request.signature, row) for row in rows]
-        found: list[Outputs] = []
-        together = max(1, _MOST_VALUES // (length * self._model.vocabulary_size))
-        for start in range(0, count, together):
-            part = {name: value[start : start + together] for name, value in inputs.items()}
-            log_probabilities, solutions = self._call(part["tokens"], *self._settings(part))
-            for row, each in enumerate(log_probabilities.numpy()):
-                likelihood = _log_likelihood(each, part["tokens"][row])
-                found.append({"log_likelihood": likelihood, **self._convergence(row, *solutions)})
-        return found
+    def generate(self, given: Outputs) -> dict[str, np.ndarray]:
+        """See `tfdeq.serving.signatures.text.text_signature.KerasReader`."""
+        given = {**greedy(1, 0), "tolerance": 0.0, "max_steps": 0, **given}
+        options = {
+            name: np.full([1], given[name], spec.dtype.as_numpy_dtype)
+            for name, spec in _GENERATE_SPECS.items()
+        }
+        options["tolerance"], options["max_steps"] = self._settings(options)
+        found = self._generate(given["tokens"], options)
+        return {name: value[0].numpy() for name, value in found._asdict().items()}
 
     def _settings(self, given: Outputs) -> tuple[np.ndarray, np.ndarray]:
         """Tolerance and max_steps [B] of the solves, as the signatures' meanings promise them."""
@@ -166,56 +173,11 @@ class KerasModel:
         steps = np.where(asked > 0, np.minimum(asked, self._limit), unnamed)
         return np.float32(tolerance), np.int32(steps)
 
-    def _answer(self, signature: str, given: Outputs) -> dict[str, np.ndarray]:
-        """Returns one example's outputs; given: its inputs."""
-        length = int(given["lengths"])
-        tokens = given["tokens"][None, :length]
-        given = {name: np.asarray(value)[None] for name, value in given.items()}
-        settings = self._settings(given)
-        if signature == "generate":
-            options = {name: given[name] for name in (*_REAL, *_WHOLE)}
-            options["tolerance"], options["max_steps"] = settings
-            found = self._generate(tokens, options)
-            return {name: value[0].numpy() for name, value in found._asdict().items()}
-        log_probabilities, found = self._log_probabilities(signature, given, tokens, settings)
-        log_probabilities = log_probabilities[0].numpy()
-        row = {}
-        if signature == CONTINUE_TEXT:
-            after = named_memory(self._model, found.pop())
-            row = {name: value[0] for name, value in after.items()}
-        row.update(self._convergence(0, *found))
-        if signature in ("serving_default", "step", CONTINUE_TEXT):
-            row["log_probabilities"] = log_probabilities[-1]
-        if signature in ("encode", "step"):
-            row["equilibrium"] = found[0].z[0].numpy()
-        if signature in ("score", CONTINUE_TEXT):
-            row["log_likelihood"] = _log_likelihood(log_probabilities, tokens[0])
-        return row
-
-    def _log_probabilities(self, signature, given, tokens, settings):
-        """Log probabilities [1, T, V], and what else the model returned."""
-        if signature == CONTINUE_TEXT:
-            return self._continue(tokens, model_memory(self._model, given), *settings)
-        if signature != "step":
-            return self._call(tokens, *settings)
-        length = tokens.shape[1]
-        size = min(int(given["equilibrium_lengths"][0]), length)
-        start = np.zeros([1, length, self._width], np.float32)
-        start[0, :size] = given["equilibrium"][0, :size]
-        return self._call_from(tokens, start, *settings)
-
     def _convergence(self, row: int, solution=None) -> dict[str, np.ndarray]:
         if solution is not None:
             return {name: getattr(solution, name)[row].numpy() for name in CONVERGENCE}
-        steps = np.int32(self._model.network.depth)  # of a network, which solves nothing
+        steps = np.int32(self.model.network.depth)  # of a network, which solves nothing
         return {"residual": np.float32(0), "steps": steps, "status": np.int32(Status.CONVERGED)}
-
-
-def _log_likelihood(log_probabilities: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Log likelihoods [T] of tokens [T] from the log probabilities [T, V]; 0 of the first."""
-    found = np.zeros(len(tokens), np.float32)
-    found[1:] = log_probabilities[np.arange(len(tokens) - 1), tokens[1:]]
-    return found
 
 
 def request(model, name, signature, tokens, lengths, tolerances=None, max_steps=None) -> Request:
@@ -226,21 +188,5 @@ def request(model, name, signature, tokens, lengths, tolerances=None, max_steps=
         "tolerance": np.asarray(np.zeros(batch) if tolerances is None else tolerances, np.float32),
         "max_steps": np.asarray(np.zeros(batch) if max_steps is None else max_steps, np.int32),
     }
-    if signature == "step":
-        # Shorter than the text, as a stream's last equilibrium is; the same for every example.
-        start = np.random.default_rng(0).normal(size=[1, 3, model.state_width])
-        inputs["equilibrium"] = np.repeat(start.astype(np.float32), batch, axis=0)
-        inputs["equilibrium_lengths"] = np.full([batch], 2, np.int32)
-    if signature == CONTINUE_TEXT:
-        # After a text that is shorter than what the model remembers; the same for every example.
-        earlier = np.arange(3)[None] % model.vocabulary_size
-        *_, memory = model(earlier, memory=model.initial_memory(1), training=False)
-        for leaf, value in named_memory(model, memory).items():
-            inputs[leaf] = np.repeat(value, batch, axis=0)
-    if signature == "generate":
-        inputs["max_new_tokens"] = np.full([batch], _NEW_TOKENS, np.int32)
-        inputs["stop_token"] = np.full([batch], -1, np.int32)
-        for option, dtype in (("temperature", "float32"), ("top_k", "int32"), ("top_p", "float32")):
-            inputs[option] = np.zeros([batch], dtype)
-        inputs["seed"] = np.zeros([batch], np.int32)
+    inputs.update(get(signature).asked_inputs(model, batch))
     return Request(name, signature, inputs)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tfdeq.models.generation import can_generate
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.signatures.language_model_signatures import signature_names
 from tfdeq.serving.signatures.signature import INVALID
+from tfdeq.serving.signatures.text import Generate, Score, ServingDefault, get, of
 from tfdeq.serving.verification.checks import ASKED_SETTINGS, NEVER, Check, Outputs, above_limit
 from tfdeq.serving.verification.language_model_checks import KerasModel, request
 
@@ -18,6 +18,8 @@ _FEW_STEPS = 4
 _ROWS = 32  # of a request for every token
 _HOT = 20.0  # a temperature at which nearly all tokens are drawn alike
 _SEEDS = 20  # tries to find draws that options change
+# What any signature says of an example that cannot be answered.
+_INVALID = {"residual": np.finfo(np.float32).max, "steps": 0, "status": INVALID}
 
 
 def every_token_requests(model: TokenModel) -> list[Request]:
@@ -29,18 +31,18 @@ def every_token_requests(model: TokenModel) -> list[Request]:
     # The first token is not predicted, nothing is predicted from the last.
     inside = length - 2
     rows = np.arange(size, dtype=np.int32)[:, None]
-    signature = "serving_default"  # shorter models: each token alone
+    signature = ServingDefault.name  # shorter models: each token alone
     if inside > 0:
         count = -(-size // inside)
         # Spread, so that no row holds rare tokens alone; what is too much begins again.
         ids = np.resize(np.arange(size, dtype=np.int32), [inside, count]).T
         rows = np.concatenate([ids[:, -1:], ids, ids[:, :1]], axis=1)
-        signature = "score"
+        signature = Score.name
     found = [
         _with_settings(model, "every token", signature, rows[start : start + _ROWS])
         for start in range(0, len(rows), _ROWS)
     ]
-    last = _with_settings(model, "every position", "serving_default", rows[:1])
+    last = _with_settings(model, "every position", ServingDefault.name, rows[:1])
     return [*found, last]
 
 
@@ -51,17 +53,17 @@ def settings_requests(model: TokenModel, windows: np.ndarray, limit: int) -> lis
         limit: the version's max_steps_limit.
     """
     found = []
-    for signature in signature_names(model):
-        # Of `generate` nothing but the prompt is solved to a limit.
-        above = above_limit(limit)
-        settings = ASKED_SETTINGS if signature == "generate" else (*ASKED_SETTINGS, above)
+    for signature in of(model):
+        settings = list(ASKED_SETTINGS)
+        if signature.one_solve:
+            settings.append(above_limit(limit))
         tolerances, steps = np.transpose(settings)
         tokens = np.repeat(windows[:1], len(settings), axis=0)
         found.append(
             request(
                 model,
                 "settings",
-                signature,
+                signature.name,
                 tokens,
                 np.full(len(tokens), max(1, tokens.shape[1] - 3)),
                 tolerances,
@@ -75,7 +77,7 @@ def generate_requests(
     model: TokenModel, windows: np.ndarray, keras_model: KerasModel
 ) -> list[Request]:
     """One prompt with each option of `generate`, each chosen so that the model's answer shows it."""
-    if not can_generate(model):
+    if Generate.name not in signature_names(model):
         return []
     prompt = windows[:1, : max(1, windows.shape[1] // 3)]
     room = model.sequence_length - prompt.shape[1]
@@ -84,7 +86,8 @@ def generate_requests(
     new = min(6, room)
 
     def answer(**options):
-        return keras_model.generate(prompt, max_new_tokens=new, **options)
+        given = {"tokens": prompt, "max_new_tokens": new, **options}
+        return keras_model.generate(given)["tokens"].tolist()
 
     greedy = answer()
     seeds = range(_SEEDS)
@@ -107,7 +110,7 @@ def generate_requests(
         {"max_new_tokens": model.sequence_length + 5},
     ]
     tokens = np.repeat(prompt, len(rows), axis=0)
-    asked = request(model, "options", "generate", tokens, np.full(len(rows), prompt.shape[1]))
+    asked = request(model, "options", Generate.name, tokens, np.full(len(rows), prompt.shape[1]))
     asked.inputs["max_new_tokens"][:] = new
     for place, row in enumerate(rows):
         for option, value in row.items():
@@ -132,16 +135,7 @@ def check_invalid(requests: Sequence[Request], outputs: Sequence[Outputs], runti
     wrong = []
     for asked, output in zip(requests, outputs, strict=True):
         for name, value in output.items():
-            if name in asked.inputs and name not in ("lengths", "tokens", "equilibrium"):
-                expected: np.ndarray | float | int = asked.inputs[name]  # a memory that comes back
-            elif name == "log_probabilities":
-                expected = -np.log(np.float32(value.shape[1]))
-            elif name in ("status", "finish"):
-                expected = INVALID
-            elif name == "residual":
-                expected = np.finfo(np.float32).max
-            else:
-                expected = -1 if name == "tokens" else 0
+            expected = _when_invalid(asked, name, value)
             rows = [
                 row
                 for row in range(len(value))
@@ -157,6 +151,13 @@ def check_invalid(requests: Sequence[Request], outputs: Sequence[Outputs], runti
     if wrong:
         text = f"{wrong[0]} ({len(wrong)} findings)"
     return Check(f"{runtime}: invalid rows are marked", not wrong, text, {"wrong": wrong})
+
+
+def _when_invalid(asked: Request, name: str, value: np.ndarray) -> np.ndarray | float:
+    """What an output of an example that cannot be answered must be."""
+    if name == "log_probabilities":
+        return -np.log(np.float32(value.shape[1]))
+    return _INVALID[name] if name in _INVALID else get(asked.signature).invalid(name, asked.inputs)
 
 
 def _other(

@@ -8,20 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeq import Status
-from tfdeq.models import LanguageModel
 from tfdeq.models.token_model import TokenModel
-from tfdeq.serving.signatures.signature import (
-    CONVERGENCE,
-    SETTING_SPECS,
-    SETTINGS,
-    Signature,
-    Solving,
-    trace,
-)
+from tfdeq.serving.signatures.signature import CONVERGENCE, Solving
+from tfdeq.serving.signatures.text.text_signature import Input, TextSignature
 from tfdeq.serving.signatures.text_requests import (
     LOG_PROBABILITIES,
-    TEXT,
-    TEXT_SPECS,
     checked,
     log_likelihood,
     next_log_probabilities,
@@ -29,7 +20,6 @@ from tfdeq.serving.signatures.text_requests import (
     where_rows,
 )
 
-NAME = "continue_text"
 _OUTPUTS = {
     **LOG_PROBABILITIES,
     "log_likelihood": (
@@ -55,8 +45,8 @@ class _Leaf:
     dtype: tf.DType  # the model's own
 
 
-def continue_text(model: TokenModel, solving: Solving, jit_compile: bool = False) -> Signature:
-    """Traces `continue_text` of a built model that remembers.
+class ContinueText(TextSignature):
+    """`serving_default` and `score` of texts that go on where an earlier call ended.
 
     The memory's tensors are inputs and outputs of the same names, such as `memory_key`: a client
     feeds back what it received, call after call. Each example has its own memory, and gets the one
@@ -66,18 +56,55 @@ def continue_text(model: TokenModel, solving: Solving, jit_compile: bool = False
     memory that it came with; zeros, where that is not finite. So does one whose outputs are not
     finite, which has the status NON_FINITE and outputs of 0.
     """
-    layout = _layout(model)
 
-    def function(**given):
-        return _answer(model, layout, given, solving)
+    name = "continue_text"
+    models = "language models that remember"
 
-    leaves = keras.tree.flatten(layout)
-    specs = {leaf.name: leaf.spec for leaf in leaves}
-    return Signature(
-        trace(function, {**TEXT_SPECS, **specs, **SETTING_SPECS}, jit_compile),
-        {**TEXT, **_meanings(leaves, _TAKEN), **SETTINGS},
-        {**_OUTPUTS, **_meanings(leaves, _RETURNED)},
-    )
+    def fits(self, model):
+        return model.remembers
+
+    def inputs(self, model):
+        leaves = keras.tree.flatten(_layout(model))
+        meanings = _meanings(leaves, _TAKEN)
+        return [Input(leaf.spec, meanings[leaf.name]) for leaf in leaves]
+
+    def outputs(self, model):
+        return {**_OUTPUTS, **_meanings(keras.tree.flatten(_layout(model)), _RETURNED)}
+
+    def taken(self, model):
+        return "the memory: `memory_key`, …"
+
+    def returned(self, model):
+        return "`log_probabilities` [B, V], `log_likelihood` [B, T], the next memory under the same names"
+
+    def answer(self, model, given, solving):
+        return _answer(model, _layout(model), given, solving)
+
+    def invalid(self, output, given):
+        return given.get(output, 0)  # the memory that came
+
+    def warm_up_inputs(self, model, lengths):
+        return empty_memory(model, len(lengths))
+
+    def asked_inputs(self, model, count):
+        # After a text that is shorter than what the model remembers.
+        earlier = np.arange(3)[None] % model.vocabulary_size
+        *_, memory = model(earlier, memory=model.initial_memory(1), training=False)
+        return {
+            name: np.repeat(value, count, axis=0)
+            for name, value in named_memory(model, memory).items()
+        }
+
+    def reference(self, keras_model, given):
+        model = keras_model.model
+        (read,) = keras_model.read(given, memory=model_memory(model, given))
+        after = named_memory(model, read.memory)
+        return {
+            **{name: value[0] for name, value in after.items()},
+            "log_probabilities": read.log_probabilities[-1],
+            "log_likelihood": read.log_likelihood(given["tokens"][0]),
+            **read.convergence,
+        }
 
 
 def empty_memory(model: TokenModel, count: int) -> dict[str, np.ndarray]:
@@ -115,14 +142,16 @@ def model_memory(model: TokenModel, named: dict[str, Any]) -> Any:
 
 def _layout(model: TokenModel) -> Any:
     """The memory's structure, of `_Leaf`."""
+    with tf.init_scope():  # not into the graph that is traced
+        empty = model.initial_memory(1)
     leaves = []
-    for path, value in keras.tree.flatten_with_path(model.initial_memory(1)):
+    for path, value in keras.tree.flatten_with_path(empty):
         name = "_".join(["memory", *map(str, path)])
         dtype = tf.as_dtype(value.dtype)
         served = tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
         spec = tf.TensorSpec([None, *value.shape[1:]], served, name)
         leaves.append(_Leaf(name, spec, dtype))
-    return keras.tree.pack_sequence_as(model.initial_memory(1), leaves)
+    return keras.tree.pack_sequence_as(empty, leaves)
 
 
 def _meanings(leaves: list[_Leaf], meaning: str) -> dict[str, str]:
@@ -173,7 +202,7 @@ def _finite_rows(tensors: dict[str, tf.Tensor]) -> tf.Tensor:
 
 def _possible_rows(model: TokenModel, memory: dict[str, tf.Tensor]) -> tf.Tensor:
     """[B]: whether a memory's whole numbers, how many places are taken, can be."""
-    part = model.cell if isinstance(model, LanguageModel) else model.network
+    part = model.network if model.equilibrium is None else model.cell
     most = (getattr(part, "span", None) or tf.int32.max) - 1
     rows = tf.fill(tf.shape(next(iter(memory.values())))[:1], True)
     for value in memory.values():

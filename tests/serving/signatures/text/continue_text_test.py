@@ -19,8 +19,8 @@ from tests.support.memory_cases import (
     memory_in,
     trellis,
 )
-from tfdeq.serving.signatures import memory_signature
 from tfdeq.serving.signatures.signature import INVALID, input_specs
+from tfdeq.serving.signatures.text.continue_text import model_memory, named_memory
 from tfdeq.serving.verification import graph_checks
 
 NAMES = {
@@ -56,7 +56,7 @@ def in_one_piece(model, text):
     """Log likelihoods of a text after its first token, log p of the next one, and the memory."""
     found = model(text[None], memory=model.initial_memory(1))
     log_probabilities = tf.nn.log_softmax(found[0])[0].numpy()
-    memory = memory_signature.named_memory(model, found[-1])
+    memory = named_memory(model, found[-1])
     places = np.arange(len(text) - 1)
     return log_probabilities[places, text[1:]], log_probabilities[-1], memory
 
@@ -233,7 +233,7 @@ def test_half_precision_is_served_as_float32(dtype):
     assert {value.dtype.name for value in memory_in(answer).values()} == {expected, "int32"}
     again = served(TEXT[:, 5:9], [4, 4, 4], memory_in(answer))
     own = tf.nest.map_structure(
-        lambda leaf: leaf[:1], memory_signature.model_memory(served.model, memory_in(answer))
+        lambda leaf: leaf[:1], model_memory(served.model, memory_in(answer))
     )
     logits, _ = served.model(TEXT[:1, 5:9], memory=own)
     # bfloat16 has eight bits.
