@@ -146,7 +146,7 @@ def generate(
 
 def can_generate(model: Any) -> bool:
     """Whether `generate` works for a model: an equilibrium of a cell that goes on from a past."""
-    if model.equilibrium is None or model.explicit_steps:
+    if getattr(model, "equilibrium", None) is None or model.explicit_steps:
         return False
     return _has_places(model) or model.remembers
 
