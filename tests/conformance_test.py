@@ -100,7 +100,7 @@ FEW = ("dense", "transformer", "trellis")
 # converges whatever the seed: an iteration that wanders makes rounding visible.
 MODELS = {
     "language_model": (
-        lambda: LanguageModel(11, 6, width=8, heads=2, recurrent_scale=0.2),
+        lambda: LanguageModel(11, 6, TransformerCell(8, 2, 6, recurrent_scale=0.2)),
         np.array([[1, 2, 3, 4, 5, 0], [9, 8, 7, 6, 10, 1]], "int32"),
     ),
 }

@@ -9,6 +9,7 @@ import inspect
 import pathlib
 import sys
 
+from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 from tfdeq.serving.signatures import text
 
@@ -24,7 +25,7 @@ HEADER = (
 def table() -> str:
     """The table, of every signature in the registry."""
     # Names and meanings do not depend on the sizes; with a span the model has a memory.
-    model = LanguageModel(vocabulary_size=7, sequence_length=6, width=8, heads=2, span=4)
+    model = LanguageModel(7, 6, TransformerCell(8, 2, 6, span=4))
     rows = []
     for signature in text.REGISTRY.values():
         what = inspect.getdoc(type(signature)).splitlines()[0]

@@ -170,6 +170,6 @@ def test_an_empty_batch(model):
 
 
 def test_explicit_applications_cannot_be_continued():
-    model = LanguageModel(7, 6, width=8, heads=2, explicit_steps=2)
+    model = LanguageModel(7, 6, TransformerCell(8, 2, 6), explicit_steps=2)
     with pytest.raises(ValueError, match="explicit_steps=2"):
         generate(model, np.zeros([1, 2], np.int32))

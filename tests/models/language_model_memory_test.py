@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfdeq
 from tests.support.cases import fast, in_mode
 from tests.support.memory_cases import training_step
-from tfdeq.cells import TrellisCell
+from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import LanguageModel
 
 # Texts here are longer than sequence_length, which is of no account with a memory.
@@ -31,7 +31,10 @@ def _model(kind, seed=0, **settings):
         cell = TrellisCell(WIDTH, 3, recurrent_scale=0.7, dtype=dtype, name="cell")
         settings = {"width": 6, "cell": cell, **settings}
     else:
-        settings = {"width": WIDTH, "heads": 2, "recurrent_scale": 0.3, "span": SPAN, **settings}
+        own = {name: settings.pop(name) for name in ("span", "dropout") if name in settings}
+        own = {"recurrent_scale": 0.3, "span": SPAN, "dtype": dtype, **own}
+        cell = TransformerCell(WIDTH, 2, LENGTH, **own)
+        settings = {"cell": cell, **settings}
     model = LanguageModel(VOCABULARY, LENGTH, **{"solver": SOLVER, **settings})
     model.build((None, LENGTH))
     return model
@@ -311,16 +314,12 @@ def test_models_without_a_memory():
     with pytest.raises(ValueError, match=r"at most 5 long.*received shape \(3, 14\)"):
         model(_tokens())
     keras.utils.set_random_seed(0)
-    model = LanguageModel(VOCABULARY, LENGTH, 8, cell=tfdeq.cells.DenseCell(8))
+    model = LanguageModel(VOCABULARY, LENGTH, tfdeq.cells.DenseCell(8))
     assert not model.remembers
 
 
-def test_a_cell_that_is_given_stands_for_the_settings_of_the_usual_one():
-    model = _model("trellis", heads=5, dropout=0.5)  # 5 divides no width here
-    assert isinstance(model.cell, TrellisCell)
+def test_the_embedding_may_have_a_width_of_its_own():
+    model = _model("trellis")
     assert (model.width, model.state_width) == (6, WIDTH)
     assert model.readout.kernel.shape == (WIDTH, VOCABULARY)
-    tokens = _tokens()
-    np.testing.assert_array_equal(
-        model(tokens, explicit_steps=1), model(tokens, explicit_steps=1, training=True)
-    )
+    assert _model("transformer").width == WIDTH

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfdeq
 from tests.support.cases import fast
+from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 
 VOCABULARY, LENGTH = 11, 8
@@ -14,13 +15,11 @@ VOCABULARY, LENGTH = 11, 8
 
 def _model(**settings):
     keras.utils.set_random_seed(0)
-    settings = {
-        "width": 8,
-        "heads": 2,
-        "recurrent_scale": 0.5,
-        "solver": tfdeq.Anderson(60, 1e-6),
-        **settings,
-    }
+    own = {name: settings.pop(name) for name in ("dropout",) if name in settings}
+    cell = TransformerCell(
+        8, 2, LENGTH, **{"recurrent_scale": 0.5, **own}, dtype=settings.get("dtype")
+    )
+    settings = {"solver": tfdeq.Anderson(60, 1e-6), "cell": cell, **settings}
     return LanguageModel(VOCABULARY, LENGTH, **settings)
 
 
@@ -142,14 +141,14 @@ def test_symbolic_call_knows_its_outputs():
     [
         ({"vocabulary_size": 0}, "vocabulary_size must be an integer of at least 1; received 0"),
         ({"sequence_length": 0}, "sequence_length must be an integer of at least 1; received 0"),
-        ({"explicit_steps": -1}, "explicit_steps must be >= 0; received -1"),
-        ({"heads": 3}, "heads must divide width; received width 8, heads 3"),
+        ({"explicit_steps": -1}, "explicit_steps must be an integer of at least 0; received -1"),
+        ({"cell": keras.layers.Layer()}, "does not say its width"),
         ({"solver": "newton"}, "Unknown solver 'newton'"),
         ({"adjoint": "magic"}, "Unknown adjoint 'magic'"),
     ],
 )
 def test_bad_settings(settings, message):
-    defaults = {"vocabulary_size": 5, "sequence_length": 4, "width": 8, "heads": 2}
+    defaults = {"vocabulary_size": 5, "sequence_length": 4, "cell": TransformerCell(8, 2, 4)}
     with pytest.raises(ValueError, match=message):
         LanguageModel(**{**defaults, **settings})
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfdeq import solvers
+from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 
 EVERY_MODE = ("eager", "graph", "xla")
@@ -208,9 +209,8 @@ def contracting_language_model(
     An iteration that does not settle amplifies rounding, and no two computations of it agree.
     """
     keras.utils.set_random_seed(seed)
-    model = LanguageModel(
-        vocabulary_size, length, width=16, heads=2, recurrent_scale=1.0, solver=solver
-    )
+    cell = TransformerCell(16, 2, length, recurrent_scale=1.0)
+    model = LanguageModel(vocabulary_size, length, cell, solver=solver)
     model.build((None, length))
     for layer in (model.cell.attention_output, model.cell.contract):
         layer.kernel.assign(0.3 * layer.kernel)

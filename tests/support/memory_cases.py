@@ -33,8 +33,12 @@ def training_step(model):
 def equilibrium(**settings):
     keras.utils.set_random_seed(3)
     solver = tfdeq.Anderson(max_steps=80, tolerance=1e-6)
-    settings = {"recurrent_scale": 0.4, "solver": solver, **settings}
-    model = LanguageModel(VOCABULARY, LENGTH, width=WIDTH, heads=2, **settings)
+    span, dtype = settings.pop("span", None), settings.get("dtype")
+    if "cell" not in settings:
+        settings["cell"] = TransformerCell(
+            WIDTH, 2, LENGTH, recurrent_scale=0.4, span=span, dtype=dtype
+        )
+    model = LanguageModel(VOCABULARY, LENGTH, **{"width": WIDTH, "solver": solver, **settings})
     model.build((None, LENGTH))
     return model
 

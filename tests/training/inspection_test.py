@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tests.support.cases import contracting_language_model
 from tfdeq import FixedPointIteration
+from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 from tfdeq.training.inspection import Inspection, write_histograms
 from tfdeq.training.task import Task
@@ -52,7 +53,9 @@ def test_segments_are_inspected_as_texts_that_begin():
     """The batch of a training step with a memory, of which the look takes some rows."""
     keras.utils.set_random_seed(3)
     solver = FixedPointIteration(max_steps=30, tolerance=1e-5)
-    model = LanguageModel(9, 6, width=8, heads=2, recurrent_scale=0.3, span=4, solver=solver)
+    model = LanguageModel(
+        9, 6, TransformerCell(8, 2, 6, recurrent_scale=0.3, span=4), solver=solver
+    )
     model.build((None, 6))
     task = make_task(model)._replace(memory=model.initial_memory)
     tokens = tf.constant(np.random.default_rng(0).integers(0, 9, (3, 6)), tf.int32)

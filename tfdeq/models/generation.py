@@ -97,7 +97,8 @@ def generate(
             before the last application, which are not kept. For a cell that has no past to go on from.
 
     Example:
-        >>> model = LanguageModel(vocabulary_size=11, sequence_length=8, width=8, heads=2)
+        >>> import tfdeq
+        >>> model = LanguageModel(11, sequence_length=8, cell=tfdeq.cells.TransformerCell(8, 2, 8))
         >>> model.build((None, 8))
         >>> generate(model, [[1, 2, 3]], max_new_tokens=2).lengths.numpy().tolist()
         [2]

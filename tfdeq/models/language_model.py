@@ -6,7 +6,6 @@ import keras
 from keras import ops
 
 from tfdeq import adjoints, solvers
-from tfdeq.cells.transformer import TransformerCell
 from tfdeq.layer import DEQLayer
 from tfdeq.models.token_model import TokenModel
 from tfdeq.solution import Solution
@@ -22,11 +21,10 @@ class LanguageModel(TokenModel):
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
         sequence_length: the longest T of a model without a carried memory; the longest text of `generate`.
-        width, heads, feedforward, dropout, recurrent_scale, span: see `TransformerCell`, which also
-            gives the positions. With a span the model has a carried memory.
-        cell: any causal cell on [B, T, d], such as a `TrellisCell`, instead of that one: heads to
-            span are not looked at, and width is the embedding's. The model has a memory if the cell
-            has `initial_past`.
+        cell: a causal cell on [B, T, d], such as a `tfdeq.cells.TransformerCell` or `TrellisCell`, which
+            also gives the positions. The model has a carried memory if the cell has `initial_past` and,
+            of attention, a span.
+        width: of the embedding. Default: the cell's.
         solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps:
             see `DEQLayer`.
         explicit_steps: 0 for the equilibrium; L > 0 for L explicit applications of the same cell
@@ -53,7 +51,9 @@ class LanguageModel(TokenModel):
         ValueError: for settings out of range, or a T beyond sequence_length.
 
     Example:
-        >>> model = LanguageModel(vocabulary_size=11, sequence_length=8, width=8, heads=2, span=4)
+        >>> import tfdeq
+        >>> cell = tfdeq.cells.TransformerCell(8, heads=2, sequence_length=8, span=4)
+        >>> model = LanguageModel(vocabulary_size=11, sequence_length=8, cell=cell)
         >>> model(keras.ops.zeros([2, 5], "int32")).shape
         TensorShape([2, 5, 11])
         >>> memory = model.initial_memory(batch_size=2)
@@ -64,13 +64,8 @@ class LanguageModel(TokenModel):
         self,
         vocabulary_size: int,
         sequence_length: int,
-        width: int = 128,
-        heads: int = 4,
-        feedforward: int | None = None,
-        dropout: float = 0.0,
-        recurrent_scale: float = 0.0,
-        span: int | None = None,
-        cell: keras.layers.Layer | None = None,
+        cell: keras.layers.Layer,
+        width: int | None = None,
         solver: str | solvers.Solver = "anderson",
         adjoint: str | adjoints.Adjoint = "implicit",
         jacobian_penalty: float = 0.0,
@@ -79,22 +74,14 @@ class LanguageModel(TokenModel):
         explicit_steps: int = 0,
         **kwargs: Any,
     ):
-        dtype = kwargs.get("dtype")
-        if cell is None:
-            cell = TransformerCell(
-                width,
-                heads,
-                sequence_length,
-                feedforward,
-                dropout,
-                recurrent_scale,
-                span=span,
-                dtype=dtype,
-                name="cell",
+        state_width = getattr(cell, "width", width)
+        width = state_width if width is None else width
+        if width is None:
+            raise ValueError(
+                f"{type(cell).__name__} does not say its width. Give the model one, or the cell the "
+                "attribute `width`."
             )
-        super().__init__(
-            vocabulary_size, sequence_length, width, getattr(cell, "width", width), **kwargs
-        )
+        super().__init__(vocabulary_size, sequence_length, width, state_width, **kwargs)
         self.equilibrium = DEQLayer(
             cell,
             solver,

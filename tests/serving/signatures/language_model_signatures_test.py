@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfdeq
 from tests.support.cases import contracting_language_model, fast
+from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel, generate
 from tfdeq.serving.signatures.language_model_signatures import examples, language_model_signatures
 from tfdeq.serving.signatures.signature import INVALID, MAX_STEPS_LIMIT, input_specs
@@ -180,9 +181,8 @@ def test_shapes_at_the_border(signatures, batch, width):
 
 
 def test_explicit_applications_are_served_too(tokens):
-    model = LanguageModel(
-        VOCABULARY, LENGTH, width=16, heads=2, recurrent_scale=1.0, explicit_steps=2
-    )
+    cell = TransformerCell(16, 2, LENGTH, recurrent_scale=1.0)
+    model = LanguageModel(VOCABULARY, LENGTH, cell, explicit_steps=2)
     model.build((None, LENGTH))
     functions = functions_of(model)
     assert "generate" not in functions
@@ -194,7 +194,7 @@ def test_explicit_applications_are_served_too(tokens):
 
 
 def test_weights_that_are_not_finite_give_a_status_and_finite_residuals(tokens):
-    model = LanguageModel(VOCABULARY, LENGTH, width=16, heads=2, recurrent_scale=1.0)
+    model = LanguageModel(VOCABULARY, LENGTH, TransformerCell(16, 2, LENGTH, recurrent_scale=1.0))
     model.build((None, LENGTH))
     model.cell.contract.kernel.assign(np.full(model.cell.contract.kernel.shape, np.nan))
     outputs = call(functions_of(model)["serving_default"], tokens[:2], [LENGTH, 4])

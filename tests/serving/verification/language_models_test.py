@@ -158,7 +158,7 @@ def test_models_that_cannot_generate():
         def call(self, z, x):
             return 0.5 * keras.ops.tanh(z) + x
 
-    model = LanguageModel(VOCABULARY, LENGTH, width=WIDTH, cell=Cell())
+    model = LanguageModel(VOCABULARY, LENGTH, Cell(), WIDTH)
     model.build((None, LENGTH))
     assert not can_generate(model)
     with pytest.raises(ValueError, match="Cell has no initial_past and remember"):

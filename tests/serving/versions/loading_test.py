@@ -13,6 +13,7 @@ import tensorflow as tf
 import tfdeq
 from tests.support.cases import contracting_language_model
 from tfdeq import serving
+from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 from tfdeq.serving.versions import loading, manifest, saved_model
 
@@ -148,7 +149,7 @@ def test_what_is_no_version_of_ours(tmp_path, version):
     with pytest.raises(FileNotFoundError, match="manifest.json.* is no version"):
         serving.load_model(tmp_path)
     # Weights of another model under this one's description.
-    other = LanguageModel(VOCABULARY, LENGTH, width=8, heads=2)
+    other = LanguageModel(VOCABULARY, LENGTH, TransformerCell(8, 2, LENGTH))
     other.build((None, LENGTH))
     path = shutil.copytree(version, tmp_path / "1")
     (path / "assets.extra" / loading.NAME).write_text(loading.to_json(other))

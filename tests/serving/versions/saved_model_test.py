@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import tfdeq
 from export import saved_model as export_program
+from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 from tfdeq.serving.verification import graph_checks
 from tfdeq.serving.versions import loading, manifest, publishing, saved_model
@@ -25,9 +26,8 @@ SIGNATURES = {"serving_default", "score", "encode", "step", "generate"}
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(3)
-    model = LanguageModel(
-        VOCABULARY, LENGTH, width=16, heads=2, recurrent_scale=1.0, solver=tfdeq.Anderson(12)
-    )
+    cell = TransformerCell(16, 2, LENGTH, recurrent_scale=1.0)
+    model = LanguageModel(VOCABULARY, LENGTH, cell, solver=tfdeq.Anderson(12))
     model.build((None, LENGTH))
     return model
 

@@ -15,6 +15,7 @@ import tfdeq
 from tests.support.cases import fast
 from tests.support.trainer_cases import CONFIG
 from tfdeq.baselines import Recurrent
+from tfdeq.cells import TransformerCell
 from tfdeq.data import training_segments
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.training.devices.strategies import distribute
@@ -165,7 +166,9 @@ def test_without_a_memory_there_is_nothing_to_keep():
 
 def _transformer():
     solver = tfdeq.FixedPointIteration(30, 1e-6)
-    return LanguageModel(11, 5, width=8, heads=2, recurrent_scale=0.2, span=4, solver=solver)
+    return LanguageModel(
+        11, 5, TransformerCell(8, 2, 5, recurrent_scale=0.2, span=4), solver=solver
+    )
 
 
 def _gru():

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.support.cases import fast
 from tfdeq import FixedPointIteration
 from tfdeq.baselines import Recurrent
-from tfdeq.cells import TrellisCell
+from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
 from tfdeq.training.evaluation import TRACE_STEPS
 from tfdeq.training.text.evaluation import (
@@ -24,10 +24,8 @@ def make_model(explicit_steps=0):
     model = LanguageModel(
         11,
         8,
-        width=8,
-        heads=2,
+        TransformerCell(8, 2, 8, recurrent_scale=0.5),
         solver=FixedPointIteration(max_steps=4, tolerance=1e-6),
-        recurrent_scale=0.5,
         explicit_steps=explicit_steps,
     )
     model.build((None, 8))
@@ -99,7 +97,9 @@ def remembering(kind):
         cell = TrellisCell(8, recurrent_scale=0.5)
         model = LanguageModel(11, 8, width=6, cell=cell, solver=solver)
     else:
-        model = LanguageModel(11, 8, 8, heads=2, recurrent_scale=0.3, span=5, solver=solver)
+        model = LanguageModel(
+            11, 8, TransformerCell(8, 2, 8, recurrent_scale=0.3, span=5), solver=solver
+        )
     model.build((None, 8))
     return model
 

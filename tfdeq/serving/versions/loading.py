@@ -98,7 +98,8 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
         >>> import tempfile
         >>> from tfdeq.serving.versions import saved_model
         >>> from tfdeq.models import LanguageModel
-        >>> model = LanguageModel(vocabulary_size=7, sequence_length=6, width=8, heads=2)
+        >>> from tfdeq.cells import TransformerCell
+        >>> model = LanguageModel(7, sequence_length=6, cell=TransformerCell(8, 2, 6))
         >>> model.build((None, 6))
         >>> path = saved_model.export(model, tempfile.mkdtemp())
         >>> load_model(path).vocabulary_size

@@ -115,7 +115,8 @@ def empty_memory(model: TokenModel, count: int) -> dict[str, np.ndarray]:
 
     Example:
         >>> from tfdeq.models import LanguageModel
-        >>> model = LanguageModel(vocabulary_size=7, sequence_length=6, width=8, heads=2, span=4)
+        >>> from tfdeq.cells import TransformerCell
+        >>> model = LanguageModel(7, sequence_length=6, cell=TransformerCell(8, 2, 6, span=4))
         >>> {name: value.shape for name, value in empty_memory(model, 1).items()}
         {'memory_key': (1, 2, 3, 4), 'memory_length': (1,), 'memory_value': (1, 2, 3, 4)}
     """
