@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks.results.tables import comparison_table
-from benchmarks.training import rate_search, variant_times
+from benchmarks.training import rate_search, record, variant_times
 from benchmarks.training.recipes import recipe_variants
 from tfdeq.data.text.registry import load
 from tfdeq.data.token_data import TokenData
@@ -62,6 +62,12 @@ flags.DEFINE_bool(
     "report_only", False, "Train nothing: table and picture of the runs that are finished."
 )
 flags.DEFINE_string("results", None, "JSON file for the figures. Default: in --workdir.")
+flags.DEFINE_string(
+    "record",
+    None,
+    "JSON file of finished runs: those in it are not trained again, and at the end, however it comes, those "
+    "of --workdir stand in it too. For a comparison that takes several machines or evenings.",
+)
 flags.DEFINE_string("document", None, "Markdown file to write the table to, plot beside it.")
 
 
@@ -221,6 +227,16 @@ def main() -> None:
     if FLAGS["learning_rate"].present:
         raise ValueError("Give rates by --learning_rates; --learning_rate would change nothing.")
     _check_search()
+    if FLAGS.record:
+        record.unpack(FLAGS.record, FLAGS.workdir)
+    try:
+        _compare(config)
+    finally:
+        if FLAGS.record:
+            record.pack(FLAGS.record, FLAGS.workdir)
+
+
+def _compare(config: dict[str, Any]) -> None:
     data = None if FLAGS.report_only else _data()
     if data is not None:
         config[FINGERPRINT] = data.fingerprint

@@ -59,7 +59,7 @@ def export(
 
     Every signature takes `tolerance` and `max_steps` and returns `residual`, `steps` and `status`, for
     each example: `serving_default`, `encode` and `step` (see `keras_signatures` of
-    `tfdeq.serving.signatures.signature`);
+    `tfdeq.serving.signatures.keras_signatures`);
     the language models of `tfdeq.models` have signatures of their own (see
     `tfdeq.serving.signatures.language_model_signatures`).
 

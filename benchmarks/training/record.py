@@ -1,0 +1,54 @@
+"""Finished runs of a comparison in one file, so that another machine goes on where one had to end."""
+
+import glob
+import os
+from typing import Any
+
+from tfdeq.programs.workdir import read_json, write_json
+
+# What a comparison measures or chooses once.
+_SETTLED = ("seconds_per_step.json", "learning_rates.json")
+
+
+def unpack(record: str, workdir: str) -> None:
+    """Writes what a record holds into the folder of a comparison; what is there already stays.
+
+    A run from a record has its metrics and its configuration alone: it counts as finished, and cannot be
+    made longer.
+    """
+    content = read_json(record) or {}
+    for name, value in content.get("settled", {}).items():
+        if read_json(os.path.join(workdir, name)) is None:
+            os.makedirs(workdir, exist_ok=True)
+            write_json(os.path.join(workdir, name), value)
+    for folder, metrics in content.get("runs", {}).items():
+        folder = os.path.join(workdir, folder)
+        if not os.path.exists(os.path.join(folder, "config.json")):
+            os.makedirs(folder, exist_ok=True)
+            write_json(os.path.join(folder, "config.json"), metrics["config"])
+            write_json(os.path.join(folder, "metrics.json"), metrics)
+
+
+def pack(record: str, workdir: str) -> None:
+    """Writes the finished runs of a comparison's folder, and what it has settled, into a record."""
+    settled = {name: read_json(os.path.join(workdir, name)) for name in _SETTLED}
+    runs = {}
+    for path in sorted(
+        glob.glob(os.path.join(glob.escape(workdir), "**", "metrics.json"), recursive=True)
+    ):
+        runs[os.path.relpath(os.path.dirname(path), workdir)] = _figures(read_json(path) or {})
+    write_json(
+        record,
+        {"settled": {name: value for name, value in settled.items() if value}, "runs": runs},
+    )
+
+
+def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's metrics, what a comparison reads."""
+    train, test = metrics.get("train") or {}, metrics.get("test") or {}
+    return {
+        "config": metrics.get("config"),
+        "score": metrics.get("score"),
+        "train": {name: train.get(name) for name in ("best", "peak_memory_mib")},
+        "test": {name: value for name, value in test.items() if isinstance(value, int | float)},
+    }
