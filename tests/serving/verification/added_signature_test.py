@@ -146,7 +146,7 @@ def test_a_version_with_it_is_verified_in_both_runtimes(registered, model, tmp_p
         return answer(path, requests, runtime, *arguments)
 
     def wrong():
-        found, _ = verify.verify_language_model(model, path, STREAM)
+        found, _ = verify.verify(model, path, {"tokens": STREAM})
         return {check.name: check.text for check in found if not check.passed}
 
     monkeypatch.setattr(isolated, "answer", kept)

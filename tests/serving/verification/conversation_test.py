@@ -55,7 +55,7 @@ def test_versions_are_verified_with_their_memory(name, version, tmp_path, monkey
     model = MODELS[name]()
     path = version if name == "span" else saved_model.export(model, tmp_path)
     windows = spread_windows(STREAM, LENGTH, 8)
-    found, _ = verify.verify_language_model(model, path, STREAM, windows=windows)
+    found, _ = verify.verify_kind(LanguageModelKind(model, windows, STREAM), path)
     assert all(check.passed for check in found), [check.text for check in found]
     check = next(check for check in found if check.name == "c: texts in segments are whole texts")
     assert max(check.values["log_likelihoods"]) <= 1e-4

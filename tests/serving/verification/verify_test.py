@@ -62,7 +62,7 @@ def test_a_version_of_another_model_is_found(workdir, tmp_path, monkeypatch):
     assert not run_checks.check_source(path, run.card).passed
     monkeypatch.setattr(isolated, "RUNTIMES", {"c": isolated.RUNTIMES["c"]})
     stream = np.frombuffer((workdir / "0.txt").read_bytes(), np.uint8)
-    found, _ = verify.verify_language_model(run.kind.model, path, stream)
+    found, _ = verify.verify(run.kind.model, path, {"tokens": stream[None]})
     names = [check.name for check in found if not check.passed]
     assert names == ["the Keras model of the version", "c: equal to the Keras model"]
 
@@ -80,14 +80,14 @@ def test_altered_files_are_found(workdir, tmp_path):
     ]
     # Nothing of it is loaded.
     model = runs.read(workdir, data=False).kind.model
-    found, facts = verify.verify_language_model(model, path, np.arange(100))
+    found, facts = verify.verify(model, path, {"tokens": np.arange(100)})
     assert [each.passed for each in found] == [False]
     assert not facts
     (path / "assets.extra" / "manifest.json").write_text("{}")
     assert "not as export.saved_model wrote it" in checks.check_files(path).text
     (path / "assets.extra" / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match="Export the model again"):
-        verify.verify_language_model(model, path, np.arange(100))
+        verify.verify(model, path, {"tokens": np.arange(100)})
 
 
 def test_ops_that_a_server_lacks_are_found(workdir):

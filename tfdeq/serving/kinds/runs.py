@@ -41,9 +41,11 @@ class Run(NamedTuple):
 
 
 def of_model(model: keras.Model, inputs: Any = None, examples: Any = None) -> Kind:
-    """Returns the kind of a model; inputs, examples: see `tfdeq.serving.export`."""
+    """Returns the kind of a model; inputs, examples: see `tfdeq.serving.export` and `verify`."""
     if isinstance(model, TokenModel) and inputs is None:
-        return LanguageModelKind(model)
+        tokens = (examples or {}).get("tokens")
+        stream = None if tokens is None else np.asarray(tokens, np.int32).reshape(-1)
+        return LanguageModelKind(model, stream=stream)
     return KerasKind(model, inputs, examples)
 
 

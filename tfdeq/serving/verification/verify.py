@@ -8,14 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeq.data.windows import spread_windows
-from tfdeq.models.token_model import TokenModel
 from tfdeq.programs.workdir import read_json
 from tfdeq.runs.kind import VOCABULARY
 from tfdeq.serving.kinds import runs
-from tfdeq.serving.kinds.keras_kind import KerasKind
 from tfdeq.serving.kinds.kind import Kind
-from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.verification import run_checks
 from tfdeq.serving.verification.checks import Check
 from tfdeq.serving.verification.questions import ask
@@ -35,7 +31,7 @@ def verify(
     Args:
         model: the model that the version was made from by `tfdeq.serving.export`.
         path: the version folder.
-        examples: input name -> [N, ...] real inputs, N >= 4.
+        examples: input name -> [N, ...] real inputs, N >= 4; of a language model {"tokens": [N, T]}.
         inputs: see `tfdeq.serving.export`.
 
     Returns:
@@ -52,34 +48,16 @@ def verify(
             f"The inputs {', '.join(texts)} are text; only numbers are asked. Compare a version of such a "
             "model yourself: tf.saved_model.load(path).signatures, with model(x)."
         )
-    return _verify(KerasKind(model, inputs, examples), path)
+    return verify_kind(runs.of_model(model, inputs, examples), path)
 
 
-def verify_language_model(
-    model: TokenModel,
-    path: str | os.PathLike,
-    stream: np.ndarray,
-    *,
-    windows: np.ndarray | None = None,
-) -> tuple[list[Check], dict[str, Any]]:
-    """Asks a language model's version in both runtimes, on text; see `verify`.
+def verify_kind(kind: Kind, path: str | os.PathLike) -> tuple[list[Check], dict[str, Any]]:
+    """Asks a version of a model of any kind, with the data that its kind takes; see `verify`.
 
-    Of a model that remembers, also texts in segments, whose memory is handed on from call to call:
-    they must be what they are to the Keras model in one piece.
-
-    Args:
-        model: the model that the version was made from.
-        path: the version folder.
-        stream: [N] token ids of the test text.
-        windows: [N, T] int32, those that the card's table of quality was measured on. None: those of
-            the stream that `export.saved_model`'s program takes. Without rows: the table is not measured.
-
-    Raises:
-        tfdeq.serving.server.isolated.IsolationError, FileNotFoundError: see `verify`.
+    Of a language model that remembers, also texts in segments, whose memory is handed on from call to
+    call: they must be what they are to the Keras model in one piece.
     """
-    if windows is None:
-        windows = spread_windows(stream, model.sequence_length, runs.WINDOWS)
-    return _verify(LanguageModelKind(model, windows, stream), path)
+    return ask(kind.model, path, kind.expected, kind.questions)
 
 
 def verify_run(
@@ -98,7 +76,7 @@ def verify_run(
         As `verify`, and `tfdeq.serving.kinds.runs.read`.
     """
     run = runs.read(workdir, prepared_dir)
-    found, facts = _verify(run.kind, path)
+    found, facts = verify_kind(run.kind, path)
     if found[0].passed:
         card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
         found[1:1] = [
@@ -107,7 +85,3 @@ def verify_run(
             run_checks.check_words(path, card, run.kind.files().get(VOCABULARY)),
         ]
     return found, facts, run
-
-
-def _verify(kind: Kind, path: str | os.PathLike) -> tuple[list[Check], dict[str, Any]]:
-    return ask(kind.model, path, kind.expected, kind.questions)
