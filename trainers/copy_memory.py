@@ -3,10 +3,12 @@
 --sequence_length is the task's T, the steps that ten symbols are to be remembered for.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import tensorflow as tf
 from absl import flags
 
 from tfdeq.data.copy_memory import COPIED, VOCABULARY_SIZE, copy_memory_batches
@@ -65,26 +67,30 @@ def _define_flags() -> list[str]:
     return [*names, "evaluation_batches", "test_batches", "test_lengths"]
 
 
+def _batches(
+    config: Mapping[str, Any],
+    start_step: int = 0,
+    shard: int = 0,
+    shards: int = 1,
+    seed: int | None = None,
+    memory_length: int | None = None,
+) -> tf.data.Dataset:
+    return copy_memory_batches(
+        memory_length=memory_length or config["sequence_length"],
+        batch_size=config["batch_size"],
+        seed=config["seed"] if seed is None else seed,
+        start_step=start_step,
+        shard=shard,
+        shards=shards,
+    )
+
+
 def make_experiment(config: Mapping[str, Any]) -> experiment.Experiment:
     """Returns the experiment of a configuration, with its untrained model."""
     length = config["sequence_length"] + 2 * COPIED
     model = make_model(config, VOCABULARY_SIZE, sequence_length=length)
 
-    def batches(
-        start_step: int = 0,
-        shard: int = 0,
-        shards: int = 1,
-        seed: int | None = None,
-        memory_length: int | None = None,
-    ):
-        return copy_memory_batches(
-            memory_length=memory_length or config["sequence_length"],
-            batch_size=config["batch_size"],
-            seed=config["seed"] if seed is None else seed,
-            start_step=start_step,
-            shard=shard,
-            shards=shards,
-        )
+    batches = functools.partial(_batches, config)
 
     def evaluator(seed: int, count: int, memory_length: int | None = None) -> Evaluator:
         return sequence_evaluator(

@@ -52,15 +52,43 @@ def keras_experiment(
         )
     called = _Called(model, measures)
     budget = Budget(config["depth"] or config["max_steps"], explicit=bool(config["depth"]))
-    figures = _figures(score)
 
     def evaluator(split: Any) -> Evaluator:
-        batches = evaluation_examples(split, _EVALUATION_BATCH)
-        compiled = config["jit_compile"]
-        return Evaluator(called.rows, batches, figures, budget=budget, jit_compile=compiled)
+        return Evaluator(
+            called.rows,
+            evaluation_examples(split, _EVALUATION_BATCH),
+            _figures(score),
+            budget=budget,
+            jit_compile=config["jit_compile"],
+        )
 
     validation, test = evaluator(examples.validation), evaluator(examples.test)
+    kept = kind.keep(*examples.test)
+    trace = ResidualTrace(None if config["depth"] else validation.residual_trace)
 
+    def after(workdir: str, metrics: dict[str, Any], writer: Any) -> None:
+        kind.write(workdir, kept)
+        pictures.draw_all(workdir, metrics, {}, trace.after(workdir), writer)
+
+    task = Task(
+        model=model,
+        loss=called.loss,
+        batches=_batches(config, examples),
+        evaluate=validation.evaluate,
+        display=dict,
+        items_per_step=config["batch_size"],
+        equilibria=[] if config["depth"] else called.layers,
+        item=item,
+        score=score,
+        measures=[name for name in measures if name != "loss"],
+    )
+    entry = kind.examples(measures, model, kept)
+    return Experiment(task, test.results, before=trace.before, after=after, kind=entry)
+
+
+def _batches(
+    config: Mapping[str, Any], examples: Examples
+) -> Callable[[int, int, int], tf.data.Dataset]:
     def batches(start_step: int, shard: int, shards: int) -> tf.data.Dataset:
         return training_examples(
             examples.train,
@@ -71,33 +99,7 @@ def keras_experiment(
             shards=shards,
         )
 
-    kept = kind.keep(*examples.test)
-    trace = None if config["depth"] else ResidualTrace(validation.residual_trace)
-
-    def after(workdir: str, metrics: dict[str, Any], writer: Any) -> None:
-        kind.write(workdir, kept)
-        residuals = {} if trace is None else trace.after(workdir)
-        pictures.draw_all(workdir, metrics, {}, residuals, writer)
-
-    task = Task(
-        model=model,
-        loss=called.loss,
-        batches=batches,
-        evaluate=validation.evaluate,
-        display=dict,
-        items_per_step=config["batch_size"],
-        equilibria=[] if config["depth"] else called.layers,
-        item=item,
-        score=score,
-        measures=[name for name in measures if name != "loss"],
-    )
-    return Experiment(
-        task,
-        test.results,
-        before=(lambda workdir: None) if trace is None else trace.before,
-        after=after,
-        kind=kind.examples(measures, model, kept),
-    )
+    return batches
 
 
 class _Called:

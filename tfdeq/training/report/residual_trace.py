@@ -16,19 +16,22 @@ class ResidualTrace:
     """Keeps the traces of a run.
 
     Args:
-        trace: returns one of the model as it is; see `Evaluator.residual_trace`.
+        trace: returns one of the model as it is; see `Evaluator.residual_trace`. None: nothing is solved,
+            and nothing is kept.
     """
 
-    def __init__(self, trace: Callable[[], dict[str, Any]]):
+    def __init__(self, trace: Callable[[], dict[str, Any]] | None):
         self._trace = trace
 
     def before(self, workdir: str) -> None:
         """Writes the trace of the untrained model, where none is there."""
-        if read_json(path_in(workdir)) is None:
+        if self._trace is not None and read_json(path_in(workdir)) is None:
             write_json(path_in(workdir), {"before": self._trace()})
 
     def after(self, workdir: str) -> dict[str, Any]:
         """Writes and returns both traces."""
+        if self._trace is None:
+            return {}
         residuals = {**(read_json(path_in(workdir)) or {}), "after": self._trace()}
         write_json(path_in(workdir), residuals)
         return residuals

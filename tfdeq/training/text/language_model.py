@@ -40,14 +40,10 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
     evaluator = _evaluator(config, model, data.validation, data.unit, config["evaluation_windows"])
     test = _evaluator(config, model, data.test, data.unit, config["test_windows"] or None)
 
-    trace = None if config["depth"] else ResidualTrace(evaluator.residual_trace)
-
-    def before(workdir):
-        if trace is not None:
-            trace.before(workdir)
+    trace = ResidualTrace(None if config["depth"] else evaluator.residual_trace)
 
     def after(workdir, metrics, writer):
-        residuals = {} if trace is None else trace.after(workdir)
+        residuals = trace.after(workdir)
         if data.vocabulary is not None:
             _write_vocabulary(os.path.join(workdir, "vocabulary.txt"), data.vocabulary)
         pictures.draw_all(workdir, metrics, {}, residuals, writer)
@@ -57,7 +53,7 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
         return test.results()
 
     task = _task(config, model, data, evaluator.evaluate)
-    return Experiment(task, tested, ["readout"], before, after, kind.language_model())
+    return Experiment(task, tested, ["readout"], trace.before, after, kind.language_model())
 
 
 def train(
