@@ -116,6 +116,20 @@ def test_it_is_exported_and_verified_in_both_runtimes(trained):
 
 
 @pytest.mark.slow
+def test_other_data_are_refused(trained):
+    program = command(
+        "tests.support.image_classifier",
+        *(f"--workdir={trained[1]}", *SMALL, "--train_steps=70", "--pictures=390"),
+        *("--checkpoint_every=15", "--evaluate_every=15"),
+    )
+    finished = subprocess.run(
+        program, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert finished.returncode == 1
+    assert "--pictures: 400 there, 390 received" in finished.stderr
+
+
+@pytest.mark.slow
 def test_nonsense_is_refused_in_a_line(tmp_path):
     finished = subprocess.run(
         command("tests.support.image_classifier", f"--workdir={tmp_path}", "--tolerance=0"),

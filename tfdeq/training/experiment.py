@@ -17,6 +17,7 @@ from tfdeq.training.devices.strategies import is_chief, several_workers
 from tfdeq.training.flags.shared import before_it_existed, may_differ
 from tfdeq.training.records import environment
 from tfdeq.training.records.resumption import (
+    FINGERPRINT,
     PLACES_OF_DATA,
     check_configuration,
     finished,
@@ -42,6 +43,9 @@ class Experiment(NamedTuple):
     after: Callable[[str, dict[str, Any], tf.summary.SummaryWriter], None] = lambda *_: None
     # what kind of task it is, for those who export and serve the run; see `tfdeq.runs.kind`
     kind: Mapping[str, Any] | None = None
+    # of its data, equal only for equal data: a run goes on with the data that it was begun with; None: not
+    # known, or in the configuration already
+    fingerprint: str | None = None
 
 
 def describe(config: Mapping[str, Any]) -> str:
@@ -150,6 +154,9 @@ def _train(
     resumed: bool,
 ) -> dict[str, Any]:
     experiment = _build(build, config, strategy)
+    if experiment.fingerprint is not None:
+        config = {**config, FINGERPRINT: experiment.fingerprint}
+        check_resumption(workdir, config)
     model = experiment.task.model
     trainer = make_trainer(config, workdir, experiment, strategy)
     said = _start(workdir, config, resumed)
@@ -189,11 +196,10 @@ def _start(workdir: str, config: Mapping[str, Any], resumed: bool) -> str:
 def _record(workdir: str, config: Mapping[str, Any]) -> None:
     """Has a finished run's config.json say where its text lies now; programs that export it look there."""
     path = os.path.join(workdir, "config.json")
-    if any(
-        read_json(path).get(name) != config.get(name) for name in ("train_steps", *PLACES_OF_DATA)
-    ):
+    known = read_json(path)
+    if any(known.get(name) != config.get(name) for name in ("train_steps", *PLACES_OF_DATA)):
         with locked(workdir):
-            write_json(path, config)
+            write_json(path, {**known, **config})
 
 
 def _build(

@@ -83,7 +83,14 @@ def keras_experiment(
         measures=[name for name in measures if name != "loss"],
     )
     entry = kind.examples(measures, model, kept)
-    return Experiment(task, test.results, before=trace.before, after=after, kind=entry)
+    return Experiment(
+        task,
+        test.results,
+        before=trace.before,
+        after=after,
+        kind=entry,
+        fingerprint=examples.fingerprint(),
+    )
 
 
 def _batches(

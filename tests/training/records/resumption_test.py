@@ -133,3 +133,10 @@ def test_the_smallest_length_is_kept(tmp_path):
         seen.append(config.get("shortest_train_steps"))
     assert seen == [None, 100, 100, None, 50]
     assert resumption.check_configuration(folder, {"train_steps": 300})
+
+
+def test_examples_of_the_trainers_own_are_judged_too(tmp_path):
+    folder = begun(tmp_path, {**CONFIG, "data_fingerprint": "1" * 64})
+    assert resumption.check_configuration(folder, {**CONFIG, "data_fingerprint": "1" * 64})
+    with pytest.raises(ValueError, match=r"begun with other data.*fingerprint 1{12}…, now 2{12}"):
+        resumption.check_configuration(folder, {**CONFIG, "data_fingerprint": "2" * 64})

@@ -109,7 +109,9 @@ def _check_text(workdir: str, known: Mapping[str, Any], received: Mapping[str, A
     if None in (one, other) or one == other:
         return
     names = [name for name in PLACES_OF_DATA if known.get(name) != received.get(name)]
-    if "dataset" in names:
+    if "dataset" not in {**known, **received}:  # the trainer's own examples
+        what = "was begun with other data, which have changed since"
+    elif "dataset" in names:
         what = f"was trained on --dataset={known.get('dataset')}, not on {received.get('dataset')}"
     else:
         what = f"was begun with other text: that of --dataset={received.get('dataset')} has changed since"
@@ -117,7 +119,7 @@ def _check_text(workdir: str, known: Mapping[str, Any], received: Mapping[str, A
         what = "; ".join([what, *moved])
     raise ValueError(
         f"The run in --workdir={workdir} {what} (fingerprint {one[:12]}…, now {other[:12]}…). Give the "
-        "text that it was begun with to go on with it, or name another --workdir to train on this one. "
+        "data that it was begun with to go on with it, or name another --workdir to train on these. "
         "Nothing was changed."
     )
 
