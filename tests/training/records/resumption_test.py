@@ -4,6 +4,7 @@ import pytest
 
 from tfdeq.programs.workdir import read_json, write_json
 from tfdeq.training.records import resumption
+from tfdeq.training.text import model_flags
 
 CONFIG = {"width": 8, "log_every": 10}
 TEXT = {"dataset": "text", "data_dir": None, "files": "a/*.txt", "data_fingerprint": "1" * 64}
@@ -93,6 +94,7 @@ def test_a_flag_that_this_version_lacks(tmp_path):
 
 
 def test_flags_that_change_nothing_may_differ(tmp_path):
+    assert model_flags.MODELS  # whose uses they are
     config = {"model": "lstm", "depth": 2, "heads": 4, "width": 8}
     folder = begun(tmp_path, config)
     assert resumption.check_configuration(folder, {**config, "heads": 2})

@@ -44,6 +44,9 @@ _TEXT_USES: dict[str, list[dict[str, Any]]] = {
 }
 
 
+flag_uses.add({**_MODEL_USES, **_TEXT_USES})
+
+
 def define_model_flags(**defaults: Any) -> list[str]:
     """Defines the model's flags and returns their names; defaults override those below."""
     definitions = [
@@ -73,7 +76,6 @@ def define_model_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_list, "correction_steps", [], "Fixed-point correction: evaluations of the solve, for example 2,4, after which the loss is taken too; none: at its end alone."),
         (flags.DEFINE_float, "correction_weight", 0.3, "Weight of each of those losses in the mean, where that at the end has 1."),
     ]  # fmt: skip
-    flag_uses.add(_MODEL_USES)
     names = define(definitions, defaults)
     sizes = ("width", "heads", "feedforward", "kernel_size", "cutoff_factor", "sequence_length")
     at_least(1, *sizes)
@@ -98,7 +100,6 @@ def define_model_flags(**defaults: Any) -> list[str]:
 
 def define_text_flags() -> list[str]:
     """Defines the flags that name a text and how it is read, and returns their names."""
-    flag_uses.add(_TEXT_USES)
     definitions = [
         (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
         (flags.DEFINE_string, "files", None, "Globs of text files, separated by commas; ** descends."),
