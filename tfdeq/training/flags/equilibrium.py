@@ -17,7 +17,7 @@ _EQUILIBRIUM = [
     (flags.DEFINE_integer, "training_max_steps", 5, "The same in training, when the equilibrium takes over; from there it grows evenly to --max_steps."),
     (flags.DEFINE_integer, "sampled_depth", 0, "How far above or below that the budget of each training step is drawn, at random; 0: not at all."),
     (flags.DEFINE_float, "tolerance", 1e-3, "Relative residual at which an example is done, forward and backward."),
-    (flags.DEFINE_enum, "adjoint", "implicit", "Backward rule.", sorted(adjoints.REGISTRY)),
+    (flags.DEFINE_enum, "adjoint", "implicit", "How the equilibrium carries a gradient.", sorted(adjoints.REGISTRY)),
     (flags.DEFINE_integer, "adjoint_steps", 5, "Applications that are differentiated."),
     (flags.DEFINE_float, "adjoint_damping", 1.0, "Damping of the applications that are differentiated, in (0, 1]."),
     (flags.DEFINE_enum, "backward_solver", "fixed_point_iteration", "Solver of the backward system.", sorted(solvers.REGISTRY)),
