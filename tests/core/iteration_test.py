@@ -261,13 +261,14 @@ def _batched_solver(name, mode):
     return _FUNCTIONS[name, mode]
 
 
-def _assert_same_sample(one, row, other, other_row):
+def _assert_same_sample(one, row, other, other_row, rtol=1e-5, atol=1e-6):
     for field in ("steps", "status"):
         assert getattr(one, field)[row] == getattr(other, field)[other_row], field
     # A different batch size may sum in another order. One unit in the last place of z moves the
     # residual, which has z's size as its unit, by 1e-7, whatever its own size: hence atol.
-    np.testing.assert_allclose(one.z[row], other.z[other_row], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(one.residual[row], other.residual[other_row], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one.z[row], other.z[other_row], rtol=rtol, atol=atol)
+    residuals = one.residual[row], other.residual[other_row]
+    np.testing.assert_allclose(*residuals, rtol=max(rtol, 1e-6), atol=atol)  # they are float32
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -298,20 +299,25 @@ def test_a_sample_is_the_same_in_any_company(name, mode):
     poison=strategies.sampled_from([0.5, 1e18, np.nan, np.inf, -1e30]),
     exponents=strategies.lists(strategies.integers(1, 3), min_size=6, max_size=6),
 )
+@hypothesis.example(
+    seed=0, gain=1.5, order=list(range(6)), poison=0.5, exponents=[1, 3, 1, 1, 1, 1]
+)
 @hypothesis.settings(max_examples=12)
 def test_batch_invariance_holds_for_any_batch(name, seed, gain, order, poison, exponents):
-    a, x = _tanh_case(6, seed, gain)
+    # In float64: where f does not contract, a step of Anderson's may amplify rounding a thousand times.
+    a, x = _tanh_case(6, seed, gain, "float64")
     x[5] = poison
-    tolerance = (10.0 ** -np.array(exponents)).astype("float32")
+    tolerance = 10.0 ** -np.array(exponents, "float64")
+    tight = {"rtol": 1e-9, "atol": 1e-9}
     order = np.array(order)
     solve = _batched_solver(name, "graph")
     together = solve(x, a, tolerance)
     shuffled = solve(x[order], a, tolerance[order])
     pair = solve(x[order[:2]], a, tolerance[order[:2]])
     for position, sample in enumerate(order):
-        _assert_same_sample(shuffled, position, together, sample)
+        _assert_same_sample(shuffled, position, together, sample, **tight)
         if position < 2:
-            _assert_same_sample(pair, position, together, sample)
+            _assert_same_sample(pair, position, together, sample, **tight)
 
 
 # --- states -----------------------------------------------------------------------------------------
