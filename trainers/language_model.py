@@ -15,7 +15,11 @@ from tfdeq.training.text.language_model import (
     train,
     train_with_baselines,
 )
-from tfdeq.training.text.model_flags import define_model_flags, define_text_flags
+from tfdeq.training.text.model_flags import (
+    define_model_flags,
+    define_reading_flags,
+    define_text_flags,
+)
 
 FLAGS = flags.FLAGS
 
@@ -25,6 +29,7 @@ def _define_flags() -> list[str]:
         *define_run_flags(),
         *define_equilibrium_flags(),
         *define_text_flags(),
+        *define_reading_flags(),
         *define_model_flags(),
     ]
     flags.DEFINE_bool(

@@ -12,7 +12,7 @@ from absl import flags
 from tfdeq.data.text.overlap import report
 from tfdeq.data.text.registry import load
 from tfdeq.programs import program
-from tfdeq.training.flags.shared import define_data_flags
+from tfdeq.training.text.model_flags import define_text_flags
 
 FLAGS = flags.FLAGS
 
@@ -26,7 +26,7 @@ def main() -> None:
 
 def run() -> None:
     """Entry point of the program."""
-    define_data_flags()
+    define_text_flags()
     program.run(main)
 
 

@@ -306,7 +306,7 @@ def test_bad_settings(settings, error, message):
     [
         ({"tolerance": 0.0}, "tolerance must be greater than 0"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"explicit_steps": -1}, "explicit_steps must be an integer of at least 1; received -1"),
+        ({"explicit_steps": -1}, "explicit_steps must be an integer of at least 0; received -1"),
     ],
 )
 def test_bad_call_settings(settings, message):

@@ -99,14 +99,18 @@ def define_model_flags(**defaults: Any) -> list[str]:
 
 
 def define_text_flags() -> list[str]:
-    """Defines the flags that name a text and how it is read, and returns their names."""
+    """Defines the flags that name a text, and returns their names."""
     definitions = [
         (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
         (flags.DEFINE_string, "files", None, "Globs of text files, separated by commas; ** descends."),
         (flags.DEFINE_string, "data_dir", None, "Folder with the data set's original files."),
         (flags.DEFINE_string, "prepared_dir", None, "Where TFDS keeps prepared copies. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
     ]  # fmt: skip
-    names = define(definitions, {})
+    return define(definitions, {})
+
+
+def define_reading_flags() -> list[str]:
+    """Defines the flags that say how a text is read, and returns their names."""
     flags.DEFINE_integer(
         "evaluation_windows",
         64,
@@ -134,4 +138,4 @@ def define_text_flags() -> list[str]:
         "Rows that validation and test are read in with --carry_memory. Default: 8.",
     )
     bound("evaluation_rows", lambda value: value >= 1, "must be at least 1")
-    return [*names, "evaluation_windows", "test_windows", "carry_memory", "evaluation_rows"]
+    return ["evaluation_windows", "test_windows", "carry_memory", "evaluation_rows"]
