@@ -569,3 +569,25 @@ def test_examples_of_the_docstrings(module):
         },
     )
     assert result.failed == 0
+
+
+_MODEL_CLASSES = {"LanguageModel", "ExplicitLanguageModel", "TokenModel"}
+# What chooses the adapter, and the argument check of a function that takes no other models.
+_ASKS_FOR_CLASSES = (
+    "tfdeq.serving.kinds.runs",
+    "tfdeq.serving.signatures.language_model_signatures",
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in _sources() if {"training", "serving"} & set(path.parts)],
+    ids=_module_of,
+)
+def test_only_the_adapters_ask_for_a_models_class(path):
+    if _module_of(path) in _ASKS_FOR_CLASSES:
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+            asked = {leaf.id for leaf in ast.walk(node.args[1]) if isinstance(leaf, ast.Name)}
+            assert not asked & _MODEL_CLASSES, f"{path}:{node.lineno}: let the kind say it"
