@@ -16,7 +16,7 @@ from tfdeq.programs.commands import SCRIPTS
 ROOT = pathlib.Path(__file__).absolute().parents[1]
 PASSED_ON = ("HOME", "PATH", "PIP_CERT", "PIP_DEFAULT_TIMEOUT", "PIP_INDEX_URL", "SSL_CERT_FILE")
 # What runs by itself: the others need a server or a trained run, and are run by the tests of those.
-DOCUMENTS = ("README.md", "docs/serving.md", "docs/theorems.md")
+DOCUMENTS = ("README.md", "docs/serving.md", "docs/theorems.md", "docs/training.md")
 pytestmark = pytest.mark.slow
 
 
@@ -32,12 +32,8 @@ def _blocks():
 def binaries(tmp_path_factory):
     """The folder of the environment's programs."""
     folder = tmp_path_factory.mktemp("installed")
-    sources = folder / "sources"  # an installation writes into its sources
-    shutil.copytree(
-        ROOT,
-        sources,
-        ignore=shutil.ignore_patterns(".venv*", ".git", "runs", "build", "__pycache__"),
-    )
+    sources = folder / "sources"
+    _copy(sources)
     venv.create(folder / "venv", with_pip=True)
     binaries = folder / "venv" / "bin"
     _run([binaries / "python", "-m", "pip", "install", "--quiet", sources], folder)
@@ -58,10 +54,13 @@ def folder(tmp_path):
 
 def _copy(folder):
     """The sources, since an installation writes into them."""
-    left_out = shutil.ignore_patterns(
-        ".venv*", ".git", "runs", "build", "__pycache__", "*.egg-info"
-    )
-    shutil.copytree(ROOT, folder, ignore=left_out)
+    left_out = shutil.ignore_patterns(".venv*", ".git", "build", "__pycache__", "*.egg-info")
+
+    def ignored(path, names):
+        runs = {"runs"} if pathlib.Path(path) == ROOT else set()  # tfdeq.runs is a package
+        return left_out(path, names) | runs
+
+    shutil.copytree(ROOT, folder, ignore=ignored)
 
 
 def _run(command, folder):
@@ -129,7 +128,10 @@ def test_a_run_from_training_to_verification(binaries, folder):
 
 @pytest.mark.parametrize("block", _blocks())
 def test_the_documents_python(block, binaries, folder):
-    _run([binaries / "python", "-c", block], folder)
+    trains = ["--workdir=own", "--train_steps=20", "--evaluate_every=10"]
+    _run(
+        [binaries / "python", "-c", block, *(trains if "define_run_flags" in block else [])], folder
+    )
 
 
 def test_an_editable_clone_is_imported_from_any_folder(tmp_path, folder):

@@ -75,7 +75,7 @@ def keras_experiment(
         loss=called.loss,
         batches=_batches(config, examples),
         evaluate=validation.evaluate,
-        display=dict,
+        display=lambda row: {name: row[name] for name in measures if name in row},
         items_per_step=config["batch_size"],
         equilibria=[] if config["depth"] else called.layers,
         item=item,
