@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import DenseCell
+from tests.support.cases import DenseCell, fast
 from tfdeq import Solution, Status
 from tfdeq.cell_calls.convergence_metrics import ConvergenceMetrics, in_evaluation
 
@@ -68,7 +68,7 @@ class _Nosy(keras.callbacks.Callback):
         self.model(tf.fill([7, 4], 50.0), training=False)
 
 
-@pytest.mark.parametrize("way", ["graph", "eager", "mirrored"])
+@pytest.mark.parametrize("way", fast(["graph"], ["graph", "eager", "mirrored"]))
 def test_evaluation_and_validation_count_and_nothing_else_does(way):
     mirrored = way == "mirrored"
     strategy = tf.distribute.MirroredStrategy(["CPU:0"]) if mirrored else None

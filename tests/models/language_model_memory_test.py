@@ -314,7 +314,7 @@ def test_models_without_a_memory():
     with pytest.raises(ValueError, match=r"at most 5 long.*received shape \(3, 14\)"):
         model(_tokens())
     keras.utils.set_random_seed(0)
-    model = LanguageModel(VOCABULARY, LENGTH, tfdeq.cells.DenseCell(8))
+    model = LanguageModel(VOCABULARY, LENGTH, tfdeq.cells.DenseCell(8), width=8)
     assert not model.remembers
 
 

@@ -97,8 +97,8 @@ def test_unknown_variants_are_refused_and_others_keep_their_figures(tmp_path, mo
         "FLAGS",
         Flags(
             rivals="depths", depths=["1"], only=["2 explicit"], workdir=str(tmp_path), seeds=1,
-            equal="steps", report_only=True, results=None, document=None, learning_rates=["0.004"],
-            search_share=0.25,
+            equal="steps", report_only=True, results=None, document=None, record=None,
+            learning_rates=["0.004"], search_share=0.25,
         ),
     )  # fmt: skip
     with pytest.raises(ValueError, match="No such variants: 2 explicit. Known: equilibrium; 1 exp"):
