@@ -27,3 +27,12 @@ def test_the_entry_says_measures_and_inputs():
     found = kind.examples({"accuracy": "sparse_categorical_accuracy"}, model, kept, ["x"])
     assert (found["name"], found["inputs"]) == (kind.EXAMPLES, ["x"])
     assert list(found["measures"]) == ["accuracy"]
+
+
+def test_leaves_become_what_the_model_takes():
+    x, y = keras.Input((2,), name="x"), keras.Input((3,), name="y")
+    named = keras.Model({"x": x, "y": y}, keras.layers.Concatenate()([x, y]))
+    assert kind.packed(named, [1, 2]) == {"x": 1, "y": 2}
+    own = keras.Model()  # of a class of its own: it does not say what it takes
+    assert kind.packed(own, [1]) == 1
+    assert kind.packed(own, [1, 2]) == [1, 2]

@@ -54,9 +54,9 @@ def examples(
 
 
 def packed(model: keras.Model, leaves: Sequence[Any]) -> Any:
-    """Returns leaves as the nest that a model takes; of no functional model, the only one."""
-    if isinstance(model, keras.Sequential) or not hasattr(model, "inputs") or not model.inputs:
-        return leaves[0]
+    """Returns leaves as the nest that a model takes; of no functional model the only one, or a list."""
+    if isinstance(model, keras.Sequential) or not getattr(model, "inputs", None):
+        return leaves[0] if len(leaves) == 1 else list(leaves)
     return keras.tree.pack_sequence_as(model.input, list(leaves))
 
 
