@@ -75,6 +75,22 @@ CELLS = {
         lambda: TrellisCell(6, 3, recurrent_scale=0.2, normalization="weight"),
         _floats(3, 5, 4),
     ),
+    "recall convolution": (
+        lambda: tfdeq.cells.RecallConvolution(4, rank=1, recurrent_scale=0.2),
+        _floats(3, 5, 4),
+    ),
+    "recall convolution of a grid": (
+        lambda: tfdeq.cells.RecallConvolution(4, recurrent_scale=0.2),
+        _floats(3, 3, 2, 4),
+    ),
+    "group attention": (
+        lambda: tfdeq.cells.GroupAttention(6, 3, recurrent_scale=0.2),
+        _floats(3, 4, 4, 6),
+    ),
+    "token mixing": (
+        lambda: tfdeq.cells.TokenMixing(4, places=6, recurrent_scale=0.2),
+        _floats(3, 3, 2, 4),
+    ),
     "weight-tied stack": (
         lambda: tfdeq.cells.weight_tied(
             [

@@ -5,10 +5,8 @@ from keras import ops
 
 from tfdeq.cells.attended_past import attend_with_past, empty_past, joined_past
 from tfdeq.cells.distance_bias import DistanceBias, hidden_where
-from tfdeq.cells.normalized_dense import normalized_dense
+from tfdeq.cells.linear import linear, norm
 from tfdeq.solvers.solver import require_positive_integer
-
-_EPSILON = 1e-5  # of the norms; also keeps the norm of a zero state at zero
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -252,38 +250,28 @@ class TransformerCell(keras.layers.Layer):
         attended = self.attention_output(_merge_heads(attended, self.width))
         a = x["skip"] + self.attention_dropout(attended)
         if self.norm == "post":
-            a = _norm(a)
-        hidden = ops.gelu(self.expand(a if self.norm == "post" else _norm(a)), approximate=True)
+            a = norm(a)
+        hidden = ops.gelu(self.expand(a if self.norm == "post" else norm(a)), approximate=True)
         output = a + self.feedforward_dropout(self.contract(hidden))
         if self.norm == "post":
-            output = _norm(output)
+            output = norm(output)
         return output if mask is None else ops.where(mask[:, :, None], output, 0)
 
     def _project(self, z, x):
         """Queries, keys and values, [B, T, heads, d / heads] each, or without T."""
-        z = z if self.norm == "post" else _norm(z)
+        z = z if self.norm == "post" else norm(z)
         projected = self.query_key_value(z) + x["query_key_value"]
         split = (3, self.heads, self.width // self.heads)
         # Of one position only the batch is unknown: nothing is computed about the shape.
         batch = (-1,) if "past_bias" in x else ops.shape(z)[:2]
         query, key, value = ops.unstack(ops.reshape(projected, (*batch, *split)), axis=-3)
         if self.query_key_norm:
-            query, key = _norm(query), _norm(key)
+            query, key = norm(query), norm(key)
         return query, key, value
 
     def _linear(self, units: int, name: str, scale: float = 1.0) -> keras.layers.Layer:
-        initializer = "zeros"
-        if scale:
-            initializer = keras.initializers.VarianceScaling(
-                scale**2, "fan_in", "untruncated_normal"
-            )
-        return normalized_dense(
-            units,
-            self.normalization,
-            use_bias=False,
-            kernel_initializer=initializer,
-            dtype=self.dtype_policy,
-            name=name,
+        return linear(
+            units, scale, normalization=self.normalization, name=name, dtype=self.dtype_policy
         )
 
     def _dropout(self, name: str) -> keras.layers.Dropout:
@@ -315,7 +303,3 @@ def _merge_heads(attended, width):
     if len(attended.shape) == 3:
         return ops.reshape(attended, (-1, width))
     return ops.reshape(attended, (*ops.shape(attended)[:2], width))
-
-
-def _norm(x):
-    return ops.rms_normalization(x, epsilon=_EPSILON)

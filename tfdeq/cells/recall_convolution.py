@@ -1,0 +1,116 @@
+"""A convolutional cell that sees its input in every application."""
+
+import keras
+from keras import ops
+
+from tfdeq.cells.linear import checked_scale, linear, norm
+from tfdeq.solvers.solver import require_positive_integer
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+class RecallConvolution(keras.layers.Layer):
+    """f(z, x) = x + D gelu(C norm(z) + U x + b), C and U over the neighbours of every place.
+
+    What an answer depends on may be far away: each application carries it one place further, and the
+    equilibrium is reached once it has arrived everywhere. So a cell that was trained on small inputs
+    solves larger ones, given the evaluations. The input x stands where a residual block has z, and
+    enters C's side too (recall): nothing of it is forgotten however long the solve. The norm is a
+    root-mean-square norm of every place without gains, which bounds C norm(z), and so the state.
+
+    Neighbours are read as shifted copies and one matrix product, which XLA runs well on CPUs; places
+    beyond the border are zeros. U x + b does not depend on z, so `inject` computes it once a solve.
+
+    Args:
+        width: d, size of the state at every place.
+        rank: dimensions of the places, 1 or 2. With 1 a place sees itself and the two beside it, with 2
+            itself and the four beside it. Default 2.
+        hidden: size of what gelu is applied to. Default: 2 · width.
+        recurrent_scale: scale of C at the start, >= 0: its entries start as N(0, 1 / fan_in) times it.
+            Default 1.
+
+    Call arguments: z [B, places, d]; x as it comes from `inject`; places is [T] or [H, W], of any
+    sizes. Returns the same as z.
+
+    Raises:
+        ValueError: for sizes below 1, another rank, or an input of another rank.
+
+    Source: recall: Bansal et al., End-to-end Algorithm Synthesis with Recurrent Networks,
+        arXiv:2202.05826, section 3.1.
+
+    Example:
+        >>> from tfdeq import DEQLayer
+        >>> layer = DEQLayer(RecallConvolution(8, rank=1), solver="fixed_point_iteration")
+        >>> layer(keras.ops.ones([2, 5, 8])).shape
+        TensorShape([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        rank: int = 2,
+        hidden: int | None = None,
+        recurrent_scale: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.width = width
+        self.rank = rank
+        self.hidden = 2 * width if hidden is None else hidden
+        self.recurrent_scale = checked_scale("recurrent_scale", recurrent_scale)
+        require_positive_integer("width", width)
+        require_positive_integer("hidden", self.hidden)
+        if rank not in (1, 2):
+            raise ValueError(f"rank must be 1 or 2; received {rank!r}.")
+        self.recurrent = linear(
+            self.hidden, self.recurrent_scale, name="recurrent", dtype=self.dtype_policy
+        )
+        self.injection = linear(
+            self.hidden, name="injection", dtype=self.dtype_policy, use_bias=True
+        )
+        self.contract = linear(width, 0.5, name="contract", dtype=self.dtype_policy)
+
+    def inject(self, x):
+        """Returns what of the input x [B, places, d] is the same in every application.
+
+        skip: the input. hidden: U x + b [B, places, hidden].
+        """
+        if len(x.shape) != self.rank + 2:
+            raise ValueError(
+                f"A cell of rank {self.rank} takes [batch, {'places' if self.rank == 1 else 'rows, columns'}"
+                f", {self.width}]; received shape {tuple(x.shape)}."
+            )
+        return {"skip": x, "hidden": self.injection(_with_neighbours(x))}
+
+    def initial_state(self, x):
+        """Returns zeros like the input."""
+        return ops.zeros_like(x)
+
+    def call(self, z, x):
+        seen = _with_neighbours(norm(z))
+        hidden = ops.gelu(self.recurrent(seen) + x["hidden"], approximate=True)
+        return x["skip"] + self.contract(hidden)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "rank": self.rank,
+            "hidden": self.hidden,
+            "recurrent_scale": self.recurrent_scale,
+        }
+
+
+def _with_neighbours(x):
+    """[B, T, d] -> [B, T, 3d], or [B, H, W, d] -> [B, H, W, 5d]: each place and those beside it."""
+    copies = [x]
+    for axis in range(1, len(x.shape) - 1):
+        copies += [_shifted(x, axis, 1), _shifted(x, axis, -1)]
+    return ops.concatenate(copies, axis=-1)
+
+
+def _shifted(x, axis: int, by: int):
+    """x moved by one place along an axis, with zeros where nothing comes from."""
+    kept, padding = [slice(None)] * len(x.shape), [[0, 0] for _ in x.shape]
+    kept[axis] = slice(None, -1) if by > 0 else slice(1, None)
+    padding[axis] = [1, 0] if by > 0 else [0, 1]
+    return ops.pad(x[tuple(kept)], padding)
