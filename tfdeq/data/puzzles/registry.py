@@ -1,0 +1,47 @@
+"""Puzzles by name. To add one, write a module with make, check and key, and name it in `PUZZLES`."""
+
+from tfdeq.data.puzzles import maze, prefix_sums, sudoku
+from tfdeq.data.puzzles.puzzle import Puzzle
+
+PUZZLES = {
+    "maze": Puzzle(
+        name="maze",
+        tokens=4,
+        classes=2,
+        rank=2,
+        size=9,
+        make=maze.make,
+        check=maze.check,
+        key=maze.key,
+        augment=maze.augment,
+    ),
+    "prefix_sums": Puzzle(
+        name="prefix_sums",
+        tokens=2,
+        classes=2,
+        rank=1,
+        size=32,
+        make=prefix_sums.make,
+        check=prefix_sums.check,
+        key=prefix_sums.key,
+    ),
+    "sudoku": Puzzle(
+        name="sudoku",
+        tokens=10,
+        classes=9,
+        rank=2,
+        size=9,
+        make=sudoku.make,
+        check=sudoku.check,
+        key=sudoku.key,
+        grades=sudoku.GRADES,
+        augment=sudoku.augment,
+    ),
+}
+
+
+def get(name: str) -> Puzzle:
+    """Returns the task of puzzles of a name; raises ValueError for an unknown one."""
+    if name not in PUZZLES:
+        raise ValueError(f"Unknown puzzle {name!r}. Known: {', '.join(sorted(PUZZLES))}.")
+    return PUZZLES[name]
