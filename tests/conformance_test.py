@@ -31,7 +31,7 @@ from tests.support.cases import (
 )
 from tfdeq import adjoints, solvers
 from tfdeq.cells import TransformerCell, TrellisCell
-from tfdeq.models import LanguageModel
+from tfdeq.models import LanguageModel, Reasoner
 
 ROOT = pathlib.Path(__file__).absolute().parents[1]
 PACKAGE = ROOT / "tfdeq"
@@ -91,6 +91,12 @@ CELLS = {
         lambda: tfdeq.cells.TokenMixing(4, places=6, recurrent_scale=0.2),
         _floats(3, 3, 2, 4),
     ),
+    "composed": (
+        lambda: tfdeq.cells.ComposedCell(
+            [tfdeq.cells.RecallConvolution(4, rank=1, recurrent_scale=0.2) for _ in range(2)]
+        ),
+        _floats(3, 5, 4),
+    ),
     "weight-tied stack": (
         lambda: tfdeq.cells.weight_tied(
             [
@@ -118,6 +124,10 @@ MODELS = {
     "language_model": (
         lambda: LanguageModel(11, 6, TransformerCell(8, 2, 6, recurrent_scale=0.2)),
         np.array([[1, 2, 3, 4, 5, 0], [9, 8, 7, 6, 10, 1]], "int32"),
+    ),
+    "reasoner": (
+        lambda: Reasoner(3, 2, tfdeq.cells.RecallConvolution(8, recurrent_scale=0.2)),
+        np.array([[[1, 2, 0], [0, 2, 1]], [[2, 2, 1], [0, 0, 1]]], "int32"),
     ),
 }
 
@@ -414,6 +424,7 @@ LAYERS = (
         "tfdeq.baselines",
         "tfdeq.models",
         "tfdeq.gradient_report",
+        "tfdeq.best_of",
         "tfdeq.steadiness.residual_watch",
     ),
     ("tfdeq.callbacks",),

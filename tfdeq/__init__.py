@@ -12,6 +12,7 @@ from tfdeq.adjoints import (
     Shine,
     Unrolled,
 )
+from tfdeq.best_of import BestOf, best_of
 from tfdeq.fixed_point import fixed_point
 from tfdeq.gradient_report import gradient_report
 from tfdeq.layer import DEQLayer
@@ -33,6 +34,7 @@ from tfdeq.warm_starts import WarmStarts
 __all__ = [
     "GMRES",
     "Anderson",
+    "BestOf",
     "Broyden",
     "DEQLayer",
     "FixedPointIteration",
@@ -50,6 +52,7 @@ __all__ = [
     "Unrolled",
     "WarmStarts",
     "__version__",
+    "best_of",
     "callbacks",
     "describe",
     "fixed_point",

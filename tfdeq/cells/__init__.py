@@ -1,5 +1,6 @@
 """Cells: f(z, x) as Keras layers."""
 
+from tfdeq.cells.composed import ComposedCell
 from tfdeq.cells.dense import DenseCell
 from tfdeq.cells.group_attention import GroupAttention
 from tfdeq.cells.normalized_dense import WeightNormalizedDense, normalized_dense
@@ -11,6 +12,7 @@ from tfdeq.cells.trellis import TrellisCell
 from tfdeq.cells.weight_tied import WeightTiedCell, weight_tied
 
 __all__ = [
+    "ComposedCell",
     "DenseCell",
     "GroupAttention",
     "RecallConvolution",

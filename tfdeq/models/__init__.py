@@ -5,6 +5,7 @@ from tfdeq.models.adaptive_softmax import AdaptiveSoftmax
 from tfdeq.models.explicit_language_model import ExplicitLanguageModel
 from tfdeq.models.generation import Generation, generate
 from tfdeq.models.language_model import LanguageModel
+from tfdeq.models.reasoner import Reasoner
 
 __all__ = [
     "AdaptiveEmbedding",
@@ -12,5 +13,6 @@ __all__ = [
     "ExplicitLanguageModel",
     "Generation",
     "LanguageModel",
+    "Reasoner",
     "generate",
 ]

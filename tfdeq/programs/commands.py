@@ -14,6 +14,7 @@ from collections.abc import Callable
 SCRIPTS = {
     "trainers.language_model": "tfdeq-language-model",
     "trainers.copy_memory": "tfdeq-copy-memory",
+    "trainers.reasoning": "tfdeq-reasoning",
     "trainers.overlap": "tfdeq-overlap",
     "trainers.report": "tfdeq-report",
     "export.saved_model": "tfdeq-export",

@@ -15,16 +15,20 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         *("carry_memory", "seed", "baseline", "dry_run"),
     ),
-    "Data": ("dataset", "files", "data_dir", "prepared_dir"),
+    "Data": (
+        *("dataset", "task", "size", "grade", "files", "data_dir", "prepared_dir"),
+        *("train_puzzles", "validation_puzzles", "test_puzzles"),
+    ),
     "Model": (
-        *("model", "cell", "depth", "width", "embedding_width", "heads", "feedforward"),
+        *("model", "cell", "layers", "depth", "width", "embedding_width", "heads", "feedforward"),
         *("attention_span", "distance_slope", "norm", "query_key_norm", "kernel_size"),
         *("normalization", "recurrent_scale", "tied_output", "cutoffs", "cutoff_factor"),
         *("loss_chunk", "dropout", "locked_dropout", "weight_dropout", "input_dropout"),
         *("output_dropout", "precision"),
     ),
     "Solver and gradient": (
-        *("solver", "max_steps", "training_max_steps", "sampled_depth", "tolerance", "adjoint"),
+        *("solver", "max_steps", "training_max_steps", "sampled_depth", "tolerance", "start_noise"),
+        *("adjoint",),
         *("adjoint_steps", "adjoint_damping", "backward_solver", "backward_max_steps"),
         *("correction_steps", "correction_weight"),
     ),
@@ -43,7 +47,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Evaluation, reports and checkpoints": (
         *("evaluate_every", "evaluation_windows", "evaluation_rows", "evaluation_batches"),
-        *("test_windows", "test_batches", "test_lengths", "log_every", "inspect_every"),
+        *(
+            "test_windows",
+            "test_batches",
+            "test_lengths",
+            "test_sizes",
+            "test_budget",
+            "log_every",
+            "inspect_every",
+        ),
         *("profile_step", "checkpoint_every", "checkpoint_minutes", "keep"),
     ),
 }

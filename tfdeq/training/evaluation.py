@@ -1,7 +1,7 @@
 """Evaluation of any task's model: its measures, residual and steps, at any budget."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdeq import Solution, SolveScope
 from tfdeq.training.task import CallSettings
 
-BUDGETS = (0.5, 1.0, 2.0, 4.0)  # multiples of the usual number of steps
+_BUDGETS = (0.5, 1.0, 2.0, 4.0)
 TRACE_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 _TRACE_TOLERANCE = 1e-12
 
@@ -50,6 +50,7 @@ class Evaluator:
         carried: (B) -> what the first batch receives; the rows of a batch go on with those of the batch
             before. None: batches have nothing to do with each other.
         item: what a row's predictions are called in `results`, in the plural, where it has several.
+        budgets: multiples of the usual number of steps that `by_budget` and `results` try, 1 among them.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Evaluator:
         jit_compile: bool = True,
         carried: Callable[[int], Any] | None = None,
         item: str | None = None,
+        budgets: Sequence[float] = _BUDGETS,
     ):
         self._rows_of = rows
         self._batches = list(batches)
@@ -70,6 +72,7 @@ class Evaluator:
         self._jit_compile = jit_compile
         self._carried = carried
         self._item = item
+        self._budgets = (1.0,) if budget is None else budgets
         self._compiled: dict[int, Callable[..., Any]] = {}
 
     def evaluate(self, budget: float = 1.0) -> dict[str, float]:
@@ -81,7 +84,7 @@ class Evaluator:
         return self._results(self._rows(budget))
 
     def by_budget(self) -> dict[str, dict[str, float]]:
-        """Returns `evaluate` at ½, 1, 2 and 4 times the budget: {"0.5": {…}, …}."""
+        """Returns `evaluate` at multiples of the budget: {"0.5": {…}, …}."""
         return {budget: self._results(rows) for budget, rows in self._rows_by_budget().items()}
 
     def results(self) -> dict[str, Any]:
@@ -133,13 +136,12 @@ class Evaluator:
         return {"steps": list(TRACE_STEPS), "residual": [row[:examples] for row in found]}
 
     def _rows_by_budget(self) -> dict[str, dict[str, np.ndarray]]:
-        budgets = (1.0,) if self._budget is None else BUDGETS
         # Small budgets may round to the same number of steps.
         of_steps: dict[int, dict[str, np.ndarray]] = {}
-        for budget in budgets:
+        for budget in self._budgets:
             if self._steps(budget) not in of_steps:
                 of_steps[self._steps(budget)] = self._rows(budget)
-        return {str(budget): of_steps[self._steps(budget)] for budget in budgets}
+        return {str(budget): of_steps[self._steps(budget)] for budget in self._budgets}
 
     def _rows(self, budget: float) -> dict[str, np.ndarray]:
         """Name -> one value of each row that counts: `Rows`, flat, with residual and steps."""

@@ -34,6 +34,7 @@ class Puzzle(NamedTuple):
     # (inputs [B, *places] int32, targets [B, *places] int32, seed [2] int32) -> the same puzzles, each
     # row under a random symmetry of its own; TensorFlow operations without state. None: no symmetries.
     augment: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    boxes: bool = False  # whether boxes of √n × √n places belong together, beside rows and columns
 
 
 def checked_grade(task: str, grade: str | None, grades: Sequence[str]) -> str | None:

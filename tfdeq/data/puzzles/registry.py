@@ -36,6 +36,7 @@ PUZZLES = {
         key=sudoku.key,
         grades=sudoku.GRADES,
         augment=sudoku.augment,
+        boxes=True,
     ),
 }
 

@@ -1,0 +1,88 @@
+"""Reasoner: what it is made of, where a solve starts, and that it is saved."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdeq.cells import RecallConvolution
+from tfdeq.models import Reasoner
+from tfdeq.solvers import FixedPointIteration
+
+
+def _model(**settings):
+    keras.utils.set_random_seed(0)
+    solver = FixedPointIteration(max_steps=60, tolerance=1e-6)
+    model = Reasoner(3, 2, RecallConvolution(8, rank=1, recurrent_scale=0.3), solver, **settings)
+    model.build((None, 6))
+    return model
+
+
+INPUTS = np.array([[0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]], "int32")
+
+
+def test_what_it_is_made_of():
+    """Embedding, equilibrium, norm and readout, one after the other."""
+    model = _model()
+    logits, solution = model(INPUTS, return_solution=True)
+    x = tf.gather(model.embedding.embeddings, INPUTS)
+    z = model.equilibrium(x)
+    normed = z / tf.sqrt(tf.reduce_mean(z**2, -1, keepdims=True) + 1e-5)
+    expected = normed @ model.readout.kernel + model.readout.bias
+    assert solution.converged.numpy().all()
+    np.testing.assert_allclose(logits, expected, atol=1e-5)  # float32
+    np.testing.assert_array_equal(model.read(solution.z), logits)
+
+
+def test_larger_inputs():
+    model = _model()
+    assert model(np.ones((2, 50), "int32")).shape == (2, 50, 2)
+
+
+def test_starts_from_noise_in_training_alone():
+    model = _model(start_noise=1.0)
+    rough = {"max_steps": 1}
+    np.testing.assert_array_equal(model(INPUTS, **rough), model(INPUTS, **rough))
+    first = model(INPUTS, training=True, **rough)
+    assert np.abs(first - model(INPUTS, training=True, **rough)).max() > 0.1
+    given = tf.zeros((2, 6, 8))
+    np.testing.assert_array_equal(
+        model(INPUTS, z0=given, training=True, **rough), model(INPUTS, **rough)
+    )
+    # The cell contracts: where a solve starts does not matter in the end.
+    settled = model(INPUTS, training=True)
+    np.testing.assert_allclose(
+        settled, model(INPUTS), atol=1e-4
+    )  # the solver's tolerance, in logits
+
+
+def test_saved_and_loaded(tmp_path):
+    model = _model(start_noise=0.5, explicit_steps=3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(INPUTS), model(INPUTS))
+    assert loaded.get_config() == model.get_config()
+
+
+def test_fit():
+    """Model.fit learns the inputs' parity, place by place."""
+    model = _model(adjoint="jacobian_free")
+    model.compile(
+        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    inputs = np.random.default_rng(0).integers(0, 3, (64, 6)).astype("int32")
+    history = model.fit(inputs, inputs % 2, epochs=20, verbose=0).history
+    assert history["accuracy"][-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokens": 0}, "tokens must be"),
+        ({"start_noise": -1.0}, "start_noise must be >= 0; received -1.0"),
+        ({"cell": keras.layers.Dense(3)}, "The cell must say its width; received a Dense"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Reasoner(**{"tokens": 3, "classes": 2, "cell": RecallConvolution(8), **settings})

@@ -1,0 +1,158 @@
+"""A model that answers at every place of its input, by an equilibrium."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfdeq import adjoints, solvers
+from tfdeq.cells.linear import checked_scale, linear, norm
+from tfdeq.layer import DEQLayer
+from tfdeq.solvers.solver import require_positive_integer
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+class Reasoner(keras.Model):
+    """Embedding -> `DEQLayer` of a cell -> norm -> logits at every place.
+
+    For puzzles: what stands at a place goes in, what should stand there comes out. The model knows places
+    by what the cell makes of them. With a cell that takes inputs of any size, such as
+    `tfdeq.cells.RecallConvolution`, so does the model: trained on small inputs, it solves larger ones
+    with more evaluations.
+
+    Args:
+        tokens: inputs are 0 … tokens − 1.
+        classes: answers are 0 … classes − 1.
+        cell: on [B, places, d], d its `width`.
+        solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps,
+        explicit_steps: see `DEQLayer`.
+        start_noise: in training a solve starts from normal noise of this standard deviation instead of
+            the cell's initial state, so that answers come not to depend on the start. Default 0.
+
+    Call arguments:
+        inputs: [B, places] integers, places in one dimension or two. z0: a start [B, places, d].
+        tolerance, max_steps: scalars or [B]. explicit_steps: overrides the constructor's for this call.
+        return_solution: return the `Solution` too.
+
+    Returns:
+        logits [B, places, classes] float32; with return_solution a tuple (logits, solution).
+
+    Raises:
+        ValueError: for sizes below 1, or a cell without a width.
+
+    Source: starts from noise: Anil et al., Path Independent Equilibrium Models, arXiv:2211.09961,
+        section 4.
+
+    Example:
+        >>> from tfdeq.cells import RecallConvolution
+        >>> model = Reasoner(tokens=2, classes=2, cell=RecallConvolution(8, rank=1))
+        >>> model(keras.ops.zeros([3, 10], "int32")).shape
+        TensorShape([3, 10, 2])
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        classes: int,
+        cell: keras.layers.Layer,
+        solver: str | solvers.Solver = "fixed_point_iteration",
+        adjoint: str | adjoints.Adjoint = "implicit",
+        jacobian_penalty: float = 0.0,
+        jacobian_penalty_fraction: float = 0.25,
+        jacobian_penalty_power_steps: int = 0,
+        explicit_steps: int = 0,
+        start_noise: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        require_positive_integer("tokens", tokens)
+        require_positive_integer("classes", classes)
+        if not getattr(cell, "width", None):
+            raise ValueError(f"The cell must say its width; received a {type(cell).__name__}.")
+        self.tokens = tokens
+        self.classes = classes
+        self.start_noise = checked_scale("start_noise", start_noise)
+        self.seed_generator = keras.random.SeedGenerator() if self.start_noise else None
+        self.embedding = keras.layers.Embedding(
+            tokens,
+            cell.width,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0),
+            dtype=self.dtype_policy,
+            name="embedding",
+        )
+        self.equilibrium = DEQLayer(
+            cell,
+            solver,
+            adjoint,
+            jacobian_penalty,
+            jacobian_penalty_fraction,
+            jacobian_penalty_power_steps,
+            explicit_steps=explicit_steps,
+            dtype=self.dtype_policy,
+            name="equilibrium",
+        )
+        self.readout = linear(classes, name="readout", dtype=self.dtype_policy, use_bias=True)
+
+    @property
+    def cell(self) -> keras.layers.Layer:
+        return self.equilibrium.cell
+
+    def build(self, input_shape):
+        state = (*input_shape, self.cell.width)
+        self.embedding.build(input_shape)
+        self.equilibrium.build(state)
+        self.readout.build(state)
+        super().build(input_shape)
+
+    def call(
+        self,
+        inputs,
+        z0=None,
+        tolerance=None,
+        max_steps=None,
+        explicit_steps=None,
+        return_solution=False,
+        training=None,
+    ):
+        x = self.embedding(inputs)
+        if training and z0 is None and self.start_noise:
+            z0 = self.start_noise * keras.random.normal(ops.shape(x), seed=self.seed_generator)
+        solution = self.equilibrium(
+            x,
+            z0=z0,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            explicit_steps=explicit_steps,
+            return_solution=True,
+            training=training,
+        )
+        logits = self.read(solution.z)
+        return (logits, solution) if return_solution else logits
+
+    def read(self, z):
+        """Returns the logits [B, places, classes] float32 of a state [B, places, d]."""
+        return ops.cast(self.readout(norm(ops.cast(z, self.compute_dtype))), "float32")
+
+    def get_config(self):
+        layer = self.equilibrium
+        return {
+            **super().get_config(),
+            "tokens": self.tokens,
+            "classes": self.classes,
+            # As the layer's: without a build_config, since build() builds the cell.
+            "cell": layer.get_config()["cell"],
+            "solver": keras.saving.serialize_keras_object(layer.solver),
+            "adjoint": keras.saving.serialize_keras_object(layer.adjoint),
+            "jacobian_penalty": layer.jacobian_penalty,
+            "jacobian_penalty_fraction": layer.jacobian_penalty_fraction,
+            "jacobian_penalty_power_steps": layer.jacobian_penalty_power_steps,
+            "explicit_steps": layer.explicit_steps,
+            "start_noise": self.start_noise,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in ("cell", "solver", "adjoint"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)

@@ -1,0 +1,102 @@
+"""What a model makes of puzzles: exact answers, places, and whether an answer that is settled is right."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfdeq.data.examples import Split, evaluation_examples
+from tfdeq.models import Reasoner
+from tfdeq.runs.measures import CROSS_ENTROPY, per_example
+from tfdeq.training.evaluation import Budget, Evaluator, Rows
+from tfdeq.training.task import CallSettings
+
+# Places of the puzzles that are solved at a time.
+_PLACES = 16384
+_MOST_PUZZLES = 256
+_loss = per_example(CROSS_ENTROPY)
+
+
+class PuzzleRows:
+    """Calls a model on puzzles; both for the training loss and for the evaluator."""
+
+    def __init__(self, model: Reasoner):
+        self._model = model
+
+    def __call__(self, batch: Any, settings: CallSettings, carried: Any) -> Rows:
+        """What the model makes of a batch (inputs, targets, weights)."""
+        inputs, targets, weights = batch
+        logits, solution = self._model(
+            inputs,
+            max_steps=settings.max_steps,
+            explicit_steps=settings.explicit_steps,
+            return_solution=True,
+            training=settings.training,
+        )
+        sums = {"exact": exact(targets, logits), "places": places(targets, logits)}
+        sums["loss"] = _loss(targets, logits)
+        settled = tf.cast(solution.converged, tf.float32)
+        sums["settled"], sums["settled_exact"] = settled, settled * sums["exact"]
+        return Rows(
+            sums={name: weights * values for name, values in sums.items()},
+            weight=weights,
+            predictions=tf.cast(weights > 0, tf.int32),
+            solution=None if settings.explicit_steps else solution,
+            carried=carried,
+        )
+
+
+def exact(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns [B] float32, 1 where the answer is right at every place."""
+    return tf.reduce_min(_right(targets, logits), axis=range(1, targets.shape.rank))
+
+
+def places(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns [B] float32, the share of places where the answer is right."""
+    return tf.reduce_mean(_right(targets, logits), axis=range(1, targets.shape.rank))
+
+
+def _right(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    targets = tf.convert_to_tensor(targets)
+    return tf.cast(tf.argmax(logits, axis=-1, output_type=targets.dtype) == targets, tf.float32)
+
+
+def puzzle_evaluator(
+    model: Reasoner, split: Split, config: Mapping[str, Any], budgets: Sequence[float]
+) -> Evaluator:
+    """Returns the evaluator of a model on puzzles.
+
+    Its figures: `exact`, the share of puzzles whose answer is right at every place; `places`, of places;
+    `loss`, nats per place; `settled`, the share of puzzles whose solve met the tolerance, and of these
+    `right_if_settled`, of the others `right_if_unsettled`, both missing where there are none.
+
+    Args:
+        budgets: multiples of the usual number of steps.
+    """
+    size = split[0][0].size
+    batches = evaluation_examples(split, min(_MOST_PUZZLES, max(1, _PLACES // size)))
+    steps = config["depth"] or config["max_steps"]
+    return Evaluator(
+        PuzzleRows(model),
+        batches,
+        _figures if not config["depth"] else _figures_of_applications,
+        budget=Budget(steps, explicit=bool(config["depth"])),
+        jit_compile=config["jit_compile"],
+        budgets=budgets,
+    )
+
+
+def _figures(means: Mapping[str, float]) -> dict[str, float]:
+    means = dict(means)
+    settled, right = means.pop("settled"), means.pop("settled_exact")
+    figures = {**means, "settled": settled}
+    if settled > 0:
+        figures["right_if_settled"] = right / settled
+    if settled < 1:
+        figures["right_if_unsettled"] = (means["exact"] - right) / (1 - settled)
+    return figures
+
+
+def _figures_of_applications(means: Mapping[str, float]) -> dict[str, float]:
+    """Without those of a solve."""
+    return {name: means[name] for name in ("exact", "places", "loss")}

@@ -1,0 +1,152 @@
+"""A run that learns to solve puzzles: its data, model, loss and tests."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeq import spectral_radius
+from tfdeq.data.examples import Examples, Split, training_examples
+from tfdeq.data.puzzles import Puzzle, get, puzzle_examples
+from tfdeq.models import Reasoner
+from tfdeq.runs import kind
+from tfdeq.runs.measures import CROSS_ENTROPY
+from tfdeq.training.evaluation import Evaluator
+from tfdeq.training.experiment import Experiment
+from tfdeq.training.reasoning.evaluation import PuzzleRows, puzzle_evaluator
+from tfdeq.training.reasoning.models import make_model
+from tfdeq.training.report import pictures
+from tfdeq.training.report.residual_trace import ResidualTrace
+from tfdeq.training.task import CallSettings, Loss, Score, Task
+
+EXACT = Score("exact", "share of puzzles solved", lower_is_better=False)
+# What an export says of the logits.
+_MEASURES = {"loss": CROSS_ENTROPY, "places": "sparse_categorical_accuracy"}
+# Seeds of puzzles of other sizes and grades, which no training seed has.
+_TEST = 2**62
+_EXAMPLES = 4  # whose spectral radius is looked at
+
+
+def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) -> Experiment:
+    """Returns the experiment of a configuration, with its untrained model.
+
+    Args:
+        prepared_dir: where sets of puzzles are kept; see `puzzle_examples`.
+    """
+    puzzle = get(config["task"])
+    examples = puzzle_examples(
+        puzzle.name,
+        train=config["train_puzzles"],
+        validation=config["validation_puzzles"],
+        test=config["test_puzzles"],
+        size=config["size"] or None,
+        grade=config["grade"] or None,
+        prepared_dir=prepared_dir,
+    )
+    model = make_model(config, puzzle)
+    rows = PuzzleRows(model)
+    validation = puzzle_evaluator(model, examples.validation, config, [1.0])
+    trace = ResidualTrace(None if config["depth"] else validation.residual_trace)
+    kept = kind.keep(*examples.test)
+
+    def loss(batch: Any, settings: CallSettings, carried: Any) -> Loss:
+        inputs, targets = batch
+        found = rows((inputs, targets, tf.ones(tf.shape(inputs)[:1])), settings, carried)
+        means = {name: tf.reduce_mean(values) for name, values in found.sums.items()}
+        return Loss(means["loss"], carried, {name: means[name] for name in ("exact", "places")})
+
+    def after(workdir: str, metrics: dict[str, Any], writer: Any) -> None:
+        kind.write(workdir, kept)
+        pictures.draw_all(workdir, metrics, {}, trace.after(workdir), writer)
+
+    task = Task(
+        model=model,
+        loss=loss,
+        batches=_batches(config, examples, puzzle),
+        evaluate=validation.evaluate,
+        display=lambda row: {name: row[name] for name in ("loss", "exact") if name in row},
+        items_per_step=config["batch_size"],
+        equilibria=[] if config["depth"] else [model.equilibrium],
+        spectral_radius=None if config["depth"] else _radius_of(model),
+        uniform_loss=float(np.log(puzzle.classes)),
+        item="puzzles",
+        score=EXACT,
+        measures=("exact", "places"),
+    )
+    return Experiment(
+        task,
+        lambda: _test(model, config, puzzle, examples.test),
+        output_layers=["readout"],
+        before=trace.before,
+        after=after,
+        kind=kind.examples(_MEASURES, model, kept, names=["puzzle"]),
+        fingerprint=examples.fingerprint(),
+    )
+
+
+def budgets_of(config: Mapping[str, Any]) -> list[float]:
+    """Returns the multiples of the usual budget that a test tries: ½, 1, 2, … --test_budget."""
+    if config["depth"]:
+        return [1.0]
+    budgets = [0.5, 1.0]
+    while budgets[-1] * 2 <= config["test_budget"]:
+        budgets.append(budgets[-1] * 2)
+    return budgets
+
+
+def _batches(
+    config: Mapping[str, Any], examples: Examples, puzzle: Puzzle
+) -> Callable[[int, int, int], tf.data.Dataset]:
+    def batches(start_step: int, shard: int, shards: int) -> tf.data.Dataset:
+        return training_examples(
+            examples.train,
+            batch_size=config["batch_size"],
+            seed=config["seed"],
+            start_step=start_step,
+            shard=shard,
+            shards=shards,
+            augment=puzzle.augment,
+        )
+
+    return batches
+
+
+def _test(
+    model: Reasoner, config: Mapping[str, Any], puzzle: Puzzle, split: Split
+) -> dict[str, Any]:
+    """metrics["test"]: of the puzzles as in training, and by grade and size at the largest budget too."""
+    budgets = budgets_of(config)
+
+    def evaluator(split: Split, budgets: Sequence[float]) -> Evaluator:
+        return puzzle_evaluator(model, split, config, budgets)
+
+    def made(size: int, grade: str | None) -> Split:
+        return puzzle.make(config["test_puzzles"], size, _TEST, grade)
+
+    size = config["size"] or puzzle.size
+    results = evaluator(split, budgets).results()
+    by_grade = {grade: evaluator(made(size, grade), budgets).by_budget() for grade in puzzle.grades}
+    by_size = {
+        str(other): evaluator(made(int(other), None), budgets[-1:]).evaluate(budgets[-1])
+        for other in config["test_sizes"]
+    }
+    return {
+        **results,
+        **({"by_grade": by_grade} if by_grade else {}),
+        **({"by_size": by_size} if by_size else {}),
+    }
+
+
+def _radius_of(model: Reasoner) -> Callable[[Any], tf.Tensor]:
+    """(batch) -> [b], the spectral radius of ∂f/∂z at the equilibria of a batch's first puzzles."""
+
+    def radius(batch: Any) -> tf.Tensor:
+        inputs, _ = batch
+        x = model.embedding(inputs[:_EXAMPLES])
+        z = model.equilibrium(x, training=False)
+        injected = model.cell.inject(x)
+        # From the same noise each time: a look draws no random number.
+        return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
+
+    return radius

@@ -1,0 +1,50 @@
+"""The flags of models that solve puzzles, and of the puzzles."""
+
+from typing import Any
+
+from absl import flags
+
+from tfdeq.data.puzzles import PUZZLES
+from tfdeq.training.flags import flag_uses
+from tfdeq.training.flags.flag_uses import EQUILIBRIUM
+from tfdeq.training.flags.shared import at_least, bound, define
+
+CELLS = ("convolution", "attention", "mixing")
+
+flag_uses.add(
+    {
+        "heads": [{"cell": ("attention",)}],
+        "start_noise": [EQUILIBRIUM],
+        "test_budget": [EQUILIBRIUM],
+    }
+)
+
+
+def define_reasoning_flags(**defaults: Any) -> list[str]:
+    """Defines the flags and returns their names; defaults override those below."""
+    definitions = [
+        (flags.DEFINE_enum, "task", "prefix_sums", "Puzzles to learn.", sorted(PUZZLES)),
+        (flags.DEFINE_integer, "size", 0, "Size of the puzzles in training; 0: the task's usual one."),
+        (flags.DEFINE_string, "grade", "", "How hard the puzzles in training are, one of the task's grades; empty: its mixture."),
+        (flags.DEFINE_enum, "cell", "convolution", "Cell of the equilibrium: convolution takes puzzles of any size; attention is within rows and columns, and within boxes where the puzzle has them; mixing is for boards of one size.", CELLS),
+        (flags.DEFINE_integer, "layers", 1, "Cells, each with weights of its own, that one application passes through."),
+        (flags.DEFINE_integer, "width", 32, "Size of the state at a place."),
+        (flags.DEFINE_integer, "heads", 6, "Attention heads; they divide --width."),
+        (flags.DEFINE_float, "start_noise", 0.0, "Standard deviation of the noise that a solve in training starts from; 0: from zero."),
+        (flags.DEFINE_integer, "train_puzzles", 20000, "Different puzzles to train on; each is shown under random symmetries, where the task has some."),
+        (flags.DEFINE_integer, "validation_puzzles", 256, "Other puzzles in each evaluation during training."),
+        (flags.DEFINE_integer, "test_puzzles", 1000, "Further puzzles in the test after training, of each size and grade."),
+        (flags.DEFINE_list, "test_sizes", [], "Other sizes that the trained model is tested on."),
+        (flags.DEFINE_float, "test_budget", 64.0, "The largest multiple of --max_steps in the test; smaller ones are its halves down to one half."),
+        (flags.DEFINE_string, "prepared_dir", None, "Where sets of puzzles are kept. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
+    ]  # fmt: skip
+    names = define(definitions, defaults)
+    at_least(1, "layers", "width", "heads", "train_puzzles", "validation_puzzles", "test_puzzles",
+             "test_budget")  # fmt: skip
+    at_least(0, "size", "start_noise")
+    bound(
+        "test_sizes",
+        lambda value: all(one.isdigit() and int(one) for one in value),
+        "must be whole numbers of at least 1",
+    )
+    return names

@@ -1,0 +1,49 @@
+"""The models that solve puzzles, from a configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tfdeq.cells import ComposedCell, GroupAttention, RecallConvolution, TokenMixing
+from tfdeq.data.puzzles import Puzzle
+from tfdeq.models import Reasoner
+from tfdeq.training.flags.equilibrium import equilibrium_settings
+
+
+def make_model(config: Mapping[str, Any], puzzle: Puzzle) -> Reasoner:
+    """Returns the untrained model of a configuration.
+
+    Raises:
+        ValueError: flags that do not go together.
+    """
+    places = (config["size"] or puzzle.size,) * puzzle.rank
+    cells = [_cell(config, puzzle, places, number) for number in range(config["layers"])]
+    model = Reasoner(
+        puzzle.tokens,
+        puzzle.classes,
+        cells[0] if len(cells) == 1 else ComposedCell(cells, dtype=config["precision"]),
+        **equilibrium_settings(config),
+        start_noise=0.0 if config["depth"] else config["start_noise"],
+        dtype=config["precision"],
+    )
+    model.build((None, *places))
+    return model
+
+
+def _cell(
+    config: Mapping[str, Any], puzzle: Puzzle, places: tuple[int, ...], number: int
+) -> keras.layers.Layer:
+    width = config["width"]
+    common = {"dtype": config["precision"], "name": f"cell_{number}"}
+    if config["cell"] == "convolution":
+        return RecallConvolution(width, puzzle.rank, **common)
+    if config["cell"] == "mixing":
+        return TokenMixing(width, places[0] ** puzzle.rank, **common)
+    if puzzle.rank != 2:
+        raise ValueError(
+            f"--cell=attention is for grids; the puzzles of --task={puzzle.name} are lines. Give "
+            "--cell=convolution."
+        )
+    kinds = ("row", "column", "box") if puzzle.boxes else ("row", "column")
+    return GroupAttention(width, config["heads"], kinds, **common)

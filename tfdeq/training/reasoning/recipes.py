@@ -1,0 +1,39 @@
+"""How each task is best learned, as far as it was measured: defaults of the flags."""
+
+from typing import Any
+
+from absl import flags
+
+# Of all tasks. An answer that travels through the state keeps the residual level until it has arrived:
+# budgets are several times those of a language model.
+RUN: dict[str, Any] = {
+    "train_steps": 1000,
+    "batch_size": 64,
+    "learning_rate": 2e-3,
+    "optimizer": "adam",
+}
+EQUILIBRIUM: dict[str, Any] = {
+    "max_steps": 40,
+    "training_max_steps": 40,
+    "backward_max_steps": 30,
+    "jacobian_penalty": 0.1,
+    "jacobian_penalty_end": 1.0,
+    "jacobian_penalty_fraction": 0.125,
+    "shallow_share": 0.3,
+    "shallow_steps": 20,
+    "equilibrium_watch": "nothing",
+}
+# task -> flag -> value, where it differs.
+RECIPES: dict[str, dict[str, Any]] = {
+    "prefix_sums": {"batch_size": 128, "width": 64},
+    "maze": {"batch_size": 32},
+    "sudoku": {"cell": "attention", "width": 96},
+    "reachability": {"cell": "attention", "width": 48},
+}
+
+
+def apply(values: flags.FlagValues) -> None:
+    """Gives flags that nobody set the values of the recipe of --task."""
+    for name, value in RECIPES[values["task"].value].items():
+        if not values[name].present:
+            values[name].value = value
