@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfdeq.data.examples import Examples, evaluation_examples, training_examples
 
@@ -55,3 +56,24 @@ def test_unequal_numbers_are_refused():
         training_examples((X, X[:3]), batch_size=2, seed=0)
     with pytest.raises(ValueError, match="one example at least"):
         next(evaluation_examples((X[:0], X[:0]), 4))
+
+
+def _jittered(inputs, targets, seed):
+    noise = tf.random.stateless_uniform(tf.shape(targets), seed, alg="philox")
+    return inputs + noise[:, None], targets
+
+
+def test_augmented_rows_follow_from_seed_and_step_alone():
+    def inputs(count, **settings):
+        settings = {"batch_size": 4, "seed": 3, "augment": _jittered, **settings}
+        found = training_examples(SPLIT, **settings)
+        return [x.numpy()[:, 0] for x, _ in itertools.islice(found, count)]
+
+    whole, plain = inputs(6), rows(6)
+    np.testing.assert_array_equal(np.floor(whole), plain)  # the examples are those without it
+    assert len(np.unique(np.array(whole) - plain)) == 24
+    np.testing.assert_array_equal(inputs(3, start_step=3), whole[3:])
+    parts = [inputs(6, shard=shard, shards=2) for shard in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    other = np.array(inputs(6, seed=2**40 + 3)) % 1
+    assert not np.isclose(other, np.array(whole) % 1).any()

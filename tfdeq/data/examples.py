@@ -1,7 +1,7 @@
 """Examples with targets in memory: shuffled ones to train on, each once to evaluate on."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ def training_examples(
     start_step: int = 0,
     shard: int = 0,
     shards: int = 1,
+    augment: Callable[[Any, Any, tf.Tensor], tuple[Any, Any]] | None = None,
 ) -> tf.data.Dataset:
     """Yields batches of a split for ever, each epoch in an order of its own.
 
@@ -48,6 +49,9 @@ def training_examples(
         seed: any 64-bit integer.
         start_step: number of batches to pass over, at no cost.
         shard, shards: of each batch yield the shard-th of so many equal parts; they divide B.
+        augment: (inputs, targets, seed [2] int32) -> as its inputs and targets, called in the graph with
+            each whole batch, of which the shard's rows are then taken; its seed follows from (seed, step).
+            So a row is the same however many shards there are. None: the examples as they are.
 
     Returns:
         An infinite tf.data.Dataset of (inputs, targets), each [B / shards, …].
@@ -57,7 +61,8 @@ def training_examples(
     """
     count = _count(split)
     rows = shard_rows(batch_size, shard, shards)
-    places = tf.range(batch_size, dtype=tf.int64)[rows]
+    # What is augmented is so as a whole batch: a row's random numbers depend on its place there.
+    places = tf.range(batch_size, dtype=tf.int64)[rows if augment is None else slice(None)]
     leaves = tf.nest.map_structure(tf.constant, split)
     key = tf.constant([seed % 2**31, seed // 2**31 % 2**31], tf.int64)
 
@@ -69,7 +74,13 @@ def training_examples(
         order = tf.raw_ops.RandomIndexShuffle(
             index=place % count, seed=seeds, max_index=tf.constant(count - 1, tf.int64)
         )
-        return tf.nest.map_structure(lambda leaf: tf.gather(leaf, order), leaves)
+        examples = tf.nest.map_structure(lambda leaf: tf.gather(leaf, order), leaves)
+        if augment is None:
+            return examples
+        drawn = tf.random.stateless_uniform(
+            [2], tf.stack([key[0] + key[1] * 2**31, step]), None, None, tf.int32, alg="philox"
+        )
+        return tf.nest.map_structure(lambda leaf: leaf[rows], tuple(augment(*examples, drawn)))
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     return steps.map(batch).prefetch(tf.data.AUTOTUNE)

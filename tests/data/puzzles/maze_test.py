@@ -52,7 +52,7 @@ def test_mazes_differ_in_all_that_is_random():
     starts = collections.Counter(np.argwhere(grid == 2)[0].tobytes() for grid in mazes)
     assert len(starts) == 9
     assert min(starts.values()) > 50  # 800 / 9 = 89, four deviations of 9
-    assert len({(grid > 0).tobytes() for grid in mazes}) > 100  # 3 × 3 cells have 192 trees
+    assert len({(grid > 0).tobytes() for grid in mazes}) > 60  # of 192 trees of 3 × 3 cells
     assert len(set(paths.sum(axis=(1, 2)))) > 5
 
 

@@ -13,6 +13,7 @@ NAMES = sorted(PUZZLES)
 DIGESTS = {
     "maze": "6afad556e7f32781",
     "prefix_sums": "d238ea0d0a95aba5",
+    "reachability": "49d5ac44c4851c82",
     "sudoku": "a11a24694193e9c2",
 }
 

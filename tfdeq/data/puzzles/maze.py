@@ -12,7 +12,7 @@ WALL, OPEN, START, GOAL = range(4)
 def make(
     count: int, size: int, seed: int, grade: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes mazes without loops, by randomised depth-first search, and their paths.
+    """Makes mazes without loops, by randomised depth-first search from the start, and their paths.
 
     Cells lie at even coordinates; the places between two cells are open or wall, those between four are
     wall, and so is all that lies outside. Start and goal are two different cells, at random.

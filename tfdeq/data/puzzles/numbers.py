@@ -50,6 +50,6 @@ def mixed(keys: np.ndarray) -> np.ndarray:
 
 def row_keys(rows: np.ndarray) -> np.ndarray:
     """Returns [N] uint64 of [N, …] integers: equal for equal rows, and hardly ever for others."""
-    rows = np.ascontiguousarray(rows, "<i4").reshape(len(rows), -1)
+    rows = np.ascontiguousarray(rows, "<i4")
     digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

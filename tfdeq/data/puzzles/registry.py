@@ -1,6 +1,6 @@
 """Puzzles by name. To add one, write a module with make, check and key, and name it in `PUZZLES`."""
 
-from tfdeq.data.puzzles import maze, prefix_sums, sudoku
+from tfdeq.data.puzzles import maze, prefix_sums, reachability, sudoku
 from tfdeq.data.puzzles.puzzle import Puzzle
 
 PUZZLES = {
@@ -24,6 +24,18 @@ PUZZLES = {
         make=prefix_sums.make,
         check=prefix_sums.check,
         key=prefix_sums.key,
+    ),
+    "reachability": Puzzle(
+        name="reachability",
+        tokens=4,
+        classes=2,
+        rank=2,
+        size=12,
+        make=reachability.make,
+        check=reachability.check,
+        key=reachability.key,
+        grades=reachability.GRADES,
+        augment=reachability.augment,
     ),
     "sudoku": Puzzle(
         name="sudoku",
