@@ -25,7 +25,7 @@ class PuzzleRows:
 
     def __call__(self, batch: Any, settings: CallSettings, carried: Any) -> Rows:
         """What the model makes of a batch (inputs, targets, weights)."""
-        inputs, targets, weights = batch
+        inputs, targets, weights = map(tf.convert_to_tensor, batch)
         logits, solution = self._model(
             inputs,
             max_steps=settings.max_steps,
@@ -48,17 +48,16 @@ class PuzzleRows:
 
 def exact(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns [B] float32, 1 where the answer is right at every place."""
-    return tf.reduce_min(_right(targets, logits), axis=range(1, targets.shape.rank))
+    return tf.reduce_min(_right(targets, logits), axis=range(1, len(targets.shape)))
 
 
 def places(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns [B] float32, the share of places where the answer is right."""
-    return tf.reduce_mean(_right(targets, logits), axis=range(1, targets.shape.rank))
+    return tf.reduce_mean(_right(targets, logits), axis=range(1, len(targets.shape)))
 
 
 def _right(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    targets = tf.convert_to_tensor(targets)
-    return tf.cast(tf.argmax(logits, axis=-1, output_type=targets.dtype) == targets, tf.float32)
+    return tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == targets, tf.float32)
 
 
 def puzzle_evaluator(

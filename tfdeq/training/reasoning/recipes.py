@@ -21,7 +21,7 @@ EQUILIBRIUM: dict[str, Any] = {
     "jacobian_penalty_fraction": 0.125,
     "shallow_share": 0.3,
     "shallow_steps": 20,
-    "equilibrium_watch": "nothing",
+    "equilibrium_watch": "none",
 }
 # task -> flag -> value, where it differs.
 RECIPES: dict[str, dict[str, Any]] = {

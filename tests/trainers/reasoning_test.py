@@ -1,0 +1,117 @@
+"""trainers.reasoning, by its real program: puzzles of every task, tested by size, grade and budget."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import tfdeq.models  # noqa: F401  Keras finds the model by its name
+from tfdeq.data.puzzles import PUZZLES
+
+ROOT = pathlib.Path(__file__).absolute().parents[2]
+SMALL = (
+    "--train_puzzles=64", "--validation_puzzles=8", "--test_puzzles=4", "--width=12", "--nojit_compile",
+    "--batch_size=8", "--train_steps=6", "--max_steps=6", "--training_max_steps=6", "--shallow_steps=2",
+    "--backward_max_steps=4", "--test_budget=2", "--inspect_every=0", "--start_noise=0.5",
+)  # fmt: skip
+
+
+def _command(program, *arguments):
+    return [sys.executable, "-m", program, *map(str, arguments)]
+
+
+def _run(program, *arguments, status=0):
+    finished = subprocess.run(
+        _command(program, *arguments),
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert finished.returncode == status, finished.stdout + finished.stderr
+    return finished.stdout + finished.stderr
+
+
+def _train(folder, *arguments, status=0):
+    where = (f"--workdir={folder}", f"--prepared_dir={folder.parent / 'prepared'}")
+    return _run("trainers.reasoning", *where, *SMALL, *arguments, status=status)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "prefix_sums"
+    _train(folder, "--test_sizes=8,40", "--checkpoint_every=2")
+    return folder
+
+
+def test_it_is_tested_by_size_and_budget(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    test = metrics["test"]
+    assert list(test["by_budget"]) == ["0.5", "1.0", "2.0"]
+    assert list(test["by_size"]) == ["8", "40"]
+    for found in (test, *test["by_budget"].values(), *test["by_size"].values()):
+        assert {"exact", "places", "settled", "residual", "steps"} <= set(found)
+    assert metrics["config"]["width"] == 12  # given; what the recipe of the task says else
+    assert metrics["score"]["lower_is_better"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(set(PUZZLES) - {"prefix_sums"}))
+def test_every_task(task, tmp_path):
+    _train(tmp_path / task, f"--task={task}")
+    test = json.loads((tmp_path / task / "metrics.json").read_text())["test"]
+    assert sorted(test.get("by_grade", {})) == sorted(PUZZLES[task].grades)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(trained, tmp_path):
+    """The weights are those of the run that was not killed, to the bit; starts are random."""
+    where = (f"--workdir={tmp_path / 'run'}", f"--prepared_dir={trained.parent / 'prepared'}")
+    arguments = (*SMALL, "--test_sizes=8,40", "--checkpoint_every=2")
+    with subprocess.Popen(
+        _command("trainers.reasoning", *where, *arguments),
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as child:  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not list((tmp_path / "run").glob("checkpoints/ckpt-*.index")):
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    _run("trainers.reasoning", *where, *arguments)
+    one, other = (
+        keras.models.load_model(path / "model.keras").get_weights()
+        for path in (trained, tmp_path / "run")
+    )
+    for weight, expected in zip(one, other, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+@pytest.mark.slow
+def test_exported_and_verified(trained, tmp_path):
+    _run("export.saved_model", f"--workdir={trained}", f"--output={tmp_path}")
+    card = json.loads((tmp_path / "1" / "assets.extra" / "model_card.json").read_text())
+    assert {"loss", "places"} <= set(card["quality_by_tolerance"][0])
+    _run("export.verify", f"--workdir={trained}", f"--model={tmp_path / '1'}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task=chess"], "prefix_sums"),
+        (["--cell=attention"], "are lines. Give --cell=convolution"),
+        (["--task=maze", "--size=8"], "size of maze must be"),
+        (["--task=sudoku", "--grade=easy"], "grade of sudoku must be one of one_blank"),
+        (["--test_sizes=big"], "must be whole numbers of at least 1"),
+    ],
+)
+def test_nonsense(arguments, message, tmp_path):
+    said = _train(tmp_path / "run", *arguments, status=1)
+    assert message in said
+    assert not (tmp_path / "run" / "metrics.json").exists()
