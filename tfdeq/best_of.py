@@ -35,7 +35,7 @@ class BestOf(NamedTuple):
 def best_of(
     layer: keras.layers.Layer,
     x: Any,
-    starts: int = 8,
+    starts: Any = 8,
     max_steps: Any = None,
     tolerance: Any = None,
     *,
@@ -55,14 +55,16 @@ def best_of(
     Args:
         layer: a `DEQLayer`, or a model that calls one or several. A model is called without training.
         x: its input, a nest of tensors [B, ...].
-        starts: S >= 1, solves of each sample. They are solved as one batch of S · B. Default 8.
+        starts: solves of each sample, >= 1: a number, or [B] integers, a tensor or not, of which those
+            below 1 count as 1. They are solved as one batch of S · B, where S is the largest; of [B]
+            numbers, the starts that a sample does not want cost one evaluation each. Default 8.
         max_steps: evaluations of each solve at most, scalar or [B]. Default None: the layers' own.
         tolerance: relative residual, scalar or [B]. Default None: the layers' own.
         noise: standard deviation of the starts' noise, >= 0. Default 1.
         seed: of the noise. Default 0.
-        same: (outputs, outputs) -> [B] bool, whether two answers are one. Default: of a model whether the
-            largest of the last axis is at the same place everywhere; of a `DEQLayer`, and of outputs with
-            one number at the last axis, whether they differ by at most 1 % of their norm.
+        same: (outputs, outputs) -> [N] bool, whether two answers of N are one. Default: of a model whether
+            the largest of the last axis is at the same place everywhere; of a `DEQLayer`, and of outputs
+            with one number at the last axis, whether they differ by at most 1 % of their norm.
 
     Returns:
         `BestOf`. No gradient passes through it.
@@ -81,43 +83,66 @@ def best_of(
         >>> (best.agreement < 1.0).numpy().tolist()
         [True, False]
     """
-    require_positive_integer("starts", starts)
     if not float(noise) >= 0:
         raise ValueError(f"noise must be >= 0; received {noise!r}.")
+    wanted, most = _wanted(starts, rows_of(tf.nest.flatten(x)[0]))
     given = {"tolerance": tolerance, "max_steps": max_steps}
-    count = rows_of(tf.nest.flatten(x)[0])
     own = {
-        name: _tiled(value, starts) if _is_vector(value) else value for name, value in given.items()
+        name: _tiled(value, most) if _is_vector(value) else value for name, value in given.items()
     }
-    z0 = _starts(layer, x, starts, count, noise, seed)
-    with SolveScope(starts=z0, **own) as scope:
-        outputs = layer(tf.nest.map_structure(lambda leaf: _tiled(leaf, starts), x), training=False)
-    solution = combined(scope.solutions.values())
+    if wanted is not None:
+        own["max_steps"] = _one_step_where_unwanted(wanted, own["max_steps"])
+    with SolveScope(starts=_starts(layer, x, most, noise, seed), **own) as scope:
+        outputs = layer(tf.nest.map_structure(lambda leaf: _tiled(leaf, most), x), training=False)
     outputs = tf.nest.map_structure(tf.stop_gradient, outputs)
-    by_start = tf.nest.map_structure(lambda leaf: _split(leaf, starts), outputs)
     if same is None:
         same = _same_states if isinstance(layer, DEQLayer) else _same_classes
+    return _best(outputs, combined(scope.solutions.values()), wanted, most, same)
+
+
+def _wanted(starts: Any, count: tf.Tensor) -> tuple[tf.Tensor | None, Any]:
+    """[S, B] bool, which starts of each sample are wanted, None: all; and S."""
+    if not _is_vector(starts):
+        require_positive_integer("starts", starts)
+        return None, starts
+    starts = tf.maximum(tf.cast(starts, tf.int32), 1)
+    most = tf.reduce_max(tf.concat([starts, [1]], axis=0))
+    starts = tf.broadcast_to(starts, [count])
+    return tf.range(most)[:, None] < starts[None, :], most
+
+
+def _one_step_where_unwanted(wanted: tf.Tensor, max_steps: Any) -> tf.Tensor:
+    """[S · B] int32; 0 stands for the layers' own."""
+    usual = 0 if max_steps is None else tf.cast(max_steps, tf.int32)
+    return tf.where(tf.reshape(wanted, [-1]), usual, 1)
+
+
+def _best(outputs: Any, solution: Any, wanted: Any, starts: Any, same: Any) -> BestOf:
+    """The choice, from the outputs and the solution of S · B solves."""
     residual, steps, status = (
         _split(part, starts) for part in (solution.residual, solution.steps, solution.status)
     )
-    agreement = _agreement(by_start, starts, same)
+    counts = tf.ones_like(residual) if wanted is None else tf.cast(wanted, tf.float32)
+    agreement = _agreement(outputs, counts, starts, same)
     settled = tf.cast(tf.equal(status, int(Status.CONVERGED)), tf.float32)
-    chosen = _chosen(settled, agreement, residual)
+    chosen = _chosen(tf.where(counts > 0, settled, -1.0), agreement, residual)
 
     def take(leaf):
-        return tf.gather(leaf, chosen, axis=1, batch_dims=1)
+        """[S, B, …] -> [B, …]."""
+        places = tf.stack([chosen, tf.range(tf.shape(chosen)[0])], axis=1)
+        return tf.gather_nd(leaf, places)
 
-    # [S, B, …] -> [B, S, …] for the choice.
-    best = tf.nest.map_structure(
-        lambda leaf: take(tf.experimental.numpy.moveaxis(leaf, 0, 1)), by_start
+    return BestOf(
+        tf.nest.map_structure(lambda leaf: take(_split(leaf, starts)), outputs),
+        take(residual),
+        take(agreement),
+        tf.reduce_sum(tf.where(counts > 0, steps, 0), axis=0),
+        take(status),
+        chosen,
     )
-    residual, status, agreement = (
-        take(tf.transpose(part)) for part in (residual, status, agreement)
-    )
-    return BestOf(best, residual, agreement, tf.reduce_sum(steps, axis=0), status, chosen)
 
 
-def _starts(layer, x, starts, count, noise, seed):
+def _starts(layer: Any, x: Any, starts: Any, noise: float, seed: int) -> dict[str, Any]:
     """Name of a solve -> [S · B, …]: the usual start, which is asked for by NaN, and noise."""
     with SolveScope(max_steps=1) as scope:  # to see what states there are
         layer(x, training=False)
@@ -134,46 +159,47 @@ def _starts(layer, x, starts, count, noise, seed):
                 shape, [seed, 1000 * place + number], dtype=leaf.dtype, alg="philox"
             )
             usual = tf.equal(tf.range(starts), 0)
-            usual = tf.reshape(usual, [starts, *[1] * (leaf.shape.rank - 1)])
+            usual = tf.reshape(usual, [-1, *[1] * (leaf.shape.rank - 1)])
             drawn = tf.where(usual, tf.constant(float("nan"), leaf.dtype), noise * drawn)
-            drawn = tf.repeat(drawn, count, axis=0)
+            drawn = tf.repeat(drawn, tf.shape(leaf)[0], axis=0)
             leaves.append(tf.ensure_shape(drawn, [None, *leaf.shape[1:]]))
         found[name] = tf.nest.pack_sequence_as(solution.z, leaves)
     return found
 
 
-def _tiled(leaf, starts):
+def _tiled(leaf: Any, starts: Any) -> tf.Tensor:
     """[B, …] -> [S · B, …]."""
     leaf = tf.convert_to_tensor(leaf)
-    return tf.tile(leaf, [starts, *[1] * (leaf.shape.rank - 1)])
+    tiled = tf.tile(leaf, tf.concat([[starts], tf.ones([leaf.shape.rank - 1], tf.int32)], axis=0))
+    return tf.ensure_shape(tiled, [None, *leaf.shape[1:]])
 
 
-def _split(leaf, starts):
+def _split(leaf: tf.Tensor, starts: Any) -> tf.Tensor:
     """[S · B, …] -> [S, B, …]."""
     shape = tf.shape(leaf)
     split = tf.reshape(leaf, tf.concat([[starts, shape[0] // starts], shape[1:]], axis=0))
-    return tf.ensure_shape(split, [starts, None, *leaf.shape[1:]])
+    return tf.ensure_shape(split, [None, None, *leaf.shape[1:]])
 
 
-def _is_vector(value):
+def _is_vector(value: Any) -> bool:
     return value is not None and tf.convert_to_tensor(value).shape.rank == 1
 
 
-def _agreement(by_start, starts, same):
-    """[S, B] float32: of each start's answer the share of starts that have it."""
+def _agreement(outputs: Any, counts: tf.Tensor, starts: Any, same: Any) -> tf.Tensor:
+    """[S, B] float32: of each start's answer the share of the sample's wanted starts that have it."""
+    by_start = tf.nest.map_structure(lambda leaf: _split(leaf, starts), outputs)
 
-    def of(number, others):
-        own = tf.nest.map_structure(lambda leaf: leaf[number], others)
-        found = [
-            same(own, tf.nest.map_structure(lambda leaf, other=other: leaf[other], others))
-            for other in range(starts)
-        ]
-        return tf.reduce_mean(tf.cast(tf.stack(found), tf.float32), axis=0)
+    def of(number):
+        own = tf.nest.map_structure(lambda leaf: _tiled(leaf[number], starts), by_start)
+        return tf.reduce_sum(
+            counts * tf.cast(_split(same(own, outputs), starts), tf.float32), axis=0
+        )
 
-    return tf.stack([of(number, by_start) for number in range(starts)])
+    agree = tf.map_fn(of, tf.range(starts), fn_output_signature=tf.float32)
+    return agree / tf.reduce_sum(counts, axis=0)
 
 
-def _chosen(settled, agreement, residual):
+def _chosen(settled: tf.Tensor, agreement: tf.Tensor, residual: tf.Tensor) -> tf.Tensor:
     """[B] int32: settled ones first, then those with most agreement, then the smallest residual."""
     residual = tf.where(tf.math.is_finite(residual), residual, residual.dtype.max)
     best = tf.equal(settled, tf.reduce_max(settled, axis=0))
@@ -182,8 +208,8 @@ def _chosen(settled, agreement, residual):
     return tf.argmin(tf.where(best, residual, float("inf")), axis=0, output_type=tf.int32)
 
 
-def _same_classes(a, b):
-    """[B] bool."""
+def _same_classes(a: Any, b: Any) -> tf.Tensor:
+    """[N] bool."""
     found = []
     for one, other in zip(tf.nest.flatten(a), tf.nest.flatten(b), strict=True):
         if one.shape.rank < 2 or one.shape[-1] == 1:
@@ -194,8 +220,8 @@ def _same_classes(a, b):
     return tf.reduce_all(tf.stack(found), axis=0)
 
 
-def _same_states(a, b):
-    """[B] bool."""
+def _same_states(a: Any, b: Any) -> tf.Tensor:
+    """[N] bool."""
 
     def square(leaves):
         return sum(tf.reduce_sum(leaf**2, axis=range(1, leaf.shape.rank)) for leaf in leaves)

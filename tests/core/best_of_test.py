@@ -97,9 +97,26 @@ def test_the_callers_own_comparison():
         _two_sided(),
         X,
         6,
-        same=lambda a, b: tf.ones([3], tf.bool) & (tf.shape(a)[0] == tf.shape(b)[0]),
+        same=lambda a, b: tf.equal(a[:, 0], a[:, 0]),
     )
     assert best.agreement.numpy().tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_each_sample_has_its_own_number_of_starts(mode):
+    """A sample's answer is that of best_of with its number; what it does not want it does not pay for."""
+    layer = _two_sided()
+
+    def solve(starts):
+        return tuple(tfdeq.best_of(layer, X, starts))
+
+    given = tf.constant([1, 7, 0])
+    found = tfdeq.BestOf(*in_mode(solve, mode)(given))
+    for row, starts in enumerate([1, 7, 1]):
+        alone = tfdeq.best_of(layer, X[row : row + 1], starts)
+        for name in tfdeq.BestOf._fields:
+            value = getattr(found, name)[row : row + 1]
+            np.testing.assert_allclose(value, getattr(alone, name), atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(

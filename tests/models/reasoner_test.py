@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeq.cells import RecallConvolution
+from tfdeq.cells import ComposedCell, GroupAttention, RecallConvolution
 from tfdeq.models import Reasoner
 from tfdeq.solvers import FixedPointIteration
 
@@ -37,6 +37,37 @@ def test_what_it_is_made_of():
 def test_larger_inputs():
     model = _model()
     assert model(np.ones((2, 50), "int32")).shape == (2, 50, 2)
+
+
+@pytest.mark.parametrize(
+    ("cell", "small", "large"),
+    [
+        (lambda: RecallConvolution(8, rank=1, recurrent_scale=0.3), (6,), (9,)),
+        (lambda: RecallConvolution(8, recurrent_scale=0.3), (3, 4), (5, 6)),
+        (lambda: GroupAttention(8, 2, ["row", "column"], recurrent_scale=0.3), (3, 3), (5, 5)),
+        (
+            lambda: ComposedCell([RecallConvolution(8, 1, recurrent_scale=0.3) for _ in range(2)]),
+            (6,),
+            (9,),
+        ),
+    ],
+)
+def test_places_outside_of_the_puzzle(cell, small, large):
+    """A puzzle beside a larger one has the answer, residual and steps that it has alone."""
+    keras.utils.set_random_seed(0)
+    solver = FixedPointIteration(max_steps=60, tolerance=1e-5)
+    model = Reasoner(3, 2, cell(), solver)
+    random = np.random.default_rng(0)
+    inside = random.integers(0, 3, (1, *small)).astype("int32")
+    padded = np.full((2, *large), -1, "int32")
+    padded[1] = random.integers(0, 3, large)
+    places = (slice(0, 1), *(slice(size) for size in small))
+    padded[places] = inside
+    alone, solution = model(inside, return_solution=True)
+    beside, both = model(padded, return_solution=True)
+    np.testing.assert_allclose(beside[places], alone, atol=2e-5)  # sums in another order
+    assert both.steps[0] == solution.steps[0]
+    np.testing.assert_allclose(both.residual[0], solution.residual[0], rtol=0.05)  # near rounding
 
 
 def test_starts_from_noise_in_training_alone():

@@ -18,6 +18,8 @@ def test_the_budget_grows_from_the_takeover_to_the_end():
     budgets = [schedule.max_steps_at(step, CONFIG) for step in range(12)]
     assert budgets == [4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 6, 6]
     assert schedule.max_steps_at(11, {**CONFIG, "training_max_steps": 9}) == 9
+    longer = {**CONFIG, "training_max_steps_end": 9}
+    assert [schedule.max_steps_at(step, longer) for step in (3, 11)] == [4, 9]
 
 
 def test_a_sampled_budget_lies_around_it_and_follows_from_seed_and_step():

@@ -15,7 +15,8 @@ class ComposedCell(keras.layers.Layer):
     Args:
         cells: at least one, each on states like the input, such as `RecallConvolution`.
 
-    Call arguments: z like the input; x as it comes from `inject`. Returns the same as z.
+    Call arguments: z like the input; x as it comes from `inject`; mask: handed to every cell, if all take
+    one. Returns the same as z.
 
     Raises:
         ValueError: no cells, or cells of different widths.
@@ -37,6 +38,7 @@ class ComposedCell(keras.layers.Layer):
                 f"cells must be at least one, all of one width; received widths {sorted(map(str, widths))}."
             )
         self.width = widths.pop()
+        self.supports_masking = all(cell.supports_masking for cell in self.cells)
 
     def inject(self, x):
         """Returns what each cell's `inject` makes of the input: {"0": …, "1": …}."""
@@ -49,9 +51,10 @@ class ComposedCell(keras.layers.Layer):
         """Returns zeros like the input."""
         return keras.ops.zeros_like(x)
 
-    def call(self, z, x):
+    def call(self, z, x, mask=None):
+        given = {} if mask is None else {"mask": mask}
         for place, cell in enumerate(self.cells):
-            z = cell(z, x[str(place)])
+            z = cell(z, x[str(place)], **given)
         return z
 
     def get_config(self):

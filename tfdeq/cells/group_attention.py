@@ -9,6 +9,7 @@ from keras import ops
 from tfdeq.cells.linear import checked_scale, linear, norm
 from tfdeq.solvers.solver import require_positive_integer
 
+_HIDDEN = -3e4  # a logit whose weight is 0, also in half precision
 KINDS = ("row", "column", "box")
 
 
@@ -32,7 +33,8 @@ class GroupAttention(keras.layers.Layer):
         feedforward: hidden size of the MLP (GELU). Default: 4 · width.
         recurrent_scale: scale of W at the start, >= 0. Default 1.
 
-    Call arguments: z [B, n, n, d]; x as it comes from `inject`. Returns the same as z.
+    Call arguments: z [B, n, n, d]; x as it comes from `inject`; mask: [B, n, n] bool or None: places where
+    it is False are held at zero, and no place sees them. Returns the same as z.
 
     Raises:
         ValueError: for sizes below 1, widths and heads that do not divide, other kinds, or boxes in a grid
@@ -58,6 +60,7 @@ class GroupAttention(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.width = width
         self.heads = heads
         self.kinds = tuple(kinds)
@@ -108,13 +111,14 @@ class GroupAttention(keras.layers.Layer):
         """Returns zeros like the input."""
         return ops.zeros_like(x)
 
-    def call(self, z, x):
+    def call(self, z, x, mask=None):
         projected = self.query_key_value(norm(z)) + x["query_key_value"]
-        a = x["skip"] + self.attention_output(self._attended(projected))
+        a = x["skip"] + self.attention_output(self._attended(projected, mask))
         hidden = ops.gelu(self.expand(norm(a)), approximate=True)
-        return a + self.contract(hidden)
+        output = a + self.contract(hidden)
+        return output if mask is None else ops.where(mask[..., None], output, 0)
 
-    def _attended(self, projected):
+    def _attended(self, projected, mask):
         """[B, n, n, 3d] -> [B, n, n, d]."""
         shape, each = ops.shape(projected)[:3], self.heads // len(self.kinds)
         split = ops.reshape(projected, (*shape, 3, self.heads, self.width // self.heads))
@@ -123,7 +127,8 @@ class GroupAttention(keras.layers.Layer):
             own = slice(place * each, (place + 1) * each)
             query, key, value = ops.unstack(_grouped(split[..., own, :], kind), axis=3)
             query = norm(query) * ops.exp(self.sharpness[own])[:, None]
-            attended = _attention(query, norm(key), value)
+            seen = None if mask is None else _grouped(mask, kind)
+            attended = _attention(query, norm(key), value, seen)
             found.append(_grouped(attended, kind))  # its own inverse, for each kind
         return ops.reshape(ops.concatenate(found, axis=3), (*shape, self.width))
 
@@ -138,10 +143,16 @@ class GroupAttention(keras.layers.Layer):
         }
 
 
-def _attention(query, key, value):
-    """Of each group's places to one another: [B, G, n, heads, d / heads] each, and returned."""
+def _attention(query, key, value, seen):
+    """Of each group's places to one another: [B, G, n, heads, d / heads] each, and returned.
+
+    seen: [B, G, n] bool, the places that others see; None: all.
+    """
     query, key, value = (ops.transpose(part, (0, 1, 3, 2, 4)) for part in (query, key, value))
-    weights = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 2, 4, 3))), axis=-1)
+    logits = ops.matmul(query, ops.transpose(key, (0, 1, 2, 4, 3)))
+    if seen is not None:
+        logits = ops.where(seen[:, :, None, None, :], logits, _HIDDEN)
+    weights = ops.softmax(logits, axis=-1)
     return ops.transpose(ops.matmul(weights, value), (0, 1, 3, 2, 4))
 
 

@@ -29,7 +29,8 @@ class RecallConvolution(keras.layers.Layer):
             Default 1.
 
     Call arguments: z [B, places, d]; x as it comes from `inject`; places is [T] or [H, W], of any
-    sizes. Returns the same as z.
+    sizes. mask: [B, places] bool or None: places where it is False are held at zero, as those beyond the
+    border are; the input must be zero there too. Returns the same as z.
 
     Raises:
         ValueError: for sizes below 1, another rank, or an input of another rank.
@@ -53,6 +54,7 @@ class RecallConvolution(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.width = width
         self.rank = rank
         self.hidden = 2 * width if hidden is None else hidden
@@ -85,10 +87,11 @@ class RecallConvolution(keras.layers.Layer):
         """Returns zeros like the input."""
         return ops.zeros_like(x)
 
-    def call(self, z, x):
+    def call(self, z, x, mask=None):
         seen = _with_neighbours(norm(z))
         hidden = ops.gelu(self.recurrent(seen) + x["hidden"], approximate=True)
-        return x["skip"] + self.contract(hidden)
+        output = x["skip"] + self.contract(hidden)
+        return output if mask is None else ops.where(mask[..., None], output, 0)
 
     def get_config(self):
         return {

@@ -30,7 +30,9 @@ class Reasoner(keras.Model):
             the cell's initial state, so that answers come not to depend on the start. Default 0.
 
     Call arguments:
-        inputs: [B, places] integers, places in one dimension or two. z0: a start [B, places, d].
+        inputs: [B, places] integers, places in one dimension or two. Those below 0 are outside of the
+            puzzle, as if there were no such place: so puzzles of several sizes share a batch, with a cell
+            that takes a mask. z0: a start [B, places, d].
         tolerance, max_steps: scalars or [B]. explicit_steps: overrides the constructor's for this call.
         return_solution: return the `Solution` too.
 
@@ -114,11 +116,12 @@ class Reasoner(keras.Model):
         return_solution=False,
         training=None,
     ):
-        x = self.embedding(inputs)
+        x, mask = self.embed(inputs)
         if training and z0 is None and self.start_noise:
             z0 = self.start_noise * keras.random.normal(ops.shape(x), seed=self.seed_generator)
         solution = self.equilibrium(
             x,
+            mask=mask,
             z0=z0,
             tolerance=tolerance,
             max_steps=max_steps,
@@ -128,6 +131,17 @@ class Reasoner(keras.Model):
         )
         logits = self.read(solution.z)
         return (logits, solution) if return_solution else logits
+
+    def embed(self, inputs):
+        """Returns x [B, places, d], and a mask [B, places] of the places that are in the puzzle.
+
+        The mask is None where the cell takes none.
+        """
+        inside = inputs >= 0
+        x = self.embedding(ops.where(inside, inputs, 0))
+        if not self.cell.supports_masking:
+            return x, None
+        return ops.where(inside[..., None], x, 0), inside
 
     def read(self, z):
         """Returns the logits [B, places, classes] float32 of a state [B, places, d]."""

@@ -27,8 +27,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("output_dropout", "precision"),
     ),
     "Solver and gradient": (
-        *("solver", "max_steps", "training_max_steps", "sampled_depth", "tolerance", "start_noise"),
-        *("adjoint",),
+        *("solver", "max_steps", "training_max_steps", "training_max_steps_end", "sampled_depth"),
+        *("tolerance", "start_noise", "adjoint"),
         *("adjoint_steps", "adjoint_damping", "backward_solver", "backward_max_steps"),
         *("correction_steps", "correction_weight"),
     ),

@@ -33,13 +33,14 @@ def explicit_steps_at(step: int, config: Mapping[str, Any]) -> int:
 def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
     """Returns the forward solver's budget at a step.
 
-    It grows evenly, from training_max_steps when the equilibrium takes over to max_steps at the end:
-    a rough equilibrium teaches as much and costs less, but a model that only ever sees rough ones
-    comes to rely on them. With sampled_depth it is drawn anew each step, around that.
+    It grows evenly, from training_max_steps when the equilibrium takes over to training_max_steps_end (0:
+    max_steps) at the end: a rough equilibrium teaches as much and costs less, but a model that only ever
+    sees rough ones comes to rely on them. With sampled_depth it is drawn anew each step, around that.
     """
     first = takeover_step(config)
     share = max(step - first, 0) / max(config["train_steps"] - first, 1)
-    low, high = config["training_max_steps"], config["max_steps"]
+    low = config["training_max_steps"]
+    high = config.get("training_max_steps_end") or config["max_steps"]
     budget = low if high <= low else low + int(share * (high - low + 1))
     spread = min(config["sampled_depth"], budget - 1)
     if not spread:

@@ -16,7 +16,7 @@ CONFIG = {"depth": 0, "max_steps": 6, "jit_compile": False}
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(1)
-    solver = FixedPointIteration(max_steps=6, tolerance=1e-2)
+    solver = FixedPointIteration(max_steps=6, tolerance=1e-3)
     made = Reasoner(2, 2, RecallConvolution(6, rank=1), solver)
     made.build((None, 3))
     return made

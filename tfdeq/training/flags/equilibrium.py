@@ -14,7 +14,8 @@ _EQUILIBRIUM = [
     (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
     (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
     (flags.DEFINE_integer, "max_steps", 8, "Evaluations of the cell at most, per example, in the forward solve of the finished model."),
-    (flags.DEFINE_integer, "training_max_steps", 5, "The same in training, when the equilibrium takes over; from there it grows evenly to --max_steps."),
+    (flags.DEFINE_integer, "training_max_steps", 5, "The same in training, when the equilibrium takes over; from there it grows evenly to --training_max_steps_end."),
+    (flags.DEFINE_integer, "training_max_steps_end", 0, "The same at the end of training; 0: --max_steps."),
     (flags.DEFINE_integer, "sampled_depth", 0, "How far above or below that the budget of each training step is drawn, at random; 0: not at all."),
     (flags.DEFINE_float, "tolerance", 1e-3, "Relative residual at which an example is done, forward and backward."),
     (flags.DEFINE_enum, "adjoint", "implicit", "How the equilibrium carries a gradient.", sorted(adjoints.REGISTRY)),
@@ -38,7 +39,7 @@ def define_equilibrium_flags(**defaults: Any) -> list[str]:
     names = define(_EQUILIBRIUM, defaults)
     at_least(1, "max_steps", "training_max_steps", "adjoint_steps", "backward_max_steps",
              "shallow_steps")  # fmt: skip
-    at_least(0, "depth", "sampled_depth", "jacobian_penalty", "jacobian_penalty_end",
+    at_least(0, "depth", "training_max_steps_end", "sampled_depth", "jacobian_penalty", "jacobian_penalty_end",
              "jacobian_penalty_power_steps")  # fmt: skip
     above_zero("tolerance", "watch_residual")
     for name in ("adjoint_damping", "jacobian_penalty_fraction"):

@@ -19,6 +19,7 @@ USES: dict[str, list[dict[str, Any]]] = {
     "solver": [EQUILIBRIUM],
     "max_steps": [EQUILIBRIUM],
     "training_max_steps": [EQUILIBRIUM],
+    "training_max_steps_end": [EQUILIBRIUM],
     "sampled_depth": [EQUILIBRIUM],
     "tolerance": [EQUILIBRIUM],
     "adjoint": [EQUILIBRIUM],

@@ -143,10 +143,11 @@ def _radius_of(model: Reasoner) -> Callable[[Any], tf.Tensor]:
 
     def radius(batch: Any) -> tf.Tensor:
         inputs, _ = batch
-        x = model.embedding(inputs[:_EXAMPLES])
-        z = model.equilibrium(x, training=False)
+        x, mask = model.embed(inputs[:_EXAMPLES])
+        z = model.equilibrium(x, mask=mask, training=False)
         injected = model.cell.inject(x)
-        # From the same noise each time: a look draws no random number.
+        # All places of a training puzzle are inside, and the noise is the same each time: a look draws
+        # no random number.
         return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
 
     return radius

@@ -26,7 +26,18 @@ EQUILIBRIUM: dict[str, Any] = {
 # task -> flag -> value, where it differs.
 RECIPES: dict[str, dict[str, Any]] = {
     "prefix_sums": {"batch_size": 128, "width": 64},
-    "maze": {"batch_size": 32},
+    "maze": {
+        "batch_size": 32,
+        "ema": 0.98,
+        "max_steps": 80,
+        "training_max_steps": 20,
+        "training_max_steps_end": 20,
+        "sampled_depth": 12,
+        "adjoint": "unrolled",
+        "adjoint_steps": 8,
+        "jacobian_penalty": 0.0,
+        "shallow_share": 0.0,
+    },
     "sudoku": {"cell": "attention", "width": 96},
     "reachability": {"cell": "attention", "width": 48},
 }
