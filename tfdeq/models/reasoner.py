@@ -99,7 +99,13 @@ class Reasoner(keras.Model):
     def cell(self) -> keras.layers.Layer:
         return self.equilibrium.cell
 
+    @property
+    def input_places(self) -> tuple[int | None, ...]:
+        """The sizes of the places that the model was built for."""
+        return self._input_places
+
     def build(self, input_shape):
+        self._input_places = tuple(input_shape[1:])
         state = (*input_shape, self.cell.width)
         self.embedding.build(input_shape)
         self.equilibrium.build(state)

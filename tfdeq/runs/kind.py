@@ -10,7 +10,7 @@ import numpy as np
 from tfdeq.programs.workdir import write_atomically
 from tfdeq.runs import measures
 
-LANGUAGE_MODEL, EXAMPLES = "language_model", "examples"
+LANGUAGE_MODEL, EXAMPLES, REASONER = "language_model", "examples", "reasoner"
 FILE = "examples.npz"
 # The words of a language model by id, one a line.
 VOCABULARY = "vocabulary.txt"
@@ -51,6 +51,11 @@ def examples(
         "inputs": None if names is None else list(names),
         "measures": measures.described(given, few.targets, outputs),
     }
+
+
+def reasoner(given: Mapping[str, measures.Given], model: keras.Model, kept: Kept) -> dict[str, Any]:
+    """Returns the entry of a run of a `tfdeq.models.Reasoner`; arguments as of `examples`."""
+    return {**examples(given, model, kept, names=["puzzle"]), "name": REASONER}
 
 
 def packed(model: keras.Model, leaves: Sequence[Any]) -> Any:

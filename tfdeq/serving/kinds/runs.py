@@ -14,6 +14,7 @@ import tfdeq.baselines
 import tfdeq.models  # noqa: F401
 from tfdeq.data.text import registry
 from tfdeq.data.windows import spread_windows
+from tfdeq.models import Reasoner
 from tfdeq.models.token_model import TokenModel
 from tfdeq.programs import commands
 from tfdeq.programs.paths import expanded
@@ -23,7 +24,9 @@ from tfdeq.runs import measures
 from tfdeq.serving.kinds.keras_kind import KerasKind
 from tfdeq.serving.kinds.kind import Kind
 from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
+from tfdeq.serving.kinds.reasoner_kind import ReasonerKind
 from tfdeq.serving.signatures.keras_signatures import input_structure
+from tfdeq.serving.signatures.reasoner_signatures import PUZZLE
 from tfdeq.serving.versions import manifest
 
 # Windows of the test text for the card's table and the warm-up records.
@@ -46,6 +49,8 @@ def of_model(model: keras.Model, inputs: Any = None, examples: Any = None) -> Ki
         tokens = (examples or {}).get("tokens")
         stream = None if tokens is None else np.asarray(tokens, np.int32).reshape(-1)
         return LanguageModelKind(model, stream=stream)
+    if isinstance(model, Reasoner) and inputs is None:
+        return ReasonerKind(model, examples=examples)
     return KerasKind(model, inputs, examples)
 
 
@@ -169,7 +174,27 @@ def _examples(
     return KerasKind(model, inputs, examples, kept.targets, given, explicit=True), {}, ""
 
 
+def _reasoner(
+    model: keras.Model,
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    prepared_dir: str | None,
+    data: bool,
+) -> tuple[Kind, dict[str, Any], str]:
+    kept = recorded.read(workdir)
+    kind = ReasonerKind(
+        model,
+        examples={PUZZLE: kept.inputs[0]} if data else None,
+        targets=kept.targets,
+        measures=measures.restored(entry.get("measures") or {}),
+        explicit=True,
+    )
+    return kind, {}, ""
+
+
 _KINDS: dict[str, Callable[..., tuple[Kind, dict[str, Any], str]]] = {
     recorded.LANGUAGE_MODEL: _language_model,
     recorded.EXAMPLES: _examples,
+    recorded.REASONER: _reasoner,
 }

@@ -80,7 +80,7 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
         output_layers=["readout"],
         before=trace.before,
         after=after,
-        kind=kind.examples(_MEASURES, model, kept, names=["puzzle"]),
+        kind=kind.reasoner(_MEASURES, model, kept),
         fingerprint=examples.fingerprint(),
     )
 
