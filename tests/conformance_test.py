@@ -414,7 +414,7 @@ LAYERS = (
     ("tfdeq.compaction", "tfdeq.numerics", "tfdeq.solve_scope"),
     ("tfdeq.warm_starts", "tfdeq.spectral_norm", "tfdeq.cell_calls.masks"),
     ("tfdeq.cell_calls.scoped_call",),
-    ("tfdeq.iteration",),
+    ("tfdeq.iteration", "tfdeq.block_solve"),
     ("tfdeq.adjoints",),
     ("tfdeq.fixed_point", "tfdeq.regularizers", "tfdeq.cell_calls"),
     ("tfdeq.steadiness",),

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfdeq import adjoints, solvers
 from tfdeq.cell_calls import batch_part
+from tfdeq.cell_calls.block_call import BlockCall
 from tfdeq.cell_calls.call_limits import (
     call_limits,
     checked_training_steps,
@@ -76,6 +77,11 @@ class DEQLayer(CellLayer):
         exclude_non_finite: whether samples whose x has NaN or infinity stay out of every gradient
             (their equilibrium is the start, their status NON_FINITE), so that a loss that masks them
             is enough. Default False: their NaN is seen.
+        block: places, along each dimension, of blocks that are solved apart in inference: for a cell that
+            says how far an application sees (its `reach`) and plain iteration, where an answer travels
+            through many places. Only blocks in which something still changes are computed; see
+            `tfdeq.block_solve`. Such a call carries no gradient; calls that XLA compiles, or that ask for
+            iterates or a trace, solve as usual. Default None: all places at once.
         explicit_steps: > 0: apply the cell so many times instead of solving, as the call argument of this
             name does; a baseline of that depth. Default 0: solve.
 
@@ -124,6 +130,7 @@ class DEQLayer(CellLayer):
         convergence_metrics: bool = True,
         exclude_non_finite: bool = False,
         explicit_steps: int = 0,
+        block: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(cell, **kwargs)
@@ -142,6 +149,8 @@ class DEQLayer(CellLayer):
         self.exclude_non_finite = bool(exclude_non_finite)
         require_integer("explicit_steps", explicit_steps, lowest=0)
         self.explicit_steps = explicit_steps
+        self.block = block
+        self._block_call = None if block is None else BlockCall(cell, self.solver, block)
         self._seed_generator = None
         if self.jacobian_penalty or isinstance(self.training_max_steps, tuple):
             self._seed_generator = keras.random.SeedGenerator()
@@ -192,7 +201,8 @@ class DEQLayer(CellLayer):
                 injected,
                 scoped,
                 training,
-                **limits._asdict(),
+                limits,
+                mask,
                 backward_tolerance=backward_tolerance,
                 backward_max_steps=backward_max_steps,
                 iterates=iterates,
@@ -231,11 +241,16 @@ class DEQLayer(CellLayer):
         # The length of a trace is the layer's, whatever a callback says.
         return own if trace else self.training_control.budget(own, self.solver.max_steps)
 
-    def _solve(self, f, z0, x, scoped, training, **settings) -> Solution:
-        """Solves for one call; settings: those of `fixed_point`."""
+    def _solve(self, f, z0, x, scoped, training, limits, mask, **settings) -> Solution:
+        """Solves for one call; settings: the others of `fixed_point`."""
         backward_callback = self._backward_callback(training, scoped)
+        by_blocks = self._block_call is not None and self._block_call.fits(
+            training, settings["iterates"], settings["trace"]
+        )
 
         def solve(compaction):
+            if by_blocks:
+                return self._block_call.solve(self._pure_cell, z0, x, mask, limits)
             args = f.arguments(x)
             return fixed_point(
                 f,
@@ -243,6 +258,7 @@ class DEQLayer(CellLayer):
                 args,
                 self.solver,
                 self.adjoint,
+                **limits._asdict(),
                 **settings,
                 # Masks go along with their samples.
                 batched_args=[0, 2][: len(args) - 1],
@@ -310,6 +326,7 @@ class DEQLayer(CellLayer):
             "convergence_metrics": self.convergence_metrics,
             "exclude_non_finite": self.exclude_non_finite,
             "explicit_steps": self.explicit_steps,
+            "block": self.block,
         }
 
     @classmethod

@@ -40,6 +40,12 @@ class ComposedCell(keras.layers.Layer):
         self.width = widths.pop()
         self.supports_masking = all(cell.supports_masking for cell in self.cells)
 
+    @property
+    def reach(self) -> int | None:
+        """How many places away one application sees; None where a cell does not say its own."""
+        each = [getattr(cell, "reach", None) for cell in self.cells]
+        return None if None in each else sum(each)
+
     def inject(self, x):
         """Returns what each cell's `inject` makes of the input: {"0": …, "1": …}."""
         return {

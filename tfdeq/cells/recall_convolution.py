@@ -71,6 +71,11 @@ class RecallConvolution(keras.layers.Layer):
         )
         self.contract = linear(width, 0.5, name="contract", dtype=self.dtype_policy)
 
+    @property
+    def reach(self) -> int:
+        """How many places away one application sees, along each dimension."""
+        return 1
+
     def inject(self, x):
         """Returns what of the input x [B, places, d] is the same in every application.
 

@@ -25,7 +25,7 @@ class Reasoner(keras.Model):
         classes: answers are 0 … classes − 1.
         cell: on [B, places, d], d its `width`.
         solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps,
-        explicit_steps: see `DEQLayer`.
+        explicit_steps, block: see `DEQLayer`.
         start_noise: in training a solve starts from normal noise of this standard deviation instead of
             the cell's initial state, so that answers come not to depend on the start. Default 0.
 
@@ -64,6 +64,7 @@ class Reasoner(keras.Model):
         jacobian_penalty_power_steps: int = 0,
         explicit_steps: int = 0,
         start_noise: float = 0.0,
+        block: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -90,6 +91,7 @@ class Reasoner(keras.Model):
             jacobian_penalty_fraction,
             jacobian_penalty_power_steps,
             explicit_steps=explicit_steps,
+            block=block,
             dtype=self.dtype_policy,
             name="equilibrium",
         )
@@ -149,6 +151,13 @@ class Reasoner(keras.Model):
             return x, None
         return ops.where(inside[..., None], x, 0), inside
 
+    def applied(self, z, inputs):
+        """Returns f(z, x), differentiable, of a state [B, places, d] and inputs [B, places]."""
+        x, mask = self.embed(inputs)
+        given = {} if mask is None else {"mask": mask}
+        x = self.cell.inject(x) if hasattr(self.cell, "inject") else x
+        return ops.cast(self.cell(ops.cast(z, self.compute_dtype), x, **given), z.dtype)
+
     def read(self, z):
         """Returns the logits [B, places, classes] float32 of a state [B, places, d]."""
         return ops.cast(self.readout(norm(ops.cast(z, self.compute_dtype))), "float32")
@@ -168,6 +177,7 @@ class Reasoner(keras.Model):
             "jacobian_penalty_power_steps": layer.jacobian_penalty_power_steps,
             "explicit_steps": layer.explicit_steps,
             "start_noise": self.start_noise,
+            "block": layer.block,
         }
 
     @classmethod

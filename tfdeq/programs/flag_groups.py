@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Solver and gradient": (
         *("solver", "max_steps", "training_max_steps", "training_max_steps_end", "sampled_depth"),
-        *("tolerance", "start_noise", "adjoint"),
+        *("tolerance", "block", "start_noise", "adjoint"),
         *("adjoint_steps", "adjoint_damping", "backward_solver", "backward_max_steps"),
         *("correction_steps", "correction_weight"),
     ),
@@ -39,7 +39,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Steadiness": (
         *("jacobian_penalty", "jacobian_penalty_end", "jacobian_penalty_fraction"),
         *("jacobian_penalty_power_steps", "shallow_share", "shallow_steps"),
-        *("equilibrium_watch", "watch_residual", "divergence_patience", "max_rollbacks"),
+        *("settling_penalty", "equilibrium_watch", "watch_residual", "divergence_patience"),
+        "max_rollbacks",
     ),
     "Devices": (
         *("strategy", "logical_devices", "tpu", "steps_per_call", "jit_compile"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdeq import Solution
 from tfdeq.data.examples import Split, evaluation_examples
 from tfdeq.models import Reasoner
 from tfdeq.runs.measures import CROSS_ENTROPY, per_example
@@ -23,16 +24,20 @@ class PuzzleRows:
     def __init__(self, model: Reasoner):
         self._model = model
 
-    def __call__(self, batch: Any, settings: CallSettings, carried: Any) -> Rows:
-        """What the model makes of a batch (inputs, targets, weights)."""
-        inputs, targets, weights = map(tf.convert_to_tensor, batch)
-        logits, solution = self._model(
+    def solved(self, inputs: tf.Tensor, settings: CallSettings) -> tuple[tf.Tensor, Solution]:
+        """Logits [B, places, classes], and the solution, of puzzles [B, places]."""
+        return self._model(
             inputs,
             max_steps=settings.max_steps,
             explicit_steps=settings.explicit_steps,
             return_solution=True,
             training=settings.training,
         )
+
+    def __call__(self, batch: Any, settings: CallSettings, carried: Any) -> Rows:
+        """What the model makes of a batch (inputs, targets, weights)."""
+        inputs, targets, weights = map(tf.convert_to_tensor, batch)
+        logits, solution = self.solved(inputs, settings)
         sums = {"exact": exact(targets, logits), "places": places(targets, logits)}
         sums["loss"] = _loss(targets, logits)
         settled = tf.cast(solution.converged, tf.float32)

@@ -14,11 +14,12 @@ from tfdeq.runs import kind
 from tfdeq.runs.measures import CROSS_ENTROPY
 from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.experiment import Experiment
-from tfdeq.training.reasoning.evaluation import PuzzleRows, puzzle_evaluator
+from tfdeq.training.reasoning.evaluation import puzzle_evaluator
+from tfdeq.training.reasoning.loss import PuzzleLoss
 from tfdeq.training.reasoning.models import make_model
 from tfdeq.training.report import pictures
 from tfdeq.training.report.residual_trace import ResidualTrace
-from tfdeq.training.task import CallSettings, Loss, Score, Task
+from tfdeq.training.task import Score, Task
 
 EXACT = Score("exact", "share of puzzles solved", lower_is_better=False)
 # What an export says of the logits.
@@ -45,16 +46,9 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
         prepared_dir=prepared_dir,
     )
     model = make_model(config, puzzle)
-    rows = PuzzleRows(model)
     validation = puzzle_evaluator(model, examples.validation, config, [1.0])
     trace = ResidualTrace(None if config["depth"] else validation.residual_trace)
     kept = kind.keep(*examples.test)
-
-    def loss(batch: Any, settings: CallSettings, carried: Any) -> Loss:
-        inputs, targets = batch
-        found = rows((inputs, targets, tf.ones(tf.shape(inputs)[:1])), settings, carried)
-        means = {name: tf.reduce_mean(values) for name, values in found.sums.items()}
-        return Loss(means["loss"], carried, {name: means[name] for name in ("exact", "places")})
 
     def after(workdir: str, metrics: dict[str, Any], writer: Any) -> None:
         kind.write(workdir, kept)
@@ -62,7 +56,7 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
 
     task = Task(
         model=model,
-        loss=loss,
+        loss=PuzzleLoss(model, config["settling_penalty"]),
         batches=_batches(config, examples, puzzle),
         evaluate=validation.evaluate,
         display=lambda row: {name: row[name] for name in ("loss", "exact") if name in row},
@@ -72,7 +66,7 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
         uniform_loss=float(np.log(puzzle.classes)),
         item="puzzles",
         score=EXACT,
-        measures=("exact", "places"),
+        measures=PuzzleLoss.MEASURES,
     )
     return Experiment(
         task,

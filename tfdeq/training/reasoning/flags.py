@@ -16,6 +16,7 @@ flag_uses.add(
         "heads": [{"cell": ("attention",)}],
         "start_noise": [EQUILIBRIUM],
         "test_budget": [EQUILIBRIUM],
+        "block": [{**EQUILIBRIUM, "cell": ("convolution",)}],
     }
 )
 
@@ -31,6 +32,8 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "width", 32, "Size of the state at a place."),
         (flags.DEFINE_integer, "heads", 6, "Attention heads; they divide --width."),
         (flags.DEFINE_float, "start_noise", 0.0, "Standard deviation of the noise that a solve in training starts from; 0: from zero."),
+        (flags.DEFINE_float, "settling_penalty", 0.0, "Weight of how far a place moves in one more application, over its size and over all places, in the loss: few places are to move at a time. 0: none."),
+        (flags.DEFINE_integer, "block", 0, "Places, along each dimension, of blocks that the trained model solves apart; 0: all places at once."),
         (flags.DEFINE_integer, "train_puzzles", 20000, "Different puzzles to train on; each is shown under random symmetries, where the task has some."),
         (flags.DEFINE_integer, "validation_puzzles", 256, "Other puzzles in each evaluation during training."),
         (flags.DEFINE_integer, "test_puzzles", 1000, "Further puzzles in the test after training, of each size and grade."),
@@ -41,7 +44,7 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
     names = define(definitions, defaults)
     at_least(1, "layers", "width", "heads", "train_puzzles", "validation_puzzles", "test_puzzles",
              "test_budget")  # fmt: skip
-    at_least(0, "size", "start_noise")
+    at_least(0, "size", "start_noise", "settling_penalty", "block")
     bound(
         "test_sizes",
         lambda value: all(one.isdigit() and int(one) for one in value),

@@ -24,6 +24,7 @@ def make_model(config: Mapping[str, Any], puzzle: Puzzle) -> Reasoner:
         puzzle.classes,
         cells[0] if len(cells) == 1 else ComposedCell(cells, dtype=config["precision"]),
         **equilibrium_settings(config),
+        block=None if config["depth"] else config["block"] or None,
         start_noise=0.0 if config["depth"] else config["start_noise"],
         dtype=config["precision"],
     )

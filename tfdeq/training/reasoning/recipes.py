@@ -25,17 +25,21 @@ EQUILIBRIUM: dict[str, Any] = {
 }
 # task -> flag -> value, where it differs.
 RECIPES: dict[str, dict[str, Any]] = {
-    "prefix_sums": {"batch_size": 128, "width": 64},
+    "prefix_sums": {"train_steps": 1500, "width": 32},
     "maze": {
+        "train_steps": 2500,
         "batch_size": 32,
-        "ema": 0.98,
+        "learning_rate": 1.5e-3,
+        "warmup_share": 0.1,
+        "ema": 0.99,
         "max_steps": 80,
-        "training_max_steps": 20,
-        "training_max_steps_end": 20,
-        "sampled_depth": 12,
+        "training_max_steps": 24,
+        "training_max_steps_end": 24,
+        "sampled_depth": 16,
         "adjoint": "unrolled",
         "adjoint_steps": 8,
         "jacobian_penalty": 0.0,
+        "settling_penalty": 0.1,
         "shallow_share": 0.0,
     },
     "sudoku": {"cell": "attention", "width": 96},

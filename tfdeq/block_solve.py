@@ -1,0 +1,178 @@
+"""Plain iteration block by block: only where something still changes is anything computed."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfdeq.numerics.block_grid import BlockGrid
+from tfdeq.rows import choose
+from tfdeq.solution import Solution, Status
+
+_EPSILON = 1e-12
+# Share of the tolerance at which a block is settled: neighbours that settle later move it a little.
+_SHARE = 0.5
+# Sweeps that a block may have in a row while others wait.
+_TURNS = 32
+
+
+class _Sweeps(NamedTuple):
+    """The state of the loop over sweeps."""
+
+    z: tf.Tensor  # [B · padded places, d], the state with a margin of zeros around each sample
+    active: tf.Tensor  # [B, blocks] bool, in which something may still change
+    since: (
+        tf.Tensor
+    )  # [B, blocks] int64, the application at which a block was woken, or had turns enough
+    turns: tf.Tensor  # [B, blocks] int32, sweeps of a block since then
+    spent: tf.Tensor  # [B] int32, applications so far
+    failed: tf.Tensor  # [B] bool, f was not finite
+
+
+def solve_by_blocks(
+    f: Callable[[tf.Tensor, Any, tf.Tensor], tf.Tensor],
+    z0: tf.Tensor,
+    x: Any,
+    mask: tf.Tensor,
+    *,
+    reach: int,
+    block: int,
+    tolerance: tf.Tensor,
+    max_steps: tf.Tensor,
+    applications: int = 8,
+) -> Solution:
+    """Solves z = f(z, x) by plain iteration, where f lets a place see but its neighbourhood.
+
+    The places are cut into blocks, all of them active at first. A sweep applies f a few times to blocks that
+    are active, with a margin as wide as what these applications see; of active blocks side by side the
+    first alone has its turn, so that what a block receives has settled where that is possible. A block
+    that changed by more than the tolerance stays active, and wakes the blocks beside it if it changed
+    where they look; others rest. So an answer that travels through the places costs what it passes, not
+    what the whole costs at every step. After the sweeps f is applied to all places once: the residual is
+    that of the whole state, and blocks in which it is too large are taken up again.
+
+    The order in which places are updated is not that of plain iteration. Where f has one equilibrium, as
+    where it contracts, the result is the same to the tolerance.
+
+    Args:
+        f: (z, x, mask) -> like z, for places of any number. It holds places outside of the mask at zero.
+        z0: [B, places, d], zero outside of the mask; places in one dimension or two.
+        x: nest of tensors [B, places, ...].
+        mask: [B, places] bool, which places there are.
+        reach: how many places away f sees, along each dimension, >= 1.
+        block: places of a block along each dimension, at least reach.
+        tolerance: [B], relative residual at which a sample has converged.
+        max_steps: [B] int32, applications at most, those to all places included.
+        applications: of f in a sweep, at most; fewer where `block` is small.
+
+    Returns:
+        `Solution`; its steps count sweeps by their applications. It carries no gradient.
+    """
+    grid = BlockGrid(
+        z0.shape.rank - 2, tf.shape(z0), block, reach * min(applications, block // reach)
+    )
+    count = grid.halo // reach
+    padded_x = tf.nest.map_structure(lambda leaf: grid.padded(tf.stop_gradient(leaf)), x)
+    inside = grid.padded(mask[..., None])
+    limit = tf.cast(_SHARE * tolerance, z0.dtype)
+
+    def sweep(state: _Sweeps, budget: tf.Tensor) -> _Sweeps:
+        turn = grid.oldest_around(state.active, state.since)
+        blocks = tf.where(tf.reshape(turn, [-1]))[:, 0]
+        samples = blocks // grid.count
+        windows = grid.windows(blocks)
+
+        def cut(leaf):
+            return grid.as_places(tf.gather(leaf, windows))
+
+        first = cut(state.z)
+        own_x, own_mask = tf.nest.map_structure(cut, padded_x), cut(inside)[..., 0]
+        left = tf.gather(budget - state.spent, samples)
+        z = first
+        for number in range(count):
+            z = choose(left > number, f(z, own_x, own_mask), z)
+        before, after = grid.interior(first), grid.interior(z)
+        finite = tf.reduce_all(tf.math.is_finite(after), axis=[1, 2])
+        after = tf.where(finite[:, None, None], after, before)
+        least = (tf.gather(limit, samples) * _length(after))[:, None]
+        moved = finite[:, None] & (grid.moved(after - before) > least)
+        z = tf.tensor_scatter_nd_update(state.z, grid.interior(windows, True)[..., None], after)
+        woken = grid.woken(blocks, moved, tf.shape(state.active))
+        active = (state.active & ~turn) | woken
+        # A block keeps its turn until it is settled, or has had it for long; then it goes to the end.
+        turns = tf.where(turn, state.turns + 1, state.turns)
+        last = (woken & ~state.active) | (turns >= _TURNS)
+        now = tf.cast(state.spent, tf.int64)[:, None] + 1
+        since = tf.where(last, now, state.since)
+        turns = tf.where(last, 0, turns)
+        failed = tf.scatter_nd(
+            samples[:, None], tf.cast(~finite, tf.int32), tf.shape(budget, tf.int64)
+        )
+        worked = tf.reduce_any(state.active, axis=1)
+        spent = tf.minimum(
+            state.spent + tf.where(worked, count, 0), tf.maximum(budget, state.spent)
+        )
+        failed = state.failed | (failed > 0)
+        active &= (~failed & (spent < budget))[:, None]
+        return _like(_Sweeps(z, active, since, turns, spent, failed), state)
+
+    def solve(state: _Sweeps, residual: tf.Tensor):
+        """Sweeps until nothing changes, and a look at the whole."""
+        budget = max_steps - 1
+        active = state.active & (state.spent < budget)[:, None]
+        looked = tf.reduce_any(active, axis=1)
+        state = tf.while_loop(
+            lambda state: tf.reduce_any(state.active),
+            lambda state: (sweep(state, budget),),
+            [state._replace(active=active)],
+            parallel_iterations=1,
+        )[0]
+        z = grid.unpadded(state.z)
+        image = f(z, x, mask)
+        finite = tf.reduce_all(tf.math.is_finite(grid.flat(image)), axis=[1, 2])
+        own = _length(grid.flat(image) - grid.flat(z)) / (_length(grid.flat(image)) + _EPSILON)
+        own = tf.where(finite, own, own.dtype.max)
+        spent = state.spent + tf.where(looked | (residual < 0), 1, 0)
+        residual = tf.ensure_shape(tf.where(looked | (residual < 0), own, residual), residual.shape)
+        failed = state.failed | ~finite
+        # Where the change is, by blocks.
+        moved, size = (grid.by_block(value) for value in (image - z, image))
+        active = moved > limit[:, None] * size
+        open_ = ~failed & (residual > tf.cast(tolerance, residual.dtype)) & (spent < budget)
+        again = state._replace(active=active & open_[:, None], spent=spent, failed=failed)
+        return _like(again, state), residual
+
+    batch = tf.shape(tolerance)
+    blocks = tf.stack([batch[0], tf.cast(grid.count, tf.int32)])
+    start = _Sweeps(
+        grid.padded(tf.stop_gradient(z0)),
+        tf.ones(blocks, tf.bool),
+        tf.zeros(blocks, tf.int64),
+        tf.zeros(blocks, tf.int32),
+        tf.zeros(batch, tf.int32),
+        tf.zeros(batch, tf.bool),
+    )
+    unknown = tf.fill(tf.shape(tolerance), tf.constant(-1.0, z0.dtype))  # nothing was looked at
+    state, residual = tf.while_loop(
+        lambda state, residual: tf.reduce_any(state.active) | tf.reduce_any(residual < 0),
+        solve,
+        [start, unknown],
+        parallel_iterations=1,
+    )
+    met = residual <= tf.cast(tolerance, residual.dtype)
+    status = tf.where(met, int(Status.CONVERGED), int(Status.MAX_STEPS))
+    status = tf.where(state.failed, int(Status.NON_FINITE), status)
+    z = tf.ensure_shape(grid.unpadded(state.z), z0.shape)
+    return Solution(z, tf.cast(residual, tf.float32), state.spent, status)
+
+
+def _like(new: _Sweeps, old: _Sweeps) -> _Sweeps:
+    """The new state with the static shapes of the old one, as a loop wants it."""
+    return _Sweeps(
+        *(tf.ensure_shape(one, other.shape) for one, other in zip(new, old, strict=True))
+    )
+
+
+def _length(leaf: tf.Tensor) -> tf.Tensor:
+    """[n, places, d] -> [n], Euclidean."""
+    return tf.sqrt(tf.reduce_sum(leaf**2, axis=[1, 2]))

@@ -1,0 +1,75 @@
+"""A layer's solve by blocks of places, where its cell sees but a neighbourhood."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdeq.block_solve import solve_by_blocks
+from tfdeq.cell_calls.masks import without_mask
+from tfdeq.cell_calls.pure_cell import PureCell
+from tfdeq.numerics.limits import Limits
+from tfdeq.numerics.xla import compiles_with_xla
+from tfdeq.solution import Solution
+from tfdeq.solvers import FixedPointIteration, Solver
+from tfdeq.solvers.solver import require_positive_integer
+
+
+class BlockCall:
+    """Solves by blocks for a layer.
+
+    Args:
+        cell: the layer's, with `reach`: how many places away an application sees along each dimension; its
+            call takes a mask [B, places], outside of which it holds the state at zero.
+        solver: the layer's.
+        block: places of a block along each dimension.
+
+    Raises:
+        ValueError: a cell without a reach, a block below it, or another solver than plain iteration.
+    """
+
+    def __init__(self, cell: keras.layers.Layer, solver: Solver, block: int):
+        require_positive_integer("block", block)
+        self._reach, self._block, self._solver = getattr(cell, "reach", None), block, solver
+        if not self._reach:
+            raise ValueError(
+                "block wants a cell that says its `reach`, how many places away it sees, such as "
+                f"RecallConvolution; received a {type(cell).__name__}."
+            )
+        if block < self._reach:
+            raise ValueError(
+                f"block must be at least the cell's reach of {self._reach}; received {block}."
+            )
+        if type(solver) is not FixedPointIteration or solver.damping != 1.0:
+            raise ValueError(
+                f'block is for solver="fixed_point_iteration" without damping; received {solver!r}.'
+            )
+
+    @staticmethod
+    def fits(training: bool, iterates: Any, trace: bool) -> bool:
+        """Whether a call can be solved by blocks: in inference, not compiled by XLA, without a trace."""
+        return not training and iterates is None and not trace and not compiles_with_xla()
+
+    def solve(
+        self, pure_cell: PureCell, z0: tf.Tensor, x: Any, mask: Any, limits: Limits
+    ) -> Solution:
+        """Returns the solution of one call.
+
+        Args:
+            x: what `inject` returned, leaves [B, places, ...]. mask: [B, places] bool, or None: all.
+        """
+        x = tf.nest.map_structure(without_mask, x)
+        if mask is None:
+            mask = tf.ones(tf.shape(z0)[:-1], tf.bool)
+        f = pure_cell.function(training=False, mask=mask, x=x)
+        limits = limits.resolved(self._solver, tf.shape(z0)[:1], z0.dtype)
+        return solve_by_blocks(
+            lambda z, x, mask: f(z, x, f.theta, [mask]),
+            z0,
+            x,
+            mask,
+            reach=self._reach,
+            block=self._block,
+            tolerance=limits.tolerance,
+            max_steps=limits.max_steps,
+        )
