@@ -11,6 +11,8 @@ import keras
 import pytest
 from tensorflow.python.framework import ops
 
+from tests.support.shared_folder import shared_folder
+
 # A solve in a fresh mode includes its compilation: time per example says nothing. Derandomised, a
 # failure seen once is seen again.
 hypothesis.settings.register_profile("tfdeq", deadline=None, derandomize=True)
@@ -49,8 +51,8 @@ def serving_executable():
 
 @pytest.fixture(scope="session")
 def verified_run(tmp_path_factory):
-    """A trainer's folder with the version `export/1` in it, for those who only read it."""
+    """A trainer's folder with the version `export/1` in it, one for all workers, and only for reading."""
     # Here, so that tests that need no TensorFlow start without.
     from tests.support.verified_run import write
 
-    return write(tmp_path_factory.mktemp("run"))
+    return shared_folder(tmp_path_factory, "run", write)
