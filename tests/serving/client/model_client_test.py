@@ -35,6 +35,7 @@ from tfdeq.serving.client import model_client
 from tfdeq.serving.client.model_client import Client, ServerError
 from tfdeq.serving.versions import warm_up
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 ROOT = pathlib.Path(__file__).absolute().parents[3]
 
 
@@ -60,21 +61,19 @@ def described(path):
 
 
 @pytest.fixture(scope="module")
-def answer(path):
+def answer(path, model):
     loaded = tf.saved_model.load(str(path))
 
     def run(signature, inputs):
         outputs = loaded.signatures[signature](**inputs)
         return {name: value.numpy() for name, value in outputs.items()}
 
-    # TensorFlow prepares a function anew in each thread that calls it, for seconds: one thread calls
-    # for all servers, and it has called before a client waits.
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        for signature, inputs in warm_up.read(path):
-            if signature in ("serving_default", "generate") and len(inputs["tokens"]) == 1:
-                given = {name: tf.constant(value) for name, value in inputs.items()}
-                thread.submit(run, signature, given).result()
-        yield lambda signature, inputs: thread.submit(run, signature, inputs).result()
+    # As a server's warm-up: a first call takes seconds, and no client of these tests waits for it. The
+    # model is made before, as that sets seeds.
+    for signature, inputs in warm_up.read(path):
+        if signature in ("serving_default", "generate") and len(inputs["tokens"]) == 1:
+            run(signature, {name: tf.constant(value) for name, value in inputs.items()})
+    return run
 
 
 class Faults:

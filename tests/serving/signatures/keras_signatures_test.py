@@ -15,6 +15,8 @@ from tfdeq.serving.signatures.keras_signatures import keras_signatures
 from tfdeq.serving.signatures.signature import own_settings, solving_of
 from tfdeq.serving.verification import graph_checks
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
+
 
 class Cell(keras.layers.Layer):
     def __init__(self, units, **kwargs):

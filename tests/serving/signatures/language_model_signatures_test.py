@@ -19,6 +19,7 @@ from tfdeq.serving.signatures.signature import (
 from tfdeq.serving.signatures.text import ServingDefault
 from tfdeq.serving.verification import graph_checks
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 VOCABULARY, LENGTH = 17, 12
 
 

@@ -20,6 +20,7 @@ from tfdeq.serving.signatures.text import ContinueText, Score, ServingDefault
 from tfdeq.serving.verification import conversation_checks, verify
 from tfdeq.serving.versions import saved_model, warm_up
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 ROOT = pathlib.Path(__file__).absolute().parents[3]
 STREAM = np.random.default_rng(7).integers(0, VOCABULARY, 400).astype(np.int32)
 
