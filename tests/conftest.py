@@ -5,11 +5,15 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pathlib
+import random
 
 import hypothesis
 import keras
+import numpy as np
 import pytest
 from tensorflow.python.framework import ops
+
+from tests.support.shared_folder import shared_folder
 
 # A solve in a fresh mode includes its compilation: time per example says nothing. Derandomised, a
 # failure seen once is seen again.
@@ -18,9 +22,18 @@ hypothesis.settings.load_profile("tfdeq")
 
 
 @pytest.fixture(autouse=True)
-def _fixed_keras_state():
-    """Seeds before each test; the dtype policy and losses of one test never reach another."""
-    keras.utils.set_random_seed(1234)
+def _fixed_keras_state(request):
+    """Seeds before each test; the dtype policy and losses of one test never reach another.
+
+    TensorFlow's own seed has it forget every function that it has prepared, and the next call of a large
+    one takes seconds. A module with FUNCTIONS_ARE_KEPT = True keeps them from test to test: nothing in it
+    may draw by TensorFlow's stateful operations.
+    """
+    if getattr(request.module, "FUNCTIONS_ARE_KEPT", False):
+        random.seed(1234)
+        np.random.seed(1234)
+    else:
+        keras.utils.set_random_seed(1234)
     yield
     keras.config.set_dtype_policy("float32")
 
@@ -49,8 +62,8 @@ def serving_executable():
 
 @pytest.fixture(scope="session")
 def verified_run(tmp_path_factory):
-    """A trainer's folder with the version `export/1` in it, for those who only read it."""
+    """A trainer's folder with the version `export/1` in it, one for all workers, and only for reading."""
     # Here, so that tests that need no TensorFlow start without.
     from tests.support.verified_run import write
 
-    return write(tmp_path_factory.mktemp("run"))
+    return shared_folder(tmp_path_factory, "run", write)

@@ -22,10 +22,12 @@ Packages from pip come from the Python interpreter that Bazel finds first on PAT
 
 import argparse
 import ast
+import functools
 import pathlib
 import re
 import sys
 from collections.abc import Iterable
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOP_FOLDERS = ("benchmarks", "export", "tests", "tfdeq", "tools", "trainers")
@@ -53,6 +55,7 @@ def folders() -> list[str]:
     return sorted(name for name in found if not name.startswith(IGNORED))
 
 
+@functools.cache
 def source(module: str) -> pathlib.Path | None:
     """The file of a dotted module name, or None where the project has no such module."""
     path = ROOT.joinpath(*module.split("."))
@@ -68,18 +71,12 @@ def module_of(path: pathlib.Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
 def imports(module: str) -> set[str]:
     """The modules of this project that a module's import statements name."""
     found = set()
-    for node in ast.walk(_tree(module)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                raise ValueError(f"{source(module)}:{node.lineno}: write the import in full.")
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found.add(inner if source(inner) else node.module)
+    for name, inner in _facts(module).imported:
+        found.add(inner if inner and source(inner) else name)
     return {name for name in found if source(name)} - {module}
 
 
@@ -88,7 +85,7 @@ def needed(module: str) -> set[str]:
     parts = module.split(".")
     ancestors = {".".join(parts[:length]) for length in range(1, len(parts))}
     return imports(module) | {
-        name for name in ancestors if source(name) and _has_code(name) and not imports(name)
+        name for name in ancestors if source(name) and _facts(name).has_code and not imports(name)
     }
 
 
@@ -96,7 +93,7 @@ def runs(module: str) -> set[str]:
     """The modules that a module runs by name or by path, without those that it needs anyway."""
     folder = source(module).parent
     found = set()
-    for text in _strings(_tree(module)):
+    for text in _facts(module).strings:
         if re.fullmatch(r"(?!__)\w+\.py", text):
             if (folder / text).is_file():
                 found.add(module_of(folder / text))
@@ -109,12 +106,9 @@ def reads(module: str) -> list[str]:
     """The C++ sources beside a module that it names."""
     folder = source(module).parent
     return sorted(
-        node.value
-        for node in ast.walk(_tree(module))
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and re.fullmatch(r"\w+\.cc", node.value)
-        and (folder / node.value).is_file()
+        text
+        for text in _facts(module).every_string
+        if re.fullmatch(r"\w+\.cc", text) and (folder / text).is_file()
     )
 
 
@@ -170,6 +164,8 @@ def top_build_file() -> str:
 
 def expected() -> dict[pathlib.Path, str]:
     """What each BUILD file should hold."""
+    for cached in (source, imports, _facts):  # of the files as they may have been before
+        cached.cache_clear()
     return {
         ROOT / "BUILD": top_build_file(),
         **{ROOT / folder / "BUILD": build_file(folder) for folder in folders()},
@@ -210,27 +206,57 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _tree(module: str) -> ast.Module:
-    return ast.parse(source(module).read_text(encoding="utf-8"))
+class _Facts(NamedTuple):
+    """What is asked of a module's syntax tree, which is walked once."""
+
+    imported: set[tuple[str, str]]  # (module, module.name of `from module import name`, or "")
+    every_string: set[str]
+    strings: set[str]  # but for programs that it only tells the user to run, and keys
+    has_code: bool
+    has_main: bool
 
 
-def _strings(tree: ast.Module) -> set[str]:
-    """The strings of a module, but for programs that it only tells the user to run, and keys."""
+@functools.cache
+def _facts(module: str) -> _Facts:
+    tree = ast.parse(source(module).read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
     told = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "commands.command":
+    for node in nodes:
+        if isinstance(node, ast.Call) and _is_told(node.func):
             told.update(map(id, node.args))
         elif isinstance(node, ast.Dict):
             told.update(map(id, node.keys))
-    return {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
-    }
+    texts = [n for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return _Facts(
+        _imported(module, nodes),
+        {node.value for node in texts},
+        {node.value for node in texts if id(node) not in told},
+        any(not isinstance(statement, ast.Expr) for statement in tree.body),
+        any(
+            isinstance(statement, ast.If) and "__main__" in ast.unparse(statement.test)
+            for statement in tree.body
+        ),
+    )
 
 
-def _has_code(module: str) -> bool:
-    return any(not isinstance(statement, ast.Expr) for statement in _tree(module).body)
+def _is_told(function: ast.expr) -> bool:
+    return (
+        isinstance(function, ast.Attribute)
+        and function.attr == "command"
+        and getattr(function.value, "id", "") == "commands"
+    )
+
+
+def _imported(module: str, nodes: list[ast.AST]) -> set[tuple[str, str]]:
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{source(module)}:{node.lineno}: write the import in full.")
+            found.update((node.module, f"{node.module}.{alias.name}") for alias in node.names)
+    return found
 
 
 def _is_test(module: str) -> bool:
@@ -238,10 +264,7 @@ def _is_test(module: str) -> bool:
 
 
 def _is_program(module: str) -> bool:
-    return not _is_test(module) and any(
-        isinstance(statement, ast.If) and "__main__" in ast.unparse(statement.test)
-        for statement in _tree(module).body
-    )
+    return not _is_test(module) and _facts(module).has_main
 
 
 def _labels(modules: Iterable[str], folder: str) -> list[str]:

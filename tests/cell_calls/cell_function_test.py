@@ -59,7 +59,7 @@ def _by_hand(cell, x, applications=80):
 def test_losses_of_the_cell_count_once_at_the_equilibrium(training):
     layer = tfdeq.DEQLayer(LossCell(), TIGHT)
     x = _x()
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     _, expected = _by_hand(layer.cell, x)
     for _ in range(2):
         layer(x, training=training)
@@ -77,7 +77,7 @@ def test_gradient_of_the_losses_against_finite_differences(mode, adjoint):
         LossCell(dtype="float64"), EXACT, adjoint, dtype="float64", convergence_metrics=False
     )
     x = _x(dtype="float64")
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     kernel = layer.cell.dense.kernel
 
     def gradients(x):
@@ -154,7 +154,7 @@ def test_weights_that_the_cell_assigns_are_kept(mode):
     wrapped = keras.layers.SpectralNormalization(dense, power_iterations=9)
     layer = tfdeq.DEQLayer(keras.Model([z, h], ops.tanh(0.9 * wrapped(z) + h)), TIGHT)
     x = _x()
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     assert np.linalg.norm(dense.kernel, 2) > 2
     call = in_mode(lambda x: layer(x, training=True), mode)
     trained = [call(x) for _ in range(3)][-1]
@@ -176,7 +176,7 @@ def test_gradients_of_lora_are_those_of_the_kernel_that_it_makes(mode):
             loss = tf.reduce_sum(layer(x, training=True) ** 2)
         return tape.gradient(loss, weights)
 
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     kernel = dense.kernel.numpy()
     dense.enable_lora(2)
     factors = [dense.lora_kernel_a, dense.lora_kernel_b]
@@ -190,7 +190,7 @@ def test_gradients_of_lora_are_those_of_the_kernel_that_it_makes(mode):
 
     plain = keras.layers.Dense(UNITS)
     layer = tfdeq.DEQLayer(keras.Model([z, h], ops.tanh(plain(z) + h)), TIGHT)
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     plain.set_weights([kernel + a @ b, dense.bias.numpy()])
     dense, factors = plain, None
     (of_kernel,) = gradients(x)
@@ -273,7 +273,7 @@ def test_gradient_is_of_the_noise_of_the_solve(kind):
     """The seeds have advanced when the gradient is computed; the noise has not."""
     layer = tfdeq.DEQLayer(kind(dtype="float64"), EXACT, dtype="float64")
     x = _x(dtype="float64")
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     state = keras.src.random.seed_generator.global_seed_generator().state
     if kind is AlwaysNoisyCell:
         state = layer.cell.dropout.seed_generator.state

@@ -110,7 +110,7 @@ def test_injection_happens_once_and_gets_its_gradient():
         InjectingCell(UNITS, dtype="float64"), EXACT, dtype="float64", convergence_metrics=False
     )
     x = tf.constant(_x(3, "float64"))
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     layer.cell.injected = 0
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layer(x) ** 2)
@@ -129,7 +129,7 @@ def test_injection_happens_once_and_gets_its_gradient():
 def test_dropout_mask_stays_for_the_solve_and_changes_with_the_call(mode):
     layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.5), TIGHT)
     x = tf.constant(_x(16))
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     call = in_mode(lambda: layer(x, training=True, return_solution=True), mode)
     first, second = call(), call()
     for solution in (first, second):
@@ -141,7 +141,7 @@ def test_dropout_mask_stays_for_the_solve_and_changes_with_the_call(mode):
 def test_state_advances_once_a_call_at_the_equilibrium(mode):
     layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.5), TIGHT)
     x = tf.constant(_x(16))
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     # Sums that differ in order in the last bits lie behind atol.
     norm, dropout = layer.cell.norm, layer.cell.dropout
     norm.moving_mean.assign(np.full(UNITS, 3.0))
@@ -172,7 +172,7 @@ def test_state_advances_once_a_call_at_the_equilibrium(mode):
 def test_batch_statistics_in_training_and_moving_ones_else():
     layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.0), TIGHT)
     x = _x(16)
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     z = layer(x, training=True).numpy()
     y = z @ layer.cell.dense.kernel.numpy() + x
     # The norm's epsilon is 1e-3.
@@ -200,7 +200,7 @@ def test_frozen_weights_stay_as_they_are(policy):
     keras.config.set_dtype_policy(policy)
     layer = tfdeq.DEQLayer(FrozenPart(UNITS))
     x = _x()
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     before = layer.cell.fixed.kernel.numpy()
     layer(x, training=True)
     np.testing.assert_array_equal(layer.cell.fixed.kernel.numpy(), before)

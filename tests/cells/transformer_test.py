@@ -73,7 +73,7 @@ def test_one_application_is_the_documented_equation(span, query_key_norm, norm):
     layer = _layer(span=span, norm=norm, query_key_norm=query_key_norm)
     x = _inputs(length=LENGTH if span is None else LENGTH + 3)
     z = x[::-1].copy()
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     cell = layer.cell
     table = cell.distance_bias.table.embeddings
     table.assign(np.random.default_rng(1).normal(size=table.shape))
@@ -86,7 +86,7 @@ def test_a_span_sees_its_positions_and_no_others():
     """In one application; through the equilibrium what is further away arrives too."""
     layer = _layer(span=3)
     x, z = _inputs(length=8), _inputs(length=8)[::-1].copy()
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     cell = layer.cell
     before = cell(z, cell.inject(x))
     for change_x, change_z in ((1.0, 0.0), (0.0, 1.0)):
@@ -118,7 +118,7 @@ def test_post_norm_holds_the_states_length():
 def test_equilibrium_converges(mode):
     layer = _layer()
     x = tf.constant(_inputs())
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     solution = in_mode(lambda x: layer(x, return_solution=True), mode)(x)
     assert solution.converged.numpy().all()
     np.testing.assert_allclose(
@@ -143,7 +143,7 @@ def test_equilibrium_is_causal():
 def test_every_weight_gets_a_gradient(norm):
     layer = _layer(norm=norm)
     x = tf.constant(_inputs())
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     with tf.GradientTape() as tape:
         tape.watch(x)
         # Not the sum of squares, which a norm at the end holds fixed.
@@ -158,7 +158,7 @@ def test_every_weight_gets_a_gradient(norm):
 def test_dropout_is_constant_in_the_solve():
     layer = _layer(dropout=0.3)
     x = _inputs()
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     noisy = layer(x, training=True, return_solution=True)
     assert (noisy.residual.numpy() <= 1e-6).all()
     assert np.abs(noisy.z - layer(x)).max() > 1e-2
@@ -168,7 +168,7 @@ def test_locked_dropout_masks_are_equal_over_positions():
     x = np.repeat(_inputs(batch=1, length=1), 64, axis=0).repeat(LENGTH, axis=1)
     for locked in (True, False):
         layer = _layer(dropout=0.5, locked_dropout=locked)
-        layer(x)
+        layer(x, explicit_steps=1)  # builds it
         cell = layer.cell
         for dropout in (cell.attention_dropout, cell.feedforward_dropout):
             masks = dropout(tf.ones([64, LENGTH, WIDTH]), training=True).numpy()

@@ -75,7 +75,7 @@ def _source_layer(cell, h, c, x, past):
     return new_h, new_c
 
 
-@pytest.mark.parametrize("length", [1, 2, 5, 8])
+@pytest.mark.parametrize("length", fast([1, 5], [1, 2, 5, 8]))
 @pytest.mark.parametrize("kernel_size", [1, 2, 3])
 @pytest.mark.parametrize("normalization", [None, "weight"])
 def test_one_application_is_the_documented_equation(kernel_size, length, normalization):
@@ -102,15 +102,15 @@ def test_length_may_be_unknown():
 
 
 def test_equilibrium_is_that_of_the_sources_weight_tied_network():
-    """300 layers that pass on h and c end where the equilibrium of h alone is."""
+    """60 layers that pass on h and c end where the equilibrium of h alone is."""
     layer = _layer()
     x, past = _inputs(), _past()
     z = layer({"input": tf.constant(x), "past": past})
     h, c = np.zeros([2, LENGTH, WIDTH]), np.zeros([2, LENGTH, WIDTH])
-    for _ in range(300):
+    for _ in range(60):
         h, c = _source_layer(layer.cell, h, c, x, past)
     np.testing.assert_allclose(z, h, atol=1e-9)
-    deep = layer({"input": tf.constant(x), "past": past}, explicit_steps=100)
+    deep = layer({"input": tf.constant(x), "past": past}, explicit_steps=40)
     np.testing.assert_allclose(z, deep, atol=1e-9)
 
 
@@ -260,7 +260,7 @@ def test_modes_agree(mode):
 def test_dropout_is_constant_in_the_solve(rates, mode):
     layer = _layer(**rates)
     x = tf.constant(_inputs())
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     solve = in_mode(lambda: layer(x, training=True, return_solution=True), mode)
     noisy = solve()
     assert (noisy.residual.numpy() <= 1e-11).all()
@@ -301,7 +301,7 @@ def _kernel_gradient(layer, x):
 def test_every_weight_gets_a_gradient():
     layer = _layer(kernel_size=3, normalization="weight")
     x = tf.constant(_inputs())
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layer(x) ** 2)
     weights = [variable.value for variable in layer.trainable_variables]

@@ -32,12 +32,12 @@ class HalfCell(keras.layers.Layer):
         return self.scale * z + x
 
 
-def _rough_model(rate=0.0, **settings):
+def _rough_model(rate=0.0, jit_compile=False, **settings):
     """A model whose loss is 0 but for the penalty, and which learns nothing at the rate 0."""
     inputs = keras.Input((2,))
     layer = tfdeq.DEQLayer(HalfCell(), ROUGH, name="depth", **settings)
     model = keras.Model(inputs, 0.0 * layer(inputs))
-    model.compile(keras.optimizers.SGD(rate), "mse", jit_compile=True)
+    model.compile(keras.optimizers.SGD(rate), "mse", jit_compile=jit_compile)
     return model
 
 
@@ -48,12 +48,16 @@ def _fit(model, monitor, epochs, batches=1, **settings):
     return model.fit(x, y, 4, epochs, callbacks=callbacks, verbose=0, **settings).history
 
 
-def _classifier(optimizer, **settings):
+def _classifier(optimizer, jit_compile=False):
+    """Two layers, one of them inside of a model; of the solver that is traced quickest."""
+    first, second = (
+        tfdeq.DEQLayer(DenseCell(4), "fixed_point_iteration", name=name)
+        for name in ("first", "second")
+    )
     inputs = keras.Input((3,))
-    hidden = keras.Sequential([keras.layers.Dense(4), tfdeq.DEQLayer(DenseCell(4), name="first")])
-    z = tfdeq.DEQLayer(DenseCell(4), name="second")(hidden(inputs))
+    z = second(keras.Sequential([keras.layers.Dense(4), first])(inputs))
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.BatchNormalization()(z)))
-    model.compile(optimizer, "mse", **settings)
+    model.compile(optimizer, "mse", jit_compile=jit_compile)
     return model
 
 
@@ -75,7 +79,7 @@ def _is_finite(model):
 
 
 def test_penalty_doubles_while_the_residual_is_high_and_nothing_is_traced_again(capsys):
-    model = _rough_model(jacobian_penalty=0.5)
+    model = _rough_model(jit_compile=True, jacobian_penalty=0.5)
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=1)
     _fit(model, monitor, 1)
     traces = HalfCell.traces
@@ -94,7 +98,7 @@ def test_penalty_doubles_while_the_residual_is_high_and_nothing_is_traced_again(
 
 
 def test_layer_without_a_penalty_gets_one():
-    model = _rough_model()
+    model = _rough_model(jit_compile=True)
     assert _fit(model, None, 1)["loss"] == [0.0]  # steps that were compiled without a monitor
     losses = _fit(model, EquilibriumMonitor(residual_threshold=1e-6, frequency=1), 7)["loss"]
     expected = [HALF_SQUARED * weight for weight in (0, 0.1, 0.2, 0.4, 0.8, 1.6, 1.6)]
@@ -147,15 +151,16 @@ def test_the_window_is_of_training_alone():
 @pytest.mark.parametrize("settings", [{"steps_per_execution": 2}, {"run_eagerly": True}])
 def test_other_ways_to_run_the_steps(settings):
     model = _rough_model(jacobian_penalty=0.5)
-    model.compile(keras.optimizers.SGD(0.0), "mse", **settings)
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False, **settings)
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=2)
     losses = _fit(model, monitor, 3, batches=2)["loss"]
     np.testing.assert_allclose(np.divide(losses, HALF_SQUARED * 0.5), [1, 2, 4], rtol=1e-5)
 
 
-def test_cells_with_state_of_their_own_and_half_precision():
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_cells_with_state_of_their_own_and_half_precision(jit_compile):
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = compile_classifier(image_classifier(), jit_compile=True)
+    model = compile_classifier(image_classifier(), jit_compile=jit_compile)
     images, labels = image_data(8)
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=1, verbose=False)
     model.fit(images, labels, 8, 3, verbose=0, callbacks=[monitor])
@@ -312,7 +317,7 @@ def test_layers_inside_a_cell_are_part_of_it():
 
     inputs = keras.Input((2,))
     model = keras.Model(inputs, tfdeq.DEQLayer(Outer(), "anderson", name="outer")(inputs))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", jit_compile=False)
     monitor = EquilibriumMonitor(frequency=1)
     _fit(model, monitor, 2)
     assert [watch.layer.name for watch in monitor._watches] == ["outer"]

@@ -15,7 +15,7 @@ from tfdeq import adjoints
 def _built(cell=None, **settings):
     layer = tfdeq.DEQLayer(cell or DenseCell(4), **settings)
     x = tf.constant(np.random.default_rng(0).normal(size=[3, 4]), tf.float32)
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     return layer, x
 
 
@@ -81,7 +81,7 @@ def test_the_layer_is_left_as_it_was(training):
 def test_nests_and_integers():
     layer = tfdeq.DEQLayer(PairCell(4))
     x = {"value": tf.ones([3, 4]), "token": tf.constant([0, 4, 2])}
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     report = tfdeq.gradient_report(layer, x, {"implicit": "implicit"})
     assert report["implicit"].weights_cosine > 0.9999
     assert report["implicit"].x_cosine > 0.9999
@@ -101,7 +101,7 @@ def test_an_input_of_integers_alone_has_no_gradient():
 
     layer = tfdeq.DEQLayer(Cell())
     x = tf.constant([0, 4, 2])
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     row = tfdeq.gradient_report(layer, x, {"implicit": "implicit"})["implicit"]
     assert row.weights_cosine > 0.9999
     assert math.isnan(row.x_cosine)

@@ -5,6 +5,7 @@ import logging as python_logging
 import pathlib
 import random
 import sysconfig
+import types
 
 import numpy as np
 import pytest
@@ -19,12 +20,6 @@ from tfdeq.data.text import ptb, ptb_characters, python_stdlib, wikitext2, wikit
 LINES = "the cat sat on the mat\n the <unk> dog ran \n\na cat and a dog ran and ran\n"
 
 
-@pytest.fixture(scope="session")
-def stdlib_prepared_dir(tmp_path_factory):
-    """One folder for the real standard library, so that it is prepared once."""
-    return str(tmp_path_factory.mktemp("prepared"))
-
-
 def _write_words(folder: pathlib.Path, builder_class) -> words.Counts:
     """Writes a small corpus in a builder's layout and returns its counts."""
     texts = {"train": LINES * 40, "validation": LINES * 5, "test": LINES * 6 + "zebra\n"}
@@ -35,8 +30,7 @@ def _write_words(folder: pathlib.Path, builder_class) -> words.Counts:
 
 
 def _words_options(module, builder_class):
-    def options(tmp_path, monkeypatch, stdlib_prepared_dir):
-        del stdlib_prepared_dir
+    def options(tmp_path, monkeypatch):
         folder = tmp_path / "original"
         folder.mkdir()
         monkeypatch.setattr(module, "PUBLISHED", _write_words(folder, builder_class))
@@ -45,8 +39,8 @@ def _words_options(module, builder_class):
     return options
 
 
-def _character_options(tmp_path, monkeypatch, stdlib_prepared_dir):
-    options = _words_options(ptb_characters, ptb.Ptb)(tmp_path, monkeypatch, stdlib_prepared_dir)
+def _character_options(tmp_path, monkeypatch):
+    options = _words_options(ptb_characters, ptb.Ptb)(tmp_path, monkeypatch)
     folder = pathlib.Path(options["data_dir"])
     joined = {}
     for split, name in ptb.Ptb.FILES.items():
@@ -58,13 +52,21 @@ def _character_options(tmp_path, monkeypatch, stdlib_prepared_dir):
     return options
 
 
-def _stdlib_options(tmp_path, monkeypatch, stdlib_prepared_dir):
-    del tmp_path, monkeypatch
-    return {"prepared_dir": stdlib_prepared_dir}
+def _stdlib_options(tmp_path, monkeypatch):
+    """The short files of the real one, which no split is too small for."""
+    folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    for document in python_stdlib.source_documents(folder):
+        if len(document.text) < 6000:
+            path = tmp_path / "library" / document.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(document.text)
+    paths = types.SimpleNamespace(get_paths=lambda: {"stdlib": str(tmp_path / "library")})
+    monkeypatch.setattr(python_stdlib, "sysconfig", paths)
+    return {"prepared_dir": str(tmp_path / "prepared")}
 
 
-def _text_options(tmp_path, monkeypatch, stdlib_prepared_dir):
-    del monkeypatch, stdlib_prepared_dir
+def _text_options(tmp_path, monkeypatch):
+    del monkeypatch
     _write_files(tmp_path / "files", 30)
     return {"files": str(tmp_path / "files/**/*.txt"), "prepared_dir": str(tmp_path / "prepared")}
 
@@ -82,8 +84,7 @@ def _write_files(folder: pathlib.Path, count: int) -> list[bytes]:
     return contents
 
 
-def _shakespeare_options(tmp_path, monkeypatch, stdlib_prepared_dir):
-    del stdlib_prepared_dir
+def _shakespeare_options(tmp_path, monkeypatch):
     folder = tmp_path / "original"
     folder.mkdir()
     _pretend_original(folder / "input.txt", monkeypatch)
@@ -115,8 +116,8 @@ OPTIONS = {
 @pytest.mark.parametrize(
     "name", fast(data.DATASETS.keys() - {"wikitext103"}, sorted(data.DATASETS))
 )
-def test_ranges_and_splits(name, tmp_path, monkeypatch, stdlib_prepared_dir):
-    options = OPTIONS[name](tmp_path, monkeypatch, stdlib_prepared_dir)
+def test_ranges_and_splits(name, tmp_path, monkeypatch):
+    options = OPTIONS[name](tmp_path, monkeypatch)
     loaded = data.load(name, **options)
 
     assert loaded.unit in ("byte", "word")
@@ -159,7 +160,7 @@ def test_every_data_set_has_a_source_here():
 
 
 @pytest.mark.slow
-def test_python_stdlib_joins_whole_files(stdlib_prepared_dir):
+def test_python_stdlib_joins_whole_files(tmp_path):
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
     documents = python_stdlib.source_documents(folder)
     splits = python_stdlib.split(documents)
@@ -168,7 +169,7 @@ def test_python_stdlib_joins_whole_files(stdlib_prepared_dir):
     for path in set.union(*paths.values()):
         assert not {"test", "tests", "site-packages", "__pycache__"} & set(path.split("/"))
 
-    loaded = data.load("python_stdlib", prepared_dir=stdlib_prepared_dir)
+    loaded = data.load("python_stdlib", prepared_dir=str(tmp_path))
     for split in data.SPLITS:
         expected = b"\n".join((folder / path).read_bytes() for path in sorted(paths[split]))
         assert getattr(loaded, split).tobytes() == expected
@@ -219,7 +220,7 @@ def test_text_that_changes_is_prepared_anew(tmp_path):
     "by_name", [False, True], ids=["input.txt", "named as TFDS names downloads"]
 )
 def test_tiny_shakespeare_uses_the_users_file(by_name, tmp_path, monkeypatch):
-    options = _shakespeare_options(tmp_path, monkeypatch, None)
+    options = _shakespeare_options(tmp_path, monkeypatch)
     original = tmp_path / "original/input.txt"
     content = original.read_bytes()
     if by_name:

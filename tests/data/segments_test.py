@@ -97,7 +97,7 @@ def test_shards_are_the_rows_of_the_whole_batch(shards):
     _assert_equal(joined, whole)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 40), st.integers(0, 1000))
 @example(length=1, rows=1, more=0, seed=0)
 def test_an_epoch_reads_no_token_twice_and_none_beyond_the_end(length, rows, more, seed):
@@ -121,7 +121,7 @@ def test_an_epoch_reads_no_token_twice_and_none_beyond_the_end(length, rows, mor
 # --- evaluation -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.integers(2, 60), st.integers(1, 70), st.integers(1, 9))
 @example(tokens=61, length=7, rows=1)  # one row
 @example(tokens=61, length=5, rows=4)  # rows that the segments divide

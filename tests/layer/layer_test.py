@@ -39,7 +39,7 @@ class MaskedCell(DenseCell):
 def test_output_is_the_equilibrium_of_the_cell(mode):
     layer = tfdeq.DEQLayer(DenseCell(UNITS), TIGHT)
     x = tf.constant(_x())
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     solution = in_mode(lambda x: layer(x, return_solution=True), mode)(x)
     assert solution.converged.numpy().all()
     residual = _relative_residual(layer.cell(solution.z, x).numpy(), solution.z.numpy())
@@ -64,7 +64,7 @@ def test_call_overrides_start_tolerance_and_budget():
 def test_weight_gradients_against_finite_differences(mode):
     layer = tfdeq.DEQLayer(DenseCell(UNITS, dtype="float64"), EXACT, dtype="float64")
     x = tf.constant(_x(3, "float64"))
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     kernel, bias = layer.trainable_variables
     random = np.random.default_rng(1)
     direction = [random.normal(size=kernel.shape), random.normal(size=bias.shape)]
@@ -159,7 +159,7 @@ def test_mask_reaches_the_cell_beside_other_tensors(settings):
 def test_dict_state_and_integer_input(mode):
     layer = tfdeq.DEQLayer(PairCell(UNITS), TIGHT)
     x = {"value": tf.constant(_x(3)), "token": tf.constant([0, 4, 2])}
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
 
     @tf.function(autograph=False, jit_compile=mode == "xla")
     def solve(x):
@@ -190,7 +190,7 @@ def _penalised(**settings):
         **settings,
     )
     x = tf.constant(_x(4, "float64"))
-    layer(x)
+    layer(x, explicit_steps=1)  # builds it
     # Not a multiple of an orthogonal matrix, whose products with signs are all of one length.
     kernel = layer.cell.dense.kernel
     kernel.assign(0.3 * np.random.default_rng(9).normal(size=kernel.shape))

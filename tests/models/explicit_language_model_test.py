@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.support.cases import fast, in_mode
+from tests.support.cases import fast, fast_pairs, in_mode
 from tests.support.memory_cases import training_step
 from tfdeq import baselines
 from tfdeq.models import ExplicitLanguageModel
@@ -25,6 +25,9 @@ NETWORKS = {
     "trellis": lambda **kwargs: baselines.TrellisNetwork(WIDTH, 4, 3, **kwargs),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
+every_network_and_cutoffs = pytest.mark.parametrize(
+    ("name", "cutoffs"), fast_pairs(NETWORKS, [(), (4,)], ["lstm", ()])
+)
 
 
 def _model(name, network=None, **settings):
@@ -54,8 +57,7 @@ def _assert_close(one, other, **tolerance):
     tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
 
 
-@pytest.mark.parametrize("cutoffs", [(), (4,)])
-@every_network
+@every_network_and_cutoffs
 def test_segments_are_one_long_text(name, cutoffs):
     model, tokens = _model(name, cutoffs=cutoffs, cutoff_factor=2), _tokens()
     assert model.remembers
@@ -71,8 +73,7 @@ def test_segments_are_one_long_text(name, cutoffs):
     assert np.abs(model(tokens[:, -2:]) - logits[:, -2:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("cutoffs", [(), (4,)])
-@every_network
+@every_network_and_cutoffs
 def test_losses_are_those_of_the_logits(name, cutoffs):
     model = _model(name, cutoffs=cutoffs, cutoff_factor=2, tied_output=True)
     tokens, targets = _tokens(length=LENGTH), _tokens(length=LENGTH, seed=1)

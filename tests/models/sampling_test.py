@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+from tests.support.cases import fast
 from tfdeq.models.sampling import sample
 
 LOGITS = np.log(np.float32([0.05, 0.4, 0.2, 0.3, 0.05]))
@@ -26,21 +27,27 @@ def draw(logits=LOGITS, uniform=None, temperature=1.0, top_k=0, top_p=0.0, jit_c
     ).numpy()
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+# Options, and the shares that they make.
+CASES = [
+    ({}, [0.05, 0.4, 0.2, 0.3, 0.05]),
+    # p ** (1 / temperature), renormalised
+    ({"temperature": 0.5}, [p / 0.295 for p in (0.0025, 0.16, 0.04, 0.09, 0.0025)]),
+    ({"temperature": 1e9}, [0.2] * 5),
+    ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7, 0]),
+    ({"top_p": 0.5}, [0, 4 / 7, 0, 3 / 7, 0]),
+    ({"top_p": 0.85}, [0, 4 / 9, 2 / 9, 3 / 9, 0]),
+    # top_p counts what top_k has left: of 4/7 and 3/7 the first alone reaches 0.5
+    ({"top_k": 2, "top_p": 0.5}, [0, 1, 0, 0, 0]),
+    ({"top_k": 9, "top_p": 1.0}, [0.05, 0.4, 0.2, 0.3, 0.05]),
+]
+
+
 @pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, [0.05, 0.4, 0.2, 0.3, 0.05]),
-        # p ** (1 / temperature), renormalised
-        ({"temperature": 0.5}, np.float64([0.0025, 0.16, 0.04, 0.09, 0.0025]) / 0.295),
-        ({"temperature": 1e9}, [0.2] * 5),
-        ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7, 0]),
-        ({"top_p": 0.5}, [0, 4 / 7, 0, 3 / 7, 0]),
-        ({"top_p": 0.85}, [0, 4 / 9, 2 / 9, 3 / 9, 0]),
-        # top_p counts what top_k has left: of 4/7 and 3/7 the first alone reaches 0.5
-        ({"top_k": 2, "top_p": 0.5}, [0, 1, 0, 0, 0]),
-        ({"top_k": 9, "top_p": 1.0}, [0.05, 0.4, 0.2, 0.3, 0.05]),
-    ],
+    ("options", "expected", "jit_compile"),
+    fast(
+        [*((*case, False) for case in CASES), (*CASES[0], True), (*CASES[5], True)],
+        [(*case, jit_compile) for case in CASES for jit_compile in (False, True)],
+    ),
 )
 def test_distribution(options, expected, jit_compile):
     counts = np.bincount(draw(jit_compile=jit_compile, **options), minlength=5)

@@ -1,15 +1,18 @@
 """States of any size, equilibria at zero, and half precision: what is reported is what is there."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import MODES, fast, in_mode, linear, linear_case, tanh_cell
+from tests.support.cases import MODES, fast, fast_pairs, in_mode, linear, linear_case, tanh_cell
 from tfdeq import adjoints, solvers
 from tfdeq.numerics.function_evaluation import residual_of
 
 Status = tfdeq.Status
+RULES = ("implicit", "unrolled", "phantom_gradient", "shine")
 
 
 def _residual(z, f_z):
@@ -64,8 +67,14 @@ def test_residual_of_states_of_any_size_side_by_side(dtype, sizes, mode):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("solver", ["fixed_point_iteration", "anderson", "broyden"])
+@pytest.mark.parametrize(
+    ("solver", "dtype"),
+    fast_pairs(
+        ["fixed_point_iteration", "anderson", "broyden"],
+        ["float32", "float64"],
+        ["float32", "fixed_point_iteration"],
+    ),
+)
 def test_an_equilibrium_at_zero(solver, dtype):
     start = tf.constant([[0.0, 0.0], [1.0, 2.0]], dtype)
     solution = tfdeq.fixed_point(lambda z: 0.5 * z, start, solver=solver)
@@ -83,8 +92,13 @@ def test_residual_at_zero(dtype):
     assert np.isnan(found.relative[3])
 
 
-@pytest.mark.parametrize("size", fast([1e-25, 1e20], [1e-25, 1e-12, 1.0, 1e20]))
-@pytest.mark.parametrize("adjoint", ["implicit", "unrolled", "phantom_gradient", "shine"])
+@pytest.mark.parametrize(
+    ("adjoint", "size"),
+    fast(
+        [("implicit", 1e20), *((rule, 1e-25) for rule in RULES)],
+        itertools.product(RULES, [1e-25, 1e-12, 1.0, 1e20]),
+    ),
+)
 def test_gradients_in_any_unit(adjoint, size):
     a, x = (part.astype("float32") for part in linear_case(batch=2, radius=0.4, seed=1))
     rules = {"unrolled": tfdeq.Unrolled(40), "phantom_gradient": tfdeq.PhantomGradient(40)}
@@ -166,8 +180,9 @@ def test_reversible_gradient_at_an_absolute_tolerance(mode):
 # --- half precision ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", solvers.REGISTRY)
+@pytest.mark.parametrize(
+    ("name", "dtype"), fast_pairs(solvers.REGISTRY, ["float16", "bfloat16"], ["float16", "broyden"])
+)
 def test_residual_is_of_the_state_that_is_returned(name, dtype):
     a, x = (tf.cast(part, dtype) for part in linear_case(batch=3, radius=0.5, seed=2))
     solution = tfdeq.fixed_point(tanh_cell, tf.zeros_like(x), (a, x), name, "implicit")

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.support.cases import MODES, in_mode
+from tests.support.cases import MODES, fast, in_mode
 from tfdeq.models import AdaptiveEmbedding, AdaptiveSoftmax
 from tfdeq.models.token_model import TokenModel
 
 VOCABULARY, LENGTH, WIDTH, CUTOFFS = 40, 6, 16, (5, 15)
+OUTPUTS = ((False, WIDTH), (True, WIDTH), (True, 2 * WIDTH))  # whether tied, and the state's width
+CHUNKS = ((7, "eager"), (5, "eager"), (100, "eager"), (5, "xla"))
 
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
@@ -91,10 +93,14 @@ def test_losses_and_their_gradients_in_every_mode(mode):
 
 
 @pytest.mark.parametrize(
-    ("tied", "state_width"), [(False, WIDTH), (True, WIDTH), (True, 2 * WIDTH)]
-)
-@pytest.mark.parametrize(
-    ("chunk", "mode"), [(7, "eager"), (5, "eager"), (100, "eager"), (5, "xla")]
+    ("tied", "state_width", "chunk", "mode"),
+    fast(
+        [
+            *((*OUTPUTS[2], *how) for how in CHUNKS),
+            *((*output, 5, "eager") for output in OUTPUTS),
+        ],
+        [(*output, *how) for output in OUTPUTS for how in CHUNKS],
+    ),
 )
 def test_losses_in_chunks_are_the_losses(chunk, tied, state_width, mode):
     """And their gradients: 42 positions in chunks that divide them, do not, and hold them all."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.support.cases import in_mode, linear_case, tanh_cell
+from tests.support.cases import fast_pairs, in_mode, linear_case, tanh_cell
 from tfdeq import solvers
 from tfdeq.iteration import iterate
 from tfdeq.numerics.state_layout import StateLayout
@@ -24,8 +24,10 @@ def test_there_and_back():
     assert back["q"][0].dtype == tf.float16
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", solvers.REGISTRY)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    fast_pairs(solvers.REGISTRY, ["float16", "bfloat16"], ["bfloat16", "anderson"]),
+)
 def test_half_precision_states_are_solved_in_float32(name, dtype):
     """The cell computes in float32 behind its half-precision interface; z keeps its dtype."""
     a, x = [array.astype("float32") for array in linear_case(4, 5, 0.8)]

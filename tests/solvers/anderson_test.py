@@ -1,11 +1,13 @@
 """Tests of tfdeq.solvers.anderson against numpy's least squares."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import linear, linear_case
+from tests.support.cases import fast, linear, linear_case
 from tfdeq.iteration import iterate
 
 SIZE = 7
@@ -41,9 +43,13 @@ def _gamma(g, d_g, ridge):
     return np.linalg.lstsq(rows, np.concatenate([g, np.zeros(len(penalty))]), rcond=None)[0]
 
 
-@pytest.mark.parametrize("memory", [1, 3, 6])
-@pytest.mark.parametrize("damping", [1.0, 0.7])
-@pytest.mark.parametrize("ridge", [1e-6, 0.1])
+@pytest.mark.parametrize(
+    ("memory", "damping", "ridge"),
+    fast(
+        [(1, 1.0, 1e-6), (3, 0.7, 0.1), (6, 1.0, 1e-6), (6, 0.7, 1e-6)],
+        itertools.product([1, 3, 6], [1.0, 0.7], [1e-6, 0.1]),
+    ),
+)
 def test_each_step_minimises_the_regularised_residual(memory, damping, ridge):
     """Every iterate is the one that numpy's least squares gives, past a full turn of the ring."""
     iterates, _ = _run(tfdeq.Anderson(memory=memory, damping=damping, ridge=ridge), 9)
@@ -79,7 +85,7 @@ def test_ring_holds_the_last_differences():
     np.testing.assert_allclose(state.gram[0], rows @ rows.T, rtol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_ridge_does_not_depend_on_the_scale(scale):
     """A linear problem in other units takes the same steps to the same relative residual."""
     a, x = linear_case(size=SIZE, radius=0.95, seed=3)

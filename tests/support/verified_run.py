@@ -2,14 +2,17 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import tfdeq
 from tests.support.cases import contracting_language_model
 from tfdeq.models import LanguageModel
 from tfdeq.runs.kind import VOCABULARY as WORDS
 from tfdeq.serving.kinds import runs
-from tfdeq.serving.versions import saved_model
 
+ROOT = pathlib.Path(__file__).absolute().parents[2]
+SAID = "exported.txt"  # what the program printed
 VOCABULARY, LENGTH = 256, 12
 
 
@@ -19,7 +22,7 @@ def language_model(seed: int = 3) -> LanguageModel:
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:
-    """Fills a folder as `trainers.language_model` and then `export.saved_model` would."""
+    """Fills a folder as `trainers.language_model` would, and exports it by the real program."""
     model = language_model()
     model.save(folder / "model.keras")
     for place in range(3):
@@ -30,10 +33,20 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     (folder / "metrics.json").write_text(json.dumps({"test": {"bits_per_word": 7.5}}))
     config = {"dataset": "text", "data_dir": None, "files": str(folder / "*.txt")}
     (folder / "config.json").write_text(json.dumps(config))
-    run = runs.read(folder, str(folder / "prepared"))
-    saved_model.export_kind(
-        run.kind, folder / "export", version=1, card=run.card, batch_sizes=[1, 4]
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "export.saved_model", f"--workdir={folder}"),
+            *(f"--output={folder / 'export'}", f"--prepared_dir={folder / 'prepared'}"),
+            "--batch_sizes=1,4",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
+    assert finished.returncode == 0, finished.stderr
+    (folder / SAID).write_text(finished.stdout)
     return folder
 
 

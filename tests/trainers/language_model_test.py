@@ -168,18 +168,13 @@ def test_resumes_from_the_checkpoint_before_a_corrupt_one(trained):
     assert again["test"]["bits_per_byte"] == pytest.approx(whole["test"]["bits_per_byte"], rel=1e-5)
 
 
+@pytest.mark.slow  # the errors have tests of their own, and another configuration shows the line
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--files=/nonexistent/*.txt",), "/nonexistent"),
-        pytest.param(
-            ("--dataset=ptb", "--data_dir=/nonexistent"), "/nonexistent", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            ("--baseline", "--depth=1"),
-            "--baseline trains one application of",
-            marks=pytest.mark.slow,
-        ),
+        (("--dataset=ptb", "--data_dir=/nonexistent"), "/nonexistent"),
+        (("--baseline", "--depth=1"), "--baseline trains one application of"),
         (("--heads=3",), "heads must divide width; received width 16, heads 3"),
     ],
 )
@@ -188,10 +183,3 @@ def test_bad_input_is_one_line_that_says_what_to_do(trained, arguments, message)
     assert message in output
     assert "Traceback" not in output
     assert not (trained / "bad" / "metrics.json").exists()
-
-
-def test_empty_text_file_is_refused(tmp_path):
-    (tmp_path / "empty.txt").write_text("")
-    output = run(tmp_path, f"--workdir={tmp_path / 'run'}", expect=1)
-    assert "empty" in output
-    assert "Traceback" not in output

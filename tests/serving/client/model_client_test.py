@@ -28,23 +28,25 @@ from tensorflow_serving.apis import (
 
 import tfdeq
 from export import client as client_program
-from tests.support.cases import contracting_language_model, fast
+from tests.support.cases import fast
+from tests.support.verified_run import language_model
 from tfdeq.models import generate
 from tfdeq.serving.client import model_client
 from tfdeq.serving.client.model_client import Client, ServerError
-from tfdeq.serving.versions import saved_model
+from tfdeq.serving.versions import warm_up
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 ROOT = pathlib.Path(__file__).absolute().parents[3]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return contracting_language_model(256, 12)
+    return language_model()
 
 
 @pytest.fixture(scope="module")
-def path(model, tmp_path_factory):
-    return saved_model.export(model, tmp_path_factory.mktemp("output"))
+def path(verified_run):
+    return verified_run / "export" / "1"
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +61,18 @@ def described(path):
 
 
 @pytest.fixture(scope="module")
-def answer(path):
+def answer(path, model):
     loaded = tf.saved_model.load(str(path))
 
     def run(signature, inputs):
         outputs = loaded.signatures[signature](**inputs)
         return {name: value.numpy() for name, value in outputs.items()}
 
+    # As a server's warm-up: a first call takes seconds, and no client of these tests waits for it. The
+    # model is made before, as that sets seeds.
+    for signature, inputs in warm_up.read(path):
+        if signature in ("serving_default", "generate") and len(inputs["tokens"]) == 1:
+            run(signature, {name: tf.constant(value) for name, value in inputs.items()})
     return run
 
 

@@ -9,23 +9,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfdeq
-from tests.support.cases import contracting_language_model
+from tests.support.verified_run import LENGTH, VOCABULARY, language_model
 from tfdeq.serving.server import isolated, runtime
 from tfdeq.serving.server.isolated import Request
-from tfdeq.serving.versions import saved_model
-
-VOCABULARY, LENGTH = 17, 12
 
 
 @pytest.fixture(scope="module")
 def model():
-    return contracting_language_model(VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=40))
+    return language_model()
 
 
 @pytest.fixture(scope="module")
-def version(model, tmp_path_factory):
-    return saved_model.export(model, tmp_path_factory.mktemp("output"))
+def version(verified_run):
+    return verified_run / "export" / "1"
 
 
 def inputs_of(batch):

@@ -15,6 +15,8 @@ from tfdeq.serving.signatures.keras_signatures import keras_signatures
 from tfdeq.serving.signatures.signature import own_settings, solving_of
 from tfdeq.serving.verification import graph_checks
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
+
 
 class Cell(keras.layers.Layer):
     def __init__(self, units, **kwargs):
@@ -33,7 +35,8 @@ def make_model(depths=1):
     b = keras.Input((3,), dtype="int32", name="b")
     h = keras.layers.Dense(5)(a) + keras.layers.Dense(5)(keras.ops.cast(b, "float32"))
     for depth in range(depths):
-        h = tfdeq.DEQLayer(Cell(5), tfdeq.Anderson(60, 1e-3), name=f"depth{depth}")(h)
+        solver = tfdeq.Anderson if depths == 1 else tfdeq.FixedPointIteration  # is traced sooner
+        h = tfdeq.DEQLayer(Cell(5), solver(60, 1e-3), name=f"depth{depth}")(h)
     outputs = {"label": keras.layers.Dense(2)(h), "top": keras.ops.argmax(h, axis=-1)}
     return keras.Model([a, b], outputs)
 
@@ -229,7 +232,7 @@ def test_a_model_of_a_class_names_its_inputs():
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
-            self.deq = tfdeq.DEQLayer(Cell(4))
+            self.deq = tfdeq.DEQLayer(Cell(4), "fixed_point_iteration")
 
         def call(self, x):
             return self.deq(x)
@@ -259,7 +262,7 @@ def test_models_that_cannot_be_served_so():
 
 def named_model(name="x", outputs=lambda z: z):
     x = keras.Input((4,), name=name)
-    return keras.Model(x, outputs(tfdeq.DEQLayer(Cell(4))(x)))
+    return keras.Model(x, outputs(tfdeq.DEQLayer(Cell(4), "fixed_point_iteration")(x)))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,16 @@ from tests.support.cases import contracting_language_model, fast
 from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel, generate
 from tfdeq.serving.signatures.language_model_signatures import examples, language_model_signatures
-from tfdeq.serving.signatures.signature import INVALID, MAX_STEPS_LIMIT, input_specs
+from tfdeq.serving.signatures.signature import (
+    INVALID,
+    MAX_STEPS_LIMIT,
+    input_specs,
+    solving_of,
+)
+from tfdeq.serving.signatures.text import ServingDefault
 from tfdeq.serving.verification import graph_checks
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 VOCABULARY, LENGTH = 17, 12
 
 
@@ -197,7 +204,8 @@ def test_weights_that_are_not_finite_give_a_status_and_finite_residuals(tokens):
     model = LanguageModel(VOCABULARY, LENGTH, TransformerCell(16, 2, LENGTH, recurrent_scale=1.0))
     model.build((None, LENGTH))
     model.cell.contract.kernel.assign(np.full(model.cell.contract.kernel.shape, np.nan))
-    outputs = call(functions_of(model)["serving_default"], tokens[:2], [LENGTH, 4])
+    function = ServingDefault().traced(model, solving_of(model), False).function
+    outputs = call(function, tokens[:2], [LENGTH, 4])
     assert (outputs["status"] == tfdeq.Status.NON_FINITE).all()
     assert np.isfinite(outputs["residual"]).all()
 

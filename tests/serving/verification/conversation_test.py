@@ -15,18 +15,26 @@ from tfdeq.data.windows import spread_windows
 from tfdeq.serving.client import model_client
 from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.server import isolated
+from tfdeq.serving.signatures import text
+from tfdeq.serving.signatures.text import ContinueText, Score, ServingDefault
 from tfdeq.serving.verification import conversation_checks, verify
 from tfdeq.serving.versions import saved_model, warm_up
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 ROOT = pathlib.Path(__file__).absolute().parents[3]
 STREAM = np.random.default_rng(7).integers(0, VOCABULARY, 400).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory):
-    """A version of the model with a span, with warm-up records."""
+    """A version of the model with a span, with warm-up records; of its signatures those that a text needs."""
     kind = LanguageModelKind(MODELS["span"](), spread_windows(STREAM, LENGTH, 8))
-    return saved_model.export_kind(kind, tmp_path_factory.mktemp("output"), batch_sizes=[1, 4])
+    kept = (ServingDefault.name, Score.name, ContinueText.name)
+    fewer = {name: text.REGISTRY[name] for name in kept}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "REGISTRY", fewer)
+        output = tmp_path_factory.mktemp("output")
+        return saved_model.export_kind(kind, output, batch_sizes=[1, 4])
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +58,10 @@ def answers(conversation, loaded):
 
 
 @pytest.mark.parametrize("name", [pytest.param("span", marks=pytest.mark.slow), "lstm"])
-def test_versions_are_verified_with_their_memory(name, version, tmp_path, monkeypatch):
+def test_versions_are_verified_with_their_memory(name, tmp_path, monkeypatch):
     monkeypatch.setattr(isolated, "RUNTIMES", {"c": isolated.RUNTIMES["c"]})
     model = MODELS[name]()
-    path = version if name == "span" else saved_model.export(model, tmp_path)
+    path = saved_model.export(model, tmp_path)
     windows = spread_windows(STREAM, LENGTH, 8)
     found, _ = verify.verify_kind(LanguageModelKind(model, windows, STREAM), path)
     assert all(check.passed for check in found), [check.text for check in found]
@@ -146,8 +154,8 @@ def test_records_of_one_number_are_short(tmp_path):
 
 def test_the_documents_example_talks_with_a_version(version, loaded, monkeypatch, capsys):
     """The code of docs/serving.md, with the server's part done by the version itself."""
-    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    document = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL)
                if "continue_text" in block]  # fmt: skip
     code = code.replace("models/language_model/1", str(version))
 

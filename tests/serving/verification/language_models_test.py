@@ -28,6 +28,7 @@ from tfdeq.serving.signatures.language_model_signatures import (
     signature_names,
 )
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 CONVERGENCE = {"residual", "steps", "status"}
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import tfdeq
 from tests.support.cases import contracting_language_model
+from tests.support.verified_run import language_model as verified_run_model
 from tfdeq import serving
 from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
@@ -145,13 +146,19 @@ def test_a_functional_model_comes_back(tmp_path):
     np.testing.assert_array_equal(serving.load_model(path)(given), model(given))
 
 
-def test_what_is_no_version_of_ours(tmp_path, version):
+def test_what_was_exported_comes_back(verified_run):
+    loaded = serving.load_model(verified_run / "export" / "1")
+    assert isinstance(loaded, LanguageModel)
+    np.testing.assert_array_equal(loaded(TOKENS), verified_run_model()(TOKENS))
+
+
+def test_what_is_no_version_of_ours(tmp_path, verified_run):
     with pytest.raises(FileNotFoundError, match="manifest.json.* is no version"):
         serving.load_model(tmp_path)
     # Weights of another model under this one's description.
-    other = LanguageModel(VOCABULARY, LENGTH, TransformerCell(8, 2, LENGTH))
+    other = LanguageModel(256, LENGTH, TransformerCell(8, 2, LENGTH))
     other.build((None, LENGTH))
-    path = shutil.copytree(version, tmp_path / "1")
+    path = shutil.copytree(verified_run / "export" / "1", tmp_path / "1")
     (path / "assets.extra" / loading.NAME).write_text(loading.to_json(other))
     with pytest.raises(
         manifest.ChangedVersionError, match="changed: assets.extra/keras_model.json"

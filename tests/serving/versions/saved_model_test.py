@@ -1,9 +1,6 @@
 """Writing versions: content, program, existing versions, failures half way, broken workdirs."""
 
 import json
-import pathlib
-import subprocess
-import sys
 import types
 
 import keras
@@ -13,12 +10,12 @@ import tensorflow as tf
 
 import tfdeq
 from export import saved_model as export_program
+from tests.support import verified_run as run_of_tests
 from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 from tfdeq.serving.verification import graph_checks
 from tfdeq.serving.versions import loading, manifest, publishing, saved_model
 
-ROOT = pathlib.Path(__file__).absolute().parents[3]
 VOCABULARY, LENGTH = 17, 12
 SIGNATURES = {"serving_default", "score", "encode", "step", "generate"}
 
@@ -78,35 +75,28 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_program_writes_a_version(trained, tmp_path):
-    command = [sys.executable, "-m", "export.saved_model", f"--workdir={trained}"]
-    finished = subprocess.run(
-        [*command, f"--output={tmp_path}", "--notext"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert f"Exported {tmp_path / '1'}." in finished.stdout
-    assert "python -m export.verify" in finished.stdout
-    assert names_in(tmp_path) == ["1"]
-    card = card_of(tmp_path / "1")
+def test_the_program_writes_a_version(verified_run):
+    output = verified_run / "export"
+    said = (verified_run / run_of_tests.SAID).read_text()
+    assert f"Exported {output / '1'}." in said
+    assert "python -m export.verify" in said
+    assert names_in(output) == ["1"]
+    card = card_of(output / "1")
     assert card["version"] == 1
     assert card["signatures"].keys() == SIGNATURES
     inputs = card["signatures"]["score"]["inputs"]
     assert inputs["tolerance"]["dtype"] == "float32"
     assert inputs["tokens"]["shape"] == [None, None]
     assert all("meaning" in tensor for tensor in inputs.values())
-    assert card["sequence_length"] == LENGTH
-    assert card["vocabulary"] == {"size": VOCABULARY, "file": "vocabulary.txt"}
+    assert card["sequence_length"] == run_of_tests.LENGTH
+    assert card["vocabulary"] == {"size": run_of_tests.VOCABULARY, "file": "vocabulary.txt"}
     assert (card["unit"], card["dataset"]) == ("word", "text")
-    assert card["flags"]["files"] == "*.txt"
-    assert card["metrics"] == {"test": {"bits_per_byte": 2.5}}
+    assert card["flags"]["files"] == str(verified_run / "*.txt")
+    assert card["metrics"] == {"test": {"bits_per_word": 7.5}}
     assert card["libraries"]["tensorflow"] == tf.__version__
     assert card["status"].keys() == {"0", "1", "2", "3", "-1"}
-    vocabulary = tmp_path / "1" / "assets.extra" / "vocabulary.txt"
-    assert vocabulary.read_text() == (trained / "vocabulary.txt").read_text()
+    vocabulary = output / "1" / "assets.extra" / "vocabulary.txt"
+    assert vocabulary.read_text() == (verified_run / "vocabulary.txt").read_text()
 
 
 @pytest.mark.slow

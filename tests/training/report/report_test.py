@@ -1,13 +1,16 @@
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
+from absl import app
 
 from tests.support.shell import own_lines
 from tfdeq.programs.workdir import write_json
 from tfdeq.serving.versions import manifest
 from tfdeq.training.report import summary
+from trainers import report
 
 ROW = {"bits_per_byte": 1.9, "residual": 5e-3, "steps": 6.0}
 METRICS = {"test": {**ROW, "by_budget": {"1.0": ROW, "2.0": ROW}}}
@@ -168,17 +171,14 @@ def test_output_names_the_page(tmp_path):
 
 
 def test_no_folder_is_a_usage_error():
-    result = run()
-    assert result.returncode != 0
-    assert "No folder of a run was given. Name one or more" in result.stdout + own_lines(
-        result.stderr
-    )
+    with pytest.raises(app.UsageError, match="No folder of a run was given. Name one or more"):
+        report.main([])
 
 
-def test_a_folder_without_a_run_is_one_line(tmp_path):
-    result = run(str(tmp_path))
-    assert result.returncode == 1
-    assert own_lines(result.stderr).startswith(
-        f"Error: {tmp_path} holds neither metrics.json nor curves"
-    )
+def test_a_folder_without_a_run_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FLAGS", types.SimpleNamespace(output=None))
+    with pytest.raises(
+        FileNotFoundError, match=f"{tmp_path} holds neither metrics.json nor curves"
+    ):
+        report.main([str(tmp_path)])
     assert list(tmp_path.iterdir()) == []

@@ -97,13 +97,11 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
     Example:
         >>> import tempfile
         >>> from tfdeq.serving.versions import saved_model
-        >>> from tfdeq.models import LanguageModel
-        >>> from tfdeq.cells import TransformerCell
-        >>> model = LanguageModel(7, sequence_length=6, cell=TransformerCell(8, 2, 6))
-        >>> model.build((None, 6))
-        >>> path = saved_model.export(model, tempfile.mkdtemp())
-        >>> load_model(path).vocabulary_size
-        7
+        >>> x = keras.Input((2,), name="x")
+        >>> layer = tfdeq.DEQLayer(tfdeq.cells.DenseCell(3), "fixed_point_iteration")
+        >>> path = saved_model.export(keras.Model(x, layer(x)), tempfile.mkdtemp())
+        >>> load_model(path).output_shape
+        (None, 3)
     """
     path = expanded(path)
     manifest.require_whole(path)

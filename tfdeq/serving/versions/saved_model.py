@@ -111,7 +111,7 @@ def export(
         >>> import tempfile, tfdeq
         >>> x, z = keras.Input((2,), name="x"), keras.Input((2,))
         >>> cell = keras.Model([z, x], keras.ops.tanh(x - 0.5 * z))
-        >>> model = keras.Model(x, tfdeq.DEQLayer(cell)(x))
+        >>> model = keras.Model(x, tfdeq.DEQLayer(cell, "fixed_point_iteration")(x))
         >>> export(model, tempfile.mkdtemp()).name
         '1'
     """

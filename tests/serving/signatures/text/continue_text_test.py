@@ -23,6 +23,7 @@ from tfdeq.serving.signatures.signature import INVALID, input_specs
 from tfdeq.serving.signatures.text.continue_text import model_memory, named_memory
 from tfdeq.serving.verification import graph_checks
 
+FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 NAMES = {
     "span": ["memory_key", "memory_length", "memory_value"],
     "long span, cutoffs": ["memory_key", "memory_length", "memory_value"],
