@@ -17,7 +17,16 @@ _SAME_STATE = 0.01
 
 
 class BestOf(NamedTuple):
-    """The best of the answers of every sample."""
+    """The best of the answers of every sample; see `best_of`.
+
+    Example:
+        >>> import keras, tfdeq
+        >>> z, x = keras.Input((1,)), keras.Input((1,))
+        >>> layer = tfdeq.DEQLayer(keras.Model([z, x], keras.ops.tanh(0.5 * z + x)))
+        >>> best = tfdeq.best_of(layer, tf.ones([2, 1]), starts=3)
+        >>> best.converged.numpy().tolist(), best.agreement.numpy().tolist()
+        ([True, True], [1.0, 1.0])
+    """
 
     outputs: Any  # what the layer or model returns, of the chosen start, [B, …]
     residual: tf.Tensor  # [B] float32, of the chosen start

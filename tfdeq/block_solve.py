@@ -68,102 +68,115 @@ def solve_by_blocks(
     Returns:
         `Solution`; its steps count sweeps by their applications. It carries no gradient.
     """
-    grid = BlockGrid(
-        z0.shape.rank - 2, tf.shape(z0), block, reach * min(applications, block // reach)
-    )
-    count = grid.halo // reach
-    padded_x = tf.nest.map_structure(lambda leaf: grid.padded(tf.stop_gradient(leaf)), x)
-    inside = grid.padded(mask[..., None])
-    limit = tf.cast(_SHARE * tolerance, z0.dtype)
-
-    def sweep(state: _Sweeps, budget: tf.Tensor) -> _Sweeps:
-        turn = grid.oldest_around(state.active, state.since)
-        blocks = tf.where(tf.reshape(turn, [-1]))[:, 0]
-        samples = blocks // grid.count
-        windows = grid.windows(blocks)
-
-        def cut(leaf):
-            return grid.as_places(tf.gather(leaf, windows))
-
-        first = cut(state.z)
-        own_x, own_mask = tf.nest.map_structure(cut, padded_x), cut(inside)[..., 0]
-        left = tf.gather(budget - state.spent, samples)
-        z = first
-        for number in range(count):
-            z = choose(left > number, f(z, own_x, own_mask), z)
-        before, after = grid.interior(first), grid.interior(z)
-        finite = tf.reduce_all(tf.math.is_finite(after), axis=[1, 2])
-        after = tf.where(finite[:, None, None], after, before)
-        least = (tf.gather(limit, samples) * _length(after))[:, None]
-        moved = finite[:, None] & (grid.moved(after - before) > least)
-        z = tf.tensor_scatter_nd_update(state.z, grid.interior(windows, True)[..., None], after)
-        woken = grid.woken(blocks, moved, tf.shape(state.active))
-        active = (state.active & ~turn) | woken
-        # A block keeps its turn until it is settled, or has had it for long; then it goes to the end.
-        turns = tf.where(turn, state.turns + 1, state.turns)
-        last = (woken & ~state.active) | (turns >= _TURNS)
-        now = tf.cast(state.spent, tf.int64)[:, None] + 1
-        since = tf.where(last, now, state.since)
-        turns = tf.where(last, 0, turns)
-        failed = tf.scatter_nd(
-            samples[:, None], tf.cast(~finite, tf.int32), tf.shape(budget, tf.int64)
-        )
-        worked = tf.reduce_any(state.active, axis=1)
-        spent = tf.minimum(
-            state.spent + tf.where(worked, count, 0), tf.maximum(budget, state.spent)
-        )
-        failed = state.failed | (failed > 0)
-        active &= (~failed & (spent < budget))[:, None]
-        return _like(_Sweeps(z, active, since, turns, spent, failed), state)
-
-    def solve(state: _Sweeps, residual: tf.Tensor):
-        """Sweeps until nothing changes, and a look at the whole."""
-        budget = max_steps - 1
-        active = state.active & (state.spent < budget)[:, None]
-        looked = tf.reduce_any(active, axis=1)
-        state = tf.while_loop(
-            lambda state: tf.reduce_any(state.active),
-            lambda state: (sweep(state, budget),),
-            [state._replace(active=active)],
-            parallel_iterations=1,
-        )[0]
-        z = grid.unpadded(state.z)
-        image = f(z, x, mask)
-        finite = tf.reduce_all(tf.math.is_finite(grid.flat(image)), axis=[1, 2])
-        own = _length(grid.flat(image) - grid.flat(z)) / (_length(grid.flat(image)) + _EPSILON)
-        own = tf.where(finite, own, own.dtype.max)
-        spent = state.spent + tf.where(looked | (residual < 0), 1, 0)
-        residual = tf.ensure_shape(tf.where(looked | (residual < 0), own, residual), residual.shape)
-        failed = state.failed | ~finite
-        # Where the change is, by blocks.
-        moved, size = (grid.by_block(value) for value in (image - z, image))
-        active = moved > limit[:, None] * size
-        open_ = ~failed & (residual > tf.cast(tolerance, residual.dtype)) & (spent < budget)
-        again = state._replace(active=active & open_[:, None], spent=spent, failed=failed)
-        return _like(again, state), residual
-
-    batch = tf.shape(tolerance)
-    blocks = tf.stack([batch[0], tf.cast(grid.count, tf.int32)])
-    start = _Sweeps(
-        grid.padded(tf.stop_gradient(z0)),
-        tf.ones(blocks, tf.bool),
-        tf.zeros(blocks, tf.int64),
-        tf.zeros(blocks, tf.int32),
-        tf.zeros(batch, tf.int32),
-        tf.zeros(batch, tf.bool),
-    )
-    unknown = tf.fill(tf.shape(tolerance), tf.constant(-1.0, z0.dtype))  # nothing was looked at
+    solve = _BlockSolve(f, z0, x, mask, reach, block, tolerance, max_steps, applications)
     state, residual = tf.while_loop(
         lambda state, residual: tf.reduce_any(state.active) | tf.reduce_any(residual < 0),
-        solve,
-        [start, unknown],
+        solve.round,
+        [solve.start(z0), tf.fill(tf.shape(tolerance), tf.constant(-1.0, z0.dtype))],
         parallel_iterations=1,
     )
     met = residual <= tf.cast(tolerance, residual.dtype)
     status = tf.where(met, int(Status.CONVERGED), int(Status.MAX_STEPS))
     status = tf.where(state.failed, int(Status.NON_FINITE), status)
-    z = tf.ensure_shape(grid.unpadded(state.z), z0.shape)
+    z = tf.ensure_shape(solve.grid.unpadded(state.z), z0.shape)
     return Solution(z, tf.cast(residual, tf.float32), state.spent, status)
+
+
+class _BlockSolve:
+    """One solve by blocks; arguments as of `solve_by_blocks`."""
+
+    def __init__(self, f, z0, x, mask, reach, block, tolerance, max_steps, applications):
+        self._f, self._x, self._mask = f, tf.nest.map_structure(tf.stop_gradient, x), mask
+        self._count = min(applications, block // reach)
+        self.grid = BlockGrid(z0.shape.rank - 2, tf.shape(z0), block, reach * self._count)
+        self._padded_x = tf.nest.map_structure(self.grid.padded, self._x)
+        self._inside = self.grid.padded(mask[..., None])
+        self._tolerance = tf.cast(tolerance, z0.dtype)
+        self._limit = _SHARE * self._tolerance
+        # One application is left for the look at the whole.
+        self._budget = max_steps - 1
+
+    def start(self, z0: tf.Tensor) -> _Sweeps:
+        """The state before the first sweep."""
+        batch = tf.shape(self._budget)
+        blocks = tf.stack([batch[0], tf.cast(self.grid.count, tf.int32)])
+        return _Sweeps(
+            self.grid.padded(tf.stop_gradient(z0)),
+            tf.ones(blocks, tf.bool),
+            tf.zeros(blocks, tf.int64),
+            tf.zeros(blocks, tf.int32),
+            tf.zeros(batch, tf.int32),
+            tf.zeros(batch, tf.bool),
+        )
+
+    def round(self, state: _Sweeps, residual: tf.Tensor) -> tuple[_Sweeps, tf.Tensor]:
+        """Sweeps until nothing changes, and a look at the whole.
+
+        residual: [B], what the last look found; below 0: there was none.
+        """
+        active = state.active & (state.spent < self._budget)[:, None]
+        looked = tf.reduce_any(active, axis=1) | (residual < 0)
+        state = tf.while_loop(
+            lambda state: tf.reduce_any(state.active),
+            lambda state: (self._sweep(state),),
+            [state._replace(active=active)],
+            parallel_iterations=1,
+        )[0]
+        grid, z = self.grid, self.grid.unpadded(state.z)
+        image = self._f(z, self._x, self._mask)
+        finite = tf.reduce_all(tf.math.is_finite(grid.flat(image)), axis=[1, 2])
+        own = _length(grid.flat(image) - grid.flat(z)) / (_length(grid.flat(image)) + _EPSILON)
+        own = tf.where(finite, own, own.dtype.max)
+        spent = state.spent + tf.where(looked, 1, 0)
+        residual = tf.ensure_shape(tf.where(looked, own, residual), residual.shape)
+        failed = state.failed | ~finite
+        moved, size = (grid.by_block(value) for value in (image - z, image))
+        goes_on = ~failed & (residual > self._tolerance) & (spent < self._budget)
+        active = (moved > self._limit[:, None] * size) & goes_on[:, None]
+        return _like(state._replace(active=active, spent=spent, failed=failed), state), residual
+
+    def _sweep(self, state: _Sweeps) -> _Sweeps:
+        """A few applications to the blocks whose turn it is."""
+        grid, budget = self.grid, self._budget
+        turn = grid.oldest_around(state.active, state.since)
+        blocks = tf.where(tf.reshape(turn, [-1]))[:, 0]
+        samples = blocks // grid.count
+        windows = grid.windows(blocks)
+        before, after = self._applied(state.z, windows, tf.gather(budget - state.spent, samples))
+        finite = tf.reduce_all(tf.math.is_finite(after), axis=[1, 2])
+        after = tf.where(finite[:, None, None], after, before)
+        least = (tf.gather(self._limit, samples) * _length(after))[:, None]
+        moved = finite[:, None] & (grid.moved(after - before) > least)
+        woken = grid.woken(blocks, moved, tf.shape(state.active))
+        z = tf.tensor_scatter_nd_update(state.z, grid.interior(windows, True)[..., None], after)
+        failed = tf.scatter_nd(
+            samples[:, None], tf.cast(~finite, tf.int32), tf.shape(budget, tf.int64)
+        )
+        failed = state.failed | (failed > 0)
+        spent = state.spent + tf.where(tf.reduce_any(state.active, axis=1), self._count, 0)
+        spent = tf.minimum(spent, tf.maximum(budget, state.spent))
+        active = (state.active & ~turn) | woken
+        # A block keeps its turn until it is settled, or has had it for long; then it goes to the end.
+        turns = tf.where(turn, state.turns + 1, state.turns)
+        last = (woken & ~state.active) | (turns >= _TURNS)
+        since = tf.where(last, tf.cast(state.spent, tf.int64)[:, None] + 1, state.since)
+        active &= (~failed & (spent < budget))[:, None]
+        return _like(_Sweeps(z, active, since, tf.where(last, 0, turns), spent, failed), state)
+
+    def _applied(self, z: tf.Tensor, windows: tf.Tensor, left: tf.Tensor) -> tuple:
+        """The places of blocks [n, places of a block, d], before and after some applications.
+
+        left: [n], applications that the budget of a block's sample allows.
+        """
+
+        def cut(leaf):
+            return self.grid.as_places(tf.gather(leaf, windows))
+
+        x, mask = tf.nest.map_structure(cut, self._padded_x), cut(self._inside)[..., 0]
+        before = after = cut(z)
+        for number in range(self._count):
+            after = choose(left > number, self._f(after, x, mask), after)
+        return self.grid.interior(before), self.grid.interior(after)
 
 
 def _like(new: _Sweeps, old: _Sweeps) -> _Sweeps:
