@@ -57,6 +57,7 @@ def test_it_is_tested_by_size_and_budget(trained):
         assert {"exact", "places", "settled", "residual", "steps"} <= set(found)
     assert metrics["config"]["width"] == 12  # given; what the recipe of the task says else
     assert metrics["score"]["lower_is_better"] is False
+    assert f"size 40: {test['by_size']['40']['exact']:.3f}" in _run("trainers.report", trained)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from tfdeq.models import Reasoner
 from tfdeq.solvers import FixedPointIteration
 from tfdeq.training.reasoning.evaluation import exact, places, puzzle_evaluator
 
-CONFIG = {"depth": 0, "max_steps": 6, "jit_compile": False}
+CONFIG = {"depth": 0, "max_steps": 6, "jit_compile": False, "block": 0}
 
 
 @pytest.fixture(scope="module")

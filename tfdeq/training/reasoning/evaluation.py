@@ -1,5 +1,6 @@
 """What a model makes of puzzles: exact answers, places, and whether an answer that is settled is right."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,9 +86,15 @@ def puzzle_evaluator(
         batches,
         _figures if not config["depth"] else _figures_of_applications,
         budget=Budget(steps, explicit=bool(config["depth"])),
-        jit_compile=config["jit_compile"],
+        # What XLA compiles is solved whole: larger puzzles than the run's are not compiled.
+        jit_compile=config["jit_compile"] and not (config["block"] and size > places_of(model)),
         budgets=budgets,
     )
+
+
+def places_of(model: Reasoner) -> int:
+    """Returns the places of a puzzle of the size that a model was built for."""
+    return math.prod(model.input_places)
 
 
 def _figures(means: Mapping[str, float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ EQUILIBRIUM: dict[str, Any] = {
 }
 # task -> flag -> value, where it differs.
 RECIPES: dict[str, dict[str, Any]] = {
-    "prefix_sums": {"train_steps": 1500, "width": 32},
+    "prefix_sums": {"train_steps": 600, "width": 32, "block": 64},
     "maze": {
         "train_steps": 2500,
         "batch_size": 32,

@@ -71,6 +71,7 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
     for budget, row in report_run.mapping(test.get("by_budget")).items():
         if number(row.get(key)) is not None:
             lines.append(f"  at {budget} x the budget: {row[key]:.3f}{_residual(row, ', ')}")
+    lines += _of_other_data(test, key)
     baseline = report_run.mapping(metrics.get("baseline"))
     if number(baseline.get(key)) is not None:
         line = f"Best baseline, {baseline.get('name')}, as many steps: {baseline[key]:.3f}"
@@ -79,6 +80,19 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
             sign = 1 if score.lower_is_better else -1
             line += f" ({_comparison(sign * test[key], sign * baseline[key], unit)})"
         lines.append(line)
+    return lines
+
+
+def _of_other_data(test: Mapping[str, Any], key: str) -> list[str]:
+    """The figures of other sizes and grades than those of training, at the largest budget tried."""
+    lines = []
+    for group, name in (("by_length", "T ="), ("by_size", "size"), ("by_grade", "grade")):
+        for what, row in report_run.mapping(test.get(group)).items():
+            row = report_run.mapping(row)
+            if row and key not in row:  # by budget
+                row = report_run.mapping(row[max(row, key=float)])
+            if number(row.get(key)) is not None:
+                lines.append(f"  {name} {what}: {row[key]:.3f}{_solve(row)}")
     return lines
 
 
