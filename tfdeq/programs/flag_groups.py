@@ -20,7 +20,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("train_puzzles", "validation_puzzles", "test_puzzles"),
     ),
     "Model": (
-        *("model", "cell", "layers", "depth", "width", "embedding_width", "heads", "feedforward"),
+        *(
+            "model",
+            "cell",
+            "layers",
+            "depth",
+            "width",
+            "embedding_width",
+            "heads",
+            "attention_heads",
+            "feedforward",
+        ),
         *("attention_span", "distance_slope", "norm", "query_key_norm", "kernel_size"),
         *("normalization", "recurrent_scale", "tied_output", "cutoffs", "cutoff_factor"),
         *("loss_chunk", "dropout", "locked_dropout", "weight_dropout", "input_dropout"),

@@ -13,7 +13,7 @@ CELLS = ("convolution", "attention", "mixing")
 
 flag_uses.add(
     {
-        "heads": [{"cell": ("attention",)}],
+        "attention_heads": [{"cell": ("attention",)}],
         "start_noise": [EQUILIBRIUM],
         "test_budget": [EQUILIBRIUM],
         "block": [{**EQUILIBRIUM, "cell": ("convolution",)}],
@@ -30,7 +30,7 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_enum, "cell", "convolution", "Cell of the equilibrium: convolution takes puzzles of any size; attention is within rows and columns, and within boxes where the puzzle has them; mixing is for boards of one size.", CELLS),
         (flags.DEFINE_integer, "layers", 1, "Cells, each with weights of its own, that one application passes through."),
         (flags.DEFINE_integer, "width", 32, "Size of the state at a place."),
-        (flags.DEFINE_integer, "heads", 6, "Attention heads; they divide --width."),
+        (flags.DEFINE_integer, "attention_heads", 6, "Heads; they divide --width."),
         (flags.DEFINE_float, "start_noise", 0.0, "Standard deviation of the noise that a solve in training starts from; 0: from zero."),
         (flags.DEFINE_float, "settling_penalty", 0.0, "Weight of how far a place moves in one more application, over its size and over all places, in the loss: few places are to move at a time. 0: none."),
         (flags.DEFINE_integer, "block", 0, "Places, along each dimension, of blocks that the trained model solves apart; 0: all places at once."),
@@ -42,7 +42,7 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_string, "prepared_dir", None, "Where sets of puzzles are kept. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
     ]  # fmt: skip
     names = define(definitions, defaults)
-    at_least(1, "layers", "width", "heads", "train_puzzles", "validation_puzzles", "test_puzzles",
+    at_least(1, "layers", "width", "attention_heads", "train_puzzles", "validation_puzzles", "test_puzzles",
              "test_budget")  # fmt: skip
     at_least(0, "size", "start_noise", "settling_penalty", "block")
     bound(

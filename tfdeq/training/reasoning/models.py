@@ -47,4 +47,4 @@ def _cell(
             "--cell=convolution."
         )
     kinds = ("row", "column", "box") if puzzle.boxes else ("row", "column")
-    return GroupAttention(width, config["heads"], kinds, **common)
+    return GroupAttention(width, config["attention_heads"], kinds, **common)
