@@ -1,4 +1,4 @@
-"""What a solve by blocks costs beside plain iteration: python -m benchmarks.training.blocks --run=DIR.
+"""What a solve by blocks costs beside plain iteration: python -m benchmarks.training.blocks --workdir=DIR.
 
 Of a run of trainers.reasoning on prefix sums: strings of several lengths, solved both ways in turns.
 """
@@ -20,7 +20,7 @@ from tfdeq.programs import program
 from tfdeq.programs.workdir import write_json
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run", None, "Folder of a finished run.", required=True)
+flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
 flags.DEFINE_list("lengths", ["512", "2048", "8192"], "Places of the strings.")
 flags.DEFINE_integer("strings", 4, "Strings that are solved together.")
 flags.DEFINE_integer("rounds", 3, "Rounds; in each both ways once.")
@@ -44,7 +44,7 @@ def solver_of(model: Reasoner, block: int | None, steps: int) -> Callable[..., t
 
 
 def main() -> None:
-    model = keras.models.load_model(os.path.join(FLAGS.run, "model.keras"), compile=False)
+    model = keras.models.load_model(os.path.join(FLAGS.workdir, "model.keras"), compile=False)
     block = model.equilibrium.block or 64
     results = {}
     for length in map(int, FLAGS.lengths):
