@@ -21,9 +21,7 @@ class _Sweeps(NamedTuple):
 
     z: tf.Tensor  # [B · padded places, d], the state with a margin of zeros around each sample
     active: tf.Tensor  # [B, blocks] bool, in which something may still change
-    since: (
-        tf.Tensor
-    )  # [B, blocks] int64, the application at which a block was woken, or had turns enough
+    since: tf.Tensor  # [B, blocks] int64, the application at which a block's wait began
     turns: tf.Tensor  # [B, blocks] int32, sweeps of a block since then
     spent: tf.Tensor  # [B] int32, applications so far
     failed: tf.Tensor  # [B] bool, f was not finite
@@ -44,10 +42,10 @@ def solve_by_blocks(
     """Solves z = f(z, x) by plain iteration, where f lets a place see but its neighbourhood.
 
     The places are cut into blocks, all of them active at first. A sweep applies f a few times to blocks that
-    are active, with a margin as wide as what these applications see; of active blocks side by side the
-    first alone has its turn, so that what a block receives has settled where that is possible. A block
-    that changed by more than the tolerance stays active, and wakes the blocks beside it if it changed
-    where they look; others rest. So an answer that travels through the places costs what it passes, not
+    are active, with a margin as wide as what these applications see. Of active blocks side by side the one
+    that has waited longest has its turn, until it is settled or has had 32 sweeps, so that what a block
+    receives has settled first where that is possible. A block that changed where those beside it look
+    wakes them; the others rest. So an answer that travels through the places costs what it passes, not
     what the whole costs at every step. After the sweeps f is applied to all places once: the residual is
     that of the whole state, and blocks in which it is too large are taken up again.
 

@@ -73,7 +73,7 @@ def keras_experiment(
     task = Task(
         model=model,
         loss=called.loss,
-        batches=_batches(config, examples),
+        batches=example_batches(config, examples),
         evaluate=validation.evaluate,
         display=lambda row: {name: row[name] for name in measures if name in row},
         items_per_step=config["batch_size"],
@@ -93,9 +93,11 @@ def keras_experiment(
     )
 
 
-def _batches(
-    config: Mapping[str, Any], examples: Examples
+def example_batches(
+    config: Mapping[str, Any], examples: Examples, augment: Callable[..., Any] | None = None
 ) -> Callable[[int, int, int], tf.data.Dataset]:
+    """Returns `Task.batches` of examples: shuffled by the run's seed, with `training_examples`' augment."""
+
     def batches(start_step: int, shard: int, shards: int) -> tf.data.Dataset:
         return training_examples(
             examples.train,
@@ -104,6 +106,7 @@ def _batches(
             start_step=start_step,
             shard=shard,
             shards=shards,
+            augment=augment,
         )
 
     return batches

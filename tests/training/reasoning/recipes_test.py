@@ -3,6 +3,7 @@
 import pytest
 from absl import flags
 
+import tfdeq.training.reasoning.flags  # noqa: F401  says what a block is used with
 from tfdeq.data.puzzles import PUZZLES
 from tfdeq.training.reasoning import recipes
 
@@ -39,6 +40,4 @@ def test_what_is_given_stays():
 @pytest.mark.parametrize(("cell", "block"), [("convolution", 64), ("mixing", "the default")])
 def test_what_is_not_used_stays_away(cell, block):
     """A block is for cells that say how far they see: the recipe does not give it to others."""
-    import tfdeq.training.reasoning.flags  # noqa: F401  says what a block is used with
-
     assert _applied("--task=prefix_sums", f"--cell={cell}")["block"].value == block

@@ -7,13 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeq import spectral_radius
-from tfdeq.data.examples import Examples, Split, training_examples
+from tfdeq.data.examples import Split
 from tfdeq.data.puzzles import Puzzle, get, puzzle_examples
 from tfdeq.models import Reasoner
 from tfdeq.runs import kind
 from tfdeq.runs.measures import CROSS_ENTROPY
 from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.experiment import Experiment
+from tfdeq.training.keras_task import example_batches
 from tfdeq.training.reasoning.evaluation import puzzle_evaluator
 from tfdeq.training.reasoning.loss import PuzzleLoss
 from tfdeq.training.reasoning.models import make_model
@@ -57,7 +58,7 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
     task = Task(
         model=model,
         loss=PuzzleLoss(model, config["settling_penalty"]),
-        batches=_batches(config, examples, puzzle),
+        batches=example_batches(config, examples, puzzle.augment),
         evaluate=validation.evaluate,
         display=lambda row: {name: row[name] for name in ("loss", "exact") if name in row},
         items_per_step=config["batch_size"],
@@ -87,23 +88,6 @@ def budgets_of(config: Mapping[str, Any]) -> list[float]:
     while budgets[-1] * 2 <= config["test_budget"]:
         budgets.append(budgets[-1] * 2)
     return budgets
-
-
-def _batches(
-    config: Mapping[str, Any], examples: Examples, puzzle: Puzzle
-) -> Callable[[int, int, int], tf.data.Dataset]:
-    def batches(start_step: int, shard: int, shards: int) -> tf.data.Dataset:
-        return training_examples(
-            examples.train,
-            batch_size=config["batch_size"],
-            seed=config["seed"],
-            start_step=start_step,
-            shard=shard,
-            shards=shards,
-            augment=puzzle.augment,
-        )
-
-    return batches
 
 
 def _test(
