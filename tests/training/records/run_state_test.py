@@ -76,6 +76,24 @@ def test_the_best_is_kept_by_itself(tmp_path):
     assert int(state.step) == 0
 
 
+def test_of_equal_scores_the_last_is_the_best(tmp_path):
+    state, value = make(tmp_path)
+    for step, score in ((2, 1.0), (3, 1.0), (4, 1.5)):
+        value.assign(float(step))
+        state.save_if_best(step, score)
+    assert state.best == {"step": 3, "score": 1.0}
+    assert state.restore_best()
+    assert float(value) == 3.0
+    state.save_if_best(5, float("inf"))
+    assert state.best["step"] == 3
+
+
+def test_a_score_that_is_not_finite_is_no_best(tmp_path):
+    state, _ = make(tmp_path)
+    state.save_if_best(2, float("inf"))
+    assert state.best is None
+
+
 def test_a_run_that_goes_on_knows_the_best_that_is_there(tmp_path):
     state, value = make(tmp_path)
     value.assign(4.0)

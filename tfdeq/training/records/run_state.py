@@ -132,13 +132,14 @@ class RunState:
         self._saved_at = time.monotonic()
 
     def save_if_best(self, step: int, score: float) -> None:
-        """Writes the best checkpoint anew if a validation score is better than all before.
+        """Writes the best checkpoint anew if no validation score before was better.
 
-        To be called while the model has the weights that were evaluated. The chief's score counts: workers
+        Of equal scores the last one counts: a share of right answers that cannot rise any more says
+        nothing about the weights after, which have been trained longer. To be called while the model has the weights that were evaluated. The chief's score counts: workers
         round differently, and all of them have to save, or none.
         """
         signed = self._sign * score  # what the checkpoint holds: lower for better models
-        lowest = self._agreement.on(signed if signed < float(self._score) else math.inf)
+        lowest = self._agreement.on(signed if signed <= float(self._score) else math.inf)
         if lowest < math.inf:
             self._score.assign(lowest)
             self._best_step.assign(step)
