@@ -97,6 +97,12 @@ CELLS = {
         ),
         _floats(3, 5, 4),
     ),
+    "nested recursion": (
+        lambda: tfdeq.cells.NestedRecursion(
+            tfdeq.cells.RecallConvolution(4, rank=1, recurrent_scale=0.2), inner_steps=2
+        ),
+        _floats(3, 5, 4),
+    ),
     "weight-tied stack": (
         lambda: tfdeq.cells.weight_tied(
             [

@@ -80,8 +80,9 @@ class DEQLayer(CellLayer):
         block: places, along each dimension, of blocks that are solved apart in inference: for a cell that
             says how far an application sees (its `reach`) and plain iteration, where an answer travels
             through many places. Only blocks in which something still changes are computed; see
-            `tfdeq.block_solve`. Such a call carries no gradient; calls that XLA compiles, or that ask for
-            iterates or a trace, solve as usual. Default None: all places at once.
+            `tfdeq.block_solve`. Such a call carries no gradient; calls that XLA compiles, that ask for
+            iterates or a trace, or in a `SolveScope` without compaction, solve as usual. Default None: all
+            places at once.
         explicit_steps: > 0: apply the cell so many times instead of solving, as the call argument of this
             name does; a baseline of that depth. Default 0: solve.
 
@@ -244,8 +245,9 @@ class DEQLayer(CellLayer):
     def _solve(self, f, z0, x, scoped, training, limits, mask, **settings) -> Solution:
         """Solves for one call; settings: the others of `fixed_point`."""
         backward_callback = self._backward_callback(training, scoped)
+        compact = not training and scoped.compaction
         by_blocks = self._block_call is not None and self._block_call.fits(
-            training, settings["iterates"], settings["trace"]
+            compact, settings["iterates"], settings["trace"]
         )
 
         def solve(compaction):
@@ -267,7 +269,7 @@ class DEQLayer(CellLayer):
             )
 
         # In training a cell may draw noise, or statistics, for the batch as it is.
-        return self._pure_cell.solve(f, z0, x, solve, not training and scoped.compaction)
+        return self._pure_cell.solve(f, z0, x, solve, compact)
 
     def _apply_explicitly(self, f, z0, x, steps, training) -> Solution:
         def apply(_):

@@ -39,7 +39,8 @@ class SolveScope:
             whose start is not finite begin as usual. In a compiled function a start must be of the usual
             start's shape.
         compaction: whether samples that are done leave the batch (see `tfdeq.fixed_point`'s
-            batched_args). Default True.
+            batched_args), and places of a layer that solves by blocks. Such solves by blocks carry no
+            gradient. Default True.
         absolute_tolerance: as tolerance; see `tfdeq.fixed_point`.
         explicit_steps: applications of the cell instead of a solve; 0: a solve, also in layers with
             explicit_steps of their own. A compiled function takes it only from a scope that is entered

@@ -18,8 +18,12 @@ from tfdeq.data.puzzles import PUZZLES
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 SMALL = (
     "--train_puzzles=64", "--validation_puzzles=8", "--test_puzzles=4", "--width=12", "--nojit_compile",
-    "--batch_size=8", "--train_steps=6", "--max_steps=6", "--training_max_steps=6", "--shallow_steps=2",
-    "--backward_max_steps=4", "--test_budget=2", "--inspect_every=0", "--start_noise=0.5",
+    "--batch_size=8", "--train_steps=6",
+)  # fmt: skip
+# Of an equilibrium; a test may give other values behind them.
+SOLVES = (
+    "--max_steps=6", "--training_max_steps=6", "--test_budget=2", "--inspect_every=0",
+    "--start_noise=0.5",
 )  # fmt: skip
 
 
@@ -38,7 +42,8 @@ def _run(program, *arguments, status=0):
 
 def _train(folder, *arguments, status=0):
     where = (f"--workdir={folder}", f"--prepared_dir={folder.parent / 'prepared'}")
-    return _run("trainers.reasoning", *where, *SMALL, *arguments, status=status)
+    solves = () if "--depth=1" in arguments else SOLVES
+    return _run("trainers.reasoning", *where, *SMALL, *solves, *arguments, status=status)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +74,31 @@ def test_every_task(task, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--segments=2", "--halting=settled", "--recursion", "--inner_steps=2"),
+        ("--progressive_weight=0.5", "--shallow_share=0"),
+        ("--depth=1", "--layers=3"),
+        ("--inspect_every=3", "--inspect_gradient", "--shallow_share=0"),
+    ],
+)
+def test_ways_to_train(arguments, tmp_path):
+    _train(tmp_path / "run", *arguments)
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "curves.jsonl").read_text().splitlines()
+    ]
+    if "--inspect_gradient" in arguments:
+        (cosine,) = {row["gradient_cosine"] for row in rows if row.get("step") == 3} - {None}
+        assert -1 <= cosine <= 1.0001  # float32
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["exact"] >= 0
+
+
+@pytest.mark.slow
 def test_killed_and_resumed(trained, tmp_path):
     """The weights are those of the run that was not killed, to the bit; starts are random."""
     where = (f"--workdir={tmp_path / 'run'}", f"--prepared_dir={trained.parent / 'prepared'}")
-    arguments = (*SMALL, "--test_sizes=8,40", "--checkpoint_every=2")
+    arguments = (*SMALL, *SOLVES, "--test_sizes=8,40", "--checkpoint_every=2")
     with subprocess.Popen(
         _command("trainers.reasoning", *where, *arguments),
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -109,6 +135,8 @@ def test_exported_and_verified(trained, tmp_path):
         (["--cell=attention"], "are lines. Give --cell=convolution"),
         (["--task=maze", "--size=8"], "size of maze must be"),
         (["--task=sudoku", "--grade=easy"], "grade of sudoku must be one of one_blank"),
+        (["--segments=2", "--progressive_weight=1"], "--progressive_weight=1.0 changes nothing"),
+        (["--halting=exact"], "changes nothing"),
         (["--test_sizes=big"], "must be whole numbers of at least 1"),
     ],
 )

@@ -57,7 +57,7 @@ def test_segments_are_inspected_as_texts_that_begin():
         9, 6, TransformerCell(8, 2, 6, recurrent_scale=0.3, span=4), solver=solver
     )
     model.build((None, 6))
-    task = make_task(model)._replace(memory=model.initial_memory)
+    task = make_task(model)._replace(carried=model.initial_memory)
     tokens = tf.constant(np.random.default_rng(0).integers(0, 9, (3, 6)), tf.int32)
     found = Inspection(task, jit_compile=True)((tokens, tokens, tf.fill([3], True)), 3)
     assert len(found) == 5

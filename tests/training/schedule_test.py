@@ -28,6 +28,7 @@ def test_a_sampled_budget_lies_around_it_and_follows_from_seed_and_step():
     assert set(budgets) == {2, 3, 4, 5, 6}
     assert budgets == [schedule.max_steps_at(step, config) for step in range(100)]
     assert budgets != [schedule.max_steps_at(step, {**config, "seed": 4}) for step in range(100)]
+    assert schedule.largest_budget(config) == 8  # the budget grows to 6
     # A budget is never below one step.
     assert min(schedule.max_steps_at(s, {**config, "sampled_depth": 50}) for s in range(100)) == 1
 

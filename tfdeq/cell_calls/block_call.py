@@ -46,9 +46,12 @@ class BlockCall:
             )
 
     @staticmethod
-    def fits(training: bool, iterates: Any, trace: bool) -> bool:
-        """Whether a call can be solved by blocks: in inference, not compiled by XLA, without a trace."""
-        return not training and iterates is None and not trace and not compiles_with_xla()
+    def fits(compaction: bool, iterates: Any, trace: bool) -> bool:
+        """Whether a call can be solved by blocks: not compiled by XLA, and without a trace.
+
+        compaction: whether what is done may leave the solve; it may not in training.
+        """
+        return compaction and iterates is None and not trace and not compiles_with_xla()
 
     def solve(
         self, pure_cell: PureCell, z0: tf.Tensor, x: Any, mask: Any, limits: Limits

@@ -3,6 +3,7 @@
 from tfdeq.cells.composed import ComposedCell
 from tfdeq.cells.dense import DenseCell
 from tfdeq.cells.group_attention import GroupAttention
+from tfdeq.cells.nested_recursion import NestedRecursion
 from tfdeq.cells.normalized_dense import WeightNormalizedDense, normalized_dense
 from tfdeq.cells.recall_convolution import RecallConvolution
 from tfdeq.cells.stacked import StackedCell, stacked
@@ -15,6 +16,7 @@ __all__ = [
     "ComposedCell",
     "DenseCell",
     "GroupAttention",
+    "NestedRecursion",
     "RecallConvolution",
     "StackedCell",
     "TokenMixing",

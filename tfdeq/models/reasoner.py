@@ -23,7 +23,8 @@ class Reasoner(keras.Model):
     Args:
         tokens: inputs are 0 … tokens − 1.
         classes: answers are 0 … classes − 1.
-        cell: on [B, places, d], d its `width`.
+        cell: on [B, places, d], d its `width`. Where its inputs or what is read of its state have another
+            width, it says so by `input_width` and `answer(z)`; see `tfdeq.cells.NestedRecursion`.
         solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps,
         explicit_steps, block: see `DEQLayer`.
         start_noise: in training a solve starts from normal noise of this standard deviation instead of
@@ -32,7 +33,7 @@ class Reasoner(keras.Model):
     Call arguments:
         inputs: [B, places] integers, places in one dimension or two. Those below 0 are outside of the
             puzzle, as if there were no such place: so puzzles of several sizes share a batch, with a cell
-            that takes a mask. z0: a start [B, places, d].
+            that takes a mask. z0: a start [B, places, width].
         tolerance, max_steps: scalars or [B]. explicit_steps: overrides the constructor's for this call.
         return_solution: return the `Solution` too.
 
@@ -78,7 +79,7 @@ class Reasoner(keras.Model):
         self.seed_generator = keras.random.SeedGenerator() if self.start_noise else None
         self.embedding = keras.layers.Embedding(
             tokens,
-            cell.width,
+            getattr(cell, "input_width", cell.width),
             embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0),
             dtype=self.dtype_policy,
             name="embedding",
@@ -108,10 +109,10 @@ class Reasoner(keras.Model):
 
     def build(self, input_shape):
         self._input_places = tuple(input_shape[1:])
-        state = (*input_shape, self.cell.width)
+        width = self.embedding.output_dim
         self.embedding.build(input_shape)
-        self.equilibrium.build(state)
-        self.readout.build(state)
+        self.equilibrium.build((*input_shape, width))
+        self.readout.build((*input_shape, width))
         super().build(input_shape)
 
     def call(
@@ -126,7 +127,7 @@ class Reasoner(keras.Model):
     ):
         x, mask = self.embed(inputs)
         if training and z0 is None and self.start_noise:
-            z0 = self.start_noise * keras.random.normal(ops.shape(x), seed=self.seed_generator)
+            z0 = self.start(x, training)
         solution = self.equilibrium(
             x,
             mask=mask,
@@ -151,15 +152,24 @@ class Reasoner(keras.Model):
             return x, None
         return ops.where(inside[..., None], x, 0), inside
 
+    def start(self, x, training=False):
+        """Returns where a solve of x [B, places, d] starts: the cell's initial state, or noise."""
+        initial = self.equilibrium.initial_state(x)
+        if not (training and self.start_noise):
+            return initial
+        noise = keras.random.normal(ops.shape(initial), seed=self.seed_generator)
+        return self.start_noise * ops.cast(noise, initial.dtype)
+
     def applied(self, z, inputs):
-        """Returns f(z, x), differentiable, of a state [B, places, d] and inputs [B, places]."""
+        """Returns f(z, x), differentiable, of a state [B, places, width] and inputs [B, places]."""
         x, mask = self.embed(inputs)
         given = {} if mask is None else {"mask": mask}
         x = self.cell.inject(x) if hasattr(self.cell, "inject") else x
         return ops.cast(self.cell(ops.cast(z, self.compute_dtype), x, **given), z.dtype)
 
     def read(self, z):
-        """Returns the logits [B, places, classes] float32 of a state [B, places, d]."""
+        """Returns the logits [B, places, classes] float32 of a state [B, places, width]."""
+        z = self.cell.answer(z) if hasattr(self.cell, "answer") else z
         return ops.cast(self.readout(norm(ops.cast(z, self.compute_dtype))), "float32")
 
     def get_config(self):

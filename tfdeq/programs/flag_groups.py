@@ -24,6 +24,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "model",
             "cell",
             "layers",
+            "recursion",
+            "inner_steps",
             "depth",
             "width",
             "embedding_width",
@@ -49,7 +51,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Steadiness": (
         *("jacobian_penalty", "jacobian_penalty_end", "jacobian_penalty_fraction"),
         *("jacobian_penalty_power_steps", "shallow_share", "shallow_steps"),
-        *("settling_penalty", "equilibrium_watch", "watch_residual", "divergence_patience"),
+        *(
+            "settling_penalty",
+            "progressive_weight",
+            "segments",
+            "halting",
+            "equilibrium_watch",
+            "watch_residual",
+            "divergence_patience",
+        ),
         "max_rollbacks",
     ),
     "Devices": (
@@ -66,6 +76,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "test_budget",
             "log_every",
             "inspect_every",
+            "inspect_gradient",
         ),
         *("profile_step", "checkpoint_every", "checkpoint_minutes", "keep"),
     ),

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdeq import SolveScope
+from tfdeq.training.gradient_cosine import gradient_cosine
 from tfdeq.training.task import CallSettings, Task
 
 
@@ -17,14 +18,19 @@ class Inspection:
         jit_compile: whether XLA compiles it. Outside XLA, TensorFlow may turn the sums in the loops of
             a solve into temporary variables when much memory is live, and then fail in the second call
             with "AlreadyExistsError: … tmp_var".
+        compare_gradient: whether to compare the gradient to that of a tight solve, which takes many times
+            a training step's evaluations.
     """
 
-    def __init__(self, task: Task, jit_compile: bool):
+    def __init__(self, task: Task, jit_compile: bool, compare_gradient: bool = False):
         self._task = task
+        self._compare_gradient = compare_gradient
         self._compiled = tf.function(self._solve, autograph=False, jit_compile=jit_compile)
 
     def __call__(self, batch: Any, max_steps: int) -> dict[str, tf.Tensor]:
         """Returns steps, residual, backward_steps, backward_residual [B] and spectral_radius [b].
+
+        With compare_gradient also what `gradient_cosine` returns, [].
 
         They come from evaluation mode: no dropout, no penalty, and no random number is drawn, so
         that a run is the same however often it is inspected.
@@ -44,6 +50,9 @@ class Inspection:
                 found[f"{prefix}residual"] = tf.concat([one.residual for one in known], axis=0)
         if self._task.spectral_radius is not None:
             found["spectral_radius"] = self._task.spectral_radius(batch)
+        if self._compare_gradient:
+            weights = model.trainable_variables
+            found |= gradient_cosine(self._loss, self._task.equilibria, weights, batch, max_steps)
         return found
 
     def _loss(self, batch: Any, max_steps: tf.Tensor) -> tf.Tensor:
@@ -57,6 +66,8 @@ class Inspection:
 def write_histograms(found: dict[str, tf.Tensor], write: Callable[..., Any]) -> None:
     """Writes what an inspection found by write(name, values); residuals by their decimal logarithm."""
     for name, values in found.items():
+        if not values.shape.rank:  # no figure of samples
+            continue
         values = tf.cast(values, tf.float64)
         if name.endswith("residual"):
             name = f"log10_{name}"

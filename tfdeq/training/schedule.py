@@ -39,8 +39,7 @@ def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
     """
     first = takeover_step(config)
     share = max(step - first, 0) / max(config["train_steps"] - first, 1)
-    low = config["training_max_steps"]
-    high = config.get("training_max_steps_end") or config["max_steps"]
+    low, high = _first_and_last_budget(config)
     budget = low if high <= low else low + int(share * (high - low + 1))
     spread = min(config["sampled_depth"], budget - 1)
     if not spread:
@@ -48,6 +47,17 @@ def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
     # From (seed, step) alone, so that a run goes on as it would have.
     random = np.random.default_rng((config["seed"], step))
     return int(random.integers(budget - spread, budget + spread, endpoint=True))
+
+
+def largest_budget(config: Mapping[str, Any]) -> int:
+    """Returns what `max_steps_at` never exceeds."""
+    budget = max(_first_and_last_budget(config))
+    return budget + min(config["sampled_depth"], budget - 1)
+
+
+def _first_and_last_budget(config: Mapping[str, Any]) -> tuple[int, int]:
+    last = config.get("training_max_steps_end") or config["max_steps"]
+    return config["training_max_steps"], last
 
 
 def penalty_share_at(step: int, config: Mapping[str, Any]) -> float:

@@ -57,7 +57,9 @@ class Trainer:
         self._agreement = Agreement(self._strategy)
         self._step = TrainingStep(task, config, optimizer, self._strategy)
         self._watch = EquilibriumWatch(config)
-        self._inspection = Inspection(task, config["jit_compile"])
+        self._inspection = Inspection(
+            task, config["jit_compile"], config.get("inspect_gradient", False)
+        )
         self._progress = Progress(workdir, task.display, config["train_steps"], task.item)
         self._clock = Clock()
         self._split: dict[str, float] = {}
@@ -306,17 +308,18 @@ class Trainer:
             self._progress.say(f"step {step}: {changed}")
 
     def _inspect(self, step: int) -> None:
-        """Writes histograms over samples, and the spectral radius, of the equilibrium."""
+        """Writes histograms over samples, and figures of the whole, of the equilibrium."""
         settings = self._settings(step - 1)
         if settings.explicit_steps:
             return
         self._pause(step)
         found = self._inspection(self._a_batch(step), settings.max_steps)
         write_histograms(found, self._progress.histograms(step))
-        if "spectral_radius" in found:
-            radius = {"spectral_radius": float(tf.reduce_max(found["spectral_radius"]))}
-            self._progress.curves.append({"step": step, **radius})
-            self._progress.scalars(step, "train", radius)
+        names = ("spectral_radius", "gradient_cosine", "reference_residual")
+        figures = {name: float(tf.reduce_max(found[name])) for name in names if name in found}
+        if figures:
+            self._progress.curves.append({"step": step, **figures})
+            self._progress.scalars(step, "train", figures)
         self._clock.start(step)
 
     def _evaluate(self, step: int) -> None:

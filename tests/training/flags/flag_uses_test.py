@@ -61,6 +61,7 @@ OTHER = {
     "evaluation_windows": 1,
     "feedforward": 12,
     "heads": 4,
+    "inspect_gradient": True,
     "jacobian_penalty": 0.1,
     "jacobian_penalty_end": 0.5,
     "jacobian_penalty_fraction": 1.0,

@@ -54,6 +54,8 @@ def test_figures(model):
             targets, logits, from_logits=True
         ).numpy().mean(),
     }  # fmt: skip
+    # The residual is a difference of float32 states that agree in three digits.
+    assert found.pop("residual") == pytest.approx(expected.pop("residual"), rel=1e-3)
     assert found == pytest.approx(expected, rel=1e-5)
 
 

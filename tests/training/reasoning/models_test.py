@@ -2,14 +2,21 @@
 
 import pytest
 
-from tfdeq.cells import ComposedCell, GroupAttention, RecallConvolution, TokenMixing
+from tfdeq.cells import (
+    ComposedCell,
+    GroupAttention,
+    NestedRecursion,
+    RecallConvolution,
+    TokenMixing,
+)
 from tfdeq.data.puzzles import get
 from tfdeq.training.reasoning.models import make_model
 
 CONFIG = {
     "size": 0, "cell": "convolution", "layers": 1, "width": 12, "attention_heads": 6, "depth": 0,
-    "start_noise": 0.5, "block": 0, "precision": "float32", "solver": "fixed_point_iteration",
-    "max_steps": 4, "tolerance": 1e-3, "adjoint": "unrolled", "adjoint_steps": 2,
+    "recursion": False, "inner_steps": 2, "start_noise": 0.5, "block": 0, "precision": "float32",
+    "solver": "fixed_point_iteration", "max_steps": 4, "tolerance": 1e-3,
+    "adjoint": "unrolled", "adjoint_steps": 2,
     "jacobian_penalty": 0.0, "jacobian_penalty_fraction": 0.25, "jacobian_penalty_power_steps": 0,
 }  # fmt: skip
 
@@ -20,6 +27,7 @@ CONFIG = {
         ("prefix_sums", {}, RecallConvolution),
         ("maze", {"size": 5, "layers": 2}, ComposedCell),
         ("maze", {"size": 5, "cell": "mixing"}, TokenMixing),
+        ("maze", {"size": 5, "recursion": True}, NestedRecursion),
         ("sudoku", {"cell": "attention"}, GroupAttention),
         ("reachability", {"cell": "attention"}, GroupAttention),
     ],

@@ -30,6 +30,7 @@ USES: dict[str, list[dict[str, Any]]] = {
     "shallow_share": [EQUILIBRIUM],
     "shallow_steps": [{**EQUILIBRIUM, "shallow_share": GIVEN}],
     "equilibrium_watch": [EQUILIBRIUM],
+    "inspect_gradient": [{**EQUILIBRIUM, "inspect_every": GIVEN}],
     "watch_residual": [{**EQUILIBRIUM, "equilibrium_watch": ("penalty", "budget")}],
     "jacobian_penalty": [CELL],
     "jacobian_penalty_end": [_PENALTY],

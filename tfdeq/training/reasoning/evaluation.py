@@ -25,10 +25,13 @@ class PuzzleRows:
     def __init__(self, model: Reasoner):
         self._model = model
 
-    def solved(self, inputs: tf.Tensor, settings: CallSettings) -> tuple[tf.Tensor, Solution]:
-        """Logits [B, places, classes], and the solution, of puzzles [B, places]."""
+    def solved(
+        self, inputs: tf.Tensor, settings: CallSettings, z0: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, Solution]:
+        """Logits [B, places, classes], and the solution, of puzzles [B, places] that start at z0."""
         return self._model(
             inputs,
+            z0=z0,
             max_steps=settings.max_steps,
             explicit_steps=settings.explicit_steps,
             return_solution=True,

@@ -18,8 +18,10 @@ from tfdeq.training.keras_task import example_batches
 from tfdeq.training.reasoning.evaluation import puzzle_evaluator
 from tfdeq.training.reasoning.loss import PuzzleLoss
 from tfdeq.training.reasoning.models import make_model
+from tfdeq.training.reasoning.segments import Segments
 from tfdeq.training.report import pictures
 from tfdeq.training.report.residual_trace import ResidualTrace
+from tfdeq.training.schedule import largest_budget
 from tfdeq.training.task import Score, Task
 
 EXACT = Score("exact", "share of puzzles solved", lower_is_better=False)
@@ -55,9 +57,19 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
         kind.write(workdir, kept)
         pictures.draw_all(workdir, metrics, {}, trace.after(workdir), writer)
 
+    segments = None
+    if config["segments"]:
+        segments = Segments(model, config["segments"], config["halting"])
     task = Task(
         model=model,
-        loss=PuzzleLoss(model, config["settling_penalty"]),
+        loss=PuzzleLoss(
+            model,
+            config["settling_penalty"],
+            config["progressive_weight"],
+            largest_budget(config),
+            segments,
+        ),
+        carried=None if segments is None else segments.initial,
         batches=example_batches(config, examples, puzzle.augment),
         evaluate=validation.evaluate,
         display=lambda row: {name: row[name] for name in ("loss", "exact") if name in row},

@@ -6,8 +6,9 @@ from absl import flags
 
 from tfdeq.data.puzzles import PUZZLES
 from tfdeq.training.flags import flag_uses
-from tfdeq.training.flags.flag_uses import EQUILIBRIUM
+from tfdeq.training.flags.flag_uses import EQUILIBRIUM, GIVEN, NOT_GIVEN
 from tfdeq.training.flags.shared import at_least, bound, define
+from tfdeq.training.reasoning.segments import HALTING
 
 CELLS = ("convolution", "attention", "mixing")
 
@@ -16,6 +17,10 @@ flag_uses.add(
         "attention_heads": [{"cell": ("attention",)}],
         "start_noise": [EQUILIBRIUM],
         "test_budget": [EQUILIBRIUM],
+        "inner_steps": [{"recursion": (True,)}],
+        "progressive_weight": [{**EQUILIBRIUM, "segments": NOT_GIVEN}],
+        "segments": [EQUILIBRIUM],
+        "halting": [{**EQUILIBRIUM, "segments": GIVEN}],
         "block": [{**EQUILIBRIUM, "cell": ("convolution",)}],
     }
 )
@@ -29,10 +34,15 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_string, "grade", "", "How hard the puzzles in training are, one of the task's grades; empty: its mixture."),
         (flags.DEFINE_enum, "cell", "convolution", "Cell of the equilibrium: convolution takes puzzles of any size; attention is within rows and columns, and within boxes where the puzzle has them; mixing is for boards of one size.", CELLS),
         (flags.DEFINE_integer, "layers", 1, "Cells, each with weights of its own, that one application passes through."),
+        (flags.DEFINE_bool, "recursion", False, "An application updates a latent state --inner_steps times, then the answer, by one and the same cell."),
+        (flags.DEFINE_integer, "inner_steps", 6, "Updates of the latent state before the answer's."),
         (flags.DEFINE_integer, "width", 32, "Size of the state at a place."),
         (flags.DEFINE_integer, "attention_heads", 6, "Heads; they divide --width."),
         (flags.DEFINE_float, "start_noise", 0.0, "Standard deviation of the noise that a solve in training starts from; 0: from zero."),
         (flags.DEFINE_float, "settling_penalty", 0.0, "Weight of how far a place moves in one more application, over its size and over all places, in the loss: few places are to move at a time. 0: none."),
+        (flags.DEFINE_float, "progressive_weight", 0.0, "Share in [0, 1] of the progressive loss: of a state after a random number of applications without a gradient and a random number with one, together at most the step's budget. 1: nothing is solved in training. 0: none."),
+        (flags.DEFINE_integer, "segments", 0, "Training steps that a puzzle stays in the batch, each going on from the state of the last. 0: each step is of new puzzles."),
+        (flags.DEFINE_enum, "halting", "none", "What has a puzzle leave before its last segment: an answer that is right at every place, or a solve that has met the tolerance.", HALTING),
         (flags.DEFINE_integer, "block", 0, "Places, along each dimension, of blocks that the trained model solves apart; 0: all places at once."),
         (flags.DEFINE_integer, "train_puzzles", 20000, "Different puzzles to train on; each is shown under random symmetries, where the task has some."),
         (flags.DEFINE_integer, "validation_puzzles", 256, "Other puzzles in each evaluation during training."),
@@ -42,9 +52,10 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_string, "prepared_dir", None, "Where sets of puzzles are kept. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
     ]  # fmt: skip
     names = define(definitions, defaults)
-    at_least(1, "layers", "width", "attention_heads", "train_puzzles", "validation_puzzles", "test_puzzles",
+    at_least(1, "layers", "inner_steps", "width", "attention_heads", "train_puzzles", "validation_puzzles", "test_puzzles",
              "test_budget")  # fmt: skip
-    at_least(0, "size", "start_noise", "settling_penalty", "block")
+    at_least(0, "size", "start_noise", "settling_penalty", "segments", "block")
+    bound("progressive_weight", lambda value: 0 <= value <= 1, "must be in [0, 1]")
     bound(
         "test_sizes",
         lambda value: all(one.isdigit() and int(one) for one in value),

@@ -7,6 +7,8 @@ import tensorflow as tf
 from tfdeq.models import Reasoner
 from tfdeq.runs.measures import CROSS_ENTROPY, per_example
 from tfdeq.training.reasoning.evaluation import PuzzleRows, exact, places
+from tfdeq.training.reasoning.progressive import progressive_state
+from tfdeq.training.reasoning.segments import Segments
 from tfdeq.training.task import CallSettings, Loss
 
 _nats = per_example(CROSS_ENTROPY)
@@ -24,6 +26,10 @@ class PuzzleLoss:
     Args:
         model: the model.
         settling_penalty: its weight, >= 0; 0: none.
+        progressive: weight in [0, 1] of the nats of `progressive_state`, 1 − progressive that of those of
+            the solve; with 1 there is no solve. 0: none.
+        most: evaluations of a training step at most, where progressive is given.
+        segments: of deep supervision, or None. Not together with progressive.
 
     Source: sums of lengths for few that are not zero: Yuan and Lin, Model Selection and Estimation in
         Regression with Grouped Variables, 2006, equation (2.1).
@@ -31,16 +37,39 @@ class PuzzleLoss:
 
     MEASURES: ClassVar[tuple[str, ...]] = ("exact", "places", "moved")
 
-    def __init__(self, model: Reasoner, settling_penalty: float):
+    def __init__(
+        self,
+        model: Reasoner,
+        settling_penalty: float,
+        progressive: float = 0.0,
+        most: int = 0,
+        segments: Segments | None = None,
+    ):
         self._model, self._rows = model, PuzzleRows(model)
         self._settling_penalty = settling_penalty
+        self._progressive, self._most = progressive, most
+        self._segments = segments
 
     def __call__(self, batch: Any, settings: CallSettings, carried: Any) -> Loss:
         """The loss of a batch (inputs, targets)."""
         inputs, targets = batch
-        logits, solution = self._rows.solved(inputs, settings)
-        moved = tf.reduce_mean(self._moved(solution.z, inputs))
-        loss = tf.reduce_mean(_nats(targets, logits))
+        z0 = None
+        if self._segments is not None:
+            carried = self._segments.begin(batch, carried, settings.training)
+            inputs, targets, z0 = carried.inputs, carried.targets, carried.z
+        share = self._progressive if settings.training and not settings.explicit_steps else 0.0
+        loss = 0.0
+        if share:
+            z = progressive_state(self._model, inputs, settings.max_steps, self._most)
+            logits = self._model.read(z)
+            loss += share * tf.reduce_mean(_nats(targets, logits))
+        if share < 1:
+            logits, solution = self._rows.solved(inputs, settings, z0)
+            loss += (1 - share) * tf.reduce_mean(_nats(targets, logits))
+            z = solution.z
+            if self._segments is not None:
+                carried = self._segments.end(carried, logits, solution)
+        moved = tf.reduce_mean(self._moved(z, inputs))
         measures = {
             "exact": tf.reduce_mean(exact(targets, logits)),
             "places": tf.reduce_mean(places(targets, logits)),

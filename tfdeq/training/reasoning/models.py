@@ -5,7 +5,13 @@ from typing import Any
 
 import keras
 
-from tfdeq.cells import ComposedCell, GroupAttention, RecallConvolution, TokenMixing
+from tfdeq.cells import (
+    ComposedCell,
+    GroupAttention,
+    NestedRecursion,
+    RecallConvolution,
+    TokenMixing,
+)
 from tfdeq.data.puzzles import Puzzle
 from tfdeq.models import Reasoner
 from tfdeq.training.flags.equilibrium import equilibrium_settings
@@ -19,14 +25,18 @@ def make_model(config: Mapping[str, Any], puzzle: Puzzle) -> Reasoner:
     """
     places = (config["size"] or puzzle.size,) * puzzle.rank
     cells = [_cell(config, puzzle, places, number) for number in range(config["layers"])]
+    precision = config["precision"]
+    cell = cells[0] if len(cells) == 1 else ComposedCell(cells, dtype=precision)
+    if config["recursion"]:
+        cell = NestedRecursion(cell, config["inner_steps"], dtype=precision)
     model = Reasoner(
         puzzle.tokens,
         puzzle.classes,
-        cells[0] if len(cells) == 1 else ComposedCell(cells, dtype=config["precision"]),
+        cell,
         **equilibrium_settings(config),
         block=None if config["depth"] else config["block"] or None,
         start_noise=0.0 if config["depth"] else config["start_noise"],
-        dtype=config["precision"],
+        dtype=precision,
     )
     model.build((None, *places))
     return model

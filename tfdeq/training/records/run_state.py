@@ -135,7 +135,9 @@ class RunState:
         """Writes the best checkpoint anew if no validation score before was better.
 
         Of equal scores the last one counts: a share of right answers that cannot rise any more says
-        nothing about the weights after, which have been trained longer. To be called while the model has the weights that were evaluated. The chief's score counts: workers
+        nothing about the weights after, which have been trained longer.
+
+        To be called while the model has the weights that were evaluated. The chief's score counts: workers
         round differently, and all of them have to save, or none.
         """
         signed = self._sign * score  # what the checkpoint holds: lower for better models

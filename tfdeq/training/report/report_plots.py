@@ -72,6 +72,11 @@ _CURVES = {
         "Of the cell's Jacobian, the largest of a few examples; below 1 plain iteration converges.",
         False,
     ),
+    "gradient_cosine": (
+        "Cosine of the gradient",
+        "Of the training's gradient and that of a tight implicit solve, on a few examples; 1 is exact.",
+        False,
+    ),
     "learning_rate": ("Learning rate", "Learning rate of the optimiser.", False),
     "gradient_norm": ("Gradient norm", "Global norm of the gradient, before it is clipped.", True),
 }

@@ -1,0 +1,49 @@
+"""The progressive loss: any state of an iteration is to be one from which the answer can be reached."""
+
+import tensorflow as tf
+
+from tfdeq.cell_calls import batch_part
+from tfdeq.models import Reasoner
+
+
+def progressive_state(
+    model: Reasoner, inputs: tf.Tensor, budget: tf.Tensor, most: int
+) -> tf.Tensor:
+    """Returns the state [B, places, width] after n + k applications, the last k of them with a gradient.
+
+    n is drawn evenly from 0 … budget − 1, then k from 1 … budget − n, both for the whole batch.
+
+    Args:
+        inputs: [B, places] integers.
+        budget: [] int32, >= 1. most: what it never exceeds.
+
+    Source: Bansal et al., End-to-end Algorithm Synthesis with Recurrent Networks, arXiv:2202.05826,
+        algorithm 1.
+    """
+    x, mask = model.embed(inputs)
+    given = {} if mask is None else {"mask": mask}
+    z = model.start(x, training=True)
+    x = model.cell.inject(x) if hasattr(model.cell, "inject") else x
+    z = tf.cast(z, model.compute_dtype)
+    first = _drawn(0, budget)
+    count = _drawn(1, budget - first + 1)
+
+    def applied(steps, z):
+        _, z = tf.while_loop(
+            lambda k, _: k < steps,
+            lambda k, z: (k + 1, tf.cast(model.cell(z, x, **given), z.dtype)),
+            (tf.constant(0), z),
+            maximum_iterations=most,
+        )
+        return z
+
+    return applied(count, tf.stop_gradient(applied(first, z)))
+
+
+def _drawn(low: int, end: tf.Tensor) -> tf.Tensor:
+    """[] int32 of low … end − 1, the same in all parts of a batch."""
+    part = batch_part.current()
+    seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+    return tf.random.stateless_uniform(
+        [], seed if part is None else part.next_seed(), low, end, dtype=tf.int32
+    )

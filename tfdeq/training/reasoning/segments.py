@@ -1,0 +1,75 @@
+"""Deep supervision: puzzles that stay in the batch for several training steps, with their state."""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfdeq import Solution
+from tfdeq.models import Reasoner
+from tfdeq.training.reasoning.evaluation import exact
+
+# When a puzzle leaves before its last segment.
+HALTING = ("none", "exact", "settled")
+
+
+class Carried(NamedTuple):
+    """What a training step hands on to the next one."""
+
+    inputs: tf.Tensor  # [B, places] int32
+    targets: tf.Tensor  # [B, places] int32
+    z: tf.Tensor  # [B, places, width] float32, where the next segment starts
+    segment: tf.Tensor  # [B] int32, segments made; 0: the next puzzle of the data comes
+
+
+class Segments:
+    """Keeps a row's puzzle for several training steps, each of which goes on from the state of the last.
+
+    No gradient passes from one to the next. A row whose puzzle leaves takes the one that stands at its place
+    in the step's batch; the other puzzles of the batch are not used.
+
+    Args:
+        model: the model.
+        count: segments of a puzzle at most, >= 1.
+        halting: "exact": a puzzle leaves once its answer is right at every place, as a learned sign of
+            halting is trained to say; "settled": once its solve has met the tolerance; "none": after
+            its last segment alone.
+
+    Source: Wang et al., Hierarchical Reasoning Model, arXiv:2506.21734, section 2 (deep supervision,
+        adaptive computation).
+    """
+
+    def __init__(self, model: Reasoner, count: int, halting: str = "none"):
+        if halting not in HALTING:
+            raise ValueError(f"halting must be one of {', '.join(HALTING)}; received {halting!r}.")
+        self._model, self._count, self._halting = model, count, halting
+
+    def initial(self, rows: int) -> Carried:
+        """What the first step receives."""
+        shape = (rows, *self._model.input_places)
+        nothing = tf.zeros(shape, tf.int32)
+        z = tf.zeros((*shape, self._model.cell.width))
+        return Carried(nothing, nothing, z, tf.zeros(rows, tf.int32))
+
+    def begin(self, batch: Any, carried: Carried, training: bool) -> Carried:
+        """Returns the puzzles of this step, and where their solves start."""
+        inputs, targets = (tf.cast(part, tf.int32) for part in batch)
+        new = tf.equal(carried.segment, 0)
+        inputs, targets = _where(new, inputs, carried.inputs), _where(new, targets, carried.targets)
+        x, _ = self._model.embed(inputs)
+        start = tf.cast(self._model.start(x, training), tf.float32)
+        return Carried(inputs, targets, _where(new, start, carried.z), carried.segment)
+
+    def end(self, begun: Carried, logits: tf.Tensor, solution: Solution) -> Carried:
+        """Returns what the next step receives."""
+        made = begun.segment + 1
+        done = made >= self._count
+        if self._halting == "exact":
+            done |= exact(begun.targets, logits) > 0
+        elif self._halting == "settled":
+            done |= solution.converged
+        z = tf.stop_gradient(tf.cast(solution.z, tf.float32))
+        return begun._replace(z=z, segment=tf.where(done, 0, made))
+
+
+def _where(rows: tf.Tensor, one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    return tf.where(tf.reshape(rows, [-1, *[1] * (len(one.shape) - 1)]), one, other)
