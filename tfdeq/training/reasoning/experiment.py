@@ -62,13 +62,7 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
         segments = Segments(model, config["segments"], config["halting"])
     task = Task(
         model=model,
-        loss=PuzzleLoss(
-            model,
-            config["settling_penalty"],
-            config["progressive_weight"],
-            largest_budget(config),
-            segments,
-        ),
+        loss=_loss(model, config, segments),
         carried=None if segments is None else segments.initial,
         batches=example_batches(config, examples, puzzle.augment),
         evaluate=validation.evaluate,
@@ -89,6 +83,16 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
         after=after,
         kind=kind.reasoner(_MEASURES, model, kept),
         fingerprint=examples.fingerprint(),
+    )
+
+
+def _loss(model: Reasoner, config: Mapping[str, Any], segments: Segments | None) -> PuzzleLoss:
+    return PuzzleLoss(
+        model,
+        config["settling_penalty"],
+        config["progressive_weight"],
+        largest_budget(config),
+        segments,
     )
 
 
