@@ -3,14 +3,9 @@
 python -m benchmarks.training.compare --workdir=runs/compare [flags of trainers.language_model]
 python -m benchmarks.training.compare --workdir=runs/recipes --rivals=recipes [flags of the same]
 
-First the seconds per step of every variant are measured, in turns, in one process. They give each
-variant the number of steps that fits the equilibrium's training time (with --equal=steps, all have
---train_steps), so that the runs that follow need no quiet machine: only their number of steps matters.
-Then every variant looks for its learning rate, by the same search on validation data; the test data are
-read after the runs with that rate, once each.
+All have the equilibrium's training time (with --equal=steps, its steps); see equal_time.py.
 """
 
-import math
 import os
 import statistics
 from collections.abc import Mapping
@@ -22,18 +17,17 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks.results.tables import comparison_table
-from benchmarks.training import rate_search, record, variant_times
+from benchmarks.training import equal_time, variant_times
+from benchmarks.training.equal_time import Compared, Comparison
 from benchmarks.training.recipes import recipe_variants
 from tfdeq.data.text.registry import load
 from tfdeq.data.token_data import TokenData
 from tfdeq.programs import program
-from tfdeq.programs.processes import Runs, cores_per_process
+from tfdeq.programs.processes import cores_per_process
 from tfdeq.programs.workdir import read_json, write_json
-from tfdeq.training import experiment
 from tfdeq.training.devices.allocator import keep_freed_memory
-from tfdeq.training.flags.flag_uses import used
 from tfdeq.training.flags.shared import check_uses, configuration
-from tfdeq.training.records.resumption import FINGERPRINT, finished
+from tfdeq.training.records.resumption import FINGERPRINT
 from tfdeq.training.task import score_of
 from tfdeq.training.text import language_model
 from trainers.language_model import CONFIGURATION_FLAGS
@@ -46,29 +40,8 @@ flags.DEFINE_enum(
     "rivals", "depths", ["depths", "recipes"], "What to compare with: see --depths, or recipes.py."
 )
 flags.DEFINE_enum("equal", "time", ["time", "steps"], "What all variants are given as much of.")
-flags.DEFINE_list("only", [], "Names to train, those with commas in double quotes; none: all.")
 flags.DEFINE_list("depths", ["1", "4", "8"], "Explicit applications to compare with.")
-flags.DEFINE_list(
-    "learning_rates",
-    ["0.003", "0.006", "0.012"],
-    "Peak rates, ascending, that every variant tries in a shorter run of seed 0; next to the lowest and the "
-    "highest up to two more, where they are the best. One rate: no search.",
-)
-flags.DEFINE_float("search_share", 0.25, "Share of the steps of the runs that search, in (0, 1].")
-flags.DEFINE_integer("seeds", 3, "Runs of each variant, seeds 0, 1, …. Default: 3.")
-flags.DEFINE_integer("parallel", 2, "Training processes at a time, one core each. Default: 2.")
-flags.DEFINE_integer("timing_rounds", 8, "Rounds of timed steps, each variant once a round.")
-flags.DEFINE_bool(
-    "report_only", False, "Train nothing: table and picture of the runs that are finished."
-)
-flags.DEFINE_string("results", None, "JSON file for the figures. Default: in --workdir.")
-flags.DEFINE_string(
-    "record",
-    None,
-    "JSON file of finished runs: those in it are not trained again, and at the end, however it comes, those "
-    "of --workdir stand in it too. For a comparison that takes several machines or evenings.",
-)
-flags.DEFINE_string("document", None, "Markdown file to write the table to, plot beside it.")
+equal_time.define_flags()
 
 
 def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -88,7 +61,7 @@ def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
 
     With --equal=steps, with those of the flags.
     """
-    configs = {name: _with_rate(config) for name, config in configs.items()}
+    configs = {name: equal_time.with_rate(config) for name, config in configs.items()}
     if FLAGS.equal == "steps":
         return configs
     total = configs["equilibrium"]["train_steps"] * seconds["equilibrium"]
@@ -98,94 +71,25 @@ def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
     }
 
 
-def _with_rate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """With the only rate of --learning_rates, if there is but one."""
-    rates = FLAGS.learning_rates
-    return {**config, "learning_rate": float(rates[0])} if len(rates) == 1 else dict(config)
-
-
-def train_all(runs: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
-    """Trains every run and seed, each in a process of its own; finished ones are kept.
-
-    Runs of fewer steps go on.
-
-    Raises:
-        ValueError: if a finished run is of another configuration.
-    """
-    _train(
-        {
-            run_folder(workdir, name, seed): {**config, "seed": seed}
-            # The closest rivals first: what is cut off can be made up by running again.
-            for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"])
-            for seed in range(FLAGS.seeds)
-        }
+def comparison() -> Comparison:
+    """Returns the runs that the flags say."""
+    flags_ = {name: FLAGS[name].value for name in ("prepared_dir", "tpu", "keep_freed_memory")}
+    return Comparison(
+        "trainers.language_model", FLAGS.workdir, FLAGS.parallel, flags_, {"test_windows": 1}
     )
 
 
-def _train(runs: Mapping[str, Mapping[str, Any]], may_fail: bool = False) -> None:
-    """Trains folder -> configuration, those that are not finished."""
-    with Runs("trainers.language_model", FLAGS.parallel) as processes:
-        for folder, config in runs.items():
-            experiment.check_resumption(folder, config)
-            if finished(folder, config) is None:
-                flags_ = {name: config[name] for name in config if name != FINGERPRINT}
-                processes.start(folder, used({**_program_flags(), **flags_}))
-        processes.wait(may_fail)
-
-
-def search_rates(
-    runs: Mapping[str, Mapping[str, Any]], workdir: str
-) -> dict[str, dict[float, float]]:
-    """Returns name -> rate -> lowest validation score of a run of --search_share of the steps."""
-
-    def train(candidates):
-        folders = {
-            candidate: run_folder(
-                os.path.join(workdir, "search"), f"{candidate[0]}, rate {candidate[1]:g}", 0
-            )
-            for candidate in candidates
-        }
-        # The test data are not for choosing: as few as can be are read.
-        settled = {"seed": 0, "test_windows": 1}
-        found = {folders[c]: {**config, **settled} for c, config in candidates.items()}
-        _train(found, may_fail=True)
-        return {c: _validation_score(folders[c], found[folders[c]]) for c in candidates}
-
-    rates = [float(rate) for rate in FLAGS.learning_rates]
-    return rate_search.search(runs, rates, FLAGS.search_share, train)
-
-
-def _validation_score(folder: str, config: Mapping[str, Any]) -> float:
-    """NaN for a run that failed, or that never had a finite score."""
-    best = ((finished(folder, config) or {}).get("train") or {}).get("best") or {}
-    return best.get("score", math.nan)
-
-
-def _program_flags() -> dict[str, Any]:
-    """Flags of the runs that are no part of their configuration."""
-    return {name: FLAGS[name].value for name in ("prepared_dir", "tpu", "keep_freed_memory")}
-
-
-def run_folder(workdir: str, name: str, seed: int) -> str:
-    return os.path.join(workdir, f"{name.replace(', ', '_').replace(' ', '_')}_seed_{seed}")
-
-
-def collect(runs: Mapping[str, Any], seconds: Mapping[str, float], workdir: str) -> dict[str, Any]:
-    """Returns run name -> results over the seeds that are finished; names without one are left out."""
+def rows(compared: Mapping[str, Compared]) -> dict[str, Any]:
+    """Returns run name -> results over the seeds that are finished."""
     results = {}
-    for name, config in runs.items():
-        folders = [run_folder(workdir, name, seed) for seed in range(FLAGS.seeds)]
-        found = [finished(folder, config) for folder in folders]
-        metrics = [value for value in found if value is not None]
-        if not metrics:
-            continue
+    for name, (config, seconds, metrics) in compared.items():
         key = score_of(metrics[0]).name
         bits = [value["test"][key] for value in metrics]
         results[name] = {
             "learning_rate": config["learning_rate"],
             "steps": config["train_steps"],
-            "seconds_per_step": seconds[name],
-            "seconds": seconds[name] * config["train_steps"],
+            "seconds_per_step": seconds,
+            "seconds": seconds * config["train_steps"],
             "unit": key,
             "bits": bits,
             "mean_bits": statistics.mean(bits),
@@ -226,14 +130,8 @@ def main() -> None:
         raise ValueError("--depth is set by the comparison; see --depths.")
     if FLAGS["learning_rate"].present:
         raise ValueError("Give rates by --learning_rates; --learning_rate would change nothing.")
-    _check_search()
-    if FLAGS.record:
-        record.unpack(FLAGS.record, FLAGS.workdir)
-    try:
-        _compare(config)
-    finally:
-        if FLAGS.record:
-            record.pack(FLAGS.record, FLAGS.workdir)
+    equal_time.check_search()
+    equal_time.recorded(lambda: _compare(config))
 
 
 def _compare(config: dict[str, Any]) -> None:
@@ -242,42 +140,25 @@ def _compare(config: dict[str, Any]) -> None:
         config[FINGERPRINT] = data.fingerprint
     elif FINGERPRINT in (known := read_json(os.path.join(FLAGS.workdir, "config.json")) or {}):
         config[FINGERPRINT] = known[FINGERPRINT]
-    experiment.check_resumption(FLAGS.workdir, config)
-    write_json(os.path.join(FLAGS.workdir, "config.json"), config)
     configs = variants(config)
-    unknown = sorted(set(FLAGS.only) - set(configs))
-    if unknown:
-        raise ValueError(f"No such variants: {', '.join(unknown)}. Known: {'; '.join(configs)}.")
-    seconds = _timings(configs, data)
-    runs = plan(configs, seconds)
-    wanted = {name: run for name, run in runs.items() if not FLAGS.only or name in FLAGS.only}
-    print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
-    if len(FLAGS.learning_rates) > 1:
-        runs = _at_found_rates(runs, wanted)
-        wanted = {name: runs[name] for name in wanted if name in runs}
-    if not FLAGS.report_only:
-        train_all(wanted, FLAGS.workdir)
-    results = collect(runs, seconds, FLAGS.workdir)
-    if not results:
-        raise ValueError(
-            f"No run in {FLAGS.workdir} is finished; train them without --report_only."
+
+    def measure():
+        tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
+        found = variant_times.measure_seconds_per_step(
+            configs,
+            lambda config: language_model.make_experiment(config, data),
+            FLAGS.timing_rounds,
         )
-    _write(results)
+        keras.utils.clear_session()
+        return found
 
-
-def _at_found_rates(
-    runs: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """The runs with the rates that a search found, now (of those wanted) or before."""
-    path = os.path.join(FLAGS.workdir, "learning_rates.json")
-    found = {} if FLAGS.report_only else search_rates(wanted, FLAGS.workdir)
-    chosen = {name: rate_search.best(scores) for name, scores in found.items()}
-    chosen = {**(read_json(path) or {}), **chosen}
-    write_json(path, chosen)
-    print("Rates: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()), flush=True)
-    return {
-        name: {**run, "learning_rate": chosen[name]} for name, run in runs.items() if name in chosen
-    }
+    _write(
+        rows(
+            equal_time.compare(
+                config, comparison(), configs, measure, lambda seconds: plan(configs, seconds)
+            )
+        )
+    )
 
 
 def _write(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -292,19 +173,6 @@ def _write(results: Mapping[str, Mapping[str, Any]]) -> None:
     print(f"The same, with a picture beside it: {document}")
 
 
-def _check_search() -> None:
-    try:
-        rates = [float(rate) for rate in FLAGS.learning_rates]
-    except ValueError:
-        rates = []
-    if not rates or min(rates) <= 0 or sorted(set(rates)) != rates:
-        raise ValueError(
-            f"--learning_rates must be numbers above 0, ascending; received {FLAGS.learning_rates}."
-        )
-    if not 0 < FLAGS.search_share <= 1:
-        raise ValueError(f"--search_share must be in (0, 1]; received {FLAGS.search_share}.")
-
-
 def _data() -> TokenData:
     """The data set that the flags name; before that, the process is set up as those of the runs are."""
     if FLAGS.keep_freed_memory:
@@ -314,24 +182,6 @@ def _data() -> TokenData:
     return load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
     )
-
-
-def _timings(configs: Mapping[str, Mapping[str, Any]], data: TokenData | None) -> dict[str, float]:
-    """Returns the seconds per step of each variant, measured once for the folder.
-
-    data: None, with --report_only: they must have been measured.
-    """
-    path = os.path.join(FLAGS.workdir, "seconds_per_step.json")
-    seconds = read_json(path) or {}
-    if set(configs) <= set(seconds):
-        return seconds
-    if data is None:
-        raise ValueError(f"{path} has not all variants; run without --report_only.")
-    tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
-    seconds = variant_times.measure_seconds_per_step(configs, data, FLAGS.timing_rounds)
-    write_json(path, seconds)
-    keras.utils.clear_session()
-    return seconds
 
 
 if __name__ == "__main__":

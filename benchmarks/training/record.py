@@ -49,6 +49,18 @@ def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": metrics.get("config"),
         "score": metrics.get("score"),
+        "parameters": metrics.get("parameters"),
         "train": {name: train.get(name) for name in ("best", "peak_memory_mib")},
-        "test": {name: value for name, value in test.items() if isinstance(value, int | float)},
+        "test": _numbers(test),
     }
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    """The numbers, also those by budget, grade and size."""
+    found = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found[name] = _numbers(value)
+        elif isinstance(value, int | float):
+            found[name] = value
+    return found

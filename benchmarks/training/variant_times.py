@@ -4,42 +4,46 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfdeq.data import TokenData
 from tfdeq.training import experiment
-from tfdeq.training.schedule import StepSettings
-from tfdeq.training.text import language_model
+from tfdeq.training.experiment import Experiment
+from tfdeq.training.schedule import StepSettings, budget_ends
 from tfdeq.training.trainer import Trainer
 
 
 def measure_seconds_per_step(
-    configs: Mapping[str, Mapping[str, Any]], data: TokenData, rounds: int
+    configs: Mapping[str, Mapping[str, Any]],
+    make: Callable[[Mapping[str, Any]], Experiment],
+    rounds: int,
 ) -> dict[str, float]:
     """Times the compiled training step of every variant in turns; the median of the rounds.
 
     The equilibrium's figure is the mean over its schedule: shallow and solved steps by their shares,
-    the solved ones at the mean of the first and the last budget, because the budget grows evenly.
+    the solved ones at the mean of the first and the last budget, because the budget grows evenly. No solve
+    ends before its budget: an upper bound of what a run takes.
 
     Args:
-        configs: name -> configuration. data: what they train on. rounds: in which each is timed once.
+        configs: name -> configuration. make: configuration -> what it trains; on the same data.
+        rounds: in which each is timed once.
     """
-    trainers, steps = {}, {}
+    trainers, batches, steps = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, config in configs.items():
             # From zero weights the state would enter hardly, and a solve would end before its budget.
-            config = {**config, "recurrent_scale": 1.0, "tolerance": 1e-12}
-            made = language_model.make_experiment(config, data)
+            known = {"recurrent_scale": 1.0, "tolerance": 1e-12}
+            config = {**config, **{key: known[key] for key in known if key in config}}
+            made = make(config)
+            batches[name] = iter(made.task.batches(0, 0, 1))
             trainers[name] = experiment.make_trainer(config, os.path.join(folder, name), made)
             for explicit_steps, max_steps, share in phases(config):
                 key = name, explicit_steps, max_steps
                 steps[key] = steps.get(key, 0.0) + share
-        batches = iter(made.task.batches(0, 0, 1))
         times: dict[tuple[str, int, int], list[float]] = {key: [] for key in steps}
         for round_ in range(rounds + 1):
             for (name, explicit_steps, max_steps), taken in times.items():
-                elapsed = _time_steps(trainers[name], batches, explicit_steps, max_steps)
+                elapsed = _time_steps(trainers[name], batches[name], explicit_steps, max_steps)
                 if round_:  # the first compiles
                     taken.append(elapsed)
     result = dict.fromkeys(configs, 0.0)
@@ -52,11 +56,12 @@ def phases(config: Mapping[str, Any]) -> list[tuple[int, int, float]]:
     """Returns (explicit steps, budget, share of the training) of the steps that differ in time."""
     if config["depth"]:
         return [(config["depth"], config["max_steps"], 1.0)]
-    first = config["training_max_steps"]
-    last = max(first, config["max_steps"])
+    first, last = budget_ends(config)
+    last = max(first, last)
     shallow = config["shallow_share"]
     solved = (1.0 - shallow) / 2
-    return [(config["shallow_steps"], first, shallow), (0, first, solved), (0, last, solved)]
+    explicit = [(config["shallow_steps"], first, shallow)] if shallow else []
+    return [*explicit, (0, first, solved), (0, last, solved)]
 
 
 _REPEATS = 3  # steps between two looks at the clock

@@ -39,7 +39,7 @@ def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
     """
     first = takeover_step(config)
     share = max(step - first, 0) / max(config["train_steps"] - first, 1)
-    low, high = _first_and_last_budget(config)
+    low, high = budget_ends(config)
     budget = low if high <= low else low + int(share * (high - low + 1))
     spread = min(config["sampled_depth"], budget - 1)
     if not spread:
@@ -51,11 +51,12 @@ def max_steps_at(step: int, config: Mapping[str, Any]) -> int:
 
 def largest_budget(config: Mapping[str, Any]) -> int:
     """Returns what `max_steps_at` never exceeds."""
-    budget = max(_first_and_last_budget(config))
+    budget = max(budget_ends(config))
     return budget + min(config["sampled_depth"], budget - 1)
 
 
-def _first_and_last_budget(config: Mapping[str, Any]) -> tuple[int, int]:
+def budget_ends(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the budgets when the equilibrium takes over, and at the end of training."""
     last = config.get("training_max_steps_end") or config["max_steps"]
     return config["training_max_steps"], last
 

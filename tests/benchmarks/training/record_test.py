@@ -12,7 +12,11 @@ def write(folder, value):
         "config": config,
         "score": {"name": "bits"},
         "train": {"best": {"score": value}, "peak_memory_mib": 3.0, "loss": [1.0] * 9},
-        "test": {"bits": value, "residual": 0.1, "by_budget": {"1.0": {"bits": value}}},
+        "test": {
+            "bits": value,
+            "residual": 0.1,
+            "by_budget": {"1.0": {"bits": value, "trace": [1.0]}},
+        },
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "config.json").write_text(json.dumps(config))
@@ -27,7 +31,7 @@ def test_another_folder_goes_on_from_the_record(tmp_path):
     write(other / "a_seed_0", 7.0)  # its own stays
     record.unpack(path, str(other))
     found = json.loads((other / "search" / "a_rate_0.1_seed_0" / "metrics.json").read_text())
-    assert found["test"] == {"bits": 2.5, "residual": 0.1}
+    assert found["test"] == {"bits": 2.5, "residual": 0.1, "by_budget": {"1.0": {"bits": 2.5}}}
     assert found["train"]["best"] == {"score": 2.5}
     assert json.loads((other / "a_seed_0" / "metrics.json").read_text())["test"]["bits"] == 7.0
     assert json.loads((other / "seconds_per_step.json").read_text()) == {"a": 0.5}

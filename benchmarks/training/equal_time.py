@@ -1,0 +1,262 @@
+"""A comparison of ways to train, at equal time: their steps, learning rates and runs, for any trainer.
+
+First the seconds per step of every variant are measured, in turns, in one process. They give each variant
+the number of steps that fits the time, so that the runs that follow need no quiet machine: only their
+number of steps matters. Then every variant looks for its learning rate, by the same search on validation
+data; the test data are read after the runs with that rate, once each.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from benchmarks.training import rate_search, record
+from tfdeq.programs.processes import Runs
+from tfdeq.programs.workdir import read_json, write_json
+from tfdeq.training import experiment
+from tfdeq.training.flags.flag_uses import used
+from tfdeq.training.records.resumption import FINGERPRINT, finished
+from tfdeq.training.task import score_of
+
+FLAGS = flags.FLAGS
+_Config = Mapping[str, Any]
+
+
+def define_flags(**defaults: Any) -> None:
+    """Defines the flags of a comparison; defaults override those below."""
+    definitions = [
+        (flags.DEFINE_list, "only", [], "Names to train, those with commas in double quotes; none: all."),
+        (flags.DEFINE_list, "learning_rates", ["0.003", "0.006", "0.012"], "Peak rates, ascending, that every variant tries in a shorter run of seed 0; next to the lowest and the highest up to two more, where they are the best. One rate: no search."),
+        (flags.DEFINE_float, "search_share", 0.25, "Share of the steps of the runs that search, in (0, 1]."),
+        (flags.DEFINE_integer, "seeds", 3, "Runs of each variant, seeds 0, 1, …. Default: 3."),
+        (flags.DEFINE_integer, "parallel", 2, "Training processes at a time, one core each. Default: 2."),
+        (flags.DEFINE_integer, "timing_rounds", 8, "Rounds of timed steps, each variant once a round."),
+        (flags.DEFINE_bool, "report_only", False, "Train nothing: table and picture of the runs that are finished."),
+        (flags.DEFINE_string, "results", None, "JSON file for the figures. Default: in --workdir."),
+        (flags.DEFINE_string, "record", None, "JSON file of finished runs: those in it are not trained again, and at the end, however it comes, those of --workdir stand in it too. For a comparison that takes several machines or evenings."),
+        (flags.DEFINE_string, "document", None, "Markdown file to write the table to, plot beside it."),
+    ]  # fmt: skip
+    for define, name, default, text in definitions:
+        define(name, defaults.get(name, default), text)
+
+
+class Compared(NamedTuple):
+    """A variant whose runs are finished, some or all of them."""
+
+    config: _Config  # but for the seed
+    seconds_per_step: float
+    metrics: list[dict[str, Any]]  # metrics.json of each seed
+
+
+class Comparison:
+    """The runs of a comparison, each in a process of its own.
+
+    Args:
+        program: the trainer, for example "trainers.language_model".
+        workdir: folder of the runs.
+        parallel: processes at a time.
+        flags_: of all runs, no part of their configuration.
+        search_flags: of the runs that search a rate: the test data are not for choosing, and as few as can
+            be are read.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        workdir: str,
+        parallel: int,
+        flags_: Mapping[str, Any],
+        search_flags: Mapping[str, Any],
+    ):
+        self._program, self._workdir, self._parallel = program, workdir, parallel
+        self._flags, self._search_flags = dict(flags_), dict(search_flags)
+
+    def folder(self, name: str, seed: int) -> str:
+        """Returns the folder of a run."""
+        return os.path.join(
+            self._workdir, f"{name.replace(', ', '_').replace(' ', '_')}_seed_{seed}"
+        )
+
+    def train(self, runs: Mapping[str, _Config], seeds: int) -> None:
+        """Trains every run and seed; finished ones are kept, and runs of fewer steps go on.
+
+        Raises:
+            ValueError: if a finished run is of another configuration.
+        """
+        self._train(
+            {
+                self.folder(name, seed): {**config, "seed": seed}
+                # The closest rivals first: what is cut off can be made up by running again.
+                for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"])
+                for seed in range(seeds)
+            }
+        )
+
+    def _train(self, runs: Mapping[str, _Config], may_fail: bool = False) -> None:
+        """Trains folder -> configuration, those that are not finished."""
+        with Runs(self._program, self._parallel) as processes:
+            for folder, config in runs.items():
+                experiment.check_resumption(folder, config)
+                if finished(folder, config) is None:
+                    flags_ = {name: config[name] for name in config if name != FINGERPRINT}
+                    processes.start(folder, used({**self._flags, **flags_}))
+            processes.wait(may_fail)
+
+    def search_rates(
+        self, runs: Mapping[str, _Config], rates: list[float], share: float
+    ) -> dict[str, dict[float, float]]:
+        """Returns name -> rate -> the best validation score of a run of a share of the steps.
+
+        A score that rises with quality is returned with the sign turned: lower is better.
+        """
+
+        def train(candidates):
+            search = Comparison(
+                self._program,
+                os.path.join(self._workdir, "search"),
+                self._parallel,
+                self._flags,
+                {},
+            )
+            folders = {c: search.folder(f"{c[0]}, rate {c[1]:g}", 0) for c in candidates}
+            settled = {"seed": 0, **self._search_flags}
+            found = {folders[c]: {**config, **settled} for c, config in candidates.items()}
+            search._train(found, may_fail=True)
+            return {c: _validation_score(folders[c], found[folders[c]]) for c in candidates}
+
+        return rate_search.search(runs, rates, share, train)
+
+    def compared(
+        self, runs: Mapping[str, _Config], seconds: Mapping[str, float], seeds: int
+    ) -> dict[str, Compared]:
+        """Returns name -> the finished runs; names without one are left out."""
+        results = {}
+        for name, config in runs.items():
+            found = [finished(self.folder(name, seed), config) for seed in range(seeds)]
+            metrics = [value for value in found if value is not None]
+            if metrics:
+                results[name] = Compared(config, seconds[name], metrics)
+        return results
+
+
+def _validation_score(folder: str, config: _Config) -> float:
+    """NaN for a run that failed, or that never had a finite score."""
+    metrics = finished(folder, config) or {}
+    best = (metrics.get("train") or {}).get("best") or {}
+    score = best.get("score", math.nan)
+    return score if not metrics.get("score") or score_of(metrics).lower_is_better else -score
+
+
+def compare(
+    config: dict[str, Any],
+    comparison: Comparison,
+    configs: Mapping[str, _Config],
+    measure: Callable[[], Mapping[str, float]],
+    plan: Callable[[Mapping[str, float]], dict[str, dict[str, Any]]],
+) -> dict[str, Compared]:
+    """Measures, searches and trains what the flags say, and returns what is finished.
+
+    Args:
+        config: of the comparison; its folder is of no other.
+        configs: name -> configuration of the variants.
+        measure: () -> seconds per step of each; called once for a folder.
+        plan: (seconds per step) -> name -> configuration with the steps that it is to make.
+
+    Raises:
+        ValueError: for names or rates that are none, or if nothing is finished.
+    """
+    check_search()
+    unknown = sorted(set(FLAGS.only) - set(configs))
+    if unknown:
+        raise ValueError(f"No such variants: {', '.join(unknown)}. Known: {'; '.join(configs)}.")
+    experiment.check_resumption(FLAGS.workdir, config)
+    write_json(os.path.join(FLAGS.workdir, "config.json"), config)
+    seconds = _timings(configs, measure)
+    runs = plan(seconds)
+    wanted = {name: run for name, run in runs.items() if not FLAGS.only or name in FLAGS.only}
+    print("Seconds per step: " + ", ".join(f"{k} {v:.3f}" for k, v in seconds.items()), flush=True)
+    rates = [float(rate) for rate in FLAGS.learning_rates]
+    if len(rates) > 1:
+        runs = _at_found_rates(comparison, runs, wanted, rates)
+        wanted = {name: runs[name] for name in wanted if name in runs}
+    if not FLAGS.report_only:
+        comparison.train(wanted, FLAGS.seeds)
+    results = comparison.compared(runs, seconds, FLAGS.seeds)
+    if not results:
+        raise ValueError(
+            f"No run in {FLAGS.workdir} is finished; train them without --report_only."
+        )
+    return results
+
+
+def recorded(run: Callable[[], None]) -> None:
+    """Calls run with the runs of --record in --workdir; those of --workdir stand in it afterwards."""
+    if FLAGS.record:
+        record.unpack(FLAGS.record, FLAGS.workdir)
+    try:
+        run()
+    finally:
+        if FLAGS.record:
+            record.pack(FLAGS.record, FLAGS.workdir)
+
+
+def with_rate(config: _Config) -> dict[str, Any]:
+    """Returns a configuration with the only rate of --learning_rates, if there is but one."""
+    rates = FLAGS.learning_rates
+    return {**config, "learning_rate": float(rates[0])} if len(rates) == 1 else dict(config)
+
+
+def check_search() -> None:
+    """Refuses rates and shares that are none.
+
+    Raises:
+        ValueError: with what was received.
+    """
+    try:
+        rates = [float(rate) for rate in FLAGS.learning_rates]
+    except ValueError:
+        rates = []
+    if not rates or min(rates) <= 0 or sorted(set(rates)) != rates:
+        raise ValueError(
+            f"--learning_rates must be numbers above 0, ascending; received {FLAGS.learning_rates}."
+        )
+    if not 0 < FLAGS.search_share <= 1:
+        raise ValueError(f"--search_share must be in (0, 1]; received {FLAGS.search_share}.")
+
+
+def _timings(
+    configs: Mapping[str, _Config], measure: Callable[[], Mapping[str, float]]
+) -> dict[str, float]:
+    """Returns the seconds per step of each variant, measured once for the folder."""
+    path = os.path.join(FLAGS.workdir, "seconds_per_step.json")
+    seconds = read_json(path) or {}
+    if set(configs) <= set(seconds):
+        return seconds
+    if FLAGS.report_only:
+        raise ValueError(f"{path} has not all variants; run without --report_only.")
+    seconds = dict(measure())
+    write_json(path, seconds)
+    return seconds
+
+
+def _at_found_rates(
+    comparison: Comparison,
+    runs: Mapping[str, _Config],
+    wanted: Mapping[str, _Config],
+    rates: list[float],
+) -> dict[str, dict[str, Any]]:
+    """The runs with the rates that a search found, now (of those wanted) or before."""
+    path = os.path.join(FLAGS.workdir, "learning_rates.json")
+    found = {}
+    if not FLAGS.report_only:
+        found = comparison.search_rates(wanted, rates, FLAGS.search_share)
+    chosen = {name: rate_search.best(scores) for name, scores in found.items()}
+    chosen = {**(read_json(path) or {}), **chosen}
+    write_json(path, chosen)
+    print("Rates: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()), flush=True)
+    return {
+        name: {**run, "learning_rate": chosen[name]} for name, run in runs.items() if name in chosen
+    }

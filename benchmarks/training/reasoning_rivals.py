@@ -1,0 +1,72 @@
+"""Ways to learn puzzles, as the literature has them, for benchmarks.training.reasoning."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Rival(NamedTuple):
+    """A way to train: what is not named stays as the task's recipe says."""
+
+    source: str
+    flags: dict[str, Any]
+
+
+# Without what our own recipes add.
+_BARE = {"jacobian_penalty": 0.0, "settling_penalty": 0.0, "shallow_share": 0.0, "start_noise": 0.0}
+_LAST = {**_BARE, "adjoint": "unrolled"}
+
+
+def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
+    """Returns the rivals of a task's recipe, whose budgets they have."""
+    budget = max(config["training_max_steps"], config["training_max_steps_end"])
+    layers = 20 if config["cell"] == "convolution" else 8
+    supervised = {"segments": 16, "halting": "exact", "sampled_depth": 0, "max_steps": 48}
+    return {
+        "unrolled": Rival(
+            "all applications differentiated, with ordinary backpropagation",
+            {**_LAST, "adjoint_steps": budget + config["sampled_depth"]},
+        ),
+        "progressive loss": Rival(
+            "Bansal et al., arXiv:2202.05826",
+            {**_BARE, "progressive_weight": 1.0 if config["task"] == "prefix_sums" else 0.5},
+        ),
+        "truncated recursion": Rival(
+            "Jolicoeur-Martineau, arXiv:2510.04871: nested recursion, three applications a segment, the last "
+            "one differentiated, 16 segments, averaged weights",
+            {
+                **_LAST,
+                **supervised,
+                "recursion": True,
+                "adjoint_steps": 1,
+                "training_max_steps": 3,
+                "training_max_steps_end": 3,
+                "ema": 0.999,
+                "block": 0,
+            },
+        ),
+        "deep supervision": Rival(
+            "Wang et al., arXiv:2506.21734: 16 segments of three applications, the last one differentiated",
+            {
+                **_LAST,
+                **supervised,
+                "adjoint_steps": 1,
+                "training_max_steps": 3,
+                "training_max_steps_end": 3,
+            },
+        ),
+        "implicit gradient alone": Rival(
+            "the equilibrium's gradient without penalties, after explicit applications",
+            {**_BARE, "adjoint": "implicit", "backward_max_steps": 30, "shallow_share": 0.3,
+             "shallow_steps": 20},
+        ),
+        "feed-forward": Rival(
+            f"{layers} layers, each with weights of its own, applied once",
+            {"depth": 1, "layers": layers, "jacobian_penalty": 0.0, "settling_penalty": 0.0},
+        ),
+    }  # fmt: skip
+
+
+def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns name -> configuration: the task's recipe, and each of its rivals."""
+    found = {name: {**config, **rival.flags} for name, rival in rivals(config).items()}
+    return {"equilibrium": dict(config), **found}
