@@ -15,6 +15,7 @@ from tfdeq.runs.measures import CROSS_ENTROPY
 from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.experiment import Experiment
 from tfdeq.training.keras_task import example_batches
+from tfdeq.training.reasoning import settling
 from tfdeq.training.reasoning.evaluation import puzzle_evaluator
 from tfdeq.training.reasoning.loss import PuzzleLoss
 from tfdeq.training.reasoning.models import make_model
@@ -30,6 +31,7 @@ _MEASURES = {"loss": CROSS_ENTROPY, "places": "sparse_categorical_accuracy"}
 # Seeds of puzzles of other sizes and grades, which no training seed has.
 _TEST = 2**62
 _EXAMPLES = 4  # whose spectral radius is looked at
+_DRAWN_FROM = 16  # test puzzles
 
 
 def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) -> Experiment:
@@ -56,6 +58,8 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
     def after(workdir: str, metrics: dict[str, Any], writer: Any) -> None:
         kind.write(workdir, kept)
         pictures.draw_all(workdir, metrics, {}, trace.after(workdir), writer)
+        if not config["depth"]:
+            _draw_settling(model, config, puzzle, examples.test, workdir)
 
     segments = None
     if config["segments"]:
@@ -130,6 +134,18 @@ def _test(
         **({"by_grade": by_grade} if by_grade else {}),
         **({"by_size": by_size} if by_size else {}),
     }
+
+
+def _draw_settling(
+    model: Reasoner, config: Mapping[str, Any], puzzle: Puzzle, split: Split, workdir: str
+) -> None:
+    """Draws how the answer settles, of that test puzzle among a few which takes the most evaluations."""
+    most = int(config["max_steps"] * config["test_budget"])
+    inputs = np.asarray(split[0][:_DRAWN_FROM])
+    _, solution = model(inputs, max_steps=most, return_solution=True)
+    chosen = inputs[int(np.argmax(solution.steps))]
+    found = settling.record(model, chosen, most, config["tolerance"])
+    settling.draw(puzzle, chosen, found, workdir)
 
 
 def _radius_of(model: Reasoner) -> Callable[[Any], tf.Tensor]:
