@@ -43,8 +43,9 @@ def progressive_state(
 def _drawn(low: int, end: tf.Tensor) -> tf.Tensor:
     """[] int32 of low … end − 1, the same in all parts of a batch."""
     part = batch_part.current()
-    if part is None:
-        seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
-    else:
-        seed = part.next_seed()
+    seed = _seed() if part is None else part.next_seed()
     return tf.random.stateless_uniform([], seed, low, end, dtype=tf.int32)
+
+
+def _seed() -> tf.Tensor:
+    return tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)

@@ -1,0 +1,55 @@
+"""The page of results of puzzles, from stored figures."""
+
+import json
+
+from benchmarks.results import reasoning
+
+BUDGETS = {
+    "0.5": {"exact": 0.1, "settled": 0.0},
+    "1.0": {"exact": 0.5, "settled": 0.25, "right_if_settled": 1.0},
+    "2.0": {"exact": 0.9, "settled": 0.8, "right_if_settled": 0.75},
+}
+TEST = {**BUDGETS["1.0"], "by_budget": BUDGETS, "by_size": {"64": BUDGETS["2.0"]}}
+ROWS = {
+    "equilibrium": {
+        "learning_rate": 0.002, "steps": 1200, "seconds_per_step": 0.5, "parameters": 14530,
+        "test": [TEST, {**TEST, "by_budget": {**BUDGETS, "2.0": {"exact": 0.7, "settled": 0.6}}}],
+    },
+    "feed-forward": {
+        "learning_rate": 0.001, "steps": 600, "seconds_per_step": 1.0, "parameters": None,
+        "test": [{"exact": 0.2, "by_budget": {"1.0": {"exact": 0.2}}, "by_size": {"64": {"exact": 0}}}],
+    },
+}  # fmt: skip
+
+
+def test_the_variants_at_the_usual_and_at_the_best_budget():
+    table = reasoning.rivals_table(ROWS)
+    assert (
+        "| equilibrium | 14,530 | 1,200 | 0.002 | **50.0 %** (50.0, 50.0) | **80.0 %** (90.0, 70.0) at 2 × "
+        "| 70.0 % | 75.0 % |"
+    ) in table
+    assert (
+        "| feed-forward |  | 600 | 0.001 | **20.0 %** (20.0) | **20.0 %** (20.0) at 1 × |  |  |"
+        in table
+    )
+
+
+def test_by_budget_and_size():
+    assert "| equilibrium | 10.0 % | 50.0 % | 80.0 % |" in reasoning.budget_table(ROWS)
+    assert "| feed-forward |  | 20.0 % |  |" in reasoning.budget_table(ROWS)
+    table = reasoning.part_table(ROWS, "by_size")
+    assert "| equilibrium | 90.0 % / 80.0 % / 75.0 % |" in table
+    assert "| feed-forward | 0.0 % / – / – |" in table
+    assert reasoning.part_table(ROWS, "by_grade") == ""
+
+
+def test_by_grade_at_the_best_budget_of_each():
+    rows = {"equilibrium": {"test": [{"by_grade": {"few": BUDGETS}}]}}
+    assert "| equilibrium | 90.0 % / 80.0 % / 75.0 % |" in reasoning.part_table(rows, "by_grade")
+
+
+def test_the_page_says_what_is_missing(tmp_path):
+    (tmp_path / "reasoning_maze.json").write_text(json.dumps(ROWS))
+    text = reasoning.document(str(tmp_path))
+    assert text.count("Not run yet.") == 2
+    assert "| equilibrium | 14,530 |" in text
