@@ -34,7 +34,7 @@ TOP_FOLDERS = ("benchmarks", "export", "tests", "tfdeq", "tools", "trainers")
 IGNORED = ("tools/bazel4",)  # as in .bazelignore
 
 # These read the sources of the whole project.
-READERS = ("tests/build_files_test.py", "tests/conformance_test.py")
+READERS = ("tests/build_files_test.py", "tests/structure_test.py")
 # Tests that need more than Bazel's five minutes where cores are few.
 LARGE = ("tests/conformance_test.py", "tests/trainers/language_model_test.py")
 
