@@ -49,8 +49,20 @@ def _train(folder, *arguments, status=0):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "prefix_sums"
-    _train(folder, "--test_sizes=8,40", "--checkpoint_every=2")
+    _train(
+        folder, "--test_sizes=8,40", "--checkpoint_every=2", f"--test_set={_public(folder.parent)}"
+    )
     return folder
+
+
+def _public(folder):
+    """A public set of three strings of 24 bits."""
+    path = folder / "24_bits"
+    path.mkdir(exist_ok=True)
+    bits = np.random.default_rng(0).integers(0, 2, (3, 1, 24))
+    np.save(path / "inputs.npy", bits - 0.5)
+    np.save(path / "solutions.npy", np.cumsum(bits[:, 0], axis=1) % 2)
+    return path
 
 
 def test_it_is_tested_by_size_and_budget(trained):
@@ -58,11 +70,15 @@ def test_it_is_tested_by_size_and_budget(trained):
     test = metrics["test"]
     assert list(test["by_budget"]) == ["0.5", "1.0", "2.0"]
     assert list(test["by_size"]) == ["8", "40"]
-    for found in (test, *test["by_budget"].values(), *test["by_size"].values()):
+    assert list(test["by_set"]) == ["24_bits"]
+    by_set = test["by_set"]["24_bits"].values()
+    for found in (test, *test["by_budget"].values(), *test["by_size"].values(), *by_set):
         assert {"exact", "places", "settled", "residual", "steps"} <= set(found)
     assert metrics["config"]["width"] == 12  # given; what the recipe of the task says else
     assert metrics["score"]["lower_is_better"] is False
-    assert f"size 40: {test['by_size']['40']['exact']:.3f}" in _run("trainers.report", trained)
+    said = _run("trainers.report", trained)
+    assert f"size 40: {test['by_size']['40']['exact']:.3f}" in said
+    assert "set 24_bits: " in said
 
 
 @pytest.mark.slow
@@ -98,7 +114,8 @@ def test_ways_to_train(arguments, tmp_path):
 def test_killed_and_resumed(trained, tmp_path):
     """The weights are those of the run that was not killed, to the bit; starts are random."""
     where = (f"--workdir={tmp_path / 'run'}", f"--prepared_dir={trained.parent / 'prepared'}")
-    arguments = (*SMALL, *SOLVES, "--test_sizes=8,40", "--checkpoint_every=2")
+    public = f"--test_set={_public(trained.parent)}"
+    arguments = (*SMALL, *SOLVES, "--test_sizes=8,40", "--checkpoint_every=2", public)
     with subprocess.Popen(
         _command("trainers.reasoning", *where, *arguments),
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

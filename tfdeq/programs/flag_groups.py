@@ -73,6 +73,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "test_batches",
             "test_lengths",
             "test_sizes",
+            "test_set",
             "test_budget",
             "log_every",
             "inspect_every",

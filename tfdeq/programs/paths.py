@@ -12,7 +12,16 @@ from absl import flags
 PATH_FLAGS = frozenset(
     (
         *("workdir", "data_dir", "prepared_dir", "output", "model", "report", "program"),
-        *("inputs", "vocabulary", "results", "document", "plots", "peers_python", "record"),
+        *(
+            "inputs",
+            "vocabulary",
+            "results",
+            "document",
+            "plots",
+            "peers_python",
+            "record",
+            "test_set",
+        ),
     )
 )
 

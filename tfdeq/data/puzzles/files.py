@@ -63,13 +63,14 @@ def _sudoku_row(path: str, line: int, row: list[str]) -> tuple[str, str]:
     )
 
 
-def easy_to_hard_mazes(folder: str) -> tuple[np.ndarray, np.ndarray]:
+def easy_to_hard_mazes(folder: str, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Reads a set of the published mazes, such as maze_data_test_9.
 
     Args:
         folder: with inputs.npy, pictures [N, 3, H, H] of 0 and 1, and solutions.npy, [N, H, H]. A place is
             2 × 2 pixels; a border of 3 pixels, wall, goes around: H = 2 n + 6. The start is green,
             the goal red, what is open white.
+        limit: number of puzzles to read; None: all.
 
     Returns:
         (mazes, paths), both [N, n, n] int32, as of `tfdeq.data.puzzles.maze.make`.
@@ -80,7 +81,7 @@ def easy_to_hard_mazes(folder: str) -> tuple[np.ndarray, np.ndarray]:
 
     Source: Schwarzschild et al., arXiv:2106.04537 and arXiv:2108.06011.
     """
-    pictures, solutions = _arrays(folder)
+    pictures, solutions = _arrays(folder, limit)
     shape = pictures.shape
     if pictures.ndim != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] % 2 or shape[2] < 12:
         raise ValueError(
@@ -124,7 +125,9 @@ def _check_pixels(name: str, array: np.ndarray, highest: int) -> None:
         )
 
 
-def easy_to_hard_prefix_sums(folder: str) -> tuple[np.ndarray, np.ndarray]:
+def easy_to_hard_prefix_sums(
+    folder: str, limit: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Reads a set of the published prefix sums.
 
     The set is published as tensors of PyTorch, LENGTH_data.pth and LENGTH_targets.pth, and is to be saved as
@@ -133,6 +136,7 @@ def easy_to_hard_prefix_sums(folder: str) -> tuple[np.ndarray, np.ndarray]:
     Args:
         folder: with inputs.npy and solutions.npy, [N, L] or [N, 1, L] of any dtype. Bits are 0 and 1, or
             -0.5 and 0.5 as networks get them; sums are 0 and 1.
+        limit: number of puzzles to read; None: all.
 
     Returns:
         (bits, sums), both [N, L] int32, as of `tfdeq.data.puzzles.prefix_sums.make`.
@@ -145,7 +149,7 @@ def easy_to_hard_prefix_sums(folder: str) -> tuple[np.ndarray, np.ndarray]:
     """
     arrays = [
         array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array
-        for array in _arrays(folder)
+        for array in _arrays(folder, limit)
     ]
     if arrays[0].ndim != 2 or arrays[0].shape != arrays[1].shape:
         shapes = " and ".join(str(list(array.shape)) for array in arrays)
@@ -162,7 +166,7 @@ def easy_to_hard_prefix_sums(folder: str) -> tuple[np.ndarray, np.ndarray]:
     return arrays[0].astype(np.int32), arrays[1].astype(np.int32)
 
 
-def _arrays(folder: str) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(folder: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     place = expanded(folder)
     if not place.is_dir():
         raise FileNotFoundError(
@@ -181,4 +185,4 @@ def _arrays(folder: str) -> tuple[np.ndarray, np.ndarray]:
             f"inputs.npy and solutions.npy in {folder} must have as many puzzles, and one at least; received "
             f"{len(loaded[0])} and {len(loaded[1])}."
         )
-    return loaded[0], loaded[1]
+    return loaded[0][:limit], loaded[1][:limit]

@@ -34,6 +34,9 @@ class Puzzle(NamedTuple):
     # (inputs [B, *places] int32, targets [B, *places] int32, seed [2] int32) -> the same puzzles, each
     # row under a random symmetry of its own; TensorFlow operations without state. None: no symmetries.
     augment: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    # (path, number of puzzles to read at most) -> (inputs, targets) of a public set that a user has; None:
+    # no set is known.
+    read: Callable[[str, int], tuple[np.ndarray, np.ndarray]] | None = None
     boxes: bool = False  # whether boxes of √n × √n places belong together, beside rows and columns
 
 

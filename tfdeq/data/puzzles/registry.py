@@ -1,6 +1,6 @@
 """Puzzles by name. To add one, write a module with make, check and key, and name it in `PUZZLES`."""
 
-from tfdeq.data.puzzles import maze, prefix_sums, reachability, sudoku
+from tfdeq.data.puzzles import files, maze, prefix_sums, reachability, sudoku
 from tfdeq.data.puzzles.puzzle import Puzzle
 
 PUZZLES = {
@@ -14,6 +14,7 @@ PUZZLES = {
         check=maze.check,
         key=maze.key,
         augment=maze.augment,
+        read=files.easy_to_hard_mazes,
     ),
     "prefix_sums": Puzzle(
         name="prefix_sums",
@@ -24,6 +25,7 @@ PUZZLES = {
         make=prefix_sums.make,
         check=prefix_sums.check,
         key=prefix_sums.key,
+        read=files.easy_to_hard_prefix_sums,
     ),
     "reachability": Puzzle(
         name="reachability",
@@ -48,6 +50,7 @@ PUZZLES = {
         key=sudoku.key,
         grades=sudoku.GRADES,
         augment=sudoku.augment,
+        read=files.sudoku_extreme,
         boxes=True,
     ),
 }

@@ -1,6 +1,6 @@
 """A run that learns to solve puzzles: its data, model, loss and tests."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ from tfdeq.data.puzzles import Puzzle, get, puzzle_examples
 from tfdeq.models import Reasoner
 from tfdeq.runs import kind
 from tfdeq.runs.measures import CROSS_ENTROPY
-from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.experiment import Experiment
 from tfdeq.training.keras_task import example_batches
 from tfdeq.training.reasoning import settling
 from tfdeq.training.reasoning.evaluation import puzzle_evaluator
+from tfdeq.training.reasoning.final_test import final_test, public_set
 from tfdeq.training.reasoning.loss import PuzzleLoss
 from tfdeq.training.reasoning.models import make_model
 from tfdeq.training.reasoning.segments import Segments
@@ -28,8 +28,6 @@ from tfdeq.training.task import Score, Task
 EXACT = Score("exact", "share of puzzles solved", lower_is_better=False)
 # What an export says of the logits.
 _MEASURES = {"loss": CROSS_ENTROPY, "places": "sparse_categorical_accuracy"}
-# Seeds of puzzles of other sizes and grades, which no training seed has.
-_TEST = 2**62
 _EXAMPLES = 4  # whose spectral radius is looked at
 _DRAWN_FROM = 16  # test puzzles
 
@@ -50,6 +48,7 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
         grade=config["grade"] or None,
         prepared_dir=prepared_dir,
     )
+    public = public_set(config)
     model = make_model(config, puzzle)
     validation = puzzle_evaluator(model, examples.validation, config, [1.0])
     trace = ResidualTrace(None if config["depth"] else validation.residual_trace)
@@ -81,7 +80,7 @@ def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) 
     )
     return Experiment(
         task,
-        lambda: _test(model, config, puzzle, examples.test),
+        lambda: final_test(model, config, examples.test, public),
         output_layers=["readout"],
         before=trace.before,
         after=after,
@@ -98,42 +97,6 @@ def _loss(model: Reasoner, config: Mapping[str, Any], segments: Segments | None)
         largest_budget(config),
         segments,
     )
-
-
-def budgets_of(config: Mapping[str, Any]) -> list[float]:
-    """Returns the multiples of the usual budget that a test tries: ½, 1, 2, … --test_budget."""
-    if config["depth"]:
-        return [1.0]
-    budgets = [0.5, 1.0]
-    while budgets[-1] * 2 <= config["test_budget"]:
-        budgets.append(budgets[-1] * 2)
-    return budgets
-
-
-def _test(
-    model: Reasoner, config: Mapping[str, Any], puzzle: Puzzle, split: Split
-) -> dict[str, Any]:
-    """metrics["test"]: of the puzzles as in training, and by grade and size at the largest budget too."""
-    budgets = budgets_of(config)
-
-    def evaluator(split: Split, budgets: Sequence[float]) -> Evaluator:
-        return puzzle_evaluator(model, split, config, budgets)
-
-    def made(size: int, grade: str | None) -> Split:
-        return puzzle.make(config["test_puzzles"], size, _TEST, grade)
-
-    size = config["size"] or puzzle.size
-    results = evaluator(split, budgets).results()
-    by_grade = {grade: evaluator(made(size, grade), budgets).by_budget() for grade in puzzle.grades}
-    by_size = {
-        str(other): evaluator(made(int(other), None), budgets[-1:]).evaluate(budgets[-1])
-        for other in config["test_sizes"]
-    }
-    return {
-        **results,
-        **({"by_grade": by_grade} if by_grade else {}),
-        **({"by_size": by_size} if by_size else {}),
-    }
 
 
 def _draw_settling(

@@ -48,6 +48,7 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "validation_puzzles", 256, "Other puzzles in each evaluation during training."),
         (flags.DEFINE_integer, "test_puzzles", 1000, "Further puzzles in the test after training, of each size and grade."),
         (flags.DEFINE_list, "test_sizes", [], "Other sizes that the trained model is tested on."),
+        (flags.DEFINE_string, "test_set", "", "Public set to test on too, as far as --test_puzzles: Sudoku-Extreme's test.csv, or a folder with inputs.npy and solutions.npy of the published mazes or prefix sums. Empty: none."),
         (flags.DEFINE_float, "test_budget", 64.0, "The largest multiple of --max_steps in the test; smaller ones are its halves down to one half."),
         (flags.DEFINE_string, "prepared_dir", None, "Where sets of puzzles are kept. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
     ]  # fmt: skip

@@ -86,7 +86,8 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
 def _of_other_data(test: Mapping[str, Any], key: str) -> list[str]:
     """The figures of other sizes and grades than those of training, at the largest budget tried."""
     lines = []
-    for group, name in (("by_length", "T ="), ("by_size", "size"), ("by_grade", "grade")):
+    groups = {"by_length": "T =", "by_size": "size", "by_grade": "grade", "by_set": "set"}
+    for group, name in groups.items():
         for what, row in report_run.mapping(test.get(group)).items():
             row = report_run.mapping(row)
             if row and key not in row:  # by budget
