@@ -31,11 +31,16 @@ def model():
     return made
 
 
+def _first(segments):
+    """What the first step receives, with whole puzzles for all rows."""
+    return segments.initial(2)._replace(segment=tf.zeros(2, tf.int32))
+
+
 def _steps(model, count, halting, batches, settings=SETTINGS):
     """What the steps over some batches hand on, and their losses."""
     segments = Segments(model, count, halting)
     loss = PuzzleLoss(model, 0.0, segments=segments)
-    carried, found = segments.initial(2), []
+    carried, found = _first(segments), []
     for inputs in batches:
         made = loss((inputs, _targets(inputs)), settings, carried)
         carried = made.carried
@@ -63,9 +68,9 @@ def test_a_puzzle_stays_and_goes_on(model):
 def test_no_gradient_passes_from_one_segment_to_the_next(model):
     segments = Segments(model, 2, "none")
     loss = PuzzleLoss(model, 0.0, segments=segments)
-    first = loss((FIRST, _targets(FIRST)), SETTINGS, segments.initial(2)).carried
+    first = loss((FIRST, _targets(FIRST)), SETTINGS, _first(segments)).carried
     with tf.GradientTape() as tape:
-        carried = loss((FIRST, _targets(FIRST)), SETTINGS, segments.initial(2)).carried
+        carried = loss((FIRST, _targets(FIRST)), SETTINGS, _first(segments)).carried
         value = loss((SECOND, _targets(SECOND)), SETTINGS, carried).value
     with tf.GradientTape() as alone:
         expected = loss((SECOND, _targets(SECOND)), SETTINGS, first).value
@@ -82,9 +87,7 @@ def test_a_puzzle_leaves_once_its_answer_is_right(model):
     said = np.argmax(logits, -1).astype("int32")
     targets = np.stack([said[0], 1 - said[1]])
     segments = Segments(model, 9, "exact")
-    made = PuzzleLoss(model, 0.0, segments=segments)(
-        (FIRST, targets), SETTINGS, segments.initial(2)
-    )
+    made = PuzzleLoss(model, 0.0, segments=segments)((FIRST, targets), SETTINGS, _first(segments))
     assert made.carried.segment.numpy().tolist() == [0, 1]
     again = segments.begin((SECOND, _targets(SECOND)), made.carried, training=True)
     np.testing.assert_array_equal(again.inputs, [SECOND[0], FIRST[1]])
@@ -101,6 +104,18 @@ def test_a_puzzle_leaves_once_it_has_settled():
         settings = SETTINGS._replace(max_steps=tf.constant(budget))
         ((carried, _),) = _steps(model, 9, "settled", [FIRST], settings)
         assert carried.segment.numpy().tolist() == [left, left]
+
+
+def test_rows_change_their_puzzles_at_different_times(model):
+    segments = Segments(model, 3)
+    carried, left = segments.initial(4), []
+    inputs = np.concatenate([FIRST, SECOND])
+    for _ in range(4):
+        logits, solution = model(inputs, explicit_steps=1, return_solution=True)
+        begun = segments.begin((inputs, _targets(inputs)), carried, training=True)
+        carried = segments.end(begun, logits, solution)
+        left.append(carried.segment.numpy().tolist())
+    assert left == [[1, 2, 0, 1], [2, 0, 1, 2], [0, 1, 2, 0], [1, 2, 0, 1]]
 
 
 def test_bad_halting(model):

@@ -18,7 +18,7 @@ class Carried(NamedTuple):
     inputs: tf.Tensor  # [B, places] int32
     targets: tf.Tensor  # [B, places] int32
     z: tf.Tensor  # [B, places, width] float32, where the next segment starts
-    segment: tf.Tensor  # [B] int32, segments made; 0: the next puzzle of the data comes
+    segment: tf.Tensor  # [B] int32, segments made; 0 and below: the next puzzle of the data comes
 
 
 class Segments:
@@ -44,16 +44,19 @@ class Segments:
         self._model, self._count, self._halting = model, count, halting
 
     def initial(self, rows: int) -> Carried:
-        """What the first step receives."""
+        """What the first step receives.
+
+        The first puzzles of the rows have 1 … count segments, so that rows do not all change theirs at once.
+        """
         shape = (rows, *self._model.input_places)
         nothing = tf.zeros(shape, tf.int32)
         z = tf.zeros((*shape, self._model.cell.width))
-        return Carried(nothing, nothing, z, tf.zeros(rows, tf.int32))
+        return Carried(nothing, nothing, z, -(tf.range(rows) % self._count))
 
     def begin(self, batch: Any, carried: Carried, training: bool) -> Carried:
         """Returns the puzzles of this step, and where their solves start."""
         inputs, targets = (tf.cast(part, tf.int32) for part in batch)
-        new = tf.equal(carried.segment, 0)
+        new = carried.segment <= 0
         inputs, targets = _where(new, inputs, carried.inputs), _where(new, targets, carried.targets)
         x, _ = self._model.embed(inputs)
         start = tf.cast(self._model.start(x, training), tf.float32)
@@ -61,7 +64,7 @@ class Segments:
 
     def end(self, begun: Carried, logits: tf.Tensor, solution: Solution) -> Carried:
         """Returns what the next step receives."""
-        made = begun.segment + 1
+        made = tf.abs(begun.segment) + 1
         done = made >= self._count
         if self._halting == "exact":
             done |= exact(begun.targets, logits) > 0
