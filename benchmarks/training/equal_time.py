@@ -3,7 +3,9 @@
 First the seconds per step of every variant are measured, in turns, in one process. They give each variant
 the number of steps that fits the time, so that the runs that follow need no quiet machine: only their
 number of steps matters. Then every variant looks for its learning rate, by the same search on validation
-data; the test data are read after the runs with that rate, once each.
+data: first among shorter runs, then of the best one and the one below it at full length, because a rate that
+suits a short run can be too high for a long one. The runs with the rate that is found are compared on the test
+data; those with the other one read them too, and their test figures are not looked at.
 """
 
 import math
@@ -29,7 +31,7 @@ def define_flags(**defaults: Any) -> None:
     """Defines the flags of a comparison; defaults override those below."""
     definitions = [
         (flags.DEFINE_list, "only", [], "Names to train, those with commas in double quotes; none: all."),
-        (flags.DEFINE_list, "learning_rates", ["0.003", "0.006", "0.012"], "Peak rates, ascending, that every variant tries in a shorter run of seed 0; next to the lowest and the highest up to two more, where they are the best. One rate: no search."),
+        (flags.DEFINE_list, "learning_rates", ["0.003", "0.006", "0.012"], "Peak rates, ascending, that every variant tries in a shorter run of seed 0; next to the lowest and the highest up to two more, where they are the best. Then the best one and the one below it at full length. One rate: no search."),
         (flags.DEFINE_float, "search_share", 0.25, "Share of the steps of the runs that search, in (0, 1]."),
         (flags.DEFINE_integer, "seeds", 3, "Runs of each variant, seeds 0, 1, …. Default: 3."),
         (flags.DEFINE_integer, "parallel", 2, "Training processes at a time, one core each. Default: 2."),
@@ -74,11 +76,10 @@ class Comparison:
         self._program, self._workdir, self._parallel = program, workdir, parallel
         self._flags, self._search_flags = dict(flags_), dict(search_flags)
 
-    def folder(self, name: str, seed: int) -> str:
+    def folder(self, name: str, rate: float, seed: int) -> str:
         """Returns the folder of a run."""
-        return os.path.join(
-            self._workdir, f"{name.replace(', ', '_').replace(' ', '_')}_seed_{seed}"
-        )
+        name = name.replace(", ", "_").replace(" ", "_")
+        return os.path.join(self._workdir, f"{name}_rate_{rate:g}_seed_{seed}")
 
     def train(self, runs: Mapping[str, _Config], seeds: int) -> None:
         """Trains every run and seed; finished ones are kept, and runs of fewer steps go on.
@@ -88,7 +89,7 @@ class Comparison:
         """
         self._train(
             {
-                self.folder(name, seed): {**config, "seed": seed}
+                self.folder(name, config["learning_rate"], seed): {**config, "seed": seed}
                 # The closest rivals first: what is cut off can be made up by running again.
                 for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"])
                 for seed in range(seeds)
@@ -121,7 +122,7 @@ class Comparison:
                 self._flags,
                 {},
             )
-            folders = {c: search.folder(f"{c[0]}, rate {c[1]:g}", 0) for c in candidates}
+            folders = {(name, rate): search.folder(name, rate, 0) for name, rate in candidates}
             settled = {"seed": 0, **self._search_flags}
             found = {folders[c]: {**config, **settled} for c, config in candidates.items()}
             search._train(found, may_fail=True)
@@ -129,13 +130,38 @@ class Comparison:
 
         return rate_search.search(runs, rates, share, train)
 
+    def best_rates(
+        self, runs: Mapping[str, _Config], candidates: Mapping[str, list[float]]
+    ) -> dict[str, float]:
+        """Returns name -> the rate of the best validation score of whole runs of seed 0.
+
+        Args:
+            candidates: name -> rates.
+
+        Raises:
+            ValueError: if every run of a variant failed.
+        """
+        wanted = {
+            (name, rate): {**runs[name], "learning_rate": rate, "seed": 0}
+            for name, rates in candidates.items()
+            for rate in rates
+        }
+        folders = {(name, rate): self.folder(name, rate, 0) for name, rate in wanted}
+        self._train({folders[c]: config for c, config in wanted.items()}, may_fail=True)
+        scores: dict[str, dict[float, float]] = {name: {} for name in candidates}
+        for (name, rate), config in wanted.items():
+            score = _validation_score(folders[name, rate], config)
+            scores[name][rate] = score if math.isfinite(score) else math.inf
+        return {name: rate_search.best(found) for name, found in scores.items()}
+
     def compared(
         self, runs: Mapping[str, _Config], seconds: Mapping[str, float], seeds: int
     ) -> dict[str, Compared]:
         """Returns name -> the finished runs; names without one are left out."""
         results = {}
         for name, config in runs.items():
-            found = [finished(self.folder(name, seed), config) for seed in range(seeds)]
+            folders = [self.folder(name, config["learning_rate"], seed) for seed in range(seeds)]
+            found = [finished(folder, config) for folder in folders]
             metrics = [value for value in found if value is not None]
             if metrics:
                 results[name] = Compared(config, seconds[name], metrics)
@@ -252,9 +278,10 @@ def _at_found_rates(
     path = os.path.join(FLAGS.workdir, "learning_rates.json")
     found = {}
     if not FLAGS.report_only:
-        found = comparison.search_rates(wanted, rates, FLAGS.search_share)
-    chosen = {name: rate_search.best(scores) for name, scores in found.items()}
-    chosen = {**(read_json(path) or {}), **chosen}
+        scores = comparison.search_rates(wanted, rates, FLAGS.search_share)
+        candidates = {name: rate_search.finalists(tried) for name, tried in scores.items()}
+        found = comparison.best_rates(wanted, candidates)
+    chosen = {**(read_json(path) or {}), **found}
     write_json(path, chosen)
     print("Rates: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()), flush=True)
     return {

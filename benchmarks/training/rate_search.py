@@ -58,6 +58,19 @@ def best(scores: Mapping[float, float]) -> float:
     return rate
 
 
+def finalists(scores: Mapping[float, float]) -> list[float]:
+    """Returns the rate with the lowest score and the next lower one that was tried, ascending.
+
+    A shorter run is at its peak rate for a shorter time: what suits it may be too high for a longer one.
+
+    Raises:
+        ValueError: if every run failed.
+    """
+    tried = sorted(scores)
+    place = tried.index(best(scores))
+    return tried[max(place - 1, 0) : place + 1]
+
+
 def _beyond(scores: Mapping[float, float], factor: float) -> list[float]:
     """The next rate, where the best one is at an end of those tried; rounded to three digits."""
     lowest, highest = min(scores), max(scores)

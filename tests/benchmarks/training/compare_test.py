@@ -70,7 +70,7 @@ def test_finished_runs_become_a_table_and_a_picture(tmp_path):
             test = {"bits_per_byte": bits, "residual": 1e-3}
             train = {"peak_memory_mib": 900.0 + seed}
             metrics = {"config": runs[name], "test": test, "train": train}
-            write_json(f"{made.folder(name, seed)}/metrics.json", metrics)
+            write_json(f"{made.folder(name, 0.006, seed)}/metrics.json", metrics)
     seconds = {"equilibrium": 0.4, "1 explicit": 0.2}
     results = compare.rows(made.compared(runs, seconds, seeds=2))
     assert results["equilibrium"]["mean_bits"] == pytest.approx(1.6)
@@ -104,7 +104,7 @@ def test_unknown_variants_are_refused_and_others_keep_their_figures(tmp_path, mo
             "train": {"peak_memory_mib": 9.0},
             "config": CONFIG,
         }
-        write_json(f"{_comparison(tmp_path).folder(name, 0)}/metrics.json", metrics)
+        write_json(f"{_comparison(tmp_path).folder(name, 0.004, 0)}/metrics.json", metrics)
     compare.main()
     results = read_json(f"{tmp_path}/compare.json")
     assert set(results) == {"equilibrium", "1 explicit"}

@@ -60,13 +60,13 @@ def test_runs_get_what_they_use_and_shorter_ones_go_on(tmp_path, monkeypatch):
     made = _comparison(tmp_path, {"tpu": ""})
     for name, steps in (("equilibrium", 100), ("1 explicit", 60)):
         config = {**runs[name], "train_steps": steps}
-        folder = made.folder(name, 0)
+        folder = made.folder(name, 0.006, 0)
         write_json(f"{folder}/config.json", config)
         write_json(f"{folder}/metrics.json", {"config": config})
     # As if the program's own --train_steps had been given.
     monkeypatch.setattr(flags.FLAGS["train_steps"], "using_default_value", False)
     made.train(runs, seeds=1)
-    assert list(started) == ["1_explicit_seed_0"]
+    assert list(started) == ["1_explicit_rate_0.006_seed_0"]
     (given,) = started.values()
     assert given["train_steps"] == 100
     assert not {"solver", "tpu", "data_fingerprint"} & set(given)
@@ -106,3 +106,24 @@ def test_the_search_trains_shorter_runs_on_validation_data_alone(rises, tmp_path
     for (_, rate), given in started.items():
         assert (given["learning_rate"], given["train_steps"]) == (rate, 25)
         assert given["test_windows"] == 1
+
+
+def test_the_better_one_of_two_whole_runs(tmp_path, monkeypatch):
+    """A run that fails is no candidate."""
+
+    class Processes(NoProcesses):
+        def start(self, folder, given):
+            assert given["train_steps"] == 100
+            scores = {0.003: 1.0, 0.006: 2.0}
+            if given["learning_rate"] in scores:
+                metrics = {
+                    "train": {"best": {"score": scores[given["learning_rate"]]}},
+                    "config": {"train_steps": 100},
+                }
+                write_json(f"{folder}/metrics.json", metrics)
+
+    monkeypatch.setattr(equal_time, "Runs", Processes)
+    runs = {"equilibrium": CONFIG, "1 explicit": {**CONFIG, "depth": 1}}
+    candidates = {"equilibrium": [0.003, 0.006], "1 explicit": [0.006, 0.012]}
+    found = _comparison(tmp_path).best_rates(runs, candidates)
+    assert found == {"equilibrium": 0.003, "1 explicit": 0.006}

@@ -47,3 +47,9 @@ def test_where_every_run_fails_lower_rates_are_tried_and_then_that_is_said():
     assert list(scores) == [0.0025, 0.005, 0.01, 0.02]
     with pytest.raises(ValueError, match="No run of the search ended well; rates tried: 0.0025"):
         rate_search.best(scores)
+
+
+def test_finalists_are_the_best_rate_and_the_one_below():
+    scores = {0.001: 3.0, 0.002: 1.0, 0.004: 2.0}
+    assert rate_search.finalists(scores) == [0.001, 0.002]
+    assert rate_search.finalists({**scores, 0.001: 0.5}) == [0.001]
