@@ -111,13 +111,17 @@ def test_ways_to_train(arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(trained, tmp_path):
-    """The weights are those of the run that was not killed, to the bit; starts are random."""
-    where = (f"--workdir={tmp_path / 'run'}", f"--prepared_dir={trained.parent / 'prepared'}")
-    public = f"--test_set={_public(trained.parent)}"
-    arguments = (*SMALL, *SOLVES, "--test_sizes=8,40", "--checkpoint_every=2", public)
+def test_killed_and_resumed(tmp_path):
+    """The weights are those of the run that was not killed, to the bit; starts are random.
+
+    Compiled by XLA: without it sums of gradients may be taken in another order in another process.
+    """
+    prepared = f"--prepared_dir={tmp_path / 'prepared'}"
+    arguments = (*SMALL, *SOLVES, "--checkpoint_every=2", "--jit_compile", prepared)
+    _run("trainers.reasoning", f"--workdir={tmp_path / 'whole'}", *arguments)
+    where = f"--workdir={tmp_path / 'run'}"
     with subprocess.Popen(
-        _command("trainers.reasoning", *where, *arguments),
+        _command("trainers.reasoning", where, *arguments),
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as child:  # fmt: skip
         deadline = time.monotonic() + 300
@@ -127,10 +131,10 @@ def test_killed_and_resumed(trained, tmp_path):
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-    _run("trainers.reasoning", *where, *arguments)
+    _run("trainers.reasoning", where, *arguments)
     one, other = (
-        keras.models.load_model(path / "model.keras").get_weights()
-        for path in (trained, tmp_path / "run")
+        keras.models.load_model(tmp_path / name / "model.keras").get_weights()
+        for name in ("whole", "run")
     )
     for weight, expected in zip(one, other, strict=True):
         np.testing.assert_array_equal(weight, expected)
