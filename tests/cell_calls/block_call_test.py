@@ -12,16 +12,16 @@ from tfdeq.solvers import FixedPointIteration
 
 
 @pytest.mark.parametrize(
-    ("training", "iterates", "trace", "expected"),
+    ("compaction", "iterates", "trace", "expected"),
     [
-        (False, None, False, True),
-        (True, None, False, False),
-        (False, [1], False, False),
-        (False, None, True, False),
+        (True, None, False, True),
+        (False, None, False, False),
+        (True, [1], False, False),
+        (True, None, True, False),
     ],
 )
-def test_when(training, iterates, trace, expected):
-    assert BlockCall.fits(training, iterates, trace) == expected
+def test_when(compaction, iterates, trace, expected):
+    assert BlockCall.fits(compaction, iterates, trace) == expected
 
 
 def test_each_sample_s_tolerance_and_budget_reach_the_solve():
