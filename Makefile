@@ -41,7 +41,7 @@ quickstart: $(RUNTIME)
 # Prefix sums, learned on 32 bits, solved on 512 and 2,048; exported and verified: about five minutes.
 reasoning: $(RUNTIME)
 	$(RUN) -m trainers.reasoning --task=prefix_sums --workdir=$(REASONING) --test_sizes=512,2048 --test_puzzles=200 --test_budget=128
-	$(RUN) -m export.saved_model --workdir=$(REASONING) --output=$(REASONING)/export --version=1 --max_steps_limit=20000 --skip_existing
+	$(RUN) -m export.saved_model --workdir=$(REASONING) --output=$(REASONING)/export --version=1 --max_steps_limit=4000 --skip_existing
 	$(RUN) -m export.verify --workdir=$(REASONING) --model=$(REASONING)/export/1
 	$(RUN) -m trainers.report $(REASONING)
 
