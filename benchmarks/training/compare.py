@@ -130,7 +130,6 @@ def main() -> None:
         raise ValueError("--depth is set by the comparison; see --depths.")
     if FLAGS["learning_rate"].present:
         raise ValueError("Give rates by --learning_rates; --learning_rate would change nothing.")
-    equal_time.check_search()
     equal_time.recorded(lambda: _compare(config))
 
 

@@ -192,9 +192,8 @@ def compare(
         plan: (seconds per step) -> name -> configuration with the steps that it is to make.
 
     Raises:
-        ValueError: for names or rates that are none, or if nothing is finished.
+        ValueError: for names that are none, or if nothing is finished.
     """
-    check_search()
     unknown = sorted(set(FLAGS.only) - set(configs))
     if unknown:
         raise ValueError(f"No such variants: {', '.join(unknown)}. Known: {'; '.join(configs)}.")
@@ -219,7 +218,12 @@ def compare(
 
 
 def recorded(run: Callable[[], None]) -> None:
-    """Calls run with the runs of --record in --workdir; those of --workdir stand in it afterwards."""
+    """Calls run with the runs of --record in --workdir; those of --workdir stand in it afterwards.
+
+    Raises:
+        ValueError: for rates or a share of the search that are none, before anything is written.
+    """
+    _check_search()
     if FLAGS.record:
         record.unpack(FLAGS.record, FLAGS.workdir)
     try:
@@ -235,12 +239,7 @@ def with_rate(config: _Config) -> dict[str, Any]:
     return {**config, "learning_rate": float(rates[0])} if len(rates) == 1 else dict(config)
 
 
-def check_search() -> None:
-    """Refuses rates and shares that are none.
-
-    Raises:
-        ValueError: with what was received.
-    """
+def _check_search() -> None:
     try:
         rates = [float(rate) for rate in FLAGS.learning_rates]
     except ValueError:

@@ -4,7 +4,7 @@ python -m benchmarks.training.reasoning --task=maze --workdir=runs/mazes --minut
     --record=benchmarks/results/reasoning_maze.json --test_sizes=33,59
 
 See equal_time.py. What a run takes is an upper bound: no solve that is timed ends before its budget.
-`benchmarks.results.reasoning` makes docs/reasoning_results.md of the records.
+`benchmarks.results.reasoning` makes docs/results/reasoning.md of the results.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,6 @@ def main() -> None:
     for name, other in (("learning_rate", "learning_rates"), ("train_steps", "minutes")):
         if FLAGS[name].present:
             raise ValueError(f"Give --{other}; --{name} would change nothing.")
-    equal_time.check_search()
     equal_time.recorded(lambda: _compare({**config, "minutes": FLAGS.minutes}))
 
 
