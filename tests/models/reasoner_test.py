@@ -87,8 +87,25 @@ def test_starts_from_noise_in_training_alone():
     )  # the solver's tolerance, in logits
 
 
+def test_noise_of_the_path_is_a_share_of_each_given_state():
+    model = _model(path_noise=0.1)
+    plain = {"explicit_steps": 0, "max_steps": 1, "return_solution": True}
+    np.testing.assert_array_equal(  # the cell's own start has none
+        model(INPUTS, training=True, **plain)[0], model(INPUTS, **plain)[0]
+    )
+    small, large = 0.01, 100.0
+    given = tf.stack([tf.fill([6, 8], small), tf.fill([6, 8], large)])
+    np.testing.assert_array_equal(
+        model(INPUTS, z0=given, **plain)[0], model(INPUTS, z0=given, **plain)[0]
+    )
+    starts = np.stack([model._perturbed(given) for _ in range(200)])
+    np.testing.assert_allclose(starts.std(axis=(0, 2, 3)), [0.1 * small, 0.1 * large], rtol=0.05)
+    first = model(INPUTS, z0=given, training=True, **plain)[0]
+    assert np.abs(first - model(INPUTS, z0=given, training=True, **plain)[0]).max() > 1e-3
+
+
 def test_saved_and_loaded(tmp_path):
-    model = _model(start_noise=0.5, explicit_steps=3)
+    model = _model(start_noise=0.5, path_noise=0.1, explicit_steps=3)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(INPUTS), model(INPUTS))

@@ -93,7 +93,7 @@ def test_every_task(task, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--segments=2", "--halting=settled", "--recursion", "--inner_steps=2"),
+        ("--segments=2", "--halting=settled", "--path_noise=0.1", "--recursion", "--inner_steps=2"),
         ("--progressive_weight=0.5", "--shallow_share=0"),
         ("--depth=1", "--layers=3"),
         ("--inspect_every=3", "--inspect_gradient", "--shallow_share=0"),
@@ -158,6 +158,7 @@ def test_exported_and_verified(trained, tmp_path):
         (["--task=sudoku", "--grade=easy"], "grade of sudoku must be one of one_blank"),
         (["--segments=2", "--progressive_weight=1"], "--progressive_weight=1.0 changes nothing"),
         (["--halting=exact"], "changes nothing"),
+        (["--path_noise=0.1"], "changes nothing"),
         (["--test_sizes=big"], "must be whole numbers of at least 1"),
     ],
 )

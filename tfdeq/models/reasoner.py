@@ -29,6 +29,9 @@ class Reasoner(keras.Model):
         explicit_steps, block: see `DEQLayer`.
         start_noise: in training a solve starts from normal noise of this standard deviation instead of
             the cell's initial state, so that answers come not to depend on the start. Default 0.
+        path_noise: in training a start that the call gives, such as the state that an earlier solve
+            reached, gets normal noise of this share of its root mean square, each example's own, so
+            that answers come not to depend on the path. Default 0.
 
     Call arguments:
         inputs: [B, places] integers, places in one dimension or two. Those below 0 are outside of the
@@ -43,8 +46,8 @@ class Reasoner(keras.Model):
     Raises:
         ValueError: for sizes below 1, or a cell without a width.
 
-    Source: starts from noise: Anil et al., Path Independent Equilibrium Models, arXiv:2211.09961,
-        section 4.
+    Source: noise: Anil et al., Path Independent Equilibrium Models, arXiv:2211.09961, section 4 (starts);
+        Equilibrium Reasoners, arXiv:2605.21488 (along the path).
 
     Example:
         >>> from tfdeq.cells import RecallConvolution
@@ -65,6 +68,7 @@ class Reasoner(keras.Model):
         jacobian_penalty_power_steps: int = 0,
         explicit_steps: int = 0,
         start_noise: float = 0.0,
+        path_noise: float = 0.0,
         block: int | None = None,
         **kwargs: Any,
     ):
@@ -76,7 +80,9 @@ class Reasoner(keras.Model):
         self.tokens = tokens
         self.classes = classes
         self.start_noise = checked_scale("start_noise", start_noise)
-        self.seed_generator = keras.random.SeedGenerator() if self.start_noise else None
+        self.path_noise = checked_scale("path_noise", path_noise)
+        noisy = self.start_noise or self.path_noise
+        self.seed_generator = keras.random.SeedGenerator() if noisy else None
         self.embedding = keras.layers.Embedding(
             tokens,
             getattr(cell, "input_width", cell.width),
@@ -128,6 +134,8 @@ class Reasoner(keras.Model):
         x, mask = self.embed(inputs)
         if training and z0 is None and self.start_noise:
             z0 = self.start(x, training)
+        elif training and z0 is not None and self.path_noise:
+            z0 = self._perturbed(z0)
         solution = self.equilibrium(
             x,
             mask=mask,
@@ -160,6 +168,12 @@ class Reasoner(keras.Model):
         noise = keras.random.normal(ops.shape(initial), seed=self.seed_generator)
         return self.start_noise * ops.cast(noise, initial.dtype)
 
+    def _perturbed(self, z):
+        """Returns a state [B, places, width] with the noise of the path."""
+        noise = ops.cast(keras.random.normal(ops.shape(z), seed=self.seed_generator), z.dtype)
+        axes = tuple(range(1, len(z.shape)))
+        return z + self.path_noise * ops.sqrt(ops.mean(z**2, axis=axes, keepdims=True)) * noise
+
     def applied(self, z, inputs):
         """Returns f(z, x), differentiable, of a state [B, places, width] and inputs [B, places]."""
         x, mask = self.embed(inputs)
@@ -187,6 +201,7 @@ class Reasoner(keras.Model):
             "jacobian_penalty_power_steps": layer.jacobian_penalty_power_steps,
             "explicit_steps": layer.explicit_steps,
             "start_noise": self.start_noise,
+            "path_noise": self.path_noise,
             "block": layer.block,
         }
 

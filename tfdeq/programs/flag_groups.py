@@ -56,6 +56,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "progressive_weight",
             "segments",
             "halting",
+            "path_noise",
             "equilibrium_watch",
             "watch_residual",
             "divergence_patience",

@@ -14,7 +14,8 @@ from tfdeq.training.reasoning.models import make_model
 
 CONFIG = {
     "size": 0, "cell": "convolution", "layers": 1, "width": 12, "attention_heads": 6, "depth": 0,
-    "recursion": False, "inner_steps": 2, "start_noise": 0.5, "block": 0, "precision": "float32",
+    "recursion": False, "inner_steps": 2, "segments": 0, "path_noise": 0.1, "start_noise": 0.5,
+    "block": 0, "precision": "float32",
     "solver": "fixed_point_iteration", "max_steps": 4, "tolerance": 1e-3,
     "adjoint": "unrolled", "adjoint_steps": 2,
     "jacobian_penalty": 0.0, "jacobian_penalty_fraction": 0.25, "jacobian_penalty_power_steps": 0,
@@ -38,6 +39,7 @@ def test_cells(task, settings, cell):
     model = make_model(config, puzzle)
     assert isinstance(model.cell, cell)
     assert model.start_noise == 0.5
+    assert model.path_noise == 0  # of no use where no step goes on from another
     places = (config["size"] or puzzle.size,) * puzzle.rank
     inputs, _ = puzzle.make(2, places[0], 0, puzzle.grades[0] if puzzle.grades else None)
     assert model(inputs).shape == (2, *places, puzzle.classes)

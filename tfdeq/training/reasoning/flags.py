@@ -21,6 +21,7 @@ flag_uses.add(
         "progressive_weight": [{**EQUILIBRIUM, "segments": NOT_GIVEN}],
         "segments": [EQUILIBRIUM],
         "halting": [{**EQUILIBRIUM, "segments": GIVEN}],
+        "path_noise": [{**EQUILIBRIUM, "segments": GIVEN}],
         "block": [{**EQUILIBRIUM, "cell": ("convolution",)}],
     }
 )
@@ -43,6 +44,7 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_float, "progressive_weight", 0.0, "Share in [0, 1] of the progressive loss: of a state after a random number of applications without a gradient and a random number with one, together at most the step's budget. 1: nothing is solved in training. 0: none."),
         (flags.DEFINE_integer, "segments", 0, "Training steps that a puzzle stays in the batch, each going on from the state of the last. 0: each step is of new puzzles."),
         (flags.DEFINE_enum, "halting", "none", "What has a puzzle leave before its last segment: an answer that is right at every place, or a solve that has met the tolerance.", HALTING),
+        (flags.DEFINE_float, "path_noise", 0.0, "Standard deviation of the noise that the state gets between the segments, over the state's root mean square. 0: none."),
         (flags.DEFINE_integer, "block", 0, "Places, along each dimension, of blocks that the trained model solves apart; 0: all places at once."),
         (flags.DEFINE_integer, "train_puzzles", 20000, "Different puzzles to train on; each is shown under random symmetries, where the task has some."),
         (flags.DEFINE_integer, "validation_puzzles", 256, "Other puzzles in each evaluation during training."),
@@ -55,7 +57,7 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
     names = define(definitions, defaults)
     at_least(1, "layers", "inner_steps", "width", "attention_heads", "train_puzzles", "validation_puzzles", "test_puzzles",
              "test_budget")  # fmt: skip
-    at_least(0, "size", "start_noise", "settling_penalty", "segments", "block")
+    at_least(0, "size", "start_noise", "settling_penalty", "segments", "path_noise", "block")
     bound("progressive_weight", lambda value: 0 <= value <= 1, "must be in [0, 1]")
     bound(
         "test_sizes",

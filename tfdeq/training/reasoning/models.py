@@ -36,6 +36,7 @@ def make_model(config: Mapping[str, Any], puzzle: Puzzle) -> Reasoner:
         **equilibrium_settings(config),
         block=None if config["depth"] else config["block"] or None,
         start_noise=0.0 if config["depth"] else config["start_noise"],
+        path_noise=config["path_noise"] if config["segments"] else 0.0,
         dtype=precision,
     )
     model.build((None, *places))
