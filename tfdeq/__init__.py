@@ -3,7 +3,8 @@
 import importlib
 from typing import Any
 
-from tfdeq import callbacks
+# Cells and models for keras.models.load_model as well, which finds classes that are imported.
+from tfdeq import baselines, callbacks, cells, models
 from tfdeq.adjoints import (
     Implicit,
     JacobianFree,
@@ -52,18 +53,21 @@ __all__ = [
     "Unrolled",
     "WarmStarts",
     "__version__",
+    "baselines",
     "best_of",
     "callbacks",
+    "cells",
     "describe",
     "fixed_point",
     "gradient_report",
     "jacobian_penalty",
+    "models",
     "spectral_norm_bound",
     "spectral_radius",
 ]
 
 # Imported when they are asked for: not everybody needs them.
-_PACKAGES = ("baselines", "cells", "data", "models", "serving", "training")
+_PACKAGES = ("data", "serving", "training")
 
 
 def __getattr__(name: str) -> Any:

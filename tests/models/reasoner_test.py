@@ -1,5 +1,9 @@
 """Reasoner: what it is made of, where a solve starts, and that it is saved."""
 
+import pathlib
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ def _model(**settings):
     return model
 
 
+ROOT = pathlib.Path(__file__).absolute().parents[2]
 INPUTS = np.array([[0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]], "int32")
 
 
@@ -110,6 +115,16 @@ def test_saved_and_loaded(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(INPUTS), model(INPUTS))
     assert loaded.get_config() == model.get_config()
+
+
+def test_import_of_tfdeq_is_enough_to_load(tmp_path):
+    path = tmp_path / "model.keras"
+    _model().save(path)
+    program = f"import keras, tfdeq; print(keras.models.load_model({str(path)!r}).count_params())"
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert int(said.stdout) == _model().count_params()
 
 
 def test_fit():
