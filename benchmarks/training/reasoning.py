@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_float("minutes", 10.0, "Training time of every run, on one core.")
 equal_time.define_flags(learning_rates=["0.001", "0.002", "0.004"])
 # What the runs that search a rate are tested on.
-_SEARCH = {"test_puzzles": 1, "test_sizes": [], "test_budget": 1.0}
+_SEARCH = {"test_puzzles": 1, "test_sizes": [], "test_starts": [], "test_budget": 1.0}
 
 
 def plan(

@@ -50,7 +50,11 @@ def _train(folder, *arguments, status=0):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "prefix_sums"
     _train(
-        folder, "--test_sizes=8,40", "--checkpoint_every=2", f"--test_set={_public(folder.parent)}"
+        folder,
+        "--test_sizes=8,40",
+        "--test_starts=1,3",
+        "--checkpoint_every=2",
+        f"--test_set={_public(folder.parent)}",
     )
     return folder
 
@@ -71,6 +75,9 @@ def test_it_is_tested_by_size_and_budget(trained):
     assert list(test["by_budget"]) == ["0.5", "1.0", "2.0"]
     assert list(test["by_size"]) == ["8", "40"]
     assert list(test["by_set"]) == ["24_bits"]
+    assert list(test["by_starts"]) == ["all"]
+    assert list(test["by_starts"]["all"]) == ["1", "3"]
+    assert test["by_starts"]["all"]["3"]["steps"] > test["by_starts"]["all"]["1"]["steps"]
     by_set = test["by_set"]["24_bits"].values()
     for found in (test, *test["by_budget"].values(), *test["by_size"].values(), *by_set):
         assert {"exact", "places", "settled", "residual", "steps"} <= set(found)
@@ -79,6 +86,7 @@ def test_it_is_tested_by_size_and_budget(trained):
     said = _run("trainers.report", trained)
     assert f"size 40: {test['by_size']['40']['exact']:.3f}" in said
     assert "set 24_bits: " in said
+    assert "most starts, all: " in said
 
 
 @pytest.mark.slow
@@ -159,6 +167,7 @@ def test_exported_and_verified(trained, tmp_path):
         (["--segments=2", "--progressive_weight=1"], "--progressive_weight=1.0 changes nothing"),
         (["--halting=exact"], "changes nothing"),
         (["--path_noise=0.1"], "changes nothing"),
+        (["--test_starts=0"], "must be whole numbers of at least 1"),
         (["--test_sizes=big"], "must be whole numbers of at least 1"),
     ],
 )

@@ -76,6 +76,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "test_sizes",
             "test_set",
             "test_budget",
+            "test_starts",
             "log_every",
             "inspect_every",
             "inspect_gradient",

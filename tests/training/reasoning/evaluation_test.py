@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfdeq import best_of
 from tfdeq.cells import RecallConvolution
 from tfdeq.models import Reasoner
 from tfdeq.solvers import FixedPointIteration
 from tfdeq.training.reasoning.evaluation import exact, places, puzzle_evaluator
 
-CONFIG = {"depth": 0, "max_steps": 6, "jit_compile": False, "block": 0}
+CONFIG = {"depth": 0, "max_steps": 6, "jit_compile": False, "block": 0, "start_noise": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,20 @@ def test_explicit_applications_have_nothing_settled(model):
     config = {**CONFIG, "depth": 3}
     found = puzzle_evaluator(model, _puzzles(8), config, [1.0]).evaluate()
     assert set(found) == {"exact", "places", "loss"}
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_several_starts(model, jit_compile):
+    """The answers are those of best_of, and the steps those of all starts."""
+    inputs, targets = _puzzles()
+    best = best_of(model, inputs, 3, 6, noise=0.5)
+    config = {**CONFIG, "jit_compile": jit_compile, "start_noise": 0.5}
+    found = puzzle_evaluator(model, (inputs, targets), config, [1.0], starts=3).evaluate()
+    right = (np.argmax(best.outputs, -1) == targets).all(1)
+    settled = best.converged.numpy()
+    assert found["exact"] == pytest.approx(right.mean(), rel=1e-6)
+    assert found["settled"] == pytest.approx(settled.mean(), rel=1e-6)
+    assert found["steps"] == pytest.approx(best.steps.numpy().mean(), rel=1e-6)
+    alone = puzzle_evaluator(model, (inputs, targets), CONFIG, [1.0]).evaluate()
+    assert found["settled"] >= alone["settled"]  # the usual start is one of them
+    assert found["steps"] > alone["steps"]

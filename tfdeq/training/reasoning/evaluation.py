@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdeq import Solution
+from tfdeq import Solution, best_of
 from tfdeq.data.examples import Split, evaluation_examples
 from tfdeq.models import Reasoner
 from tfdeq.runs.measures import CROSS_ENTROPY, per_example
@@ -20,15 +20,25 @@ _loss = per_example(CROSS_ENTROPY)
 
 
 class PuzzleRows:
-    """Calls a model on puzzles; both for the training loss and for the evaluator."""
+    """Calls a model on puzzles; both for the training loss and for the evaluator.
 
-    def __init__(self, model: Reasoner):
-        self._model = model
+    Args:
+        model: the model.
+        starts: solves of each puzzle; of several the answer is chosen as `best_of` does, whose steps are
+            those of all. Not for training.
+        noise: standard deviation of the starts but the first.
+    """
+
+    def __init__(self, model: Reasoner, starts: int = 1, noise: float = 1.0):
+        self._model, self._starts, self._noise = model, starts, noise
 
     def solved(
         self, inputs: tf.Tensor, settings: CallSettings, z0: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, Solution]:
         """Logits [B, places, classes], and the solution, of puzzles [B, places] that start at z0."""
+        if self._starts > 1:
+            best = best_of(self._model, inputs, self._starts, settings.max_steps, noise=self._noise)
+            return best.outputs, Solution(best.outputs, best.residual, best.steps, best.status)
         return self._model(
             inputs,
             z0=z0,
@@ -70,7 +80,11 @@ def _right(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def puzzle_evaluator(
-    model: Reasoner, split: Split, config: Mapping[str, Any], budgets: Sequence[float]
+    model: Reasoner,
+    split: Split,
+    config: Mapping[str, Any],
+    budgets: Sequence[float],
+    starts: int = 1,
 ) -> Evaluator:
     """Returns the evaluator of a model on puzzles.
 
@@ -79,13 +93,13 @@ def puzzle_evaluator(
     `right_if_settled`, of the others `right_if_unsettled`, both missing where there are none.
 
     Args:
-        budgets: multiples of the usual number of steps.
+        budgets: multiples of the usual number of steps. starts: solves of each puzzle; see `PuzzleRows`.
     """
     size = split[0][0].size
-    batches = evaluation_examples(split, min(_MOST_PUZZLES, max(1, _PLACES // size)))
+    batches = evaluation_examples(split, min(_MOST_PUZZLES, max(1, _PLACES // (size * starts))))
     steps = config["depth"] or config["max_steps"]
     return Evaluator(
-        PuzzleRows(model),
+        PuzzleRows(model, starts, config["start_noise"] or 1.0),
         batches,
         _figures if not config["depth"] else _figures_of_applications,
         budget=Budget(steps, explicit=bool(config["depth"])),

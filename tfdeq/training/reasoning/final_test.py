@@ -54,27 +54,35 @@ def final_test(
 ) -> dict[str, Any]:
     """Returns metrics["test"]: figures of the puzzles as in training, at all budgets.
 
-    Beside them by_grade and by_set at all budgets, and by_size at the largest one.
+    Beside them by_grade and by_set at all budgets, and at the largest one by_size and by_starts: of each
+    grade, or of the puzzles as in training ("all") where the task has none, by number of starts.
 
     Args:
         split: (inputs, targets) as in training. public: the set that `public_set` returned.
     """
     budgets, puzzle = budgets_of(config), get(config["task"])
 
-    def evaluator(split: Split, budgets: Sequence[float]) -> Evaluator:
-        return puzzle_evaluator(model, split, config, budgets)
+    def evaluator(split: Split, budgets: Sequence[float], starts: int = 1) -> Evaluator:
+        return puzzle_evaluator(model, split, config, budgets, starts)
 
     def made(size: int, grade: str | None) -> Split:
         return puzzle.make(config["test_puzzles"], size, _SEED, grade)
 
     size = config["size"] or puzzle.size
+    grades = {grade: made(size, grade) for grade in puzzle.grades}
     found = {
-        "by_grade": {
-            grade: evaluator(made(size, grade), budgets).by_budget() for grade in puzzle.grades
-        },
+        "by_grade": {grade: evaluator(each, budgets).by_budget() for grade, each in grades.items()},
         "by_size": {
             other: evaluator(made(int(other), None), budgets[-1:]).evaluate(budgets[-1])
             for other in config["test_sizes"]
+        },
+        "by_starts": {
+            grade: {
+                starts: evaluator(each, budgets[-1:], int(starts)).evaluate(budgets[-1])
+                for starts in config["test_starts"]
+            }
+            for grade, each in (grades or {"all": split}).items()
+            if config["test_starts"]
         },
         "by_set": {
             os.path.basename(os.path.normpath(config["test_set"])): evaluator(

@@ -17,6 +17,7 @@ flag_uses.add(
         "attention_heads": [{"cell": ("attention",)}],
         "start_noise": [EQUILIBRIUM],
         "test_budget": [EQUILIBRIUM],
+        "test_starts": [EQUILIBRIUM],
         "inner_steps": [{"recursion": (True,)}],
         "progressive_weight": [{**EQUILIBRIUM, "segments": NOT_GIVEN}],
         "segments": [EQUILIBRIUM],
@@ -52,6 +53,7 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_list, "test_sizes", [], "Other sizes that the trained model is tested on."),
         (flags.DEFINE_string, "test_set", "", "Public set to test on too, as far as --test_puzzles: Sudoku-Extreme's test.csv, or a folder with inputs.npy and solutions.npy of the published mazes or prefix sums. Empty: none."),
         (flags.DEFINE_float, "test_budget", 64.0, "The largest multiple of --max_steps in the test; smaller ones are its halves down to one half."),
+        (flags.DEFINE_list, "test_starts", [], "Numbers of starts from which the trained model solves each test puzzle at the largest budget; the answer is chosen by residual and agreement."),
         (flags.DEFINE_string, "prepared_dir", None, "Where sets of puzzles are kept. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."),
     ]  # fmt: skip
     names = define(definitions, defaults)
@@ -59,9 +61,10 @@ def define_reasoning_flags(**defaults: Any) -> list[str]:
              "test_budget")  # fmt: skip
     at_least(0, "size", "start_noise", "settling_penalty", "segments", "path_noise", "block")
     bound("progressive_weight", lambda value: 0 <= value <= 1, "must be in [0, 1]")
-    bound(
-        "test_sizes",
-        lambda value: all(one.isdigit() and int(one) for one in value),
-        "must be whole numbers of at least 1",
-    )
+    for name in ("test_sizes", "test_starts"):
+        bound(
+            name,
+            lambda value: all(one.isdigit() and int(one) for one in value),
+            "must be whole numbers of at least 1",
+        )
     return names

@@ -84,13 +84,19 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _of_other_data(test: Mapping[str, Any], key: str) -> list[str]:
-    """The figures of other sizes and grades than those of training, at the largest budget tried."""
+    """The figures of other sizes and grades than those of training, at the largest budget tried.
+
+    Those of several starts are of the largest number of them.
+    """
     lines = []
-    groups = {"by_length": "T =", "by_size": "size", "by_grade": "grade", "by_set": "set"}
+    groups = {
+        **{"by_length": "T =", "by_size": "size", "by_grade": "grade", "by_set": "set"},
+        "by_starts": "most starts,",
+    }
     for group, name in groups.items():
         for what, row in report_run.mapping(test.get(group)).items():
             row = report_run.mapping(row)
-            if row and key not in row:  # by budget
+            if row and key not in row:  # by budget, or by number of starts
                 row = report_run.mapping(row[max(row, key=float)])
             if number(row.get(key)) is not None:
                 lines.append(f"  {name} {what}: {row[key]:.3f}{_solve(row)}")
