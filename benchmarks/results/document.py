@@ -60,12 +60,10 @@ ADAPTIVE_COMMAND = (
     "python -m benchmarks.training.adaptive_softmax "
     "--results=benchmarks/results/adaptive_softmax.json"
 )
-RECIPES_COMMANDS = {
-    equal: "python -m benchmarks.training.compare --rivals=recipes --seeds=1 --sequence_length=64 "
-    f"--train_steps=500 --equal={equal} --workdir=runs/recipes_{equal} "
-    f"--results=benchmarks/results/recipes_{equal}.json"
-    for equal in ("steps", "time")
-}
+RECIPES_COMMAND = (
+    "python -m benchmarks.training.compare --rivals=recipes --seeds=1 --sequence_length=64 "
+    "--train_steps=500 --workdir=runs/recipes --results=benchmarks/results/recipes.json"
+)
 LOST = 0.1  # residual above which a state is no equilibrium worth the name
 NOT_RUN = [
     ("Penn Treebank words at the paper's size, 24M", "ptb_words_paper"),
@@ -179,12 +177,9 @@ def document(folder: str, path: str) -> str:
     adaptive = read_json(os.path.join(folder, "adaptive_softmax.json"))
     parts.append(adaptive_table(adaptive["table"]) if adaptive else _MISSING)
     parts += [_RECIPES, markdown_table(("name", "source", "flags"), recipe_rows())]
-    for equal, command in RECIPES_COMMANDS.items():
-        parts.append(f"At equal {equal}, made by `{command}`:\n")
-        recipes = read_json(os.path.join(folder, f"recipes_{equal}.json"))
-        parts += [comparison_table(recipes), recipes_verdict(recipes)] if recipes else [_MISSING]
-        if recipes and not all("learning_rate" in row for row in recipes.values()):
-            parts.append(_ONE_RATE)
+    parts.append(f"At equal time, made by `{RECIPES_COMMAND}`:\n")
+    recipes = read_json(os.path.join(folder, "recipes.json"))
+    parts += [comparison_table(recipes), recipes_verdict(recipes)] if recipes else [_MISSING]
     parts += [_NOT_RUN, _not_run_table(), _PUBLISHED_ALONE]
     rows = [(model, *rest) for model, *rest in PUBLISHED["wikitext103"]]
     parts.append(markdown_table(("published", "parameters", "test perplexity", "memory"), rows))
@@ -228,12 +223,6 @@ def _not_run_table() -> str:
     return markdown_table(("what", "command"), commands)
 
 
-_ONE_RATE = (
-    "These runs are older than the program: of the data set's former split, without a search of the rate "
-    '("pretraining, then implicit" had Adam at 0.001, all others Muon at 0.006), with 100 steps of warm-up, '
-    "which was nearly all of the shortest run, and with the peak memory of the program that started them. "
-    "The command prints others now.\n"
-)
 _MISSING = "Not run yet.\n"
 _HEAD = """# Results
 

@@ -115,7 +115,7 @@ def test_the_document_names_what_was_not_run(runs, tmp_path):
     write_json(f"{folder}/copy_memory.json", {"suite": "copy_memory", "runs": runs})
     text = document.document(str(folder), str(tmp_path / "results.md"))
     assert "13,584" in text
-    missing = len(document.SUITE_COMMANDS) - 1 + len(document.RECIPES_COMMANDS) + 1
+    missing = len(document.SUITE_COMMANDS) - 1 + 1 + 1
     assert text.count("Not run yet.") == missing + 1
     memory = [{"depth": 0, "bytes": 1, "seconds": 1.0}, {"depth": 1, "bytes": 2, "seconds": 2.0}]
     write_json(f"{folder}/training_memory.json", {"rows": memory})
