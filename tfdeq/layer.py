@@ -83,23 +83,26 @@ class DEQLayer(CellLayer):
             `tfdeq.block_solve`. Such a call carries no gradient; calls that XLA compiles, that ask for
             iterates or a trace, or in a `SolveScope` without compaction, solve as usual. Default None: all
             places at once.
-        explicit_steps: > 0: apply the cell so many times instead of solving, as the call argument of this
-            name does; a baseline of that depth. Default 0: solve.
+        explicit_steps: if greater than 0, the cell is applied this many times instead of solving, as by
+            the call argument of this name; a baseline of that depth. Default 0: solve.
 
     Call arguments:
-        x: tensor or nest of tensors [B, ...]. z0: a start like the state. tolerance, max_steps, patience,
-        absolute_tolerance, backward_tolerance, backward_max_steps: scalars or [B], for this call, as
-        of `tfdeq.fixed_point`. training: bool. return_solution: return the `Solution` instead of z;
-        its z is of the solver's dtype, of which its residual is, also where the layer's output is
-        rounded to half precision.
+        x: tensor or nest of tensors [B, ...].
+        z0: a start like the state. Default None: the cell's `initial_state`, or zeros.
+        tolerance, max_steps, patience, absolute_tolerance: scalars or [B], for this call; see
+            `tfdeq.fixed_point`.
+        backward_tolerance, backward_max_steps: the same for the backward solve.
+        training: bool.
+        return_solution: return the `Solution` instead of z. Its z has the solver's dtype, to which its
+            residual belongs, also where the layer's output is rounded to half precision.
         iterates: numbers of evaluations; with return_solution, the solution's `iterates` are the
-        states after each of them, so that a loss may be put on them too. trace: with
-        return_solution, the solution's `trace` has the residual of every iterate. throw: raise unless
-        every sample has converged.
+            states after each of them, so that a loss can use them too.
+        trace: with return_solution, the solution's `trace` has the residual of every iterate.
+        throw: raise unless every sample has converged.
         explicit_steps: a number of plain applications from the start instead of a solve, with
-        ordinary backpropagation through them (a weight-tied network of that depth); 0: a solve, whatever
-        the layer's own are. mask: that of x, where it
-        carries none; a cell whose call takes a mask receives it.
+            ordinary backpropagation through them (a weight-tied network of that depth). 0: a solve,
+            whatever the layer's own setting is.
+        mask: the mask of x, where x carries none; a cell whose call takes a mask receives it.
 
     Raises:
         ValueError: at construction for bad settings, or a cell of one input; at build for a cell whose

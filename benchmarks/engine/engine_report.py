@@ -235,7 +235,11 @@ def write(
         for mode, text in MODES.items():
             plot = f"{stem}_{mode}.png"
             draw_times(results, mode, plot)
-            parts += [f"## Training step, {text}", f"![]({os.path.basename(plot)})"]
+            parts += [
+                f"## Training step, {text}",
+                f"![Seconds of a training step, each library beside the lower bound: {text}]"
+                f"({os.path.basename(plot)})",
+            ]
             for name, result in results.items():
                 agreement = ", ".join(f"{k} {v:.1e}" for k, v in result["agreement"].items())
                 parts += [
@@ -249,7 +253,7 @@ def write(
         parts += [
             "## Peak memory of a training step",
             memory["explanation"],
-            f"![]({os.path.basename(stem)}_memory.png)",
+            f"![Peak memory of a training step against depth]({os.path.basename(stem)}_memory.png)",
             memory_table(memory),
         ]
     with open(document, "w", encoding="utf-8") as file:

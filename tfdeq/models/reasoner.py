@@ -25,8 +25,8 @@ class Reasoner(keras.Model):
         classes: answers are 0 … classes − 1.
         cell: on [B, places, d], d its `width`. Where its inputs or what is read of its state have another
             width, it says so by `input_width` and `answer(z)`; see `tfdeq.cells.NestedRecursion`.
-        solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps,
-        explicit_steps, block: see `DEQLayer`.
+        solver, adjoint, explicit_steps, block: see `DEQLayer`.
+        jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps: see `DEQLayer`.
         start_noise: in training a solve starts from normal noise of this standard deviation instead of
             the cell's initial state, so that answers come not to depend on the start. Default 0.
         path_noise: in training a start that the call gives, such as the state that an earlier solve
@@ -34,10 +34,12 @@ class Reasoner(keras.Model):
             that answers come not to depend on the path. Default 0.
 
     Call arguments:
-        inputs: [B, places] integers, places in one dimension or two. Those below 0 are outside of the
-            puzzle, as if there were no such place: so puzzles of several sizes share a batch, with a cell
-            that takes a mask. z0: a start [B, places, width].
-        tolerance, max_steps: scalars or [B]. explicit_steps: overrides the constructor's for this call.
+        inputs: [B, places] integers, with places in one dimension or two. Places with a number below 0
+            are outside of the puzzle, as if they did not exist. So puzzles of several sizes can share
+            a batch, with a cell that takes a mask.
+        z0: a start [B, places, width].
+        tolerance, max_steps: scalars or [B].
+        explicit_steps: overrides the constructor's for this call.
         return_solution: return the `Solution` too.
 
     Returns:
