@@ -134,9 +134,9 @@ def draw(
     """Draws name -> values against `across`, or against 1, 2, 3, … where that is None."""
     figure = pyplot.figure(figsize=(7.0, 4.0), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for (name, values), (color, marker) in zip(
-        lines.items(), list(STYLES.values())[2:] + [("#000000", "o")]
-    ):
+    for place, (name, values) in enumerate(lines.items()):
+        # A solver has its own colour in all pictures.
+        color, marker = STYLES.get(name) or list(STYLES.values())[place + 2]
         places = np.arange(1, len(values) + 1) if across is None else across
         axes.plot(
             places, values, color=color, marker=marker, markersize=4, label=name.replace("_", " ")

@@ -12,10 +12,10 @@ def test_samples_stop_on_their_own():
 
 
 def test_warm_starts_need_fewer_evaluations(tmp_path):
-    lines = concept_pictures.warm_starts(3)
+    lines = concept_pictures.warm_starts(2)
     zeros, warm = lines["from zeros"], lines["from the last equilibrium"]
     assert warm[0] == zeros[0]
-    assert max(warm[1:]) < 0.7 * min(zeros)
+    assert warm[1] < 0.7 * min(zeros)
     concept_pictures.draw(lines, None, str(tmp_path / "plot.png"), "frame", "evaluations", False)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
