@@ -52,25 +52,30 @@ def main() -> None:
     print(f"Start it: docker compose --file {shlex.quote(str(output / 'compose.yaml'))} up")
     name, host = next(iter(models)), FLAGS.bind_address
     print(
-        f"Ports {PORTS[0]} (gRPC) and {PORTS[1]} (REST) are open on {host}; whoever reaches them may ask."
+        f"Ports {PORTS[0]} (gRPC) and {PORTS[1]} (REST) are open on {host}. The server accepts every "
+        "client that can reach them."
     )
     print(
-        f"Ask it: {commands.command('export.client')} --model_name={name} --text='import os'\n"
-        f"Watch it: http://localhost:8501{METRICS_PATH}"
+        f"Send a request: {commands.command('export.client')} --model_name={name} --text='import "
+        f"os'\nMetrics: http://localhost:8501{METRICS_PATH}"
     )
 
 
 def define_flags() -> None:
-    flags.DEFINE_list("models", None, "NAME=FOLDER pairs: how clients name it, its versions.")
-    flags.DEFINE_string("output", None, "Folder for the files; made if missing.")
+    flags.DEFINE_list(
+        "models", None, "NAME=FOLDER pairs: the name that clients use, and the folder of versions."
+    )
+    flags.DEFINE_string("output", None, "Folder for the files; it is created if it is missing.")
     flags.DEFINE_string("image", IMAGE, "The server's image: name:tag.")
     flags.DEFINE_string(
         "bind_address",
         LOOPBACK,
         "IP address of this machine on which the ports are open; 0.0.0.0: on all of them. The server "
-        "asks nobody who they are.",
+        "does not authenticate its clients.",
     )
-    flags.DEFINE_integer("keep_versions", 2, "Newest versions that stay loaded.", lower_bound=1)
+    flags.DEFINE_integer(
+        "keep_versions", 2, "Number of newest versions that stay loaded.", lower_bound=1
+    )
     flags.mark_flags_as_required(["models", "output"])
     for name, may_be in SETTINGS.items():
         flags.register_validator(name, may_be, f"must be as {flags.FLAGS[name].default} is")

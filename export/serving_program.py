@@ -45,7 +45,9 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "The version folder to time. Default: build only.")
     flags.DEFINE_string("program", PROGRAM, "Where to build the program.")
     flags.DEFINE_integer("rounds", 10, "Repetitions of every record.", lower_bound=1)
-    flags.DEFINE_integer("clients", 1, "Threads that ask at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "clients", 1, "Number of threads that send requests at the same time.", lower_bound=1
+    )
 
 
 def run() -> None:
