@@ -1,4 +1,4 @@
-"""Asks a TensorFlow Serving server, by gRPC or REST, with a deadline, retries and a tolerance.
+"""Sends requests to a TensorFlow Serving server by gRPC or REST, with a timeout, retries and a tolerance.
 
 python -m export.client --model_name=language_model --text='import numpy as' --max_new_tokens=40
 """

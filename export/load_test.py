@@ -1,10 +1,9 @@
-"""Replays a mix of requests through TensorFlow's C++ runtime, and says what each tolerance costs.
+"""Replays a mix of requests through TensorFlow's C++ runtime, and prints the cost of each tolerance.
 
     python -m export.load_test --model=runs/quickstart/export/1 --mix=0.1:0.5,0.01:0.3,0.0001:0.2
 
-The inputs are the version's warm-up records, each example by itself with a tolerance of the mix. Clients
-ask one batch after the other; batches are joined from examples of any tolerance, as a server joins
-them.
+The inputs are the version's warm-up records; each example gets its own tolerance from the mix. Each client
+sends one batch after the other. Batches mix examples with different tolerances, as on a server.
 """
 
 import pathlib

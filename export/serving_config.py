@@ -3,10 +3,10 @@
     python -m export.serving_config --models=language_model=runs/quickstart/export --output=serving
     docker compose --file serving/compose.yaml up
 
-models.config names the models, monitoring.config turns the Prometheus page on, compose.yaml starts
-the image with both. Whether XLA is needed is read from the versions' cards. The server's own batching
-stays off: it joins requests that nothing has looked at yet, and one of another rank or dtype then ends
-the server or fails its neighbours. Versions join requests themselves:
+models.config names the models, monitoring.config enables the Prometheus page, and compose.yaml starts
+the image with both. The versions' cards say whether XLA is needed. The server's own batching
+stays off, because it joins requests before they are checked: a request with another rank or dtype then ends
+the server or fails the other requests. Versions join requests themselves;
 see tfdeq/serving/signatures/batching.py.
 """
 

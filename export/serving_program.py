@@ -2,8 +2,8 @@
 
     python -m export.serving_program --model=runs/quickstart/export/1
 
-Answers the version's warm-up records, in turns, and prints how long each signature and batch size
-takes. `make serving_program` builds the program alone.
+Answers the version's warm-up records, one after the other in each round, and prints the times of each
+signature and batch size. `make serving_program` only builds the program.
 """
 
 import pathlib

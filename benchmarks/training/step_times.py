@@ -4,7 +4,7 @@ python -m benchmarks.training.step_times --workdir=runs/training [--results=benc
     [--document=docs/training_benchmarks.md]
 
 Overhead: the real loop (batches, reports, TensorBoard, timed steps), and a bare compiled step of the same
-model on one batch that stays, called in a Python loop; in turns, a row of the curves each. Scaling: the
+model on one fixed batch, called in a Python loop. The two alternate, one row of the curves each. Scaling: the
 real program with every --strategy that this machine can run, at the same global batch.
 """
 
