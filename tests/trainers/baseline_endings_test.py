@@ -119,8 +119,8 @@ def test_a_baseline_that_fails_is_one_line_that_names_its_log(tmp_path):
     (folder / "config.json").write_text('{"width": 3}')
     said = finish(start(tmp_path), 1)
     (line,) = (line for line in said.splitlines() if line.startswith("Error: "))
-    assert f"run/baselines/{BASELINE} ended with status 1" in line
-    assert f"see {BASELINE}.log" in line
+    assert f"run/baselines/{BASELINE} failed with status 1" in line
+    assert f"{BASELINE}.log. Run the same command again" in line
     assert (
         "another configuration" in (tmp_path / "run" / "baselines" / f"{BASELINE}.log").read_text()
     )
