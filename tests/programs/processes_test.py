@@ -62,7 +62,7 @@ def test_runs_that_may_fail(program, tmp_path, capsys):
         runs.start(str(tmp_path / "bad"), {"fail": 1})
         runs.start(str(tmp_path / "good"), {})
         runs.wait(may_fail=True)
-    assert "bad ended with status 3" in capsys.readouterr().out
+    assert "bad failed with status 3" in capsys.readouterr().out
     assert (tmp_path / "good" / "flags.json").exists()
 
 
