@@ -9,6 +9,7 @@ REASONING := runs/reasoning
 SERVING := runs/serving_model
 SERVING_FLAGS := --sequence_length=384 --batch_size=6 --train_steps=900
 PEERS := .venv-peers
+DOCS := .venv-docs
 # For pip when it installs the peers, for example the index of PyTorch's small CPU builds:
 # make bench PEERS_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
 PEERS_PIP ?=
@@ -16,7 +17,7 @@ BENCH := --workdir=runs/bench --peers_python=$(PEERS)/bin/python --results=bench
 # BENCH_FLAGS="--quick --results=runs/bench/results --document=runs/bench/benchmarks.md": a smoke run.
 BENCH_FLAGS ?=
 
-.PHONY: quickstart reasoning compare bench serving_program serving_bench test test-all lint format bazel clean
+.PHONY: quickstart reasoning compare bench serving_program serving_bench docs test test-all lint format bazel clean
 
 # A stamp is written last: an installation that was cut off is made again.
 $(RUNTIME): requirements.txt pyproject.toml
@@ -69,6 +70,17 @@ serving_bench: $(RUNTIME)
 	$(RUN) -m trainers.language_model --dataset=python_stdlib --workdir=$(SERVING) $(SERVING_FLAGS)
 	$(RUN) -m benchmarks.serving.costs --workdir=$(SERVING) --results=benchmarks/results/serving.json --document=docs/serving_benchmarks.md
 
+# The documentation site, in site/; its tools need no TensorFlow, so they have an environment of their own.
+$(DOCS)/.installed: requirements-docs.txt
+	$(DOCS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -r requirements-docs.txt
+	touch $@
+
+# Fails for a broken link or anchor, a page outside the navigation, or a docstring that cannot be read.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "The site is in site/; open site/index.html."
+
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=60
 
@@ -88,4 +100,4 @@ bazel: $(DEVELOPMENT)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bazel test //...
 
 clean:
-	rm -rf $(VENV) $(PEERS) build *.egg-info
+	rm -rf $(VENV) $(PEERS) $(DOCS) site build *.egg-info

@@ -1,4 +1,4 @@
-"""Asks a TensorFlow Serving server, by gRPC or REST, with a deadline, retries and a tolerance.
+"""Sends requests to a TensorFlow Serving server by gRPC or REST, with a timeout, retries and a tolerance.
 
 python -m export.client --model_name=language_model --text='import numpy as' --max_new_tokens=40
 """
@@ -53,8 +53,8 @@ def main() -> None:
     )
     if answer["status"][0] < 0:
         raise ValueError(
-            "The server calls the example invalid: the text has more tokens than the model reads, or "
-            "others than it knows. Shorten it, or name the model's --vocabulary."
+            "The server rejected the text: it has more tokens than the model can read, or tokens that "
+            "the model does not know. Shorten the text, or give the model's --vocabulary."
         )
     new = answer["tokens"][0, : answer["lengths"][0]]
     print(FLAGS.text + decode_text(new, vocabulary))
@@ -83,24 +83,42 @@ def _read_inputs(path: str) -> dict[str, Any]:
 def define_flags() -> None:
     flags.DEFINE_string("address", "localhost:8500", "host:port; 8501 with --rest.")
     flags.DEFINE_bool("rest", False, "Use REST instead of gRPC.")
-    flags.DEFINE_string("model_name", None, "As the server's configuration names the model.")
-    flags.DEFINE_float("timeout", 10.0, "Seconds for the whole call, all attempts together.", 1e-3)
-    flags.DEFINE_integer(
-        "attempts", None, "How often to ask at most. Default: as often as --timeout allows.", 1
+    flags.DEFINE_string("model_name", None, "Name of the model in the server's configuration.")
+    flags.DEFINE_float(
+        "timeout", 10.0, "Timeout of the whole call, in seconds, over all attempts.", 1e-3
     )
     flags.DEFINE_integer(
-        "max_answer_bytes", MAX_ANSWER_BYTES, "The largest answer to read.", 1, 2**31 - 1
+        "attempts", None, "Largest number of attempts. Default: as many as --timeout allows.", 1
+    )
+    flags.DEFINE_integer(
+        "max_answer_bytes",
+        MAX_ANSWER_BYTES,
+        "Largest size of an answer that is read.",
+        1,
+        2**31 - 1,
     )
     flags.DEFINE_float("tolerance", 0.0, "Relative residual to solve to; 0: the model's own.", 0.0)
     flags.DEFINE_integer("max_steps", 0, "Steps at most; 0: the model's own.", 0)
-    flags.DEFINE_string("inputs", None, "JSON file {input: [rows]}; ask --signature, print JSON.")
-    flags.DEFINE_string("signature", "serving_default", "With --inputs: which one.")
+    flags.DEFINE_string(
+        "inputs", None, "JSON file {input: [rows]}; calls --signature and prints JSON."
+    )
+    flags.DEFINE_string("signature", "serving_default", "With --inputs: the signature to call.")
     flags.DEFINE_string("text", None, "A prompt for a language model's `generate`.")
-    flags.DEFINE_string("vocabulary", None, "Words by id, for a model of words; else bytes.")
+    flags.DEFINE_string(
+        "vocabulary",
+        None,
+        "Vocabulary file of a model of words, in the order of ids; without it the text is read as bytes.",
+    )
     flags.DEFINE_integer("max_new_tokens", 40, "Tokens to add at most.", 1)
     flags.DEFINE_float("temperature", 0.0, "0: the likeliest token, always.", 0.0)
-    flags.DEFINE_integer("top_k", 0, "Draw from so many likeliest tokens; 0: all.", 0)
-    flags.DEFINE_float("top_p", 0.0, "Draw from this much probability; 0: all.", 0.0, 1.0)
+    flags.DEFINE_integer("top_k", 0, "Draw from this many most likely tokens; 0: all.", 0)
+    flags.DEFINE_float(
+        "top_p",
+        0.0,
+        "Draw from the most likely tokens with this total probability; 0: all.",
+        0.0,
+        1.0,
+    )
     flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
     flags.mark_flag_as_required("model_name")
     flags.register_multi_flags_validator(

@@ -1,10 +1,9 @@
-"""Replays a mix of requests through TensorFlow's C++ runtime, and says what each tolerance costs.
+"""Replays a mix of requests through TensorFlow's C++ runtime, and prints the cost of each tolerance.
 
     python -m export.load_test --model=runs/quickstart/export/1 --mix=0.1:0.5,0.01:0.3,0.0001:0.2
 
-The inputs are the version's warm-up records, each example by itself with a tolerance of the mix. Clients
-ask one batch after the other; batches are joined from examples of any tolerance, as a server joins
-them.
+The inputs are the version's warm-up records; each example gets its own tolerance from the mix. Each client
+sends one batch after the other. Batches mix examples with different tolerances, as on a server.
 """
 
 import pathlib
@@ -62,15 +61,17 @@ def main() -> None:
 
 def define_flags() -> None:
     flags.DEFINE_string("model", None, "The version folder: OUTPUT/VERSION.")
-    flags.DEFINE_string("signature", "serving_default", "Which signature to ask.")
+    flags.DEFINE_string("signature", "serving_default", "Signature to call.")
     flags.DEFINE_list(
         "mix", ["0.1:0.5", "0.01:0.3", "0.0001:0.2"], "TOLERANCE:SHARE pairs; 0: the model's own."
     )
     flags.DEFINE_integer("max_steps", 0, "Steps at most for every example; 0: the model's own.", 0)
     flags.DEFINE_integer("requests", 200, "Calls in all.", lower_bound=1)
-    flags.DEFINE_integer("clients", 1, "Threads that ask at once.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 1, "Examples a call.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of the draw of examples and tolerances.")
+    flags.DEFINE_integer(
+        "clients", 1, "Number of threads that send requests at the same time.", lower_bound=1
+    )
+    flags.DEFINE_integer("batch_size", 1, "Examples per call.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed for drawing examples and tolerances.")
     flags.DEFINE_string("report", None, "JSON to write. Default: none.")
     flags.mark_flag_as_required("model")
 

@@ -64,17 +64,17 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder that a trainer wrote.")
-    flags.DEFINE_string("output", None, "Folder of the versions; made if missing.")
+    flags.DEFINE_string("output", None, "Folder of the versions; it is created if it is missing.")
     flags.DEFINE_integer(
         "version", None, "Version number. Default: the highest existing one + 1.", lower_bound=0
     )
     flags.DEFINE_bool(
-        "skip_existing", False, "With --version: succeed without writing if it is there."
+        "skip_existing", False, "With --version: succeed without writing if the version exists."
     )
     flags.DEFINE_bool(
         "jit_compile",
         False,
-        "Compile with XLA. The stock server needs --xla_cpu_compilation_enabled then, and compiles "
+        "Compile with XLA. The stock server then needs --xla_cpu_compilation_enabled, and compiles "
         "for each batch size and length.",
     )
     flags.DEFINE_bool(
@@ -87,19 +87,19 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "max_steps_limit",
         None,
-        "Evaluations that a request can ask for, and what one that names a tolerance alone gets. "
-        "Default: 100, or the model's own, if that is more.",
+        "Largest number of evaluations that a request can ask for, and the budget of a request with a "
+        "tolerance alone. Default: 100, or the model's own, if that is more.",
         lower_bound=1,
     )
     flags.DEFINE_bool(
         "gradients",
         False,
-        "Write the implicit gradients too, for those who train the loaded version without tfdeq.",
+        "Also write the implicit gradients, for training the loaded version without tfdeq.",
     )
     flags.DEFINE_integer(
         "max_request_values",
         None,
-        "Numbers that a request and its answer may have together. Default: 2^24, or those of the "
+        "Largest number of values in a request and its answer together. Default: 2^24, or those of the "
         "largest batch, if they are more.",
         lower_bound=1,
     )
@@ -119,7 +119,7 @@ def _define_batching_flags() -> None:
     flags.DEFINE_list(
         "batch_sizes",
         [str(size) for size in BATCH_SIZES],
-        "Sizes of the batches that requests are joined to: a warm-up record for each, of every "
+        "Allowed batch sizes when requests are joined: a warm-up record for each, of every "
         "signature.",
     )
     flags.DEFINE_integer(

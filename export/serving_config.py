@@ -3,10 +3,10 @@
     python -m export.serving_config --models=language_model=runs/quickstart/export --output=serving
     docker compose --file serving/compose.yaml up
 
-models.config names the models, monitoring.config turns the Prometheus page on, compose.yaml starts
-the image with both. Whether XLA is needed is read from the versions' cards. The server's own batching
-stays off: it joins requests that nothing has looked at yet, and one of another rank or dtype then ends
-the server or fails its neighbours. Versions join requests themselves:
+models.config names the models, monitoring.config enables the Prometheus page, and compose.yaml starts
+the image with both. The versions' cards say whether XLA is needed. The server's own batching
+stays off, because it joins requests before they are checked: a request with another rank or dtype then ends
+the server or fails the other requests. Versions join requests themselves;
 see tfdeq/serving/signatures/batching.py.
 """
 
@@ -52,25 +52,30 @@ def main() -> None:
     print(f"Start it: docker compose --file {shlex.quote(str(output / 'compose.yaml'))} up")
     name, host = next(iter(models)), FLAGS.bind_address
     print(
-        f"Ports {PORTS[0]} (gRPC) and {PORTS[1]} (REST) are open on {host}; whoever reaches them may ask."
+        f"Ports {PORTS[0]} (gRPC) and {PORTS[1]} (REST) are open on {host}. The server accepts every "
+        "client that can reach them."
     )
     print(
-        f"Ask it: {commands.command('export.client')} --model_name={name} --text='import os'\n"
-        f"Watch it: http://localhost:8501{METRICS_PATH}"
+        f"Send a request: {commands.command('export.client')} --model_name={name} --text='import "
+        f"os'\nMetrics: http://localhost:8501{METRICS_PATH}"
     )
 
 
 def define_flags() -> None:
-    flags.DEFINE_list("models", None, "NAME=FOLDER pairs: how clients name it, its versions.")
-    flags.DEFINE_string("output", None, "Folder for the files; made if missing.")
+    flags.DEFINE_list(
+        "models", None, "NAME=FOLDER pairs: the name that clients use, and the folder of versions."
+    )
+    flags.DEFINE_string("output", None, "Folder for the files; it is created if it is missing.")
     flags.DEFINE_string("image", IMAGE, "The server's image: name:tag.")
     flags.DEFINE_string(
         "bind_address",
         LOOPBACK,
         "IP address of this machine on which the ports are open; 0.0.0.0: on all of them. The server "
-        "asks nobody who they are.",
+        "does not authenticate its clients.",
     )
-    flags.DEFINE_integer("keep_versions", 2, "Newest versions that stay loaded.", lower_bound=1)
+    flags.DEFINE_integer(
+        "keep_versions", 2, "Number of newest versions that stay loaded.", lower_bound=1
+    )
     flags.mark_flags_as_required(["models", "output"])
     for name, may_be in SETTINGS.items():
         flags.register_validator(name, may_be, f"must be as {flags.FLAGS[name].default} is")

@@ -2,8 +2,8 @@
 
     python -m export.serving_program --model=runs/quickstart/export/1
 
-Answers the version's warm-up records, in turns, and prints how long each signature and batch size
-takes. `make serving_program` builds the program alone.
+Answers the version's warm-up records, one after the other in each round, and prints the times of each
+signature and batch size. `make serving_program` only builds the program.
 """
 
 import pathlib
@@ -45,7 +45,9 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "The version folder to time. Default: build only.")
     flags.DEFINE_string("program", PROGRAM, "Where to build the program.")
     flags.DEFINE_integer("rounds", 10, "Repetitions of every record.", lower_bound=1)
-    flags.DEFINE_integer("clients", 1, "Threads that ask at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "clients", 1, "Number of threads that send requests at the same time.", lower_bound=1
+    )
 
 
 def run() -> None:

@@ -1,12 +1,59 @@
-"""The documents: that their links lead somewhere, and that they keep to the words of the glossary."""
+"""The documents and the site made of them: links, pictures, code, the API's names, the glossary's words."""
 
+import importlib
 import pathlib
 import re
 
 import pytest
+import yaml
+
+from tests import installed_test
 
 ROOT = pathlib.Path(__file__).absolute().parents[1]
-DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCS = ROOT / "docs"
+DOCUMENTS = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+def _name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def _is_slow(path):
+    return re.search(r"\.fit\(|serving\.export\(", path.read_text("utf-8"))
+
+
+# Pages whose Python runs from top to bottom, as a reader copies it.
+PAGES = [
+    path
+    for path in (
+        DOCS / "index.md",
+        *sorted(DOCS.glob("concepts/*.md")),
+        *sorted(DOCS.glob("guides/*.md")),
+    )
+    if "```python" in path.read_text("utf-8")
+]
+# What trains or exports takes longest.
+CODE = [
+    pytest.param(path, id=_name(path), marks=pytest.mark.slow if _is_slow(path) else ())
+    for path in PAGES
+]
+PUBLIC = (
+    "tfdeq",
+    "tfdeq.adjoints",
+    "tfdeq.baselines",
+    "tfdeq.callbacks",
+    "tfdeq.cells",
+    "tfdeq.data",
+    "tfdeq.data.puzzles",
+    "tfdeq.models",
+    "tfdeq.serving",
+    "tfdeq.solvers",
+)
+
+
+def _prose(path):
+    """A document's text without its code."""
+    return re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text("utf-8"), flags=re.S)
 
 
 def _anchors(path):
@@ -15,23 +62,107 @@ def _anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
 def test_links_lead_somewhere(path):
-    text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text("utf-8"), flags=re.S)  # no code
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    for link in re.findall(r"\]\(([^)\s]+)\)", _prose(path)):
         if "://" in link:
             continue
         file, _, anchor = link.partition("#")
         target = path.parent / file if file else path
         assert target.exists(), f"{path.name} links to {link}"
         assert not anchor or anchor in _anchors(target), f"{path.name} links to {link}"
+        # What lies outside of docs/ is not on the site.
+        assert not path.is_relative_to(DOCS) or target.resolve().is_relative_to(DOCS.resolve())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_pictures_have_a_text(path):
+    for text, file in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", _prose(path)):
+        assert len(text.split()) >= 3, f"{path.name}: say what {file} shows"
+
+
+def _navigation():
+    """The files of the site's navigation, in their order."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+    entries = [yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)["nav"]]
+    while entries:
+        entry = entries.pop(0)
+        if isinstance(entry, str):
+            yield entry
+        else:
+            entries[:0] = list(entry.values()) if isinstance(entry, dict) else entry
+
+
+def test_the_navigation_has_each_page_once():
+    listed = list(_navigation())
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+
+
+@pytest.mark.parametrize("path", CODE)
+def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.M | re.S)
+    namespace = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(block, _name(path), "exec"), namespace)
+
+
+def test_all_code_is_run_by_some_test():
+    run = {*map(_name, PAGES), *installed_test.DOCUMENTS}
+    assert {_name(path) for path in DOCUMENTS if "```python" in path.read_text("utf-8")} <= run
+
+
+def _thing(name):
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _reference():
+    """(name in the heading, path of the object) of each entry of the API pages."""
+    for path in sorted(DOCS.glob("api/*.md")):
+        entries = re.findall(
+            r"^::: ([\w.]+)\n(?:    options:\n(?:      heading: ([\w.]+)\n)?)?",
+            path.read_text("utf-8"),
+            re.M,
+        )
+        yield from ((heading or found, found) for found, heading in entries)
+
+
+def _public(module):
+    """The names that a module is there to give."""
+    names = getattr(module, "__all__", None) or [
+        name
+        for name, thing in vars(module).items()
+        if name[0] != "_" and getattr(thing, "__module__", "").startswith(module.__name__)
+    ]
+    return [name for name in names if name not in ("__version__", "callbacks")]
+
+
+def test_headings_of_the_reference_are_names_to_import():
+    for name, path in _reference():
+        assert _thing(name) is _thing(path), f"{name} is not {path}"
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_reference_has_every_public_name(module):
+    module = importlib.import_module(module)
+    documented = {id(_thing(path)) for _, path in _reference()}
+    names = _public(module)
+    assert names
+    missing = [name for name in names if id(getattr(module, name)) not in documented]
+    assert not missing, f"docs/api lacks {missing} of {module.__name__}"
 
 
 def test_the_glossary_is_reached_from_the_readme():
     assert "docs/glossary.md" in (ROOT / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
 def test_an_adjoint_is_called_an_adjoint(path):
     found = re.findall(r"backward rules?", path.read_text("utf-8"), re.I)
     assert len(found) == (path.name == "glossary.md")

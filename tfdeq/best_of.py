@@ -1,4 +1,4 @@
-"""`best_of`: several solves from random starts, and of each sample the answer to trust most."""
+"""`best_of`: solves from several random starts, and returns the most reliable answer of each sample."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,28 +52,30 @@ def best_of(
     seed: int = 0,
     same: Callable[[Any, Any], tf.Tensor] | None = None,
 ) -> BestOf:
-    """Solves from several starts at once, and returns of each sample the answer to trust most.
+    """Solves from several starts at once, and returns the most reliable answer of each sample.
 
-    Start 0 is the usual one, the others are normal noise, the same for all samples, so that a sample's
-    answer does not depend on its batch. Among the starts whose solve met the tolerance (among all, where
-    none did) the answer is chosen that most starts agree on, of equals the one of smallest residual.
+    Start 0 is the usual one. The others are normal noise, the same for all samples, so that a sample's
+    answer does not depend on its batch. Among the starts whose solve met the tolerance (or among all, if
+    none did), the answer on which most starts agree is chosen; among equals, the one with the smallest
+    residual.
 
-    An equilibrium that does not depend on its start (path independence) makes the starts agree; where
-    they do not, agreement and residual say how far to trust the answer.
+    If an equilibrium does not depend on its start (path independence), the starts agree. If they do not
+    agree, agreement and residual say how reliable the answer is.
 
     Args:
         layer: a `DEQLayer`, or a model that calls one or several. A model is called without training.
         x: its input, a nest of tensors [B, ...].
-        starts: solves of each sample, >= 1: a number, or [B] integers, a tensor or not, of which those
-            below 1 count as 1. They are solved as one batch of S · B, where S is the largest; of [B]
-            numbers, the starts that a sample does not want cost one evaluation each. Default 8.
-        max_steps: evaluations of each solve at most, scalar or [B]. Default None: the layers' own.
+        starts: number of solves for each sample, >= 1: one number, or [B] integers (also as a tensor), of
+            which values below 1 count as 1. They are solved as one batch of S · B rows, where S is the
+            largest number. With [B] numbers, the starts that a sample does not need cost one evaluation
+            each. Default 8.
+        max_steps: largest number of evaluations of each solve, scalar or [B]. Default None: the layers' own.
         tolerance: relative residual, scalar or [B]. Default None: the layers' own.
         noise: standard deviation of the starts' noise, >= 0. Default 1.
         seed: of the noise. Default 0.
-        same: (outputs, outputs) -> [N] bool, whether two answers of N are one. Default: of a model whether
-            the largest of the last axis is at the same place everywhere; of a `DEQLayer`, and of outputs
-            with one number at the last axis, whether they differ by at most 1 % of their norm.
+        same: (outputs, outputs) -> [N] bool, whether two answers are the same. Default for a model: whether
+            the largest value of the last axis is at the same place everywhere. Default for a `DEQLayer`, and
+            for outputs of size 1 at the last axis: whether they differ by at most 1 % of their norm.
 
     Returns:
         `BestOf`. No gradient passes through it.

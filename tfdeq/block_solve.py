@@ -39,24 +39,24 @@ def solve_by_blocks(
     max_steps: tf.Tensor,
     applications: int = 8,
 ) -> Solution:
-    """Solves z = f(z, x) by plain iteration, where f lets a place see but its neighbourhood.
+    """Solves z = f(z, x) by plain iteration, where f sees only the neighbourhood of a place.
 
-    The places are cut into blocks, all of them active at first. A sweep applies f a few times to blocks that
-    are active, with a margin as wide as what these applications see. Of active blocks side by side the one
-    that has waited longest has its turn, until it is settled or has had 32 sweeps, so that what a block
-    receives has settled first where that is possible. A block that changed where those beside it look
-    wakes them; the others rest. So an answer that travels through the places costs what it passes, not
-    what the whole costs at every step. After the sweeps f is applied to all places once: the residual is
-    that of the whole state, and blocks in which it is too large are taken up again.
+    The places are divided into blocks, all of them active at first. A sweep applies f a few times to active
+    blocks, with a margin as wide as the reach of these applications. Of neighbouring active blocks, the one
+    that has waited longest is swept, until it has settled or has had 32 sweeps. So the inputs of a block
+    have settled first where that is possible. If a block changes within the reach of its neighbours, they
+    become active; the others rest. So the cost of an answer that travels through the places depends on the
+    places that it passes, not on the whole state at every step. After the sweeps f is applied to all places
+    once. The residual is that of the whole state, and blocks with a too large residual become active again.
 
-    The order in which places are updated is not that of plain iteration. Where f has one equilibrium, as
-    where it contracts, the result is the same to the tolerance.
+    The order in which places are updated differs from plain iteration. If f has only one equilibrium, for
+    example because it is a contraction, the result is the same up to the tolerance.
 
     Args:
         f: (z, x, mask) -> like z, for places of any number. It holds places outside of the mask at zero.
         z0: [B, places, d], zero outside of the mask; places in one dimension or two.
         x: nest of tensors [B, places, ...].
-        mask: [B, places] bool, which places there are.
+        mask: [B, places] bool, which places exist.
         reach: how many places away f sees, along each dimension, >= 1.
         block: places of a block along each dimension, at least reach.
         tolerance: [B], relative residual at which a sample has converged.

@@ -14,38 +14,39 @@ from tfdeq.steadiness.training_state import TrainingState
 
 
 class EquilibriumMonitor(keras.callbacks.Callback):
-    """Keeps `model.fit` of models with `DEQLayer` steady, and says what it does.
+    """Keeps `model.fit` of models with `DEQLayer` stable, and reports what it does.
 
-    It looks at the model every `frequency` batches.
+    It checks the model every `frequency` batches.
 
     - If a layer's mean relative residual in training is above the threshold, the weight of its Jacobian
-      penalty doubles, up to 16 times itself (0.1, 0.2, … 1.6 where the layer has none), or its budget
-      grows by a quarter of itself, up to 4 times itself. Below half the threshold one change is taken back.
-      A raised penalty has at least 2 power steps, and while the mean residual of a batch is above 0.1 it
-      alone trains the cell: the gradient through a z that is no equilibrium is left out.
-    - It keeps a copy of the last good state: weights, the layers' state and the optimizer's, all finite, with
-      residuals at most the threshold (or at most those of the copy before). Once the loss or the state is
-      NaN or infinite, or residuals stay high although nothing more can be raised, that copy comes back with
-      half the learning rate, be it a number or a schedule, and the penalty or budget is raised once.
-      The epoch's means of loss and metrics begin anew.
-    - Where residuals are high, or something is NaN, when training ends, the last good state stays.
-    - After `max_restores` returns it says why it gives up, and ends training with the last good state.
+      penalty doubles, up to 16 times its value (0.1, 0.2, … 1.6 if the layer has none), or its budget
+      grows by a quarter, up to 4 times its value. Below half the threshold one change is undone.
+      A raised penalty has at least 2 power steps. While the mean residual of a batch is above 0.1, only the
+      penalty trains the cell: the gradient through a z that is not an equilibrium is left out.
+    - It keeps a copy of the last good state: weights, state of the layers and of the optimizer, all finite,
+      with residuals of at most the threshold (or at most those of the copy before). If the loss or the state
+      is NaN or infinite, or if residuals stay high although nothing more can be raised, it restores that
+      copy, halves the learning rate, whether that is a number or a schedule, and raises the penalty or
+      budget once. The epoch's means of loss and metrics start again.
+    - If residuals are high, or something is NaN, when training ends, the last good state is restored.
+    - After `max_restores` restores it prints a diagnosis and stops training with the last good state.
 
-    Works with jit_compile, run_eagerly, steps_per_execution and mixed precision. Compiled steps read what
-    changes at each call: nothing is traced again, and nothing of it is saved with the model. After fit the
-    layers train as without a monitor; a monitor that is used again with the same model goes on where it was.
-    Layers inside another DEQLayer's cell are part of it, and not watched.
+    Works with jit_compile, run_eagerly, steps_per_execution and mixed precision. Compiled steps read the
+    penalty and the budget at each call, so nothing is traced again, and the changes are not saved with the
+    model. After fit the layers train as without a monitor. A monitor that is used again with the same model
+    continues from its last changes. Layers inside another DEQLayer's cell are part of it, and not watched.
 
     Args:
-        action: what is raised, "penalty", "budget" or "none". Default "penalty".
+        action: what to raise, "penalty", "budget" or "none". Default "penalty".
         residual_threshold: mean relative residual, > 0. Default None: 5e-3, or twice the tolerance of the
             layer's solver if that is more.
-        frequency: batches between looks, >= 1. Each copies the variables to the CPU's memory. Default 20.
-        max_restores: returns at most, >= 0. Default 5.
-        patience: looks in a row of high residuals, with nothing more to raise, after which the last good
-            state comes back, >= 1. Default 10.
-        log_dir: folder for TensorBoard: residual, penalty and budget scale of each layer, learning
-            rate and returns, by batch. Default None: none.
+        frequency: number of batches between checks, >= 1. Each check copies the variables to the CPU's
+            memory. Default 20.
+        max_restores: largest number of restores, >= 0. Default 5.
+        patience: number of checks in a row with high residuals, with nothing more to raise, after which the
+            last good state is restored, >= 1. Default 10.
+        log_dir: folder for TensorBoard logs: residual, penalty and budget scale of each layer, learning
+            rate and restores, by batch. Default None: none.
         verbose: whether to print what it does. Default True.
 
     Raises:

@@ -39,13 +39,13 @@ def fixed_point(
 ) -> Solution:
     """Solves z* = f(z*, *args) for every sample of a batch, differentiably.
 
-    Each sample has its own answer, residual, number of steps and status, whoever shares its batch.
-    Works in eager mode, in tf.function and with jit_compile=True. Gradients, of the order that the
-    adjoint supports, flow to every floating or complex tensor in args, and to nothing else: not to
-    z0. Trainable variables and tensors that f merely closes over, and that a gradient would have to
-    reach, are an error. TensorFlow's loops and branches may hold a solve; of tf.vectorized_map a
-    gradient can be taken inside of the mapped function only (from outside it is a LookupError, but for
-    adjoints without a custom gradient: Unrolled with checkpointed=False).
+    Each sample has its own answer, residual, number of steps and status, which do not depend on the rest of
+    its batch. Works in eager mode, in tf.function and with jit_compile=True. Gradients, of the order that
+    the adjoint supports, flow to every floating or complex tensor in args and to nothing else: not to
+    z0. If f uses a trainable variable or a watched tensor that is not in args, an error is raised.
+    TensorFlow's loops and branches may contain a solve. With tf.vectorized_map a gradient can only be
+    taken inside the mapped function. From outside it raises a LookupError, except for
+    adjoints without a custom gradient (Unrolled with checkpointed=False).
 
     Args:
         f: (z, *args) -> like z; row b of the output depends on row b of z alone.
@@ -53,34 +53,35 @@ def fixed_point(
         args: tuple of the tensors (or nests of tensors) that a gradient should reach.
         solver: a solver object or its name. Default "broyden".
         adjoint: an adjoint object or its name. Default "implicit".
-        tolerance: scalar or [B], > 0, relative residual at which a sample is done; may be a
+        tolerance: scalar or [B], > 0, relative residual at which a sample has converged; may be a
             tensor. None: the solver's.
-        max_steps: scalar or [B], >= 1, evaluations of f at most; may be a tensor. None: the
+        max_steps: scalar or [B], >= 1, largest number of evaluations of f; may be a tensor. None: the
             solver's.
         patience: scalar or [B], >= 1, iterates without progress after which a sample is
             STAGNATED; see `Solver`. None: the solver's.
-        absolute_tolerance: scalar or [B], >= 0, ‖f(z) − z‖₂ at which a sample is done too. None: the
-            solver's.
+        absolute_tolerance: scalar or [B], >= 0, value of ‖f(z) − z‖₂ at which a sample has also converged.
+            None: the solver's.
         backward_tolerance, backward_max_steps: as tolerance and max_steps, for the backward
-            solve. None: those of the adjoint's own solver, if it has one; else the tolerance that
-            holds forward, and the larger one of this call's max_steps and the solver's.
-        iterates: numbers of evaluations, at least 1, in any order; the solution's `iterates` are
-            what the solve had found after each, so that a loss may be put on several of them
-            (fixed-point correction). Each has the gradient that the adjoint gives a fixed point
-            there; adjoints that differentiate the whole solve cannot. Solvers that use products with
-            the Jacobian solve once more for each. None: no such states.
-        trace: whether the solution's `trace` keeps the residual of every iterate, to be plotted.
-        batched_args: positions in args of what belongs to the samples, row by row: leaves [B, ...], or
-            [1, ...] for what all samples share. Where they are named, and outside of XLA, samples that
-            are done leave the batch: a batch then costs about the sum of its samples' steps, not its
-            size times the most; and a sample of which one is NaN or infinite is NON_FINITE, whatever f
-            makes of it. None: the whole batch goes on until its last sample is done.
-        compaction: whether samples that are done leave the batch, if batched_args says how.
-        exclude_non_finite: whether samples whose batched_args are not finite stay out of every
-            gradient: their z is z0, their status NON_FINITE, and no NaN of theirs reaches what they
-            share with others. False: their NaN goes where it goes, so that it is seen.
-        throw: raise tf.errors.InvalidArgumentError unless every sample has converged; in a graph by
-            an assertion, which XLA leaves out.
+            solve. None: those of the adjoint's own solver, if it has one; otherwise the tolerance of the
+            forward solve, and the larger of this call's max_steps and the solver's.
+        iterates: numbers of evaluations, at least 1, in any order. The solution's `iterates` are
+            the states that the solve had found after each, so that a loss can use several of them
+            (fixed-point correction). Each has the gradient that the adjoint gives to a fixed point
+            there; adjoints that differentiate the whole solve do not support this. Solvers that use products
+            with the Jacobian solve once more for each. None: no such states.
+        trace: whether the solution's `trace` keeps the residual of every iterate, for plots.
+        batched_args: positions in args of the arguments that have a row for each sample: leaves [B, ...], or
+            [1, ...] for what all samples share. If given, and outside of XLA, samples that
+            have converged leave the batch. A batch then costs about the sum of its samples' steps, rather
+            than its size times the largest number. Also, a sample with NaN or infinity in one of these
+            arguments is NON_FINITE, whatever f returns. None: all samples are evaluated until the last one
+            has converged.
+        compaction: whether samples that have converged leave the batch, if batched_args is given.
+        exclude_non_finite: whether to exclude samples whose batched_args are not finite from every
+            gradient. Their z is z0, their status NON_FINITE, and their NaN does not reach arguments that
+            they share with other samples. False: their NaN reaches the gradients.
+        throw: raise tf.errors.InvalidArgumentError unless every sample has converged. In a graph this is
+            an assertion, which XLA omits.
         callback: receives the `Solution` of the forward solve; for metrics.
         backward_callback: receives the `Solution` of the backward solve when a first-order gradient
             is computed by solving; for metrics.

@@ -71,18 +71,18 @@ def gradient_report(
 ) -> GradientReport:
     """Compares the gradients of adjoints, for one input, to a tight implicit gradient.
 
-    With v a fixed random cotangent of z*, each adjoint's ∂(vᵀz)/∂θ and ∂(vᵀz)/∂x are set against the
-    reference's by their cosine and by the ratio of norms ‖adjoint‖ / ‖reference‖. An adjoint solves with
-    the layer's solver and settings, as in training; one that needs a solver of its own kind gets
-    that, with the layer's max_steps and tolerance. The reference is solved by Broyden, within 200 evaluations
-    to a relative residual of 1e-6, or 1e-12 under a float64 policy; the report names what was reached.
-    The layer's weights, seeds and metrics stay as they are.
+    Let v be a fixed random cotangent of z*. The report compares each adjoint's ∂(vᵀz)/∂θ and ∂(vᵀz)/∂x with
+    those of the reference: by their cosine, and by the ratio of norms ‖adjoint‖ / ‖reference‖. An adjoint
+    solves with the layer's solver and settings, as in training. An adjoint that needs a special solver gets
+    it, with the layer's max_steps and tolerance. The reference is solved by Broyden, within 200 evaluations,
+    to a relative residual of 1e-6, or 1e-12 under a float64 policy; the report has the residual that was
+    reached. The layer's weights, seeds and metrics do not change.
 
     Args:
-        layer: a built `DEQLayer`. A cell alone: wrap it, DEQLayer(cell), and call that once.
+        layer: a built `DEQLayer`. To compare adjoints on a cell, wrap it, DEQLayer(cell), and call that once.
         x: an input of the layer, [B, ...] tensors.
-        rules: name -> adjoint (or a registered name). Default: every registered one as it is by
-            default, and the layer's own as "layer".
+        rules: name -> adjoint (or a registered name). Default: every registered adjoint with its default
+            settings, and the layer's own as "layer".
         training: whether the cell runs as in training (Dropout with the next call's mask).
         seed: of the cotangent.
 

@@ -34,76 +34,79 @@ class DEQLayer(CellLayer):
 
     The cell is an ordinary Keras layer or model: its weights, Dropout (one mask for the whole solve),
     BatchNormalization (batch statistics in training), seed generators and dtype policy work as in any
-    Keras model. What a cell does besides returning its output happens once a call, at the equilibrium,
-    in training and in inference: variables that it assigns (moving statistics, the seeds that it draws
-    from, the state of a stateful recurrent layer, the kernel of SpectralNormalization), and losses that
-    it adds (add_loss, activity_regularizer), whose gradient reaches z*, x and the weights. What is random
-    outside of Keras's seed generators is new in every evaluation. The mask of x reaches the layers in
-    the cell; the equilibrium carries the mask that they put on it, or see `compute_mask`. The state of the
-    solve is float32 (float64 under a float64 policy) also where the cell computes in half precision.
-    Rows of a batch do not influence one another, unless the cell mixes them, as
-    BatchNormalization does in training. Gradients reach the weights and x, not z0.
+    Keras model. Side effects of the cell happen once per call, at the equilibrium, in training and in
+    inference. These are variables that it assigns (moving statistics, the seeds of its random numbers,
+    the state of a stateful recurrent layer, the kernel of SpectralNormalization) and losses that
+    it adds (add_loss, activity_regularizer). The gradient of such a loss reaches z*, x and the weights.
+    Random numbers that do not come from Keras's seed generators are new in every evaluation. The mask of x
+    reaches the layers in the cell. The equilibrium carries the mask that they set on it; see also
+    `compute_mask`. The state of the solve is float32 (float64 under a float64 policy), even if the cell
+    computes in half precision. Rows of a batch do not influence one another, unless the cell mixes them, as
+    BatchNormalization does in training. Gradients flow to the weights and x, not to z0.
 
     In `fit` and `evaluate` the logs show, per layer name: `_steps`, `_residual` and `_converged` (mean
     evaluations, mean relative residual, share of samples that met the tolerance), and the same for
     the backward solve as `_backward_steps`, `_backward_residual`, `_backward_converged`.
 
     Args:
-        cell: layer with call(z, x, ...) -> like z, or a functional model of the inputs [z, x] (x's
-            tensors one after another, if it is a nest; of several outputs, that many first inputs are z),
-            which starts from zeros like its z, whose unknown sizes are those of x. If it
-            has a method initial_state(x) -> z0, that is the start (it may not create weights); else
-            zeros like x. If it has a method inject(x), that is called once before the solve and
-            its result stands for x in call(z, x): what of the input is the same in every step. Its
-            leaves are [B, ...], or [1, ...] for what all samples share.
+        cell: layer with call(z, x, ...) -> like z, or a functional model with the inputs [z, x]. If x
+            is a nest, its tensors follow one after another; with n outputs, the first n inputs are z.
+            A functional model starts from zeros like its z, with unknown sizes taken from x. If
+            the cell has a method initial_state(x) -> z0, the solve starts from its result (the method
+            must not create weights); otherwise it starts from zeros like x. If the cell has a method
+            inject(x), it is called once before the solve, and call(z, x) receives its result as x: use it
+            for work that is the same in every step. The leaves of the result are [B, ...], or [1, ...]
+            for what all samples share.
         solver: solver or its name. Default "broyden".
         adjoint: adjoint or its name. Default "implicit".
         jacobian_penalty: weight of ‖∂f/∂z‖²_F / D in the loss, >= 0 (see
-            `tfdeq.jacobian_penalty`); 0.1 to 1 keeps long training steady. Default 0: none. "auto":
-            0.1 plus 10 times the batch's mean residual, with at least 2 power steps; and no
-            gradient reaches the cell and x through z while that residual is above 0.1, so that the
-            penalty alone brings the equilibria back.
+            `tfdeq.jacobian_penalty`); 0.1 to 1 keeps long training stable. Default 0: none. "auto":
+            0.1 plus 10 times the mean residual of the batch, with at least 2 power steps. While that
+            residual is above 0.1, no gradient reaches the cell and x through z, so only the
+            penalty trains the cell until it has equilibria again.
         jacobian_penalty_fraction: share of the batch that the penalty is estimated on, in (0, 1]:
-            rows evenly spread from a first one that each call draws, by the layer's seed generator.
-            What the cell draws or averages for a batch (Dropout, BatchNormalization) it does for
-            these rows. Default 0.25.
+            evenly spaced rows, from a first row that the layer's seed generator draws in each call.
+            Dropout masks and batch statistics are those of these rows. Default 0.25.
         jacobian_penalty_power_steps: power iterations on the penalty's noise, >= 0 (see
             `tfdeq.jacobian_penalty`). Default 0.
-        training_max_steps: evaluations at most in training, where a call names none: a number; or a
-            pair (lowest, highest), between which each call draws one, uniformly and the same for
-            all samples, so that the model does not come to rely on one budget. At most the
+        training_max_steps: largest number of evaluations in training, if a call does not set one: a
+            number, or a pair (lowest, highest). From a pair, each call draws one number uniformly, the same
+            for all samples, so that the model does not rely on one budget. At most the
             solver's max_steps. Default None: the solver's.
         convergence_metrics: whether to keep the metrics named above. Default True.
-        exclude_non_finite: whether samples whose x has NaN or infinity stay out of every gradient
-            (their equilibrium is the start, their status NON_FINITE), so that a loss that masks them
-            is enough. Default False: their NaN is seen.
-        block: places, along each dimension, of blocks that are solved apart in inference: for a cell that
-            says how far an application sees (its `reach`) and plain iteration, where an answer travels
-            through many places. Only blocks in which something still changes are computed; see
-            `tfdeq.block_solve`. Such a call carries no gradient; calls that XLA compiles, that ask for
-            iterates or a trace, or in a `SolveScope` without compaction, solve as usual. Default None: all
-            places at once.
-        explicit_steps: > 0: apply the cell so many times instead of solving, as the call argument of this
-            name does; a baseline of that depth. Default 0: solve.
+        exclude_non_finite: whether to exclude samples whose x has NaN or infinity from every gradient.
+            Their equilibrium is the start and their status NON_FINITE, so it is enough that the loss masks
+            them. Default False: their NaN reaches the gradients.
+        block: size, along each dimension, of blocks that are solved separately in inference. It is meant for
+            plain iteration where an answer travels through many places, and needs a cell with the attribute
+            `reach`, the distance that one application sees. Only blocks in which something still changes are
+            computed; see `tfdeq.block_solve`. Such a call has no gradient. Calls that XLA compiles, that ask
+            for iterates or a trace, or in a `SolveScope` without compaction, solve as usual. Default None:
+            all places at once.
+        explicit_steps: if greater than 0, the cell is applied this many times instead of solving, as by
+            the call argument of this name; a baseline of that depth. Default 0: solve.
 
     Call arguments:
-        x: tensor or nest of tensors [B, ...]. z0: a start like the state. tolerance, max_steps, patience,
-        absolute_tolerance, backward_tolerance, backward_max_steps: scalars or [B], for this call, as
-        of `tfdeq.fixed_point`. training: bool. return_solution: return the `Solution` instead of z;
-        its z is of the solver's dtype, of which its residual is, also where the layer's output is
-        rounded to half precision.
+        x: tensor or nest of tensors [B, ...].
+        z0: a start like the state. Default None: the cell's `initial_state`, or zeros.
+        tolerance, max_steps, patience, absolute_tolerance: scalars or [B], for this call; see
+            `tfdeq.fixed_point`.
+        backward_tolerance, backward_max_steps: the same for the backward solve.
+        training: bool.
+        return_solution: return the `Solution` instead of z. Its z has the solver's dtype, to which its
+            residual belongs, also where the layer's output is rounded to half precision.
         iterates: numbers of evaluations; with return_solution, the solution's `iterates` are the
-        states after each of them, so that a loss may be put on them too. trace: with
-        return_solution, the solution's `trace` has the residual of every iterate. throw: raise unless
-        every sample has converged.
+            states after each of them, so that a loss can use them too.
+        trace: with return_solution, the solution's `trace` has the residual of every iterate.
+        throw: raise unless every sample has converged.
         explicit_steps: a number of plain applications from the start instead of a solve, with
-        ordinary backpropagation through them (a weight-tied network of that depth); 0: a solve, whatever
-        the layer's own are. mask: that of x, where it
-        carries none; a cell whose call takes a mask receives it.
+            ordinary backpropagation through them (a weight-tied network of that depth). 0: a solve,
+            whatever the layer's own setting is.
+        mask: the mask of x, where x carries none; a cell whose call takes a mask receives it.
 
     Raises:
-        ValueError: at construction for bad settings, or a cell of one input; at build for a cell whose
-            output is unlike z; in a call where neither the cell, x nor a z0 says how large the state is.
+        ValueError: at construction for invalid settings, or a cell with one input; at build for a cell whose
+            output is unlike z; in a call, if neither the cell, x nor z0 determines the size of the state.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377.
 

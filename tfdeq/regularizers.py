@@ -25,28 +25,27 @@ def jacobian_penalty(
     """Estimates ‖∂f/∂z‖_F² / D as the mean squared entry of Jᵀε; unbiased for power_steps = 0.
 
     Hutchinson's estimator: E ‖Jᵀε‖² = ‖J‖_F² for noise ε of independent signs ±1, fresh in every
-    call. With power_steps = p > 0 each sample's ε is first replaced, p times, by Jᵀε scaled back to
-    unit mean square: the penalty then leans towards the direction that J amplifies most, the one
-    that decides whether the iteration converges, and which noise in thousands of dimensions misses.
-    The result is differentiable in args (through one application of f and its product), not in z,
-    which is held fixed.
+    call. With power_steps = p > 0, each sample's ε is first replaced p times by Jᵀε, scaled back to
+    unit mean square. The penalty then emphasises the direction that J amplifies most. This direction
+    determines whether the iteration converges, and noise in thousands of dimensions misses it.
+    The result is differentiable with respect to args (through one application of f and its product), not
+    with respect to z, which is held fixed.
 
-    D counts the elements of all samples that f reads, so that padding which a mask keeps out of f
-    does not dilute the penalty: in leaves [B, ..., features] of three or more dimensions a place
-    (all but the last axis) is left out if no output depends on any of its features. One more product
-    finds these places; the mask itself is not needed. Leaves of fewer dimensions count whole. Every
-    element weighs the same: the squares of all samples are divided by the count of all samples, as
-    in a loss that is a mean over tokens. If nothing counts, as in an empty batch, the result is 0.
+    D counts only the elements that f reads, so padding that a mask keeps out of f
+    does not dilute the penalty. In leaves [B, ..., features] with three or more dimensions, a place
+    (an index of all axes but the last) is not counted if no output depends on any of its features. One
+    more product finds these places; the mask itself is not needed. In leaves with fewer dimensions all
+    elements count. Every element has the same weight: the squares of all samples are divided by the count
+    of all samples, as in a loss that is a mean over tokens. For an empty batch the result is 0.
 
     Args:
         f: (z, *args) -> like z.
         z: nest of [B, ...] floating tensors, usually an equilibrium; D elements in all.
         args: the tensors that a gradient should reach.
-        probes: noise vectors to average over, >= 1. More probes, less variance. Default 1.
+        probes: number of noise vectors to average over, >= 1. More probes reduce the variance. Default 1.
         power_steps: power iterations on each probe, >= 0, one product each. Default 0.
-        seed: [2] integers for stateless noise, for a result that can be repeated. Each probe and
-            leaf has noise of its own, which no other seed shares. Default: TensorFlow's stateful
-            generator.
+        seed: [2] integers for stateless noise, which makes the result reproducible. Each probe and leaf has
+            its own noise, which no other seed shares. Default: TensorFlow's stateful generator.
 
     Returns:
         [] float64 if a leaf of z is float64, else float32: half precision is squared and summed in
@@ -113,19 +112,20 @@ def spectral_radius(
 ) -> Any:
     """Estimates the spectral radius of ∂f/∂z for each sample; below 1 plain iteration converges.
 
-    The largest modulus of the Ritz values of the Krylov space of `steps` vectors (at most 30: further
-    steps are power iterations that its start goes through first), made by Arnoldi's process with Jᵀ,
-    whose spectrum is J's. Exact, up to rounding, where steps reach the number of elements. Where
-    that space is too small, as for the many eigenvalues of one modulus of an orthogonal J, the
-    growth of ‖J^n v‖ over the later half of the steps lifts the result, which for a normal J is
-    never above the truth. On random, symmetric, orthogonal and rotating J of up to 400 elements it was
+    The estimate is the largest modulus of the Ritz values in a Krylov space of `steps` vectors, made by
+    Arnoldi's process with Jᵀ, which has the spectrum of J. The space has at most 30 vectors; further steps
+    are power iterations on its start. The result is exact, up to rounding, if steps reach the number of
+    elements. If the space is too small, for example for an orthogonal J with many eigenvalues of the same
+    modulus, the growth of ‖J^n v‖ over the later half of the steps raises the result. For a normal J the
+    result is never too large. On random, symmetric, orthogonal and rotating J of up to 400 elements it was
     at most 4 % too small.
 
-    J far from normal can seem larger than it is: what grows for all of `steps` products, as under a
-    shift of more elements that ends in zeros, whose radius is 0, grows for the iteration too. A
-    defective eigenvalue, of a Jordan block of size k, is known only to the k-th root of the rounding.
+    For a J far from normal the result can be too large. An example is a shift of more than `steps` elements
+    that ends in zeros: its radius is 0, but vectors grow for all of `steps` products, and so do the
+    iterates. A defective eigenvalue, of a Jordan block of size k, is only accurate to the k-th root of the
+    rounding.
 
-    Nothing here carries a gradient. Holds `steps` vectors like z, at most 30.
+    The result has no gradient. The function holds `steps` vectors like z, at most 30.
 
     Args:
         f: (z, *args) -> like z, sample by sample.
@@ -133,9 +133,9 @@ def spectral_radius(
         args: further arguments of f.
         steps: products with the Jacobian, >= 1. Default 30.
         seed: [2] integers for stateless noise at the start. Default: TensorFlow's generator.
-        return_error: return (radius, error), error an estimate and no bound: how far the Ritz value's
-            vector is from being an eigenvector, plus what growth added to it and what rounding may
-            change. For a J far from normal the error may be larger. Default False.
+        return_error: return (radius, error). The error is an estimate, not a bound: the distance of the Ritz
+            vector from an eigenvector, plus the part that growth added, plus rounding. For a J far from
+            normal the true error may be larger. Default False.
 
     Returns:
         [B], float64 if a leaf of z is float64, else float32; with return_error two such tensors.

@@ -1,4 +1,4 @@
-"""What a solve returns: the state, how far it is from a fixed point, and why the solver stopped."""
+"""The result of a solve: the state, its distance from a fixed point, and why the solver stopped."""
 
 import enum
 from collections.abc import Iterable
@@ -67,14 +67,13 @@ class Solution(NamedTuple):
     Attributes:
         z: the best iterate of each sample, in the structure, shapes and dtypes of z0.
         residual: [B] float32, ‖f(z) − z‖₂ / (‖f(z)‖₂ + ε) of that iterate, over the whole structure.
-            The largest float32 where f was not finite at the initial state.
+            The largest float32 if f was not finite at the initial state.
         steps: [B] int32, evaluations of f spent on that sample.
         status: [B] int32, values of `Status`.
-        iterates: list of nests like z, the states after the numbers of evaluations that were asked for;
-            () where none were.
-        trace: [B, max_steps] float32, the relative residual of each iterate, in the column of the
-            evaluation that gave it, counted from 0; NaN where there is none. () where it was not
-            asked for.
+        iterates: list of nests like z, the states after the requested numbers of evaluations; () if none
+            were requested.
+        trace: [B, max_steps] float32, the relative residual of each iterate, in the column of its
+            evaluation, counted from 0; NaN where there was no evaluation. () if it was not requested.
     """
 
     z: Any

@@ -13,37 +13,40 @@ from tfdeq.solvers.solver import require_integer
 
 
 class SolveScope:
-    """Reaches the solves inside a model: sets their tolerances, budgets and starts, keeps their results.
+    """Sets tolerances, budgets and starts of the solves inside a model, and keeps their results.
 
-    A model's own call takes no tolerance and returns no residual; inside the scope every `DEQLayer`
-    that it calls takes the scope's settings, where the call names none of its own, and leaves its
-    `Solution` here. Of scopes in one another the innermost holds. Layers inside another layer's cell
-    keep their own settings: they are part of one evaluation.
+    A model's own call takes no tolerance and returns no residual. Inside the scope, every `DEQLayer`
+    of the model uses the scope's settings, unless its call sets them, and stores its
+    `Solution` in the scope. If scopes are nested, the innermost one applies. Layers inside another layer's
+    cell keep their own settings, because they are part of one evaluation.
 
-    The settings hold for what is called inside, by this thread and by the replicas of a
-    `strategy.run`. Functions compiled by `tf.function`, among them those of a model's predict, evaluate,
-    fit and train_on_batch, ask for them at each call, whenever and wherever they were traced. Settings
-    of [B], and starts, belong to the B samples of one call of the layer: for predict those of one
-    batch (say batch_size=len(x)), under a strategy those of a replica; other batches are refused.
+    The settings apply to calls by this thread and by the replicas of a
+    `strategy.run`. Functions compiled by `tf.function` read them at each call, no matter when and where
+    they were traced. This includes a model's predict, evaluate, fit and train_on_batch. Settings
+    of shape [B], and starts, belong to the B samples of one call of the layer. For predict these are the
+    samples of one batch (use batch_size=len(x)), under a strategy those of a replica; a batch of another
+    size is an error.
 
-    A compiled function hands out nothing but its results: of what it solves, `solutions` has nothing.
+    A compiled function returns only its own results, so `solutions` has no entries for its solves.
     Enter a scope inside the function and return what you need of its solutions, or call the model
-    itself. What is exported or saved has no scope but those entered inside of it. Compiled functions
-    decide themselves on compaction; a compiled call with trace=True keeps its own max_steps under XLA.
+    directly. Exported and saved functions keep only scopes that were entered inside them. Compiled
+    functions decide on compaction themselves; a compiled call with trace=True keeps its own max_steps
+    under XLA.
 
     Args:
-        tolerance: scalar or [B]; relative residual. Not > 0 (NaN too): the layer's own. May be a
-            tensor. None: the layers' own.
-        max_steps, patience: scalar or [B] integers. Not > 0: the layer's own. None: the layers' own.
+        tolerance: scalar or [B]; relative residual. Values that are not > 0 (including NaN) stand for the
+            layer's own. May be a tensor. None: the layers' own.
+        max_steps, patience: scalar or [B] integers. Values that are not > 0 stand for the layer's own.
+            None: the layers' own.
         starts: name of a solve -> z0 [B, ...] like its state; see `solutions` for the names. Samples
-            whose start is not finite begin as usual. In a compiled function a start must be of the usual
-            start's shape.
-        compaction: whether samples that are done leave the batch (see `tfdeq.fixed_point`'s
-            batched_args), and places of a layer that solves by blocks. Such solves by blocks carry no
-            gradient. Default True.
+            whose start is not finite start as usual. In a compiled function a start must have the shape of
+            the usual start.
+        compaction: whether samples that have converged leave the batch (see batched_args of
+            `tfdeq.fixed_point`), and settled places leave a layer that solves by blocks. Solves by blocks
+            have no gradient. Default True.
         absolute_tolerance: as tolerance; see `tfdeq.fixed_point`.
-        explicit_steps: applications of the cell instead of a solve; 0: a solve, also in layers with
-            explicit_steps of their own. A compiled function takes it only from a scope that is entered
+        explicit_steps: number of applications of the cell instead of a solve. 0: a solve, even in layers
+            with their own explicit_steps. A compiled function can only use it from a scope that is entered
             inside the function. None: the layers' own.
 
     Attributes:

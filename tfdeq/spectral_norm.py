@@ -20,10 +20,11 @@ def spectral_norm_bound(matrix):
     """Returns an upper bound of ‖W‖₂, the largest singular value, that is nearly sharp.
 
     With G = WᵀW, ‖W‖₂ <= ‖G^(2^n)‖_F^(1 / 2^(n+1)) <= d^(1 / 2^(n+2)) ‖W‖₂ for d the smaller side:
-    at n = 6, 2 % too large for d = 256, and less as soon as one singular value stands out. Power
-    iteration, the usual estimate, comes from below, and so guarantees nothing. n + 1 products of
-    d × d matrices. Differentiable; at W = 0, where the norm is not, the gradient is 0. The matrix is
-    scaled to largest entry 1 first, so that tiny and huge ones are as good as others.
+    at n = 6 the bound is 2 % too large for d = 256, and closer if one singular value is much larger than
+    the others. Power iteration, the usual estimate, approaches the norm from below, so it is no bound. The
+    cost is n + 1 products of d × d matrices. The bound is differentiable; at W = 0, where the norm is not,
+    the gradient is 0. The matrix is first scaled to a largest entry of 1, so very small and very large
+    matrices are as accurate as others.
 
     Args:
         matrix: [rows, columns], floating.
@@ -115,11 +116,12 @@ def _rounding(dtype: str) -> float:
 class SpectralNorm(keras.constraints.Constraint):
     """Keeps the spectral norm of a weight at or below a bound.
 
-    After each update W ← W min(1, bound / σ), σ the bound of `tfdeq.spectral_norm_bound`. That holds
-    for the weight as it is stored, in half precision too; a layer that computes in a lower precision
-    than it stores rounds it again, which may add 2^−8 of it (2^−11 in float16). A weight of
-    more than two dimensions, a convolution's kernel, is taken as the matrix [everything else, last
-    dimension]; the norm of a convolution of k positions is at most √k times that matrix's.
+    After each update, W ← W min(1, bound / σ), where σ is the bound of `tfdeq.spectral_norm_bound`. The bound
+    holds for the stored weight, also in half precision. A layer that computes in a lower precision
+    than it stores rounds the weight again, which may raise its norm by 2^−8 of it (2^−11 in float16). A
+    weight with more than two dimensions, such as a convolution's kernel, is treated as the matrix
+    [everything else, last dimension]; the norm of a convolution over k positions is at most √k times that
+    of this matrix.
 
     Args:
         bound: > 0. Default 1.

@@ -11,13 +11,13 @@ from tfdeq.solution import Solution, Status
 
 
 class WarmStarts(tf.Module):
-    """Remembers the last state of each example, by a key that the caller gives.
+    """Stores the last state of each example, under a key that the caller chooses.
 
-    For frames of a video, a control loop, a decoder, or the same training example an epoch later:
-    x has moved a little, so z* has, and a solve that starts at the old one needs fewer steps. The
-    layer itself remembers nothing: what is stored is in this object, under the caller's keys, as
-    long as the caller keeps it. Works in eager mode and in tf.function, not under XLA (a table is no
-    XLA operation). As a `tf.Module` it can be part of a tf.train.Checkpoint.
+    Use it for frames of a video, a control loop, a decoder, or the same training example an epoch later:
+    x has changed a little, so z* has too, and a solve that starts at the old z* needs fewer steps. The
+    layer itself stores nothing: the states are in this object, under the caller's keys, as
+    long as the caller keeps it. Works in eager mode and in tf.function, but not under XLA, which has no
+    tables. As a `tf.Module` it can be part of a tf.train.Checkpoint.
 
     Args:
         like: nest of tensors or specs [B, ...] like the state, for example
@@ -59,7 +59,7 @@ class WarmStarts(tf.Module):
         )
 
     def get(self, keys: Any, default: Any) -> Any:
-        """Returns the states that were put last under the keys, and the default's rows for new keys.
+        """Returns the states that were last stored under the keys, and rows of the default for new keys.
 
         Args:
             keys: [B]. default: nest [B, ...] like the state.
@@ -73,9 +73,9 @@ class WarmStarts(tf.Module):
         return self._layout.unflatten(tf.where(found[:, -1:] > 0, found[:, :-1], flat))
 
     def put(self, keys: Any, solution: Solution) -> None:
-        """Stores the states of a `Solution` under the keys; those that are NON_FINITE are left out.
+        """Stores the states of a `Solution` under the keys, except those that are NON_FINITE.
 
-        A key that stands twice keeps the last of its states.
+        If a key occurs twice, the last of its states is kept.
 
         Args:
             keys: [B]. solution: of the layer or of `tfdeq.fixed_point`.
@@ -88,7 +88,7 @@ class WarmStarts(tf.Module):
         self._table.insert(tf.boolean_mask(keys, usable), tf.boolean_mask(values, usable))
 
     def forget(self, keys: Any) -> None:
-        """Removes what is stored under the keys [B], where there is something."""
+        """Removes the states under the keys [B]; keys without a state are ignored."""
         self._table.remove(self._as_keys(keys))
 
     def size(self) -> tf.Tensor:

@@ -1,6 +1,6 @@
 """Trains a deep equilibrium model on copy memory: python -m trainers.copy_memory --workdir=DIR.
 
---sequence_length is the task's T, the steps that ten symbols are to be remembered for.
+--sequence_length is the task's T, the number of steps after which ten symbols must be repeated.
 """
 
 import functools

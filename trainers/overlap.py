@@ -1,10 +1,10 @@
-"""Says how much of validation and test stands in lines that the training text has too.
+"""Prints how much of the validation and test text consists of lines that also occur in the training text.
 
 python -m trainers.overlap --dataset=python_stdlib
 
-What a model has read in training, it may know by heart: such lines make test figures look better than
-they are on new text. Short lines, `return None` or `else:`, stand in any text of their kind; so the
-share is also given for longer ones alone, and for passages of several lines.
+A model may have memorised what it read in training. Such lines make test figures better than they would be
+on new text. Short lines such as `return None` or `else:` occur in any program, so the
+share is also printed for longer lines only, and for passages of several lines.
 """
 
 from absl import flags

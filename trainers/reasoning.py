@@ -1,6 +1,6 @@
 """Trains a deep equilibrium model to solve puzzles: python -m trainers.reasoning --workdir=DIR --task=maze.
 
-Small puzzles are learned; the test says what becomes of larger and harder ones, at growing budgets.
+The model is trained on small puzzles, and tested on larger and harder ones with growing budgets.
 """
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""Says what runs have reached, and writes a page that compares them.
+"""Prints the results of runs, and writes an HTML page that compares them.
 
 python -m trainers.report WORKDIR... [--output=PAGE.html]
 """

@@ -2,7 +2,7 @@
 
 python -m benchmarks.engine.compaction [--results=benchmarks/results/compaction.json]
 
-31 samples of the Transformer cell need 5 evaluations and one needs 30. Timed in turns: the solve that
+31 samples of the Transformer cell need 5 evaluations and one needs 30. Timed alternately: the solve that
 lets samples leave (`batched_args`), the loop that carries all of them to the end, and the same easy and
 hard samples as two batches of their own, which is the least there can be.
 """

@@ -24,30 +24,31 @@ MODES = {"fixed": "20 + 20 steps", "tolerance": "to relative tolerance 1e-3"}
 _TOLERANCE = 1e-3
 
 EXPLANATION = """
-A training step is the forward solve, the loss and the gradients of all weights and of the input; no
-optimiser. All frameworks have the same weights and inputs, in float32, and the same number of threads.
-tfdeq and the lower bound are compiled by XLA (`jit_compile=True`) or, where it says graph, run by
-`tf.function` alone; JAX is compiled by `jax.jit`; TorchDEQ runs eagerly, as its documentation does.
-s/step is the median over the rounds, the ratio is to the faster of the two lower bounds; where the
-fastest round lies far below the median, something else was using the machine.
+A training step is the forward solve, the loss, and the gradients of all weights and of the input, without
+an optimiser. All frameworks have the same weights and inputs, in float32, and the same number of threads.
+tfdeq and the lower bound are compiled by XLA (`jit_compile=True`), or run by `tf.function` alone where
+the table says "graph". JAX is compiled by `jax.jit`. TorchDEQ runs eagerly, as in its documentation.
+s/step is the median over the rounds. The ratio is to the faster of the two lower bounds. Where the
+fastest round is far below the median, other work was using the machine.
 
-- **evaluations, products**: applications of f and of its Jacobian (transposed, or not in Newton's inner
-  solves) in a training step, counted in a separate run inside the cell itself, and so including each
-  library's linearisations: two evaluations more than the solve's for most. JAXopt's Anderson and
-  Broyden evaluate f once more at their start; the compiler drops what is not used.
-- **residuals**: of z = f(z) and of u = Jᵀu + ∂L/∂z, the worst sample's, computed afterwards from z and
-  u by one formula for all. Of TorchDEQ it is that of f(z), the image of the iterate that its solver
-  stopped at, which is what it returns.
-- **gradient error**: largest relative distance of a gradient from that of the converged reference.
-- **lower bound**: bare evaluations in a loop without a norm, one linearisation, bare products, and the
-  product that gives the gradients, compiled the same way; to tolerance: as many of each as tfdeq's run
-  of the fewest made.
-- Whatever takes more than three seconds at fixed steps is timed in three rounds, and not run to
-  tolerance.
-- At fixed steps nobody may stop early; each solver spends 20 evaluations of its own.
-- To tolerance: tfdeq and TorchDEQ stop when every sample's relative residual is at most 1e-3. The tests
-  of JAXopt, Optimistix and GMRES are others: each gets the loosest setting, found by trial beforehand,
-  that reaches 1e-3 in every sample. A row marked † missed the tolerance within 40 steps.
+- **evaluations, products**: applications of f and products with its Jacobian (transposed, except in
+  Newton's inner solves) in a training step. They are counted in a separate run inside the cell, so they
+  include each library's linearisations: for most, two evaluations more than the solve's own. JAXopt's
+  Anderson and Broyden evaluate f once more at their start; the compiler drops evaluations whose results
+  are not used.
+- **residuals**: of z = f(z) and of u = Jᵀu + ∂L/∂z, for the worst sample, computed afterwards from z and
+  u by the same formula for all. For TorchDEQ it is the residual of f(z), where z is the iterate at which
+  its solver stopped, because f(z) is what it returns.
+- **gradient error**: the largest relative distance of a gradient from that of the converged reference.
+- **lower bound**: only evaluations in a loop without a norm, one linearisation, products, and the product
+  that gives the gradients, compiled in the same way. To a tolerance, the bound has as many of each as the
+  run of tfdeq with the fewest.
+- Variants that take more than three seconds at fixed steps are timed in three rounds, and are not run to
+  a tolerance.
+- At fixed steps no solver may stop early; each uses 20 evaluations of its own.
+- To a tolerance, tfdeq and TorchDEQ stop when every sample's relative residual is at most 1e-3. JAXopt,
+  Optimistix and GMRES have other tests: each gets the loosest setting, found by trial beforehand, that
+  reaches 1e-3 in every sample. A row marked † missed the tolerance within 40 steps.
 """
 
 
@@ -235,7 +236,11 @@ def write(
         for mode, text in MODES.items():
             plot = f"{stem}_{mode}.png"
             draw_times(results, mode, plot)
-            parts += [f"## Training step, {text}", f"![]({os.path.basename(plot)})"]
+            parts += [
+                f"## Training step, {text}",
+                f"![Seconds of a training step, each library beside the lower bound: {text}]"
+                f"({os.path.basename(plot)})",
+            ]
             for name, result in results.items():
                 agreement = ", ".join(f"{k} {v:.1e}" for k, v in result["agreement"].items())
                 parts += [
@@ -249,7 +254,7 @@ def write(
         parts += [
             "## Peak memory of a training step",
             memory["explanation"],
-            f"![]({os.path.basename(stem)}_memory.png)",
+            f"![Peak memory of a training step against depth]({os.path.basename(stem)}_memory.png)",
             memory_table(memory),
         ]
     with open(document, "w", encoding="utf-8") as file:

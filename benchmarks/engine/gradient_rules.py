@@ -24,24 +24,26 @@ FLAGS = flags.FLAGS
 EXPLANATION = """
 # Which adjoint
 
-How near each adjoint comes to the gradient of the equilibrium itself: cosine with, and norm over that of,
-an implicit gradient solved to 1e-12, in float64. The cell is `DenseCell({units}, contraction=0.9)` with a
-batch of {batch}, solved to 1e-10 by Broyden, or by what the adjoint needs
-(`python -m benchmarks.engine.gradient_rules --document=docs/gradient_rules.md`). On your own model:
-`print(tfdeq.gradient_report(layer, x))`.
+The table shows how close each adjoint comes to the gradient of the equilibrium: the cosine with, and the
+norm relative to, an implicit gradient solved to 1e-12, in float64. The cell is `DenseCell({units},
+contraction=0.9)` with a batch of {batch}, solved to 1e-10 by Broyden, or by the solver that the adjoint
+needs (`python -m benchmarks.engine.gradient_rules --document=docs/gradient_rules.md`). For your own
+model, run `print(tfdeq.gradient_report(layer, x))`.
 
 """
 ADVICE = """
-- **`Implicit`**: the gradient of the equilibrium, of any order, at memory independent of the steps.
-  Exact up to the residuals of the two solves; its backward solve costs products with the Jacobian.
-- **`Unrolled(k)`**: the exact gradient of the last k applications. Keeps k states, and recomputes the
+- **`Implicit`**: the gradient of the equilibrium, of any order. Memory does not depend on the number of
+  steps. It is exact up to the residuals of the two solves. The backward solve costs products with the
+  Jacobian.
+- **`Unrolled(k)`**: the exact gradient of the last k applications. It keeps k states, and recomputes the
   rest of each application unless `checkpointed=False`.
-- **`ReversibleBackprop`**: the exact gradient of all the iterations, at constant memory, with the solver
-  `Reversible`; no second derivative.
-- **`PhantomGradient(k, damping)`**: k damped applications from the equilibrium, differentiated; no solve.
-- **`JacobianFree`**: one application; the cheapest.
-- **`Shine`**: Broyden's estimate of the inverse from the forward solve, used again; `refine_steps` products
-  bring it nearer.
+- **`ReversibleBackprop`**: the exact gradient of all iterations at constant memory, with the solver
+  `Reversible`. It has no second derivative.
+- **`PhantomGradient(k, damping)`**: differentiates k damped applications from the equilibrium. It needs
+  no solve.
+- **`JacobianFree`**: differentiates one application. It is the cheapest.
+- **`Shine`**: reuses Broyden's estimate of the inverse from the forward solve. `refine_steps` products
+  bring it closer.
 """
 
 

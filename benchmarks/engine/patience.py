@@ -28,25 +28,28 @@ FLAGS = flags.FLAGS
 EXPLANATION = """
 # What patience costs
 
-Made by `python -m benchmarks.engine.patience --document=docs/patience.md`. Evaluations of f, and
-products with its Jacobian, until a sample's status; without a letter it has CONVERGED, m: MAX_STEPS, s:
-STAGNATED, n: NON_FINITE. By default only what is certain ends a sample before its budget; behind the
-stroke the same with `patience=12`, where that differs: after twelve iterates without 0.1 % less residual
-a sample is STAGNATED.
+Made by `python -m benchmarks.engine.patience --document=docs/patience.md`.
+
+The tables count evaluations of f, and products with its Jacobian, until a sample stops. A number without
+a letter means CONVERGED; m means MAX_STEPS, s STAGNATED, n NON_FINITE. By default a sample stops before
+its budget only if that is certain. Where the result with `patience=12` differs, it follows after a
+stroke. With `patience=12` a sample is STAGNATED after twelve iterates in which the residual has not
+fallen by 0.1 %.
 
 """
 AFFINE = """
 ## Affine maps
 
-f(z) = zA + b of 40 unknowns, float64, tolerance 1e-8, at most 1,000; three seeds each
+f(z) = zA + b with 40 unknowns, in float64, tolerance 1e-8, at most 1,000 evaluations, three seeds each
 (`benchmarks/engine/problems.py`).
 
 """
 TRAVELLING = """
 ## An answer that travels
 
-A binary increment of T bits, all ones: the carry ripples one place an application, so that T + 1 are
-needed, and the residual is level on the way. float32, tolerance 1e-5, at most 4 T.
+A binary increment of T bits that are all ones. The carry moves one place per application, so T + 1
+applications are needed, and the residual stays constant meanwhile. float32, tolerance 1e-5, at most 4 T
+evaluations.
 
 """
 STACKS = """

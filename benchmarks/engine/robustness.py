@@ -33,15 +33,18 @@ EXPLANATION = """
 # Which solver solves what
 
 Made by `python -m benchmarks.engine.robustness --peers_python=.venv-peers/bin/python
---document=docs/robustness.md` (`make bench` makes that environment). Evaluations of f, and products with
-its Jacobian, until the first iterate whose relative residual is at most {:g}, in float64; – where a
-method had not got there after {} of them, or stopped. The problems, with their sources, are in
-`benchmarks/engine/problems.py`; scipy's are the methods of `scipy.optimize.root`. hybr and Optimistix's
-methods build the whole Jacobian, which counts as many products as there are unknowns. Broyden keeps 200
-updates. What scipy's matrix-free methods solve, Broyden or NewtonKrylov solves in at most 1.2 times the
-evaluations of the best of them (`tests/benchmarks/engine/robustness_test.py`); on Powell's singular
-function scipy's krylov ends sooner or later as the roundings fall, and its count in the table stands for
-it. So it is with what Optimistix solves, but for Powell's badly scaled function: with two unknowns a
+--document=docs/robustness.md` (`make bench` makes that environment).
+
+The table counts evaluations of f and products with its Jacobian until the first iterate whose relative
+residual is at most {:g}, in float64. "–" means that a method had not reached it after {} of them, or had
+stopped. `benchmarks/engine/problems.py` has the problems and their sources. SciPy's methods are those of
+`scipy.optimize.root`. hybr and Optimistix's methods build the whole Jacobian, which counts as many
+products as there are unknowns. Broyden keeps 200 updates.
+
+Every problem that SciPy's matrix-free methods solve, Broyden or NewtonKrylov solves in at most 1.2 times
+the evaluations of the best of them (`tests/benchmarks/engine/robustness_test.py`). On Powell's singular
+function the count of SciPy's krylov depends on rounding; the test uses the count in the table. The same
+holds for the problems that Optimistix solves, except Powell's badly scaled function: with two unknowns a
 whole Jacobian costs no more than two products.
 
 """

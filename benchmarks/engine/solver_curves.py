@@ -4,7 +4,7 @@ python -m benchmarks.engine.solver_curves --workdir=runs/curves --plots=docs
 
 Each solver solves the benchmark's Transformer cell, from z = x, with budgets of 1, 2, 3, …, compiled by
 XLA; for each budget the figure is the mean over samples of the relative residual of what is returned,
-and the median time of several calls, the solvers in turns.
+and the median time of several calls; the solvers alternate.
 """
 
 import os

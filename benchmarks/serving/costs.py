@@ -81,7 +81,7 @@ def request_of(
 
 
 def measure_generation(versions: Versions, windows: np.ndarray, tolerance: float) -> list[dict]:
-    """`generate` against one solve of the whole prefix a token, same tokens, in turns."""
+    """`generate` compared with one solve of the whole prefix per token; the two alternate."""
     path = versions.path("graph")
     length = windows.shape[1] - NEW_TOKENS
     rows = []
@@ -154,7 +154,7 @@ def measure_compaction(versions: Versions, windows: np.ndarray) -> dict[str, Any
 
 
 def measure_compiled(versions: Versions, windows: np.ndarray) -> list[dict[str, Any]]:
-    """`serving_default` at several batch sizes, as a graph and by XLA, in turns."""
+    """`serving_default` at several batch sizes, as a graph and by XLA, alternating."""
     paths = {
         "graph": versions.path("graph"),
         "xla": versions.path("xla", jit_compile=True),
@@ -213,8 +213,8 @@ def document(results: Mapping[str, Any]) -> str:
         "`make serving_bench`: a language model of "
         f"{results['parameters']:,} parameters (width {results['width']}, texts of up to "
         f"{results['sequence_length']} bytes), trained on the Python standard library, in "
-        f"TensorFlow's C++ runtime on {results['machine']}. Medians of runs in turns; times in "
-        "milliseconds.\n",
+        f"TensorFlow's C++ runtime on {results['machine']}. The compared variants "
+        "alternate; figures are medians, times are in milliseconds.\n",
         "## generate, against solving the prefix again for every token\n",
         f"{NEW_TOKENS} tokens, greedy, tolerance {results['tolerance']:g}. Evaluations of the cell: "
         "on one position for `generate`, on the whole prefix for the full solve.\n",

@@ -4,9 +4,9 @@ python -m benchmarks.training.adaptive_softmax [--results=benchmarks/results/ada
 
 Loss and gradients towards hidden states and weights, in float32; targets are drawn by Zipf's law,
 p(t) ∝ 1 / (t + 1), as words are. The whole softmax is the same layer without cutoffs, that is, one
-matrix; the adaptive one has them at 1/16 and 1/4 of the vocabulary. Timed in turns, as plain graphs and
-compiled by XLA. Memory: the peak of a process of its own during a step, beyond what is resident
-before.
+matrix; the adaptive one has them at 1/16 and 1/4 of the vocabulary. They are timed alternately, as
+graphs and compiled by XLA. Memory: the peak of a process of its own during a step, beyond what is
+resident before.
 """
 
 import os

@@ -1,6 +1,6 @@
 """What a solve by blocks costs beside plain iteration: python -m benchmarks.training.blocks --workdir=DIR.
 
-Of a run of trainers.reasoning on prefix sums: strings of several lengths, solved both ways in turns.
+Of a run of trainers.reasoning on prefix sums: strings of several lengths, solved both ways, alternating.
 """
 
 import os

@@ -1,6 +1,6 @@
 """A comparison of ways to train, at equal time: their steps, learning rates and runs, for any trainer.
 
-First the seconds per step of every variant are measured, in turns, in one process. They give each variant
+First the seconds per step of every variant are measured alternately in one process. They give each variant
 the number of steps that fits the time, so that the runs that follow need no quiet machine: only their
 number of steps matters. Then every variant looks for its learning rate, by the same search on validation
 data: first among shorter runs, then of the best one and the one below it at full length, because a rate that

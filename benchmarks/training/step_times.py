@@ -4,7 +4,7 @@ python -m benchmarks.training.step_times --workdir=runs/training [--results=benc
     [--document=docs/training_benchmarks.md]
 
 Overhead: the real loop (batches, reports, TensorBoard, timed steps), and a bare compiled step of the same
-model on one batch that stays, called in a Python loop; in turns, a row of the curves each. Scaling: the
+model on one fixed batch, called in a Python loop. The two alternate, one row of the curves each. Scaling: the
 real program with every --strategy that this machine can run, at the same global batch.
 """
 
@@ -227,22 +227,22 @@ def document(results: Mapping[str, Any]) -> str:
         "",
         "## The loop's overhead",
         "",
-        "The loop with everything on (tf.data, skipping, clipping, reports, TensorBoard), and a compiled "
-        "step of the same model, bare, on one batch; in turns, medians over the rows. The ratio is steps "
-        "per second of the loop to the bare step's. Of the parts, the wait for data is the median of all "
-        "steps, solve and update are those of the fastest of twelve steps. Single rows scatter with the "
-        "machine's slow moments, which the bare step's rows have too.",
+        "Compares the loop with everything on (tf.data, skipping, clipping, reports, TensorBoard) with a "
+        "bare compiled step of the same model on one batch. The two alternate; the figures are medians "
+        "over the rows. The ratio is the loop's steps per second over the bare step's. The wait for data "
+        "is the median of all steps; solve and update are those of the fastest of twelve steps. Single "
+        "rows vary with the machine's load, in the loop and in the bare step.",
         "",
         _overhead_table(results["overhead"]),
         "## More devices, the same batch",
         "",
         _scaling_table(results["scaling"]),
-        f"On {os.cpu_count()} processor cores this table cannot show a speed-up: one device already uses all "
-        "of them, so more replicas share what there is and add their own overhead. What it shows is that "
-        "every strategy trains the same model (the Jacobian penalty draws noise for each replica's own "
-        "rows, so the losses differ from the third digit on; without penalty they agree to 1e-5, see "
-        "tests/trainers/strategies_test.py) and what the reduction and a second process cost. Speed-up on "
-        "GPUs was not measured.",
+        f"On {os.cpu_count()} processor cores this table cannot show a speed-up: one device already uses "
+        "all cores, so more replicas share them and add overhead. The table shows that every strategy "
+        "trains the same model, and what the reduction and a second process cost. (The Jacobian penalty "
+        "draws noise for each replica's own rows, so the losses differ from the third digit on; without "
+        "the penalty they agree to 1e-5, see tests/trainers/strategies_test.py.) Speed-up on GPUs was not "
+        "measured.",
         "",
     ]
     return "\n".join(lines)

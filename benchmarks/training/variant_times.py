@@ -1,4 +1,4 @@
-"""How long a training step of each variant of a comparison takes, in turns, in one process."""
+"""The time of a training step of each variant of a comparison, measured alternately in one process."""
 
 import os
 import statistics
@@ -18,7 +18,7 @@ def measure_seconds_per_step(
     make: Callable[[Mapping[str, Any]], Experiment],
     rounds: int,
 ) -> dict[str, float]:
-    """Times the compiled training step of every variant in turns; the median of the rounds.
+    """Times the compiled training step of every variant, one after the other in each round; returns medians.
 
     The equilibrium's figure is the mean over its schedule: shallow and solved steps by their shares,
     the solved ones at the mean of the first and the last budget, because the budget grows evenly. No solve

@@ -23,7 +23,7 @@ class _Rule(Adjoint):
 
 
 def test_incomplete_adjoint_says_what_it_lacks():
-    with pytest.raises(TypeError, match=r"lacks attach_gradient\(\) or solve\(\)"):
+    with pytest.raises(TypeError, match=r"must define attach_gradient\(\) or solve\(\)"):
         Adjoint().solve(lambda z: z, None, (), None)
 
 

@@ -94,7 +94,7 @@ def test_what_forward_mode_cannot_do_says_so():
     with (
         tf.autodiff.ForwardAccumulator(x, d_x),
         tf.autodiff.ForwardAccumulator(x, d_x),
-        pytest.raises(ValueError, match="Use a tf.GradientTape for one of the two"),
+        pytest.raises(ValueError, match="Replace one of them by a tf.GradientTape"),
     ):
         _solve(a, x, "implicit")
     with (

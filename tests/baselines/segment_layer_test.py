@@ -69,7 +69,7 @@ def test_sizes_are_checked(settings):
 
 def test_a_subclass_has_to_say_what_it_does():
     layer = SegmentLayer(width=3, layers=1)
-    with pytest.raises(NotImplementedError, match="SegmentLayer must say what it remembers"):
+    with pytest.raises(NotImplementedError, match="SegmentLayer must define _memory_spec"):
         layer.initial_memory(2)
     with pytest.raises(ValueError, match="known number of features; received shape"):
         layer.build((None, None, None))

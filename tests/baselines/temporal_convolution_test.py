@@ -70,7 +70,7 @@ def test_parameters(features):
 
 def test_memory_is_what_the_convolutions_see():
     layer = TemporalConvolution(WIDTH, 3, 3)
-    with pytest.raises(ValueError, match="build it first, by a call or by build"):
+    with pytest.raises(ValueError, match="Build the layer first, by a call or by build"):
         layer.initial_memory(2)
     layer.build((None, None, FEATURES))
     shapes = [

@@ -88,7 +88,7 @@ def test_parameters_do_not_grow_with_the_layers(layers):
 
 
 def test_memory_is_of_every_layer_but_the_last():
-    with pytest.raises(ValueError, match="build it first"):
+    with pytest.raises(ValueError, match="Build the layer first"):
         TrellisNetwork(WIDTH, 2).initial_memory(2)
     memory = _network(3, 3).initial_memory(2)
     assert [tuple(h.shape) for h in memory["h"]] == [(2, 2, WIDTH)] * 2

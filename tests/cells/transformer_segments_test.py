@@ -327,5 +327,7 @@ def test_mixed_bfloat16_remembers_in_its_own_precision():
 
 def test_a_cell_without_a_span_has_no_past():
     cell = TransformerCell(WIDTH, HEADS, 5)
-    with pytest.raises(ValueError, match=r"Only a cell with a span.*sequence_length=5\. Give it a"):
+    with pytest.raises(
+        ValueError, match=r"Only a cell with a span.*sequence_length=5 positions\. Give it a"
+    ):
         cell.initial_past(_inputs())

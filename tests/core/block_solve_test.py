@@ -210,7 +210,11 @@ def test_without_compaction_the_whole_is_solved_and_carries_a_gradient():
 @pytest.mark.parametrize(
     ("cell", "settings", "message"),
     [
-        (TokenMixing(4, 5), {"block": 4}, "a cell that says its `reach`.*received a TokenMixing"),
+        (
+            TokenMixing(4, 5),
+            {"block": 4},
+            "a cell with the attribute `reach`.*received a TokenMixing",
+        ),
         (RecallConvolution(4), {"block": 0}, "block must be"),
         (RecallConvolution(4), {"block": 4, "solver": "anderson"}, "without damping; received"),
         (

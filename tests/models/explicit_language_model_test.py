@@ -177,7 +177,7 @@ def test_trains_by_fit():
 def test_a_network_without_a_span_does_not_remember():
     model = _model("transformer", {"span": None})
     assert not model.remembers
-    with pytest.raises(ValueError, match=r"remembers nothing\. Give it a span"):
+    with pytest.raises(ValueError, match=r"has no carried memory, .*Give it a span"):
         model.initial_memory(2)
     with pytest.raises(ValueError, match=r"at most 5 long.*received shape \(3, 14\)\. Cut the"):
         model(_tokens())

@@ -55,7 +55,7 @@ def sources():
 def test_every_flag_that_is_a_path_is_expanded():
     defined = re.compile(r'DEFINE_(?:string|list),?\s*\(?\s*"(\w+)",\s*[^,]+,\s*((?:"[^"]*"\s*)+)')
     speaks_of_paths = re.compile(
-        r"[Ff]older|\bfile\b|JSON|Markdown|HTML|Interpreter|Where |Words by"
+        r"[Ff]older|\bfile\b|JSON|Markdown|HTML|Interpreter|Where |Vocabulary file"
     )
     found = {
         name

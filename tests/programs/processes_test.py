@@ -53,7 +53,7 @@ def test_runs_every_job_with_its_flags(program, tmp_path, parallel):
 def test_a_failed_run_is_named_with_its_log(program, tmp_path):
     with processes.Runs(program) as runs:
         runs.start(str(tmp_path / "bad"), {"fail": 1})
-        with pytest.raises(processes.RunFailed, match=r"ended with status 3; .*bad\.log says why"):
+        with pytest.raises(processes.RunFailed, match=r"failed with status 3; see .*bad\.log"):
             runs.wait()
 
 
@@ -62,7 +62,7 @@ def test_runs_that_may_fail(program, tmp_path, capsys):
         runs.start(str(tmp_path / "bad"), {"fail": 1})
         runs.start(str(tmp_path / "good"), {})
         runs.wait(may_fail=True)
-    assert "bad ended with status 3" in capsys.readouterr().out
+    assert "bad failed with status 3" in capsys.readouterr().out
     assert (tmp_path / "good" / "flags.json").exists()
 
 
@@ -75,7 +75,7 @@ def test_a_run_that_was_asked_to_end_has_the_program_be_run_again(program, tmp_p
             runs.wait()
     assert caught.value.code == EXIT_CODE
     said = capsys.readouterr().out
-    assert f"{tmp_path}/asked was asked to end; the same command goes on" in said
+    assert f"{tmp_path}/asked was stopped on request. Run the same command again" in said
     assert f"Finished the run in {tmp_path}/other" in said
 
 
@@ -83,7 +83,7 @@ def test_a_failure_counts_more_than_a_request(program, tmp_path):
     with processes.Runs(program) as runs:
         runs.start(str(tmp_path / "asked"), {"status": EXIT_CODE})
         runs.start(str(tmp_path / "killed"), {"signal": int(signal.SIGKILL)})
-        with pytest.raises(processes.RunFailed, match=r"status -9; .*killed\.log says why"):
+        with pytest.raises(processes.RunFailed, match=r"status -9; see .*killed\.log"):
             runs.wait()
 
 

@@ -53,7 +53,7 @@ def test_a_trainers_flags_in_groups_with_their_defaults():
     assert {*CONFIGURATION_FLAGS, "workdir", "dry_run", "baseline"} <= shown
     assert not {"verbosity", "alsologtostderr", "help"} & shown
     words = " ".join(text.split())
-    assert "resumed from if it holds this run. Required." in words
+    assert "if it holds this run, the run is resumed. Required." in words
     assert "--[no]locked_dropout Whether" in words
     assert "Default: fixed_point_iteration." in words
     assert words.count("Default: ") + words.count("Default is") >= len(shown) - 1

@@ -109,5 +109,5 @@ program.run(main, resumable={resumable})
     )
     assert result.returncode == status, own_lines(result.stderr)
     assert "after" not in result.stdout
-    assert ("goes on from the last checkpoint" in result.stdout) is resumable
+    assert ("resume from the last checkpoint" in result.stdout) is resumable
     assert not own_lines(result.stderr)

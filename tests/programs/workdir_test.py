@@ -33,7 +33,7 @@ def test_a_folder_has_one_writer_who_removes_what_a_killed_one_left(tmp_path):
         other = subprocess.run(
             [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
         )
-        assert "Another process trains in --workdir=" in other.stderr
+        assert "Another process is training in --workdir=" in other.stderr
     with workdir.locked(str(folder)):
         pass
 

@@ -66,7 +66,7 @@ def test_every_solver_is_frozen_and_comes_back_from_its_config(name):
 
 def test_incomplete_solver_says_what_it_lacks():
     z = tf.zeros([1, 1])
-    with pytest.raises(TypeError, match=r"lacks initial_state\(\)"):
+    with pytest.raises(TypeError, match=r"must define initial_state\(\)"):
         Solver().initial_state(z)
-    with pytest.raises(TypeError, match=r"lacks step\(\)"):
+    with pytest.raises(TypeError, match=r"must define step\(\)"):
         Solver().step((), 0, z, z)

@@ -76,8 +76,8 @@ def test_ends_with_its_baselines_and_goes_on(tmp_path):
     wait_for(lambda: rows.exists() and rows.read_text(), process)
     process.send_signal(signal.SIGTERM)
     said = finish(process, 75)
-    assert "goes on from" in said
-    assert "Asked to end at step" in log.read_text()
+    assert "to resume from" in said
+    assert "Stopped on request at step" in log.read_text()
 
     process = start(tmp_path)
     wait_for(lambda: baseline(process), process)
@@ -87,7 +87,10 @@ def test_ends_with_its_baselines_and_goes_on(tmp_path):
     os.kill(child, signal.SIGCONT)
     os.kill(child, signal.SIGTERM)
     said = finish(process, 75)
-    assert "was asked to end; the same command goes on from its last checkpoint" in said
+    assert (
+        "was stopped on request. Run the same command again to resume from its last checkpoint"
+        in said
+    )
     assert not (rows.parent / "metrics.json").exists()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,8 +119,8 @@ def test_a_baseline_that_fails_is_one_line_that_names_its_log(tmp_path):
     (folder / "config.json").write_text('{"width": 3}')
     said = finish(start(tmp_path), 1)
     (line,) = (line for line in said.splitlines() if line.startswith("Error: "))
-    assert f"run/baselines/{BASELINE} ended with status 1" in line
-    assert f"{BASELINE}.log says why" in line
+    assert f"run/baselines/{BASELINE} failed with status 1" in line
+    assert f"{BASELINE}.log. Run the same command again" in line
     assert (
         "another configuration" in (tmp_path / "run" / "baselines" / f"{BASELINE}.log").read_text()
     )

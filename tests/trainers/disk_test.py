@@ -51,7 +51,7 @@ def test_one_line_says_what_cannot_be_written(tmp_path, what, how):
     assert len(errors) == 1, said
     assert reason in errors[0]
     assert "be written" in errors[0]
-    assert "Free space there" in errors[0]
+    assert "Free some space" in errors[0]
     assert "Traceback" not in said
     left = tmp_path / "left"
     if how == "full":  # on a read-only disk nothing can be removed either

@@ -124,7 +124,7 @@ def test_flags_from_a_file_and_sigterm(trained):
         p.terminate()
         output = p.communicate(timeout=50)[0]
     assert p.returncode == 75, output
-    assert "the same command goes on from there" in output
+    assert "Run the same command again to resume from there" in output
     assert list((workdir / "checkpoints").glob("ckpt-*.index"))
     assert "Traceback" not in output
 
@@ -140,7 +140,7 @@ def test_saved_model_gives_the_tested_quality(trained):
 def test_run_again_says_that_nothing_is_left_to_do(trained):
     before = (trained / "run" / "metrics.json").read_bytes()
     output = run(trained, f"--workdir={trained / 'run'}", "--baseline")
-    assert "is trained already: 8 steps" in output
+    assert "has already finished 8 steps" in output
     assert (trained / "run" / "metrics.json").read_bytes() == before
 
 

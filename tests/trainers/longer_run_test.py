@@ -140,6 +140,6 @@ def test_baselines_are_made_longer_too(tmp_path):
             metrics = json.loads((folder / "metrics.json").read_text())
             assert list(column(metrics, "loss")) == [2, 4, 6, 8, 10, 12]
     assert "baseline" in json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert "is trained already: 12 steps" in run(tmp_path, *longer)
+    assert "has already finished 12 steps" in run(tmp_path, *longer)
     said = run(tmp_path, *arguments, f"--files={moved / '*.txt'}", expect=1)
     assert "has made 12 steps, more than --train_steps=8" in said

@@ -42,10 +42,10 @@ def test_the_other_ends_and_both_started_again_end_as_if_nothing_had_been(undist
         cases.end(*processes)
     assert processes[1 - victim].returncode == EXIT_CODE, outputs[1 - victim]
     if how == signal.SIGKILL:
-        assert "Another worker does not answer any more" in outputs[1 - victim]
+        assert "Another worker no longer responds" in outputs[1 - victim]
     else:
         assert processes[victim].returncode == EXIT_CODE
-        assert "Asked to end at step" in outputs[0]
+        assert "Stopped on request at step" in outputs[0]
     assert not (workdir / "metrics.json").exists()
     outputs = cases.finish(*cases.start_workers(2, undisturbed, workdir, *FLAGS))
     assert all("Resuming from" in output for output in outputs)

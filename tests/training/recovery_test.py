@@ -202,7 +202,7 @@ def test_weights_that_are_lost_are_not_saved_at_the_end_of_a_process(tmp_path, c
     trainer, _ = make_trainer(tmp_path, at_step=spoil_and_end, uniform_loss=2.0)
     with pytest.raises(Preempted):
         trainer.train()
-    assert "goes on from step 4" in capsys.readouterr().out
+    assert "resume from step 4" in capsys.readouterr().out
     assert saved_numbers(tmp_path / "checkpoints") == [4]
 
 

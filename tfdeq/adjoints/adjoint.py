@@ -35,12 +35,12 @@ class SolveSettings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Adjoint:
-    """An adjoint, that is a backward rule: how a fixed point carries a gradient to `args`.
+    """The base class of adjoints. An adjoint (a backward rule) computes the gradient of a fixed point.
 
     Attributes:
-        exact: whether the adjoint as constructed by default gives the gradient of the equilibrium up to
-            the residuals of the solves. False: an approximation, whose docstring says of what.
-        solver_kind: the class of forward solvers that the adjoint works with; it refuses others.
+        exact: whether the adjoint with its default settings gives the gradient of the equilibrium up to
+            the residuals of the solves. False: an approximation, described in its docstring.
+        solver_kind: the class of forward solvers that the adjoint works with; others raise an error.
     """
 
     exact: ClassVar[bool] = False
@@ -54,7 +54,8 @@ class Adjoint:
         """
         if not self.takes_iterates:
             raise TypeError(
-                f"{type(self).__name__} is no complete adjoint: it lacks attach_gradient() or solve()."
+                f"{type(self).__name__} is incomplete: an adjoint must define attach_gradient() or "
+                "solve()."
             )
         solution = iterate_with_states(BoundFunction(f, args), z0, settings)
         # States on the way are no ends: what their backward solves say is not the solve's.
@@ -81,8 +82,8 @@ class Adjoint:
         refuse iterates.
         """
         raise ValueError(
-            f"{type(self).__name__} differentiates a whole solve, not single iterates of it. Use "
-            "tfdeq.Implicit, tfdeq.PhantomGradient or tfdeq.JacobianFree where iterates are wanted."
+            f"{type(self).__name__} differentiates a whole solve, not single iterates of it. To "
+            "differentiate iterates, use tfdeq.Implicit, tfdeq.PhantomGradient or tfdeq.JacobianFree."
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def _tangents(inputs: list[tf.Tensor]) -> list[Any] | None:
         return None
     if len(looking_on) > 1:
         raise ValueError(
-            "A fixed point has no second derivative by two nested tf.autodiff.ForwardAccumulators. "
-            "Use a tf.GradientTape for one of the two: inside an accumulator, or around it."
+            "Two nested tf.autodiff.ForwardAccumulators cannot differentiate a fixed point twice. "
+            "Replace one of them by a tf.GradientTape, inside or around the other."
         )
     tangents: list[Any] = [None] * len(inputs)
     for primal, place in looking_on[0]:

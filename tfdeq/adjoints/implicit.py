@@ -28,16 +28,16 @@ class Implicit(Adjoint):
     """Implicit differentiation of the fixed point.
 
     With J = ∂f/∂z at z*, the cotangent dz of z* gives u = Jᵀu + dz, solved as a fixed point of its
-    own (per sample, one vector–Jacobian product a step; what is taken is the image of the best
-    iterate, so that the last product counts too), and uᵀ ∂f/∂args. Exact up to the residuals
-    of both solves. Derivatives of any order: the adjoint is applied to u again. z0 gets no gradient:
-    the equilibrium does not depend on it.
+    own (per sample, one vector–Jacobian product per step; the result is the image of the best
+    iterate, so the last product is used too). The gradient is uᵀ ∂f/∂args. It is exact up to the
+    residuals of both solves. For derivatives of higher order the adjoint is applied to u again. z0 gets no
+    gradient, because the equilibrium does not depend on it.
 
     Args:
-        solver: for the backward solve, with a tolerance and budget of its own: a solver, or its
-            name. None: the forward solver, with the tolerance and patience that hold forward and at
-            least its own max_steps. A call's backward_tolerance and backward_max_steps come before
-            either.
+        solver: solver of the backward solve, or its name; it has its own tolerance and budget. None: the
+            forward solver, with the tolerance and patience of the forward solve and at
+            least its own max_steps. A call's backward_tolerance and backward_max_steps override
+            both.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377, theorem 1.
 

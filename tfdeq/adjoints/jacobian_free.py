@@ -10,11 +10,11 @@ from tfdeq.adjoints.adjoint import Adjoint, argument_gradients, attach
 @keras.saving.register_keras_serializable(package="tfdeq")
 @dataclasses.dataclass(frozen=True)
 class JacobianFree(Adjoint):
-    """One application of f at the equilibrium, differentiated.
+    """The gradient of one application of f at the equilibrium.
 
     u = dz in place of u = (I − J)^(−T) dz, J = ∂f/∂z at z*: the gradient is dzᵀ ∂f/∂args, one
-    vector–Jacobian product and no backward solve. An approximation, exact only where J = 0; for a
-    contraction ‖J‖ < 1 whose ∂f/∂args is well conditioned it is a descent direction. The forward
+    vector–Jacobian product and no backward solve. This is an approximation, exact only if J = 0.
+    For a contraction ‖J‖ < 1 with a well conditioned ∂f/∂args it is a descent direction. The forward
     solve and its `Solution` are those of `Implicit`. A second derivative differentiates this adjoint, with
     the same approximation for how z* moves.
 

@@ -15,10 +15,10 @@ class PhantomGradient(Adjoint):
     """The gradient of k damped applications of f that start from the stopped equilibrium.
 
     z ← (1 − λ) z + λ f(z, args), k times from z*: at an exact equilibrium
-    u = λ Σ_{i<k} (λ Jᵀ + (1 − λ) I)^i dz in place of u = (I − J)^(−T) dz, J = ∂f/∂z at z*. An
-    approximation, exact as k → ∞ where the damped map contracts. No backward solve: the k
-    applications are made when the gradient is asked for, and their interiors are in memory then.
-    What is returned is the equilibrium itself with the forward solve's residual and steps. A second
+    u = λ Σ_{i<k} (λ Jᵀ + (1 − λ) I)^i dz in place of u = (I − J)^(−T) dz, J = ∂f/∂z at z*. This is an
+    approximation, exact as k → ∞ if the damped map is a contraction. There is no backward solve. The k
+    applications are made when the gradient is computed, and only then are their intermediates in memory.
+    The solution is the equilibrium itself, with the forward solve's residual and steps. A second
     derivative differentiates this adjoint, with the same approximation for how z* moves.
 
     Args:

@@ -24,18 +24,18 @@ _AMPLIFICATION = {"float64": 1e6, "float32": 1e4}
 @keras.saving.register_keras_serializable(package="tfdeq")
 @dataclasses.dataclass(frozen=True)
 class ReversibleBackprop(Adjoint):
-    """Backpropagation through every step of a `Reversible` solve, which is run backwards for it.
+    """Backpropagation through every step of a `Reversible` solve, which is reversed for the gradient.
 
     From w_{k+1} = (1 − β) w_{k−1} + β f(w_k) follow, with a_k the cotangent of w_k,
     w_{k−1} = (w_{k+1} − β f(w_k)) / (1 − β),
     a_k ← a_k + β Jᵀ(w_k) a_{k+1},   a_{k−1} ← (1 − β) a_{k+1},   d args ← d args + β a_{k+1}ᵀ ∂f/∂args.
-    The gradient is exact for the iterations that led to the returned z, each sample for its own
-    number of them, converged or not. The start z0 gets none. First derivatives only.
+    The gradient is exact for the iterations that led to the returned z, with each sample's own
+    number of them, converged or not. The start z0 gets no gradient. First derivatives only.
 
-    Memory: the start and the last two iterates; nothing grows with the steps. The states are
-    float64, whatever the dtype of z; f runs in its own. The reversal amplifies rounding, for a contraction by
-    up to 1/(1 − β) an evaluation, so that after each stretch of L evaluations (5 in float32 and 8
-    in float64 at β = 0.8) the exact states are computed once more from z0. Time: for n evaluations,
+    Memory: the start and the last two iterates, whatever the number of steps. The states are
+    float64, whatever the dtype of z; f runs in its own dtype. The reversal amplifies rounding errors, for a
+    contraction by up to 1/(1 − β) per evaluation. So after every L evaluations (5 in float32 and 8
+    in float64 at β = 0.8) the exact states are computed again from z0. Time: for n evaluations,
     n evaluations with their vector–Jacobian products, and about n²/2L evaluations without.
 
     Raises:
@@ -255,8 +255,8 @@ def _once_differentiable(function: Callable[[Any, Any], list[tf.Tensor]], args: 
 
     def refuse(*_):
         raise ValueError(
-            "ReversibleBackprop has first derivatives only. For derivatives of a higher order use "
-            "tfdeq.Implicit, or tfdeq.Unrolled for those of the iterations."
+            "ReversibleBackprop has first derivatives only. For higher derivatives use "
+            "tfdeq.Implicit, or tfdeq.Unrolled to differentiate the iterations."
         )
 
     @tf.custom_gradient

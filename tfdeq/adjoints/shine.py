@@ -19,18 +19,18 @@ from tfdeq.solvers.solver import require_integer
 class Shine(Adjoint):
     """Broyden's inverse estimate, transposed, in place of a backward solve.
 
-    u = −Hᵀ dz, where H ≈ (J − I)^(−1) is what the forward solve has learnt about the inverse
-    Jacobian of g(z) = f(z) − z; J = ∂f/∂z at z*. An approximation, best in the directions that the
-    forward solve went and no better for more forward steps in the end: Broyden's estimate need not
-    tend to the inverse. Exact where a sample's state is a single number. refine_steps evaluations
-    of u ← Jᵀu + dz, by the forward solver from that start, make it exact as they grow. A sample
-    whose estimate is not finite falls back to u = dz. A second derivative takes H for constant.
+    u = −Hᵀ dz, where H ≈ (J − I)^(−1) is the forward solve's estimate of the inverse Jacobian of
+    g(z) = f(z) − z; J = ∂f/∂z at z*. This is an approximation. It is best in the directions of the
+    forward solve's steps, and more forward steps need not improve it, because Broyden's estimate need not
+    converge to the inverse. It is exact if a sample's state is a single number. refine_steps evaluations
+    of u ← Jᵀu + dz, by the forward solver from that start, bring it closer to the exact gradient. A sample
+    whose estimate is not finite uses u = dz. A second derivative treats H as constant.
 
-    Works with a forward solver `Broyden` alone; with a bounded solver window H is made of
+    Works only with the forward solver `Broyden`. With a bounded solver window, H consists of
     its newest updates.
 
     Args:
-        refine_steps: vector–Jacobian products at most for a backward solve that starts from
+        refine_steps: largest number of vector–Jacobian products in a backward solve that starts from
             −Hᵀ dz, >= 0. Default 0: none.
 
     Raises:

@@ -30,22 +30,22 @@ from tfdeq.solvers.solver import require_positive_integer
 class Unrolled(Adjoint):
     """Backpropagation through the last k applications z ← f(z, args).
 
-    The solver makes max_steps − k evaluations at most, without gradient; then f is applied k times,
-    with one. The gradient is exactly that of those k applications, of any order: with J = ∂f/∂z at
-    z* it approximates u = (I − J)^(−T) dz by Σ_{i<k} (Jᵀ)^i dz, exact as k → ∞ where f contracts.
-    With k = max_steps there is no solve and the whole is plain backpropagation from z0 (which, as
-    ever, gets no gradient). A sample whose max_steps is below k has max_steps applications.
+    The solver makes at most max_steps − k evaluations without gradient. Then f is applied k times
+    with gradient. The gradient is exactly that of these k applications, of any order. With J = ∂f/∂z at
+    z* it approximates u = (I − J)^(−T) dz by Σ_{i<k} (Jᵀ)^i dz, exact as k → ∞ if f is a contraction.
+    With k = max_steps there is no solve, only plain backpropagation from z0 (which also here
+    gets no gradient). A sample whose max_steps is below k has max_steps applications.
 
-    What is returned is the last application's result. Its residual takes one more evaluation, which
-    `Solution.steps` counts: up to max_steps + 1. With plain iteration that stays above the
-    tolerance, the result is z_{max_steps}, whatever k. A sample for which f is not finite stays where it
-    was.
+    The solution is the result of the last application. Its residual takes one more evaluation, which
+    `Solution.steps` counts: up to max_steps + 1. If plain iteration stays above the
+    tolerance, the result is z_{max_steps} for every k. A sample for which f is not finite keeps its last
+    state.
 
     Args:
         steps: k >= 1. Default 10.
-        checkpointed: keep the k states alone for the backward pass and compute the interior of f
-            again, one application at a time. The gradient is the same; memory is k states and one
-            interior in place of k interiors, time one more evaluation for each application.
+        checkpointed: keep only the k states for the backward pass, and recompute the intermediates of f,
+            one application at a time. The gradient is the same. Memory is k states and the intermediates of
+            one application instead of k; the cost is one more evaluation per application.
             Default True.
 
     Raises:

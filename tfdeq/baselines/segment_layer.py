@@ -8,11 +8,11 @@ from tfdeq.solvers.solver import require_positive_integer
 
 
 class SegmentLayer(keras.layers.Layer):
-    """(y, m') = layer(x, m): causal, and m, the memory, is all that y needs of what came before x.
+    """(y, m') = layer(x, m): a causal layer, whose memory m holds all that y needs of the text before x.
 
-    A text in segments, each with the carried memory that the one before it returned, gives what it gives in
-    one piece. The base of the baselines, which say what they remember (`_memory_spec`) and what they
-    do with a segment (`_advance`).
+    A text in segments, each with the carried memory that the call before returned, has the same outputs as in
+    one piece. This is the base class of the baselines. They define their memory (`_memory_spec`) and the
+    computation for a segment (`_advance`).
 
     Args:
         width: d, features of the output.
@@ -20,10 +20,11 @@ class SegmentLayer(keras.layers.Layer):
         dropout: rate, in [0, 1]; one mask a sample, the same at all positions of a call.
 
     Call arguments:
-        x: [B, T, n]. memory: None, or what `initial_memory` or an earlier call returned; the same n.
-        mask: [B, T] bool or None, False at padding, which must follow the text; a segment that another
-        one continues must have none. Keras hands a mask on from layer to layer only where there is no
-        memory: with one, give the mask.
+        x: [B, T, n].
+        memory: None, or what `initial_memory` or an earlier call with the same n returned.
+        mask: [B, T] bool or None, False at padding, which must follow the text. A segment that another
+            one continues must not have padding. Keras passes a mask from layer to layer only without a
+            memory; with a memory, pass the mask yourself.
 
     Returns:
         [B, T, d], zero where the mask is False; with a memory, also that of the next segment, which
@@ -96,17 +97,17 @@ class SegmentLayer(keras.layers.Layer):
 
     def _memory_spec(self):
         """The carried memory as a nest of KerasTensors, whose batch is None."""
-        raise NotImplementedError(f"{type(self).__name__} must say what it remembers.")
+        raise NotImplementedError(f"{type(self).__name__} must define _memory_spec().")
 
     def _advance(self, x, memory, training):
         """The output [B, T, d] and the next memory, which may be anything if memory is None."""
-        raise NotImplementedError(f"{type(self).__name__} must say what it does with a segment.")
+        raise NotImplementedError(f"{type(self).__name__} must define _advance().")
 
     def _known_features(self) -> int:
         if self.features is None:
             raise ValueError(
-                f"The memory of {self.name} holds inputs, whose size is not known yet: build it first, "
-                "by a call or by build((None, None, n))."
+                f"The memory of {self.name} holds inputs, and their size is not known yet. Build the "
+                "layer first, by a call or by build((None, None, n))."
             )
         return self.features
 

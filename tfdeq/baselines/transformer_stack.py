@@ -96,8 +96,9 @@ class TransformerStack(SegmentLayer):
     def _memory_spec(self):
         if self.span is None:
             raise ValueError(
-                f"{self.name} sees all of a text of at most {self.sequence_length} positions, and "
-                "remembers nothing. Give it a span, the positions that attention sees."
+                f"{self.name} has no carried memory, because it sees the whole text of at most "
+                f"{self.sequence_length} positions. Give it a span, the number of positions that "
+                "attention sees."
             )
         shape = (self.span - 1, self.heads, self.width // self.heads)
         return {

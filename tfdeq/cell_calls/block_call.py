@@ -33,8 +33,8 @@ class BlockCall:
         self._reach, self._block, self._solver = getattr(cell, "reach", None), block, solver
         if not self._reach:
             raise ValueError(
-                "block wants a cell that says its `reach`, how many places away it sees, such as "
-                f"RecallConvolution; received a {type(cell).__name__}."
+                "block needs a cell with the attribute `reach`, the number of places that it sees in "
+                f"each direction, such as RecallConvolution; received a {type(cell).__name__}."
             )
         if block < self._reach:
             raise ValueError(
@@ -42,7 +42,7 @@ class BlockCall:
             )
         if type(solver) is not FixedPointIteration or solver.damping != 1.0:
             raise ValueError(
-                f'block is for solver="fixed_point_iteration" without damping; received {solver!r}.'
+                f'block needs solver="fixed_point_iteration" without damping; received {solver!r}.'
             )
 
     @staticmethod

@@ -44,9 +44,10 @@ def _zeros(cell: keras.Model, spec: keras.KerasTensor, leaves: list[tf.Tensor]) 
     if source is None:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
         raise UnknownSizeError(
-            f"The cell {cell.name!r} does not say how large its state z, {tuple(spec.shape)}, is, and "
-            f"the input x, {shapes}, has no tensor of its rank to take that from. Give a start z0 in "
-            "the call, or sizes to the cell's input z, or use a cell with initial_state(x)."
+            f"The size of the state z of the cell {cell.name!r} is unknown: its shape is "
+            f"{tuple(spec.shape)}, and the input x, {shapes}, has no tensor of the same rank from "
+            "which to take it. Pass a start z0 in the call, give the cell's input z a fixed size, or "
+            "use a cell with initial_state(x)."
         )
     dynamic = tf.shape(source)
     sizes = [source.shape[0] or dynamic[0]]

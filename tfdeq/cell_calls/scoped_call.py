@@ -209,9 +209,9 @@ def _refuse_explicit_steps(entry: scope_stack.Entry | None) -> None:
     scope = None if entry is None else entry.scope
     if scope is not None and scope.explicit_steps is not None:
         raise ValueError(
-            "A compiled function (tf.function, a model's predict, evaluate or fit) takes no explicit_steps "
-            f"from a SolveScope around its call; received {scope.explicit_steps}. Enter the scope inside the "
-            "function, or call the model itself."
+            "A compiled function (tf.function, a model's predict, evaluate or fit) cannot use "
+            f"explicit_steps of a SolveScope around its call; received {scope.explicit_steps}. Enter "
+            "the scope inside the function, or call the model directly."
         )
 
 

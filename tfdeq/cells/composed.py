@@ -7,9 +7,9 @@ import keras
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class ComposedCell(keras.layers.Layer):
-    """f(z, x) = f_L(… f_2(f_1(z, x), x) …, x): one application passes through several cells.
+    """f(z, x) = f_L(… f_2(f_1(z, x), x) …, x): one application applies several cells in sequence.
 
-    Each with weights of its own: a deeper cell, as recursive reasoners use, or, applied once
+    Each cell has its own weights. The result is a deeper cell, as in recursive reasoners, or, applied once
     (`explicit_steps=1`), a feed-forward network of L layers.
 
     Args:

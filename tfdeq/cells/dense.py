@@ -13,17 +13,17 @@ _NON_EXPANSIVE = ("linear", "tanh", "relu", "sigmoid", "softsign", "softplus", "
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class DenseCell(keras.layers.Layer):
-    """f(z, x) = φ(z W + x U + b): the recurrent network whose equilibrium a small DEQ is.
+    """f(z, x) = φ(z W + x U + b), a recurrent network; the smallest cell.
 
-    With a contraction factor γ < 1 there is a guarantee: W is used as W min(1, γ / σ), σ >= ‖W‖₂
-    (`tfdeq.spectral_norm_bound`; the bound holds for W as rounded to the compute dtype), and φ does
-    not expand, so that ‖f(z) − f(z')‖ <= γ ‖z − z'‖. Then
-    every x has exactly one equilibrium, plain iteration reaches it from anywhere, with an error of at
-    most γ^k times the first one's after k steps, and ‖(I − J)^(−1)‖ <= 1 / (1 − γ) bounds the gradient.
-    The price is what such maps cannot express. Attention has no such factor: it has no Lipschitz
-    constant, so `TransformerCell` relies on the Jacobian penalty instead.
+    A contraction factor γ < 1 guarantees convergence. W is replaced by W min(1, γ / σ) with σ >= ‖W‖₂
+    (`tfdeq.spectral_norm_bound`; the bound also holds for W rounded to the compute dtype), and φ is
+    non-expansive, so ‖f(z) − f(z')‖ <= γ ‖z − z'‖. Then every x has exactly one equilibrium. Plain
+    iteration reaches it from any start, with an error of at most γ^k times the first one after k steps, and
+    ‖(I − J)^(−1)‖ <= 1 / (1 − γ) bounds the gradient. The disadvantage is that contractions express fewer
+    maps. Attention has no Lipschitz constant, so it cannot have such a factor; `TransformerCell` relies on
+    the Jacobian penalty instead.
 
-    x U + b and the bounded W do not depend on z, so `inject` computes them once a solve.
+    x U + b and the bounded W do not depend on z, so `inject` computes them once per solve.
 
     Args:
         units: size of the state.

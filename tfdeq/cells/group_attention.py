@@ -17,14 +17,14 @@ KINDS = ("row", "column", "box")
 class GroupAttention(keras.layers.Layer):
     """f(z, x) = a + MLP(norm(a)) with a = x + Attention(norm(z) W + x U), within groups of places.
 
-    The heads are divided among the kinds of groups: those of the first kind let a place of an n × n
-    grid see its row, those of the second its column, those of the third its box of √n × √n. There are no
-    positions: the cell treats all rows, columns, boxes and places within them alike, as the rules
-    of Sudoku do. Heads' queries and keys are normed, so that attention's logits are bounded. The input x
-    stands where a residual block has z, and enters queries, keys and values too; see
-    `TransformerCell`. Norms are root-mean-square norms without gains; linear maps have no biases.
+    The heads are divided among the kinds of groups. In an n × n grid, heads of the first kind attend to the
+    row of a place, those of the second to its column, and those of the third to its box of √n × √n places.
+    There are no position embeddings: the cell treats all rows, columns, boxes and places within them alike,
+    as the rules of Sudoku do. The queries and keys of the heads are normalised, which bounds the logits of
+    attention. The input x takes the place of z in a residual block, and also enters queries, keys and
+    values; see `TransformerCell`. Norms are root-mean-square norms without gains; linear maps have no biases.
 
-    x U does not depend on z, so `inject` computes it once a solve.
+    x U does not depend on z, so `inject` computes it once per solve.
 
     Args:
         width: d, size of the state at every place, divisible by heads.

@@ -11,9 +11,9 @@ from tfdeq.solvers.solver import require_positive_integer
 class NestedRecursion(keras.layers.Layer):
     """f([y, l], x): n times l ← g(l, x + norm(y)), then y ← g(y, norm(l)).
 
-    y is the answer, l a latent state, both [B, places, d]; g is one cell for both. The state is the two side
-    by side, [B, places, 2d], and a model reads y alone. The norms (root mean square) keep the state bounded,
-    where g passes its input on.
+    y is the answer and l a latent state, both [B, places, d]; the cell g is used for both. The state is the
+    concatenation of the two, [B, places, 2d], and a model reads only y. The norms (root mean square) keep
+    the state bounded if g has a residual connection.
 
     Args:
         cell: g, on states [B, places, d] with inputs of the same shape, such as `GroupAttention`.

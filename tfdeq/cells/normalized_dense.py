@@ -9,12 +9,12 @@ from tfdeq.spectral_norm import SpectralNorm
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class WeightNormalizedDense(keras.layers.Layer):
-    """x W + b with W's columns w_j = g_j v_j / ‖v_j‖: length and direction are learned apart.
+    """x W + b with columns w_j = g_j v_j / ‖v_j‖ of W: lengths and directions are learned separately.
 
     g starts as ‖v‖, so that the layer starts like `keras.layers.Dense` with the same initializer.
-    Nothing is assigned in a call: inside a solve W is the same in every application, and the
-    gradient passes through the normalisation, which is computed in float32 at least. A column of
-    zeros has no direction: there w_j = g_j v_j, so that W and its gradient stay finite.
+    A call assigns no variables, so inside a solve W is the same in every application. The
+    gradient passes through the normalisation, which is computed in at least float32. A column of
+    zeros has no direction; for it w_j = g_j v_j, so W and its gradient stay finite.
 
     Args:
         units: outputs.
@@ -115,7 +115,7 @@ def _scaled(kernel):
 
 
 def normalized_dense(units: int, normalization: str | None, **settings) -> keras.layers.Layer:
-    """Returns a Dense layer of the normalisation that is named.
+    """Returns a Dense layer with the given normalisation.
 
     Args:
         units: outputs.

@@ -11,14 +11,14 @@ from tfdeq.solvers.solver import require_positive_integer
 class RecallConvolution(keras.layers.Layer):
     """f(z, x) = x + D gelu(C norm(z) + U x + b), C and U over the neighbours of every place.
 
-    What an answer depends on may be far away: each application carries it one place further, and the
+    An answer may depend on distant places. Each application carries information one place further, and the
     equilibrium is reached once it has arrived everywhere. So a cell that was trained on small inputs
-    solves larger ones, given the evaluations. The input x stands where a residual block has z, and
-    enters C's side too (recall): nothing of it is forgotten however long the solve. The norm is a
-    root-mean-square norm of every place without gains, which bounds C norm(z), and so the state.
+    can solve larger ones with more evaluations. The input x takes the place of z in a residual block, and
+    also enters the inner sum (recall), so every application sees the input, however long the solve. The norm
+    is a root-mean-square norm of each place without gains. It bounds C norm(z), and therefore the state.
 
     Neighbours are read as shifted copies and one matrix product, which XLA runs well on CPUs; places
-    beyond the border are zeros. U x + b does not depend on z, so `inject` computes it once a solve.
+    beyond the border are zeros. U x + b does not depend on z, so `inject` computes it once per solve.
 
     Args:
         width: d, size of the state at every place.

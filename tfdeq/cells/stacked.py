@@ -98,15 +98,15 @@ def _serialised(cell: keras.layers.Layer) -> dict[str, Any]:
 
 
 def stacked(a: keras.layers.Layer, b: keras.layers.Layer, **kwargs: Any) -> StackedCell:
-    """One cell whose equilibrium is that of cell b on top of that of cell a: stacking adds no power.
+    """One cell whose equilibrium is that of cell b on top of that of cell a.
 
     f((z_a, z_b), x) = (a(z_a, x), b(z_b, z_a)), whose fixed points are the pairs with
     z_a = a(z_a, x) and z_b = b(z_b, z_a): the equilibria of a for x, and of b for z_a. So
     `DEQLayer(stacked(a, b))(x)` is the pair of `DEQLayer(a)(x)` and `DEQLayer(b)` of that, with the
     same gradients, from one solve. The Jacobian is block triangular: its eigenvalues are those of a
-    and of b, so that plain iteration converges where it does for both. Solved together, b starts on
-    a z_a that is not there yet, and the residual is that of the pair: a z_b much smaller than z_a
-    wants a smaller tolerance.
+    and of b, so plain iteration converges if it does for both. In the joint solve, b starts with
+    a z_a that has not converged yet. The residual is that of the pair, so use a smaller tolerance if z_b is
+    much smaller than z_a.
 
     For three: stacked(stacked(a, b), c), where c's input is the pair of a's and b's states; or
     stacked(a, stacked(b, c)), where c's input is b's state alone, the usual stack.

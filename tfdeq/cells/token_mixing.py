@@ -11,16 +11,16 @@ from tfdeq.solvers.solver import require_positive_integer
 class TokenMixing(keras.layers.Layer):
     """f(z, x) = a + MLP(norm(a)) with a = x + M' gelu(M norm(z) + N x), M, N and M' over the places.
 
-    For inputs of one fixed size, where every place may matter to every other by where they stand, as
-    on a board: cheaper than attention where places are few. The input x stands where a residual block
-    has z, and is mixed in too, so that no application forgets it. Norms are root-mean-square norms
+    For inputs of a fixed size in which every place may depend on every other by position, as
+    on a board. With few places it is cheaper than attention. The input x takes the place of z in a residual
+    block, and is also mixed in, so every application sees it. Norms are root-mean-square norms
     without gains; linear maps have no biases.
 
-    N x does not depend on z, so `inject` computes it once a solve.
+    N x does not depend on z, so `inject` computes it once per solve.
 
     Args:
         width: d, size of the state at every place.
-        places: how many there are: the product of the sizes between batch and features.
+        places: number of places: the product of the sizes between batch and features.
         mixed: size of what gelu is applied to, in place of the places. Default: 2 · places.
         feedforward: hidden size of the MLP over the features (GELU). Default: 4 · width.
         recurrent_scale: scale of M at the start, >= 0. Default 1.

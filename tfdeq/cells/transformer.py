@@ -13,26 +13,26 @@ from tfdeq.solvers.solver import require_positive_integer
 class TransformerCell(keras.layers.Layer):
     """f(z, x) = a + MLP(norm(a)) with a = x + Attention(norm(z) W + x U).
 
-    Without a direct path from z to f(z): the input x stands where a residual block has z, and enters
-    the queries, keys and values too (x U). That, with `jacobian_penalty`, is what makes long training
-    steady. Attention is causal, and sees distances by a learned bias per head and distance; see
+    There is no direct path from z to f(z): the input x takes the place of z in a residual block, and also
+    enters the queries, keys and values (x U). Together with `jacobian_penalty` this keeps long training
+    stable. Attention is causal, and represents distances by a learned bias per head and distance; see
     `DistanceBias`. The norms are root-mean-square norms without gains, the linear maps have no
     biases; weights start as N(0, 1 / fan_in), and W as recurrent_scale times that. With W = 0, the
-    default, the first equilibrium is f(0, x) itself: training starts from a cell that has nothing to
-    solve, and the dependence on z grows as far as it helps. The above is pre-norm; post-norm is
+    default, the first equilibrium is f(0, x) itself: training starts from a cell that needs no
+    solve, and the dependence on z grows only if it helps. The formula above is pre-norm; post-norm is
     f(z, x) = norm(a + MLP(a)) with a = norm(x + Attention(z W + x U)).
 
-    x U and the bias do not depend on z, so `inject` computes them once a solve.
+    x U and the bias do not depend on z, so `inject` computes them once per solve.
 
-    Attention is causal, so the equilibrium of a position does not change when others follow it. What
-    `remember` keeps of solved positions lets further ones be solved alone, one by one or a segment at
-    a time; see `inject`. With a span, a long text in segments is what it is in one piece.
+    Attention is causal, so the equilibrium of a position does not change when others follow it. `remember`
+    keeps what later positions need of solved ones, so they can be solved alone, one by one or in
+    segments; see `inject`. With a span, a long text has the same equilibria in segments as in one piece.
 
     Args:
         width: d, size of the state per position, divisible by heads.
         heads: attention heads.
-        sequence_length: the longest T, where there is no span. Of a T that is not known when a graph is
-            made nothing can be refused: there attention sees that many positions.
+        sequence_length: the longest T, if there is no span. If T is unknown when a graph is
+            made, a longer T cannot be refused; attention then sees this many positions.
         feedforward: hidden size of the MLP (GELU). Default: 4 · width.
         dropout: rate on the attention's and the MLP's output, in [0, 1); one mask for the whole solve.
             Default 0.
@@ -41,15 +41,15 @@ class TransformerCell(keras.layers.Layer):
             learned apart) or "spectral" (spectral norms of at most 1, kept by a Keras constraint); see
             `tfdeq.cells.normalized_dense`. Neither makes the cell a contraction: attention has no
             Lipschitz constant. Default None.
-        span: how many positions attention sees, the own one the last: T may then be anything, and
-            segments remember the span − 1 positions before them. Default: all of the T.
+        span: number of positions that attention sees, including its own. T is then unlimited, and
+            segments keep the span − 1 positions before them. Default: all T positions.
         norm: "pre" or "post". Default "pre".
-        distance_slope: see `DistanceBias`; 0 where what is far matters as much. Default 1.
+        distance_slope: see `DistanceBias`; 0 if far positions matter as much as near ones. Default 1.
         locked_dropout: whether the dropout masks are the same at all positions (variational dropout).
             Default False.
-        query_key_norm: whether each head's queries and keys are normed: attention's logits, without
-            the bias of the distance, are then within ± sqrt(d / heads), however large W and U grow,
-            which keeps large learning rates steady. Default False.
+        query_key_norm: whether each head's queries and keys are normalised. The logits of attention, without
+            the bias of the distance, are then within ± sqrt(d / heads), however large W and U are,
+            which keeps training with large learning rates stable. Default False.
 
     Call arguments: z [B, T, d]; x as it comes from `inject`; mask [B, T] bool or None: positions
     where it is False are held at zero, and so take no part in residuals. Returns [B, T, d].
@@ -202,8 +202,8 @@ class TransformerCell(keras.layers.Layer):
         """
         if self.span is None:
             raise ValueError(
-                "Only a cell with a span remembers a fixed number of positions; this one sees all of "
-                f"a text of at most sequence_length={self.sequence_length}. Give it a span."
+                "Only a cell with a span has a memory of fixed size; this one sees the whole text of "
+                f"at most sequence_length={self.sequence_length} positions. Give it a span."
             )
         like = ops.cast(x[:, 0, 0], self.compute_dtype)
         return empty_past(like, self.span - 1, self.heads, self.width // self.heads)

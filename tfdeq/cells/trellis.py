@@ -27,7 +27,7 @@ class TrellisCell(keras.layers.Layer):
     W starts as N(0, 1 / fan_in) times recurrent_scale. With W = 0, the default, the first equilibrium
     is f(0, x) itself: training starts from a cell that has nothing to solve. `jacobian_penalty` keeps
     what grows from there easy. U starts as N(0, 1 / fan_in), b as zero. x U + b does not depend on
-    h, so `inject` computes it once a solve.
+    h, so `inject` computes it once per solve.
 
     Args:
         width: d, size of h and c per position.

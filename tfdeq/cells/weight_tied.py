@@ -102,34 +102,35 @@ class WeightTiedCell(keras.layers.Layer):
 
 
 def weight_tied(layers: Sequence[keras.layers.Layer], **kwargs: Any) -> WeightTiedCell:
-    """A stack of L different layers as one cell that is applied L times: tied weights lose nothing.
+    """A stack of L different layers as one cell that is applied L times.
 
     The state holds the outputs of all layers, and one application computes each from the one before:
     f((z_1, …, z_L), x) = (layer_1(x), layer_2(z_1), …, layer_L(z_{L−1})).
-    After k applications z_1 … z_k are those of the stack, from any finite start; after L all are, and
-    that is the only fixed point. Its width is the sum of the layers' widths. ∂f/∂z is nilpotent, so
-    that plain iteration is exact after L evaluations and sees it with one more, forward and backward;
-    and the gradient of the equilibrium is that of ordinary backpropagation through the stack. Each
-    evaluation applies all L layers: this is a proof to run, not a faster network.
+    After k applications, z_1 … z_k equal the outputs of the stack, from any finite start. After L
+    applications all of them do, and this is the only fixed point. The width of the state is the sum of the
+    layers' widths. ∂f/∂z is nilpotent, so plain iteration is exact after L evaluations, and needs one more
+    to detect it, forward and backward. The gradient of the equilibrium equals ordinary backpropagation
+    through the stack. Each evaluation applies all L layers, so this is a proof that runs, not a faster
+    network.
 
     The stack's output is the last part of the state: `DEQLayer(weight_tied(layers))(x)[-1]`. Give the
     solver a budget of more than L and a small tolerance: the residual is relative to the whole
-    state, and says little of a part that is much smaller than the others.
+    state, and says little about a part that is much smaller than the others.
 
-    What holds for which layers:
+    Notes on layers:
 
-    - Until step k, layer k + 1 sees what is not yet an output of layer k, zeros at first: it must be
-      finite there. LayerNormalization is, by its epsilon; a logarithm is not, and needs a z0.
-    - Dropout and other noise: one mask for the whole solve, the same that the stack draws from the
-      same seeds, which advance once a call. The equilibrium is the stack in training, too.
-    - BatchNormalization in training: at the equilibrium its batch statistics are the stack's, and the
-      moving ones advance once a call, from the equilibrium, as in the stack. But it mixes the rows of
-      a batch, each of which has a solve of its own: plain iteration with a small tolerance reaches all
-      rows at once, forward and backward, but for a row that stands still (all zeros after a ReLU)
-      while its neighbours' statistics still move: it ends there.
-    - A layer may stand in several places. What a layer keeps from call to call (a stateful recurrent
-      network its last state) it keeps from the equilibrium, once a call.
-    - Regularisers of weights count, and what a layer adds to the loss in its call counts once, at the
+    - Before step k, the input of layer k + 1 is not yet an output of layer k, but zeros at first. The layer
+      must be finite there. LayerNormalization is, because of its epsilon; a logarithm is not, and needs a z0.
+    - Dropout and other noise use one mask for the whole solve: the mask that the stack draws from the
+      same seeds, which advance once per call. So the equilibrium also equals the stack in training.
+    - BatchNormalization in training has the stack's batch statistics at the equilibrium. The moving
+      statistics advance once per call, from the equilibrium, as in the stack. But it mixes the rows of
+      a batch, and each row has its own solve. Plain iteration with a small tolerance reaches all
+      rows at once, forward and backward, except a row that does not change (all zeros after a ReLU)
+      while the statistics of its neighbours still do: its solve stops early.
+    - A layer may occur several times. State that a layer keeps between calls (the last state of a stateful
+      recurrent network) is taken from the equilibrium, once per call.
+    - Regularisers of weights apply. Losses that a layer adds in its call count once, at the
       equilibrium, as in the stack.
 
     Args:

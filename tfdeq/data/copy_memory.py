@@ -18,23 +18,23 @@ def copy_memory_batches(
     shard: int = 0,
     shards: int = 1,
 ) -> tf.data.Dataset:
-    """Yields batches of fresh examples, for ever.
+    """Yields batches of new examples, without end.
 
     An example is x = (s₁ … s₁₀, T − 1 blanks, eleven times 9) with targets (T + 10 blanks, s₁ … s₁₀).
-    The examples of a step follow from (seed, step) alone.
+    (seed, step) alone determine the examples of a step.
 
     Args:
         memory_length: T >= 1, steps that the symbols are to be remembered for.
         batch_size: B, over all replicas.
         seed: any 64-bit integer.
-        start_step: number of batches to pass over, at no cost.
-        shard, shards: of each batch yield the shard-th of so many equal parts; they divide B.
+        start_step: number of batches to skip, at no cost.
+        shard, shards: yield the shard-th of `shards` equal parts of each batch; shards must divide B.
 
     Returns:
         An infinite tf.data.Dataset of (tokens, targets), both [B / shards, T + 20] int32.
 
     Raises:
-        ValueError: for a T below 1, or a shard that is none.
+        ValueError: for a T below 1, or an invalid shard.
 
     Source: Hochreiter and Schmidhuber, Neural Computation 9(8), 1997; as set by Bai, Kolter, Koltun,
         arXiv:1803.01271, section 4.

@@ -39,16 +39,16 @@ def training_examples(
     shards: int = 1,
     augment: Callable[[Any, Any, tf.Tensor], tuple[Any, Any]] | None = None,
 ) -> tf.data.Dataset:
-    """Yields batches of a split for ever, each epoch in an order of its own.
+    """Yields batches of a split without end, each epoch in its own order.
 
-    The examples of a step follow from (seed, step) alone. A batch may span two epochs.
+    (seed, step) alone determine the examples of a step. A batch may span two epochs.
 
     Args:
         split: inputs and targets, N examples.
         batch_size: B, over all replicas.
         seed: any 64-bit integer.
-        start_step: number of batches to pass over, at no cost.
-        shard, shards: of each batch yield the shard-th of so many equal parts; they divide B.
+        start_step: number of batches to skip, at no cost.
+        shard, shards: yield the shard-th of `shards` equal parts of each batch; shards must divide B.
         augment: (inputs, targets, seed [2] int32) -> as its inputs and targets, called in the graph with
             each whole batch, of which the shard's rows are then taken; its seed follows from (seed, step).
             So a row is the same however many shards there are. None: the examples as they are.
@@ -57,7 +57,7 @@ def training_examples(
         An infinite tf.data.Dataset of (inputs, targets), each [B / shards, …].
 
     Raises:
-        ValueError: no examples, other numbers of inputs and targets, or a shard that is none.
+        ValueError: no examples, other numbers of inputs and targets, or an invalid shard.
     """
     count = _count(split)
     rows = shard_rows(batch_size, shard, shards)

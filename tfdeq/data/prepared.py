@@ -153,8 +153,8 @@ def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> list[bytes]:
 
 def _damaged(builder: tfds.core.DatasetBuilder, reason: object) -> str:
     return (
-        f"The prepared copy in {builder.data_dir} cannot be read: {reason}. "
-        "Delete that folder and run again to prepare it anew."
+        f"The prepared copy in {builder.data_dir} cannot be read: {reason}. Delete that folder and run "
+        "again to prepare it again."
     )
 
 

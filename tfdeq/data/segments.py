@@ -17,19 +17,19 @@ def training_segments(
     shard: int = 0,
     shards: int = 1,
 ) -> tf.data.Dataset:
-    """Yields batches whose rows go on with the batch before, for ever.
+    """Yields batches whose rows continue those of the batch before, without end.
 
     The stream is cut into B rows of equal length, which are read from left to right, T tokens a
     step. When they end, the stream is cut again, from another of its first T tokens on, so that
-    segments begin elsewhere. What a step sees follows from (seed, step) alone.
+    segments begin elsewhere. (seed, step) alone determine the tokens of a step.
 
     Args:
         tokens: [N] integer ids, at least B T + T + 1.
         sequence_length: T, tokens of a segment.
         batch_size: B, rows (over all replicas).
         seed: any 64-bit integer.
-        start_step: number of batches to pass over, at no cost.
-        shard, shards: of each batch yield the shard-th of so many equal parts; they divide B.
+        start_step: number of batches to skip, at no cost.
+        shard, shards: yield the shard-th of `shards` equal parts of each batch; shards must divide B.
 
     Returns:
         An infinite tf.data.Dataset of (inputs, targets, continues): [B / shards, T] int32 twice;
@@ -71,7 +71,7 @@ def training_segments(
 def evaluation_segments(
     tokens: np.ndarray, *, sequence_length: int, batch_size: int
 ) -> tf.data.Dataset:
-    """Yields the whole stream once, in batches whose rows go on with the batch before.
+    """Yields the whole stream once, in batches whose rows continue those of the batch before.
 
     The stream is cut into B rows; every token but the first is the target of exactly one prediction
     with weight 1. What fills up the last segments has weight 0.

@@ -8,7 +8,7 @@ def shard_rows(batch_size: int, shard: int, shards: int) -> slice:
         batch_size: B, over all replicas. shard: in [0, shards). shards: parts; they divide B.
 
     Raises:
-        ValueError: for a shard that is none, or parts that would not be equal.
+        ValueError: for an invalid shard, or parts that would not be equal.
     """
     if not 0 <= shard < shards or batch_size % shards:
         raise ValueError(

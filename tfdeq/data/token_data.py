@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+"""The names of a data set's parts."""
 
 
 class TokenData(NamedTuple):

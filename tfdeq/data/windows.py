@@ -17,17 +17,17 @@ def training_windows(
     shard: int = 0,
     shards: int = 1,
 ) -> tf.data.Dataset:
-    """Yields batches of windows at random places of a stream, for ever.
+    """Yields batches of windows at random places of a stream, without end.
 
-    The places of a step follow from (seed, step) alone: a data set that starts at step s yields
-    what one that started at 0 yields from its batch s on.
+    (seed, step) alone determine the places of a step: a data set that starts at step s yields
+    the same as one that started at 0 yields from its batch s on.
 
     Args:
         tokens: [N] integer ids, N > sequence_length.
         sequence_length: T, tokens in a window.
         batch_size: B, windows in a batch (over all replicas).
         seed: any 64-bit integer.
-        start_step: number of batches to pass over, at no cost.
+        start_step: number of batches to skip, at no cost.
         shard, shards: of each batch's B windows yield the shard-th of so many equal parts; they
             divide B.
 

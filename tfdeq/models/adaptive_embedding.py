@@ -27,8 +27,8 @@ class AdaptiveEmbedding(keras.layers.Layer):
         factor: how much narrower each cluster is than the one before, >= 1. Default 4.
 
     Call arguments:
-        tokens: integers in 0 … V − 1, of any shape [..]. Others are refused where `tf.gather` refuses
-        them: on a CPU, outside XLA.
+        tokens: integers in 0 … V − 1, of any shape [..]. On a CPU, outside XLA, others raise an error, as in
+            `tf.gather`.
 
     Returns:
         [.., d], of the dtype that the layer computes in.

@@ -22,7 +22,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         head: softmax of s h [E_0; C]ᵀ, cluster i: softmax of s_i (h P_iᵀ) E_iᵀ
 
     with E_i of width d_i = d / factor^i and P_i [d_i, d]. A call computes all of it; `loss` sends a row
-    through the head and its target's cluster only, so its cost is that of the head where most
+    through the head and its target's cluster only, so it costs little more than the head if most
     targets are frequent.
 
     Of its own, E_i starts as N(0, 1 / d_i), P_i as N(0, 1 / d), s = 1. With `tied_to`, E_i and, where

@@ -69,25 +69,25 @@ def generate(
 ) -> Generation:
     """Continues prompts.
 
-    The prompt is solved once. The cell is causal, so solved positions stay what they are: what later
-    ones see of them is kept (`TransformerCell.remember`; of another cell what it hands on between
-    segments), and each new token costs the solve of its own position alone. Works in eager mode, in
-    tf.function and under XLA. Nothing here carries a gradient that training could use.
+    The prompt is solved once. The cell is causal, so solved positions do not change. The part of them that
+    later positions see is kept (`TransformerCell.remember`; for another cell, what it passes on between
+    segments), and each new token costs only the solve of its own position. Works in eager mode, in
+    tf.function and under XLA. The result has no gradient for training.
 
     Args:
         model: built, one that `can_generate`.
-        tokens: [B, T] integers, T >= 1: the prompts, each at least one token. What is longer than
-            the model's sequence_length is cut.
-        lengths: [B] integers, 1 … T: tokens of each prompt; what stands behind is ignored. None: T.
-        max_new_tokens: scalar or [B] integers; <= 0: as many as the model's sequence_length leaves.
-        temperature: scalar or [B]; logits are divided by it. Not > 0: the likeliest token, always.
-        top_k: scalar or [B] integers; only so many likeliest tokens are drawn from. <= 0: all.
-        top_p: scalar or [B]; only the likeliest tokens that together have at least this probability,
-            after top_k, are drawn from. Not in (0, 1): all.
-        stop_token: scalar or [B] integers; a text ends after it. < 0: none.
-        seed: scalar or [B] integers; the same seed gives a prompt the same text, whatever the batch.
-        tolerance, max_steps: scalars or [B], of each solve; not > 0: the model's own.
-        compaction: whether prompts that are done leave the batch.
+        tokens: [B, T] integers, T >= 1: the prompts, each with at least one token. Tokens beyond
+            the model's sequence_length are cut off.
+        lengths: [B] integers, 1 … T: number of tokens of each prompt; later ones are ignored. None: T.
+        max_new_tokens: scalar or [B] integers; <= 0: as many as the model's sequence_length allows.
+        temperature: scalar or [B]; logits are divided by it. If not > 0, the most likely token is taken.
+        top_k: scalar or [B] integers; draw only from this many most likely tokens. <= 0: all.
+        top_p: scalar or [B]; draw only from the most likely tokens, after top_k, that together have at least
+            this probability. Not in (0, 1): all.
+        stop_token: scalar or [B] integers; a text ends after this token. < 0: none.
+        seed: scalar or [B] integers; the same seed gives a prompt the same text in every batch.
+        tolerance, max_steps: scalars or [B], of each solve; if not > 0, the model's own.
+        compaction: whether prompts that have ended leave the batch.
 
     Returns:
         A `Generation`.
@@ -158,12 +158,12 @@ def _refusal(model: Any) -> str:
         return f"model must be a tfdeq.models.LanguageModel; received {type(model).__name__}."
     if model.explicit_steps:
         return (
-            "generate keeps the equilibria of past positions; this model makes "
-            f"explicit_steps={model.explicit_steps} applications instead of solving for one."
+            "generate keeps the equilibria of past positions; this model has no equilibria, because "
+            f"it makes explicit_steps={model.explicit_steps} applications instead of a solve."
         )
     return (
-        f"generate goes on from what the cell remembers; {type(model.cell).__name__} has no "
-        "initial_past and remember. Use a TransformerCell or a TrellisCell."
+        f"generate needs a cell that keeps a past; {type(model.cell).__name__} has no initial_past and "
+        "remember. Use a TransformerCell or a TrellisCell."
     )
 
 

@@ -15,8 +15,8 @@ from tfdeq.solution import Solution
 class LanguageModel(TokenModel):
     """Embedding -> `DEQLayer` of a cell -> norm -> next-token logits.
 
-    A long text may be given in segments, each with the carried memory that the one before returned: the
-    equilibria of a segment see those before it. It carries no gradient.
+    A long text can be passed in segments, each with the carried memory that the call before returned: the
+    equilibria of a segment see those of earlier segments. The carried memory has no gradient.
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
@@ -33,19 +33,22 @@ class LanguageModel(TokenModel):
             and Keras's own.
 
     Call arguments:
-        tokens: [B, T] integers. targets: [B, T] integers; return −log p of each instead of logits, in
-        nats, [B, T] float32: with cutoffs, much cheaper than the logits. memory: what
-        `initial_memory` or the call on the text before returned. mask: [B, T] bool or None, False at
-        padding, which must follow the text; padding changes neither answers nor residuals.
+        tokens: [B, T] integers.
+        targets: [B, T] integers. If given, the call returns −log p of each, in nats, [B, T] float32,
+            instead of logits. With cutoffs this is much cheaper than the logits.
+        memory: what `initial_memory` or the call on the preceding text returned.
+        mask: [B, T] bool or None, False at padding, which must follow the text. Padding changes neither
+            answers nor residuals.
         tolerance, max_steps: scalars or [B].
-        explicit_steps: overrides the constructor's for this call. iterates: numbers of evaluations;
-        answer, and give losses their gradients, after each of these too (fixed-point correction).
-        return_solution: return the `Solution` too.
+        explicit_steps: overrides the constructor's for this call.
+        iterates: numbers of evaluations. Also return answers, with gradients, after each of these
+            (fixed-point correction).
+        return_solution: also return the `Solution`.
 
     Returns:
         logits [B, T, V] float32: position t predicts token t + 1; with cutoffs they are log p. With
-        iterates, return_solution or a carried memory a tuple: logits and those of (a list of logits after the
-        iterates, solution, memory) that were asked for, where memory is for the text that follows.
+        iterates, return_solution or a carried memory, a tuple: logits, followed by the requested ones of (a
+        list of logits after the iterates, solution, memory), where memory is for the text that follows.
 
     Raises:
         ValueError: for settings out of range, or a T beyond sequence_length.

@@ -15,29 +15,32 @@ from tfdeq.solvers.solver import require_positive_integer
 class Reasoner(keras.Model):
     """Embedding -> `DEQLayer` of a cell -> norm -> logits at every place.
 
-    For puzzles: what stands at a place goes in, what should stand there comes out. The model knows places
-    by what the cell makes of them. With a cell that takes inputs of any size, such as
-    `tfdeq.cells.RecallConvolution`, so does the model: trained on small inputs, it solves larger ones
+    For puzzles: the input is the content of each place, the output is the answer at each place. Only the
+    cell distinguishes places by position. With a cell that takes inputs of any size, such as
+    `tfdeq.cells.RecallConvolution`, the model does too: trained on small inputs, it can solve larger ones
     with more evaluations.
 
     Args:
         tokens: inputs are 0 … tokens − 1.
         classes: answers are 0 … classes − 1.
-        cell: on [B, places, d], d its `width`. Where its inputs or what is read of its state have another
-            width, it says so by `input_width` and `answer(z)`; see `tfdeq.cells.NestedRecursion`.
-        solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps,
-        explicit_steps, block: see `DEQLayer`.
+        cell: a cell on [B, places, d], where d is its `width`. If its inputs have another width, it has the
+            attribute `input_width`; if only a part of its state is the answer, the method `answer(z)`; see
+            `tfdeq.cells.NestedRecursion`.
+        solver, adjoint, explicit_steps, block: see `DEQLayer`.
+        jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps: see `DEQLayer`.
         start_noise: in training a solve starts from normal noise of this standard deviation instead of
-            the cell's initial state, so that answers come not to depend on the start. Default 0.
-        path_noise: in training a start that the call gives, such as the state that an earlier solve
-            reached, gets normal noise of this share of its root mean square, each example's own, so
-            that answers come not to depend on the path. Default 0.
+            the cell's initial state, so that answers do not come to depend on the start. Default 0.
+        path_noise: in training, normal noise is added to a start that the call gives, such as the state of an
+            earlier solve. Its standard deviation is this share of the start's root mean square, for each
+            example. Answers then do not come to depend on the path. Default 0.
 
     Call arguments:
-        inputs: [B, places] integers, places in one dimension or two. Those below 0 are outside of the
-            puzzle, as if there were no such place: so puzzles of several sizes share a batch, with a cell
-            that takes a mask. z0: a start [B, places, width].
-        tolerance, max_steps: scalars or [B]. explicit_steps: overrides the constructor's for this call.
+        inputs: [B, places] integers, with places in one dimension or two. Places with a number below 0
+            are outside of the puzzle, as if they did not exist. So puzzles of several sizes can share
+            a batch, with a cell that takes a mask.
+        z0: a start [B, places, width].
+        tolerance, max_steps: scalars or [B].
+        explicit_steps: overrides the constructor's for this call.
         return_solution: return the `Solution` too.
 
     Returns:

@@ -88,7 +88,7 @@ class Runs:
     def _start(self, command: list[str], log: Any, environment: Mapping[str, str]):
         with self._lock:
             if self._closed:
-                raise RunFailed("No run is started any more: the program is ending.")
+                raise RunFailed("No further run is started, because the program is ending.")
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, preexec_fn=_end_with_parent
             )
@@ -127,14 +127,14 @@ class Runs:
             status = process.wait()
         if status in _ASKED:
             print(
-                f"The run in {workdir} was asked to end; the same command goes on from its last "
-                "checkpoint.",
+                f"The run in {workdir} was stopped on request. Run the same command again to resume "
+                "from its last checkpoint.",
                 flush=True,
             )
         elif status:
             raise RunFailed(
-                f"The run in {workdir} ended with status {status}; {workdir}.log says why. The same "
-                "command goes on from its last checkpoint."
+                f"The run in {workdir} failed with status {status}; see {workdir}.log. Run the same "
+                "command again to resume from its last checkpoint."
             )
         else:
             print(f"Finished the run in {workdir}.", flush=True)

@@ -43,7 +43,10 @@ def run(main: Callable[..., None], arguments: bool = False, resumable: bool = Fa
         try:
             main(*([argv[1:]] if arguments else []))
         except preemption.AskedToEnd:
-            print("Asked to end; the same command goes on from the last checkpoint.", flush=True)
+            print(
+                "Stopped on request. Run the same command again to resume from the last checkpoint.",
+                flush=True,
+            )
             raise
         except _INPUT_ERRORS as error:
             if logging.level_debug():

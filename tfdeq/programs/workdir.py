@@ -31,8 +31,8 @@ def writing(path: str, *kinds: type[Exception]) -> Iterator[None]:
         if reason is None:
             raise
         raise OSError(
-            f"{path} cannot be written: {reason}. Free space there, put right what the reason names, or "
-            "name another folder (a trainer: another --workdir)."
+            f"{path} cannot be written: {reason}. Free some space, remove the cause, or choose another "
+            "folder (for a trainer: another --workdir)."
         ) from error
 
 
@@ -88,8 +88,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
             raise ValueError(f"it holds a {type(value).__name__}, not an object")
     except ValueError as error:
         raise ValueError(
-            f"{os.fspath(path)!r} cannot be read as JSON: {error}. A trainer writes it: move it away, "
-            "and run the trainer again with the same flags."
+            f"{os.fspath(path)!r} cannot be read as JSON: {error}. A trainer writes this file. Move it "
+            "away, and run the trainer again with the same flags."
         ) from error
     return value
 
@@ -112,7 +112,7 @@ def locked(workdir: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(
-                f"Another process trains in --workdir={workdir}. Wait for it or end it, or name "
+                f"Another process is training in --workdir={workdir}. Wait for it, stop it, or choose "
                 "another folder."
             ) from error
         with writing(f"--workdir={workdir}"):

@@ -40,8 +40,8 @@ class Anderson(Solver):
     residual.
 
     Args:
-        max_steps: evaluations of f at most, per sample. Default 30.
-        tolerance: relative residual at which a sample is done. Default 1e-3.
+        max_steps: largest number of evaluations of f per sample. Default 30.
+        tolerance: relative residual at which a sample has converged. Default 1e-3.
         memory: m, the solver window, past differences kept, at least 1. Default 6.
         damping: α in (0, 1]. Default 1.
         ridge: relative to the scaled differences, greater than 0. Default 1e-6.

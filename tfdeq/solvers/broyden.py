@@ -29,19 +29,19 @@ class Broyden(Solver):
     z_{k+1} = z_k − α H_k g_k and H_{k+1} = H_k + (s − H_k y) sᵀH_k / (sᵀH_k y), with s the step and
     y the change of g, so that H_{k+1} y = s. H is never formed: with d_i = s_{i+1} − (1 − α) s_i,
     −H_k v = v + Σ c_i d_i,   ‖s_j‖² c_j = s_jᵀv + Σ_{i<j} (s_jᵀd_i) c_i,
-    so the steps and their Gram matrix are all that is kept: half as much as the usual U Vᵀ.
-    A sample whose update would be singular starts afresh from −I.
+    so only the steps and their Gram matrix are kept: half as much as the usual U Vᵀ.
+    If an update would be singular, the sample's estimate is reset to −I.
 
-    With a solver window smaller than the budget the compact form does not hold, and twice as many vectors
+    With a solver window smaller than the budget, this compact form does not apply, and twice as many vectors
     are kept; see `tfdeq.solvers.limited_memory_broyden`. The oldest update is then dropped before the
-    newest is made, so that H y = s always holds for the newest pair.
+    newest is made, so H y = s always holds for the newest pair.
 
     Args:
-        max_steps: evaluations of f at most, per sample. Default 30.
-        tolerance: relative residual at which a sample is done. Default 1e-3.
-        memory: the solver window, updates kept, at least 1; None keeps all of them: max_steps, or
-            what a call gives as its max_steps, unless that is a tensor that is only known when the
-            graph runs, and larger: then the solve starts afresh after the solver's max_steps.
+        max_steps: largest number of evaluations of f per sample. Default 30.
+        tolerance: relative residual at which a sample has converged. Default 1e-3.
+        memory: the solver window, the number of updates kept, at least 1. None keeps all of them: max_steps,
+            or the max_steps of a call. If a call's max_steps is a tensor that is only known when the
+            graph runs, and larger than the solver's, the estimate is reset after the solver's max_steps.
             Default None.
         damping: α in (0, 1]. Default 1.
 

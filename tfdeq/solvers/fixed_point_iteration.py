@@ -14,12 +14,12 @@ from tfdeq.solvers.solver import Solver, require_damping
 class FixedPointIteration(Solver):
     """Damped fixed-point (Picard) iteration.
 
-    z_{k+1} = z_k + α (f(z_k) − z_k). Converges linearly where the damped map contracts; keeps no
-    state, so its memory does not depend on max_steps.
+    z_{k+1} = z_k + α (f(z_k) − z_k). Converges linearly if the damped map is a contraction. It keeps
+    no state, so its memory does not depend on max_steps.
 
     Args:
-        max_steps: evaluations of f at most, per sample. Default 30.
-        tolerance: relative residual at which a sample is done. Default 1e-3.
+        max_steps: largest number of evaluations of f per sample. Default 30.
+        tolerance: relative residual at which a sample has converged. Default 1e-3.
         damping: α in (0, 1]. Default 1.
 
     Raises:

@@ -17,13 +17,13 @@ class GMRES(Solver):
 
     From z with r = f(z) − z, the correction δ in the Krylov space of I − J and r minimises
     ‖r − (I − J) δ‖₂ over at most krylov_steps dimensions; then f is evaluated at z + δ, and, if the
-    residual is not at the tolerance, the method starts again from there. A product J v counts as one
-    evaluation of f. For a map that is not affine each turn is a Newton step without control: use
-    `NewtonKrylov`.
+    residual is above the tolerance, the method restarts from there. A product J v counts as one
+    evaluation of f. For a map that is not affine, each restart would be a Newton step without control: use
+    `NewtonKrylov` instead.
 
     Args:
-        max_steps: evaluations and products at most, per sample. Default 30.
-        tolerance: relative residual at which a sample is done. Default 1e-3.
+        max_steps: largest number of evaluations and products per sample. Default 30.
+        tolerance: relative residual at which a sample has converged. Default 1e-3.
         krylov_steps: dimensions before a restart, at least 1; that many vectors are kept. Default 20.
 
     Raises:

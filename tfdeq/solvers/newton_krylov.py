@@ -45,18 +45,17 @@ class NewtonKrylov(Solver):
     """Inexact Newton's method for g(z) = f(z) − z = 0, without a matrix.
 
     At z_k, GMRES finds δ with ‖g + (J − I) δ‖ ≤ η_k ‖g‖ from products J v alone (two reverse passes
-    through one linearisation of f); η_k follows the progress of the residual, so that no product
-    is wasted on accuracy that the linear model does not have. Where ‖g(z_k + λ δ)‖ does not fall
-    below the largest of the last five norms, λ is shortened to the minimum of a parabola. Where the
-    linear model foretold g so well that it can be trusted to the end, its Krylov space is not thrown away
-    but extended: an affine map of at most krylov_steps dimensions costs no more products than those.
-    Samples do this
-    independently of one another. A product counts as one evaluation of f.
+    through one linearisation of f). η_k follows the progress of the residual, so no products
+    are spent on accuracy that the linear model does not have. If ‖g(z_k + λ δ)‖ does not fall
+    below the largest of the last five norms, λ is reduced to the minimum of a parabola. If the
+    linear model predicts g accurately enough to reach the tolerance, its Krylov space is kept and
+    extended. So an affine map with at most krylov_steps dimensions needs no more products than it has
+    dimensions. Samples do this independently of one another. A product counts as one evaluation of f.
 
     Args:
-        max_steps: evaluations and products at most, per sample. Default 100.
-        tolerance: relative residual at which a sample is done. Default 1e-3.
-        krylov_steps: products per linearisation at most, at least 1; that many vectors are kept.
+        max_steps: largest number of evaluations and products per sample. Default 100.
+        tolerance: relative residual at which a sample has converged. Default 1e-3.
+        krylov_steps: largest number of products per linearisation, at least 1; as many vectors are kept.
             Default 20.
 
     Raises:

@@ -17,12 +17,12 @@ class Reversible(Solver):
     y_{n+1} = (1 − β) y_n + β f(z_n),   z_{n+1} = (1 − β) z_n + β f(y_{n+1}),   y_0 = z_0.
     With w = y_0, z_0, y_1, z_1, … that is one recursion of one evaluation a step,
     w_{k+1} = (1 − β) w_{k−1} + β f(w_k),
-    which can be turned round: w_{k−1} = (w_{k+1} − β f(w_k)) / (1 − β). Converges linearly
-    where f contracts, more slowly than plain iteration for a small β; the state is the iterate before.
+    which can be reversed: w_{k−1} = (w_{k+1} − β f(w_k)) / (1 − β). Converges linearly
+    if f is a contraction, more slowly than plain iteration for a small β. The state is the previous iterate.
 
     Args:
         max_steps: evaluations of f at most, per sample; two to one step of both states. Default 30.
-        tolerance: relative residual at which a sample is done. Default 1e-3.
+        tolerance: relative residual at which a sample has converged. Default 1e-3.
         relaxation: β in (0, 1). Default 0.8.
 
     Raises:
@@ -43,14 +43,14 @@ class Reversible(Solver):
         super().__post_init__()
         if self.safeguard is not None:
             raise ValueError(
-                "Reversible takes no safeguard: iterates that were gone back from cannot be computed "
-                f"back. Received safeguard={self.safeguard!r}."
+                "Reversible does not support a safeguard, because discarded iterates cannot be "
+                f"recomputed; received safeguard={self.safeguard!r}."
             )
         require_positive("relaxation", self.relaxation)
         if float(self.relaxation) >= 1.0:
             raise ValueError(
-                f"relaxation must be less than 1; received {self.relaxation!r}. At 1 the iterates "
-                "before cannot be computed back; for plain iteration use FixedPointIteration."
+                f"relaxation must be less than 1; received {self.relaxation!r}. At 1, earlier iterates "
+                "cannot be recomputed; for plain iteration use FixedPointIteration."
             )
 
     def initial_state(self, z, max_steps=None):

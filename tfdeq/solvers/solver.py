@@ -1,4 +1,4 @@
-"""What every solver is: settings, a state, and one step of algebra on [B, D]."""
+"""The base class of solvers: settings, a state, and one step of algebra on [B, D]."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,24 +14,23 @@ class Solver:
     """The part that all solvers share. A solver never evaluates f; `tfdeq.iteration` does.
 
     Args:
-        max_steps: evaluations of f at most, per sample, at least 1.
-        tolerance: the relative residual at which a sample is done, greater than 0 (no unit).
-        safeguard: the factor, at least 1, by which a step may raise a sample's relative residual;
-            beyond it, or after fifteen steps that did not lower it by a tenth, the sample goes back
-            to where these steps began and makes plain steps from there, with what the solver has
-            learned forgotten. 2 suits Anderson; Broyden's residuals rise and fall by large factors
-            on the way to a fast end, so it wants 100. Keeps two more states in memory. None: every
-            step is taken. Keyword only.
-        patience: iterates, at least 1, in which the best residual must fall by 0.1 %; a sample for
-            which it does not has stagnated. A number saves evaluations where a solve that stands
-            still never recovers, and gives up where an answer is still on its way: the residual is level
+        max_steps: largest number of evaluations of f per sample, at least 1.
+        tolerance: the relative residual at which a sample has converged, greater than 0 (no unit).
+        safeguard: the factor, at least 1, by which a step may raise a sample's relative residual. If a
+            step raises it further, or if fifteen steps did not lower it by a tenth, the sample returns
+            to where these steps began. From there it makes plain steps, and the solver's history is
+            reset. Use 2 for Anderson. Use 100 for Broyden, whose residuals rise and fall by large factors
+            before they converge fast. Keeps two more states in memory. None: no safeguard. Keyword only.
+        patience: number of iterates, at least 1, in which the best residual must fall by 0.1 %; otherwise
+            the sample has stagnated. A number saves evaluations if solves without progress never
+            recover. It also stops solves whose answer is still on its way: the residual stays constant
             while information travels through the state, and rises and falls under Broyden's method.
-            None: a sample ends before its budget only when that is certain, because its residual has
-            stood at the dtype's precision for twelve iterates, or because plain iteration has come
-            back to an iterate. Keyword only. Default None.
-        absolute_tolerance: ‖f(z) − z‖₂ at which a sample has converged too, at least 0, in units of
-            the state. For equilibria at or near zero, which no relative residual tells. Keyword
-            only. Default 0.
+            None: a sample stops before its budget only if that is certain, because its residual has
+            stayed at the dtype's precision for twelve iterates, or because plain iteration has returned
+            to an earlier iterate. Keyword only. Default None.
+        absolute_tolerance: value of ‖f(z) − z‖₂ at which a sample has also converged, at least 0, in units
+            of the state. For equilibria at or near zero, where a relative residual is not meaningful.
+            Keyword only. Default 0.
     """
 
     max_steps: int = 30
@@ -70,7 +69,9 @@ class Solver:
             z: [B, D], an iterate. max_steps: the largest budget of the solve where that is known
                 beforehand; None: the solver's.
         """
-        raise TypeError(f"{type(self).__name__} is no complete solver: it lacks initial_state().")
+        raise TypeError(
+            f"{type(self).__name__} is incomplete: a solver must define initial_state()."
+        )
 
     def step(self, state: Any, k: tf.Tensor, z: tf.Tensor, f_z: tf.Tensor) -> tuple[Any, tf.Tensor]:
         """Returns the new state and the next iterate [B, D].
@@ -80,7 +81,7 @@ class Solver:
             k: [] int32, evaluations made before this one: 0 in the first call.
             z: [B, D], the iterate. f_z: [B, D], f at that iterate.
         """
-        raise TypeError(f"{type(self).__name__} is no complete solver: it lacks step().")
+        raise TypeError(f"{type(self).__name__} is incomplete: a solver must define step().")
 
     def step_with_products(
         self,
@@ -102,7 +103,7 @@ class Solver:
             allowed: [B] int32, products at most.
             tolerance: [B], the relative residual at which a sample will be done.
         """
-        raise TypeError(f"{type(self).__name__} makes no use of products.")
+        raise TypeError(f"{type(self).__name__} does not use products with the Jacobian.")
 
     def restart(self, state: Any, mask: tf.Tensor) -> Any:
         """Returns the state with all that was learned about the samples in mask [B] forgotten."""

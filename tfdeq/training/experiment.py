@@ -91,7 +91,10 @@ def train(
     if metrics is not None:
         if is_chief(strategy):
             _record(workdir, config)
-        print(f"{workdir} is trained already: {config['train_steps']} steps. Nothing to resume.")
+        print(
+            f"The run in {workdir} has already finished {config['train_steps']} steps. There is "
+            "nothing to resume."
+        )
         return metrics
     with other_worker_lost(several_workers(strategy)):
         if is_chief(strategy):
@@ -190,7 +193,7 @@ def _start(workdir: str, config: Mapping[str, Any], resumed: bool) -> str:
     length = ""
     if resumed and known != config["train_steps"]:
         length = f", to {config['train_steps']:,} steps instead of {known:,}"
-    return f"{'Going on with' if resumed else 'Starting'} {describe(config)} in {workdir}{length}."
+    return f"{'Resuming' if resumed else 'Starting'} {describe(config)} in {workdir}{length}."
 
 
 def _record(workdir: str, config: Mapping[str, Any]) -> None:

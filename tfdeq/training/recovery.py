@@ -96,8 +96,8 @@ class Recovery:
         first = step - consecutive if self._count(self._divergence.high) else None
         if not self._state.roll_back(before=first):
             raise FloatingPointError(
-                f"{found} {self._state.what_is_there()} Look at the data of these steps, lower "
-                "--learning_rate or raise --jacobian_penalty, and start in a new --workdir."
+                f"{found} {self._state.what_is_there()} Check the data of these steps, lower "
+                "--learning_rate or raise --jacobian_penalty, and start again in a new --workdir."
             )
         self._divergence.reset()
         self._step.skipped.assign(skipped)

@@ -234,8 +234,10 @@ class Trainer:
 
     def _end(self, step: int) -> NoReturn:
         saved = int(self._state.step)
-        there = "there" if saved == step else f"step {saved}: the last steps went wrong"
-        self._progress.say(f"Asked to end at step {step}; the same command goes on from {there}.")
+        there = "there" if saved == step else f"step {saved}, because the last steps were bad"
+        self._progress.say(
+            f"Stopped on request at step {step}. Run the same command again to resume from {there}."
+        )
         raise Preempted(step)
 
     def _has_diverged(self, at_end: bool) -> bool:

@@ -28,7 +28,7 @@ def test_the_few_puzzles_there_are_are_told_apart(tmp_path):
     keys = np.concatenate([get("maze").key(*split) for split in examples])
     assert len(set(keys.tolist())) == 3
     with pytest.raises(
-        ValueError, match=r"too few different puzzles maze.* 4 are wanted, 3 were found"
+        ValueError, match=r"too few different puzzles maze.* 4 were requested, 3 were found"
     ):
         made(tmp_path, train=2, validation=1, test=1, size=3)
     sums = made(tmp_path, "prefix_sums", train=10, validation=3, test=3, size=4)

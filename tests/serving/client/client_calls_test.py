@@ -77,5 +77,5 @@ def test_work_that_nothing_can_interrupt():
     now = time.monotonic()
     require_time(1.0, now + 2.0, "reading")
     require_time(0.05, now, "reading")
-    with pytest.raises(ServerError, match="reading may take 3.0 s. Give a longer timeout"):
+    with pytest.raises(ServerError, match="reading may take 3.0 s. Use a longer timeout"):
         require_time(3.0, now + 2.0, "reading")

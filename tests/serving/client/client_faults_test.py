@@ -178,8 +178,8 @@ RPC_FAULTS = {
     ),
     "empty": (
         lambda peer, at, stream: grpc_answer(stream, b""),
-        "cannot be read|is not what its signature returns",
-        "see which server|See which server",
+        "cannot be read|does not match its signature",
+        "check which server|See which server",
         False,
     ),
 }
@@ -225,8 +225,8 @@ def test_grpc(peers, fault, described):
 @pytest.mark.parametrize("fault", REST_ANSWERS)
 def test_rest_answers_of_another_type(peers, fault):
     peer = peers(rest(json_page({"outputs": REST_ANSWERS[fault]}), metadata()))
-    what = "is not what its signature returns|cannot be read"
-    check(peer.address, peer, True, what, "see which server|Something other", False)
+    what = "does not match its signature|cannot be read"
+    check(peer.address, peer, True, what, "check which server|Something other", False)
 
 
 @pytest.mark.parametrize("fault", RPC_ANSWERS)
@@ -235,8 +235,8 @@ def test_grpc_answers_of_another_type(peers, fault):
         return grpc_answer(stream, RPC_ANSWERS[fault])
 
     peer = peers(rpc(answer, metadata()))
-    what = "is not what its signature returns|cannot be read"
-    check(peer.address, peer, False, what, "[Ss]ee which server", False)
+    what = "does not match its signature|cannot be read"
+    check(peer.address, peer, False, what, "check which server|See which server", False)
 
 
 @pytest.mark.parametrize("is_rest", [True, False])
@@ -334,7 +334,7 @@ def test_answers_that_cannot_be_read_in_time(peers, content):
     peer = peers(rest(page(200, content), metadata()))
     client = Client(peer.address, "model", rest=True, timeout=SECONDS)
     started = time.monotonic()
-    with pytest.raises(ServerError, match="reading the answer's JSON.*gRPC takes less time"):
+    with pytest.raises(ServerError, match="reading the answer's JSON.*gRPC is faster"):
         client.predict(X)
     assert time.monotonic() - started < SECONDS + LATE
     client.close()

@@ -349,7 +349,7 @@ def test_the_program_prints_a_continuation(grpc_server, model, tmp_path):
         timeout=55,
     )
     assert refused.returncode == 1
-    assert "more tokens than the model reads" in refused.stderr
+    assert "more tokens than the model can read" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

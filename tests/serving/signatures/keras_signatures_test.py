@@ -314,5 +314,5 @@ def test_outputs_that_cannot_be_named_are_refused():
     for key in (0, ""):
         with pytest.raises(ValueError, match=f"cannot be named {key!r}. Rename"):
             served_names.leaves({key: tf.zeros([1])})
-    with pytest.raises(ValueError, match="'head_mean' is of type NoneType"):
+    with pytest.raises(ValueError, match="'head_mean' has the type NoneType"):
         served_names.leaves({"head": {"mean": None}})

@@ -84,7 +84,7 @@ def test_altered_files_are_found(workdir, tmp_path):
     assert [each.passed for each in found] == [False]
     assert not facts
     (path / "assets.extra" / "manifest.json").write_text("{}")
-    assert "not as export.saved_model wrote it" in checks.check_files(path).text
+    assert "has changed since export.saved_model wrote it" in checks.check_files(path).text
     (path / "assets.extra" / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match="Export the model again"):
         verify.verify(model, path, {"tokens": np.arange(100)})

@@ -79,7 +79,7 @@ def test_one_line_and_no_half_version(tmp_path, what):
     assert len(errors) == 1, said
     assert "No space left on device" in errors[0]
     assert errors[0].count("cannot be written") == 1
-    assert "Free space there" in errors[0]
+    assert "Free some space" in errors[0]
     assert "Traceback" not in said
     left = tmp_path / "left" / "models"
     assert not left.exists() or not any(left.iterdir())
@@ -101,7 +101,7 @@ def test_what_tensorflow_says_of_a_full_disk(tmp_path, monkeypatch, error):
 
     model, signatures = lookup_model()
     monkeypatch.setattr(tf.saved_model, "save", full)
-    with pytest.raises(OSError, match="models cannot be written: .*No space left.*Free space"):
+    with pytest.raises(OSError, match="models cannot be written: .*No space left.*Free some space"):
         saved_model.export(model, tmp_path / "models", signatures)
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -111,7 +111,9 @@ def test_a_rename_that_fails_is_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(publishing, "_rename_to_free_name", full)
-    with pytest.raises(OSError, match="1 cannot be written: No space left on device. Free space"):
+    with pytest.raises(
+        OSError, match="1 cannot be written: No space left on device. Free some space"
+    ):
         publishing.publish(tmp_path, lambda folder: (folder / "content").write_text("x"))
     assert list(tmp_path.iterdir()) == []
 

@@ -60,7 +60,9 @@ def test_names_every_file_and_one_digest(folder):
 def test_what_is_not_as_it_was_is_named(folder, change, words):
     before = manifest.digest(folder)
     change(folder)
-    with pytest.raises(manifest.ChangedVersionError, match=f"is not what was exported \\({words}"):
+    with pytest.raises(
+        manifest.ChangedVersionError, match=f"has changed since its export \\({words}"
+    ):
         manifest.require_whole(folder)
     manifest.write(folder)
     manifest.require_whole(folder)
@@ -83,7 +85,9 @@ def test_a_manifest_that_is_no_manifest(folder, text):
     file = folder / "assets.extra" / "manifest.json"
     # None: the same said in another form, which has another digest.
     file.write_bytes((file.read_text() + "\n" if text is None else text).encode("latin-1"))
-    with pytest.raises(manifest.ChangedVersionError, match="not as export.saved_model wrote it"):
+    with pytest.raises(
+        manifest.ChangedVersionError, match="has changed since export.saved_model wrote it"
+    ):
         manifest.read(folder)
 
 

@@ -111,7 +111,7 @@ def test_what_was_written_writes_nothing_and_is_not_compiled(model, tmp_path):
 def test_existing_version_stays_as_it_is(program, trained, tmp_path):
     (tmp_path / "0004").mkdir()
     with pytest.raises(
-        publishing.VersionExistsError, match=r"Version 4 is there already.*next free one, 5"
+        publishing.VersionExistsError, match=r"Version 4 already exists.*next free one, 5"
     ):
         program(trained, tmp_path, version=4)
     assert names_in(tmp_path) == ["0004"]

@@ -119,9 +119,7 @@ def test_publish_writes_a_whole_version_that_others_can_read(tmp_path):
 @pytest.mark.parametrize("name", ["3", "0003"])
 def test_existing_version_is_not_touched(tmp_path, name):
     (tmp_path / name).mkdir()  # empty: a rename would replace it without a word
-    with pytest.raises(
-        publishing.VersionExistsError, match=r"Version 3 is there already.*next.* 4"
-    ):
+    with pytest.raises(publishing.VersionExistsError, match=r"Version 3 already exists.*next.* 4"):
         publishing.publish(tmp_path, write, version=3)
     assert contents(tmp_path) == [name]
     assert contents(tmp_path / name) == []
@@ -155,7 +153,7 @@ def test_a_rename_never_replaces_an_empty_folder(tmp_path, monkeypatch, call):
     if not call:
         (tmp_path / "1" / "content").write_text("")
     (tmp_path / "new").mkdir()
-    with pytest.raises(publishing.VersionExistsError, match="by another writer"):
+    with pytest.raises(publishing.VersionExistsError, match="Another process created"):
         publishing._rename(tmp_path / "new", tmp_path / "1")
     assert contents(tmp_path) == ["1", "new"]
 

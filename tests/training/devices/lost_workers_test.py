@@ -38,7 +38,7 @@ def test_a_lost_worker_ends_the_others_with_the_status_that_asks_for_a_restart(
         lose(True, kind(None, None, message))
     assert caught.value.code == EXIT_CODE
     printed = capsys.readouterr().out
-    assert "every worker has to be started again" in printed
+    assert "Start all workers again" in printed
     if message == ABORTED:
         assert f"{kind.__name__}: Collective ops is aborted by: reset" in printed
     with pytest.raises(kind):  # there is no other worker to be lost

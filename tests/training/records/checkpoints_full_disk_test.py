@@ -31,7 +31,7 @@ def check_failed_save(checkpoints, folder, reason, lack=None):
     assert f"{folder}: " in text
     assert re.search(reason, text), text
     assert "the last good one is ckpt-2" in text
-    assert "Free space there" in text
+    assert "Free some space" in text
     assert contents(folder) == before
     assert not [path for path in folder.iterdir() if path.is_dir()]
     assert tf.train.latest_checkpoint(folder) == str(folder / "ckpt-2")

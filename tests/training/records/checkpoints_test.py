@@ -62,7 +62,7 @@ def test_a_lost_or_broken_state_file_loses_no_checkpoint(tmp_path, capsys, conte
     else:
         state.write_bytes(content)
     assert restored_step(str(tmp_path)) == 2
-    assert "written anew" in capsys.readouterr().out
+    assert "written again" in capsys.readouterr().out
     save_steps(str(tmp_path), [3])
     assert restored_step(str(tmp_path)) == 3
 
@@ -213,7 +213,7 @@ def test_another_folder_is_only_read(tmp_path, state):
 def test_a_data_file_alone_was_never_whole(tmp_path, capsys):
     (tmp_path / "ckpt-2.data-00000-of-00001").write_bytes(b"killed before the index came")
     assert restored_step(str(tmp_path)) is None
-    assert "ckpt-2 is not whole, and the only one; starting over" in capsys.readouterr().out
+    assert "ckpt-2 is incomplete, and there is no other checkpoint" in capsys.readouterr().out
     save_steps(str(tmp_path), [4])
     assert [path.name for path in tmp_path.glob("ckpt-*.data*")] == ["ckpt-4.data-00000-of-00001"]
 

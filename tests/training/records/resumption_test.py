@@ -44,7 +44,9 @@ def test_the_refusal_names_the_flags_to_give(tmp_path):
     """Also those whose default is another one in a newer version: the folder holds every value."""
     config = {"width": 8, "cutoffs": ["2", "4"], "files": None}
     folder = begun(tmp_path, config)
-    with pytest.raises(ValueError, match=r"Give --cutoffs=2,4 no --files --width=8 to go on"):
+    with pytest.raises(
+        ValueError, match=r"To continue the run, give --cutoffs=2,4 no --files --width=8"
+    ):
         resumption.check_configuration(folder, {"width": 16, "cutoffs": [], "files": "x"})
 
 
@@ -67,9 +69,7 @@ def test_text_is_judged_by_its_fingerprint(tmp_path):
 def test_changed_text_is_no_flag(tmp_path):
     folder = begun(tmp_path, {**CONFIG, **TEXT})
     changed = {**CONFIG, **TEXT, "data_fingerprint": "2" * 64}
-    said = (
-        r"text: that of --dataset=text has changed since \(fingerprint 1{12}…, now 2{12}…\)\. Give"
-    )
+    said = r"the text of --dataset=text has changed since \(fingerprint 1{12}…, now 2{12}…\)\. To continue"
     with pytest.raises(ValueError, match=said) as caught:
         resumption.check_configuration(folder, changed)
     assert "data_fingerprint" not in str(caught.value)
@@ -83,7 +83,7 @@ def test_a_flag_that_an_older_run_lacks_is_what_it_was_in_effect(tmp_path):
     folder = begun(tmp_path, CONFIG)
     newer = {**CONFIG, "patience": 3}
     assert resumption.check_configuration(folder, newer, before={"patience": 3})
-    with pytest.raises(ValueError, match=r"--patience: 3 there, 4 received.*Give --patience=3"):
+    with pytest.raises(ValueError, match=r"--patience: 3 there, 4 received.*give --patience=3"):
         resumption.check_configuration(folder, {**newer, "patience": 4}, before={"patience": 3})
 
 
@@ -140,5 +140,5 @@ def test_the_smallest_length_is_kept(tmp_path):
 def test_examples_of_the_trainers_own_are_judged_too(tmp_path):
     folder = begun(tmp_path, {**CONFIG, "data_fingerprint": "1" * 64})
     assert resumption.check_configuration(folder, {**CONFIG, "data_fingerprint": "1" * 64})
-    with pytest.raises(ValueError, match=r"begun with other data.*fingerprint 1{12}…, now 2{12}"):
+    with pytest.raises(ValueError, match=r"started with other data.*fingerprint 1{12}…, now 2{12}"):
         resumption.check_configuration(folder, {**CONFIG, "data_fingerprint": "2" * 64})

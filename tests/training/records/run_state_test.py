@@ -129,7 +129,7 @@ def test_a_damaged_best_is_looked_for_anew(tmp_path, capsys):
     again, _ = make(tmp_path)
     assert again.restore()
     assert again.best is None
-    assert "the best is looked for anew" in capsys.readouterr().out
+    assert "The search for the best weights starts again" in capsys.readouterr().out
     again.save_if_best(5, 2.0)
     assert make(tmp_path)[0].best is None  # before it has restored
     last, _ = make(tmp_path)

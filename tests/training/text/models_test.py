@@ -145,7 +145,7 @@ def test_memory_wants_a_span(model):
     config = configuration(model=model, depth=2 if model != "deq" else 0, carry_memory=True)
     data = types.SimpleNamespace(vocabulary_size=9)
     with pytest.raises(
-        ValueError, match=rf"--model={model} --attention_span=0\. Give a transformer"
+        ValueError, match=rf"--model={model} --attention_span=0\. For a transformer"
     ):
         language_model.make_experiment(config, data)
 
@@ -159,7 +159,10 @@ def test_memory_wants_a_span(model):
             {"adjoint": "unrolled", "correction_steps": ["2"]},
             "wants --adjoint=implicit or jacobian_free or phantom_gradient; received --adjoint=unrolled",
         ),
-        ({"embedding_width": 4}, "--embedding_width must be 0 or --width; received 4 and 8"),
+        (
+            {"embedding_width": 4},
+            "--embedding_width must be 0 or equal to --width; received 4 and 8",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together(changes, said):

@@ -94,8 +94,9 @@ def _different(
         first = np.sort(first[first >= len(keys)])[: count - kept] - len(keys)
         if wanted and not len(first):
             raise ValueError(
-                f"Of size {size} there are too few different puzzles {name}, symmetric ones counting as one: "
-                f"{count} are wanted, {kept} were found. Ask for fewer, or for larger ones."
+                f"There are too few different puzzles {name} of size {size} (symmetric puzzles count "
+                f"as one): {count} were requested, {kept} were found. Ask for fewer or for larger "
+                "puzzles."
             )
         rounds.append(tuple(part[first] for part in made))
         keys, kept = np.concatenate([keys, new[first]]), kept + len(first)
@@ -111,7 +112,7 @@ def _read(path: str, count: int, places: tuple[int, ...]) -> tuple[np.ndarray, n
             raise ValueError(f"it has shapes {inputs.shape} and {targets.shape}")
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"The prepared puzzles {path} cannot be read: {error}. Delete that file and run again to make "
-            "them anew."
+            f"The prepared puzzles {path} cannot be read: {error}. Delete that file and run again to "
+            "generate them again."
         ) from error
     return inputs, targets

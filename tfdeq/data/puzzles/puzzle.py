@@ -10,11 +10,11 @@ class Puzzle(NamedTuple):
     """One task of puzzles. `*places` are one or two dimensions of a puzzle's size each.
 
     Example:
-    >>> from tfdeq.data.puzzles import get
-    >>> maze = get("maze")
-    >>> inputs, targets = maze.make(3, 9, 0, None)
-    >>> inputs.shape, targets.dtype, maze.check(inputs, targets).tolist()
-    ((3, 9, 9), dtype('int32'), [True, True, True])
+        >>> from tfdeq.data.puzzles import get
+        >>> maze = get("maze")
+        >>> inputs, targets = maze.make(3, 9, 0, None)
+        >>> inputs.shape, targets.dtype, maze.check(inputs, targets).tolist()
+        ((3, 9, 9), dtype('int32'), [True, True, True])
     """
 
     name: str

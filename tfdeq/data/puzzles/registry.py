@@ -54,6 +54,7 @@ PUZZLES = {
         boxes=True,
     ),
 }
+"""Puzzle's name -> `Puzzle`."""
 
 
 def get(name: str) -> Puzzle:

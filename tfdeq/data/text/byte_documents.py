@@ -77,8 +77,8 @@ def split_within_files(documents: Sequence[Document]) -> dict[str, list[Document
     bytes_alone = sum(len(documents[index].text) for index in alone)
     if 2 * bytes_alone < total:
         logging.warning(
-            "Most of the text is in files that share many lines: parts of validation and test stand in "
-            "the training text too. How much: python -m trainers.overlap"
+            "Most of the text is in files that share many lines, so parts of the validation and test "
+            "text also occur in the training text. To see how much, run python -m trainers.overlap"
         )
         alone, bytes_alone = set(range(len(documents))), total
     scale = total / bytes_alone

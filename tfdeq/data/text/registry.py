@@ -30,6 +30,7 @@ DATASETS = {
     "wikitext2": wikitext2.load,
     "wikitext103": wikitext103.load,
 }
+"""Data set's name -> the function that loads it."""
 
 # What `stand_in` knows the sizes of: (published counts, unit).
 _PUBLISHED = {

@@ -56,8 +56,8 @@ def require_time(seconds: float, deadline: float, work: str) -> None:
     # A tenth of a second is within what a call may take over its deadline.
     if seconds > max(left, 0.1):
         raise ServerError(
-            f"{left:.1f} s are left, and {work} may take {seconds:.1f} s. Give a longer timeout or a "
-            "smaller batch; gRPC takes less time than REST."
+            f"{left:.1f} s of the timeout are left, but {work} may take {seconds:.1f} s. Use a longer "
+            "timeout or a smaller batch; gRPC is faster than REST."
         )
 
 

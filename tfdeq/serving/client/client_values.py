@@ -153,8 +153,8 @@ def answer_values(
         except ValueError as error:
             problem = str(error).rstrip(".")
     raise ServerError(
-        f"The server's answer is not what its signature returns: {problem}. Ask again if a new "
-        "version was being loaded; else see which server answers at that address."
+        f"The server's answer does not match its signature: {problem}. If a new version was being "
+        "loaded, try again. Otherwise check which server answers at this address."
     )
 
 

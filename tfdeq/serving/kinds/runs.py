@@ -74,8 +74,8 @@ def read(workdir: str | os.PathLike, prepared_dir: str | None = None, data: bool
     make = _KINDS.get(entry.get("name", recorded.LANGUAGE_MODEL))
     if make is None:
         raise ValueError(
-            f"The run in {str(workdir)!r} is of the kind {entry.get('name')!r}, which this release does not "
-            f"know. Known: {', '.join(_KINDS)}. Use the release that trained it."
+            f"The run in {str(workdir)!r} has the kind {entry.get('name')!r}, which this release does "
+            f"not know. Known: {', '.join(_KINDS)}. Use the release that trained it."
         )
     kind, card, note = make(model, workdir, config, entry, prepared_dir, data)
     path = workdir / "model.keras"
@@ -106,7 +106,7 @@ def tokens_of_test(
     if loaded.vocabulary_size != vocabulary_size:
         raise ValueError(
             f"The data set {config['dataset']!r} has {loaded.vocabulary_size:,} token ids, the model "
-            f"{vocabulary_size:,}: config.json and model.keras are not of one run."
+            f"{vocabulary_size:,}: config.json and model.keras belong to different runs."
         )
     trained_on = config.get("data_fingerprint", loaded.fingerprint)
     note = "" if trained_on == loaded.fingerprint else "Not the text that the model was trained on."

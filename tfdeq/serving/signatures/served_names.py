@@ -21,16 +21,16 @@ def require_inputs(names: Iterable[str]) -> None:
     for name in names:
         if not _INPUT_NAME.fullmatch(name) or keyword.iskeyword(name) or name == "self":
             raise ValueError(
-                f"An input of a signature cannot be named {name!r}: a name is of the letters A to Z, "
-                "digits and _, begins with a letter, and is neither 'self' nor a keyword of Python. "
-                "Rename the model's input (for an equilibrium, its DEQLayer), or name the inputs "
-                "anew: inputs=tf.TensorSpec([None, ...], dtype, name), or a nest of those."
+                f"An input of a signature cannot be named {name!r}. A name has only letters A to Z, "
+                "digits and _, begins with a letter, and is neither 'self' nor a Python keyword. "
+                "Rename the model's input (for an equilibrium, its DEQLayer), or pass new names: "
+                "inputs=tf.TensorSpec([None, ...], dtype, name), or a nest of those."
             )
         other = by_lower.setdefault(name.lower(), name)
         if other != name:
             raise ValueError(
-                f"The inputs {other!r} and {name!r} differ in case alone, and a SavedModel cannot "
-                "keep them apart. Rename one of them."
+                f"The inputs {other!r} and {name!r} differ only in case, and a SavedModel cannot "
+                "distinguish them. Rename one of them."
             )
 
 
@@ -46,8 +46,8 @@ def leaves(outputs: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple
     for name, child in outputs.items():
         if not isinstance(name, str) or not name:
             raise ValueError(
-                f"An output of a signature cannot be named {name!r}. Rename the model's output: a "
-                "name is a text that is not empty."
+                f"An output of a signature cannot be named {name!r}. Rename the model's output. A name "
+                "must be a non-empty string."
             )
         here = (*path, name)
         if isinstance(child, list | tuple):
@@ -58,7 +58,7 @@ def leaves(outputs: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple
             found.append(("_".join(here), child))
         else:
             raise ValueError(
-                f"The model's output {'_'.join(here)!r} is of type {type(child).__name__}, and a "
-                "server returns tensors. Leave it out of the model's outputs."
+                f"The model's output {'_'.join(here)!r} has the type {type(child).__name__}, but a "
+                "server can only return tensors. Remove it from the model's outputs."
             )
     return found

@@ -17,8 +17,8 @@ from tfdeq.serving.versions import keras_state, manifest
 # Under assets.extra: how to build the model again. The weights are those of the SavedModel.
 NAME = "keras_model.json"
 WITHOUT = (
-    "export with keras_model=False: the version is served the same, and tfdeq.serving.load_model does not "
-    "give its model back"
+    "export with keras_model=False: the version is served in the same way, but "
+    "tfdeq.serving.load_model cannot load its model"
 )
 
 
@@ -58,8 +58,8 @@ def describe(model: keras.Model) -> Description | None:
                 raise ValueError(f"{place}: {error}") from error
     except Exception as error:  # a layer's own save_own_variables or save_assets may raise anything
         raise ValueError(
-            f"The state of the model {model.name!r} cannot be saved as Keras saves it: {error}. Put the "
-            f"layer's save_own_variables or save_assets right, or {WITHOUT}."
+            f"The state of the model {model.name!r} cannot be saved by Keras's methods: {error}. "
+            f"Correct the layer's save_own_variables or save_assets, or {WITHOUT}."
         ) from error
     return Description(text, state)
 
@@ -117,8 +117,8 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
         restore(model, keras_state.read(state, weights))
     except ValueError as error:
         raise ValueError(
-            f"The model in {str(file)!r} is not that of the weights in {str(path)!r}: it has other "
-            f"layers, or weights of other shapes. {error} Use the code of the release that exported it."
+            f"The model in {str(file)!r} does not match the weights in {str(path)!r}: its layers or "
+            f"the shapes of its weights differ. {error} Use the code of the release that exported it."
         ) from error
     return model
 

@@ -73,14 +73,14 @@ def read(path: str | os.PathLike) -> dict[str, str]:
         whole = isinstance(files, dict) and files and _to_text(files) == text
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
-            f"{str(file)!r} is missing, the list of the version's files: {str(path)!r} is no version of "
-            "export.saved_model, or an older release exported it. Export the model again."
+            f"{str(file)!r}, the list of the version's files, is missing. {str(path)!r} was not "
+            "written by export.saved_model, or an older release exported it. Export the model again."
         ) from error
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise ChangedVersionError(
-            f"{str(file)!r} is not as export.saved_model wrote it. Export the model again."
+            f"{str(file)!r} has changed since export.saved_model wrote it. Export the model again."
         )
     return files
 
@@ -121,8 +121,8 @@ def require_whole(path: str | os.PathLike) -> None:
     wrong = differences(path).text()
     if wrong:
         raise ChangedVersionError(
-            f"The version {str(path)!r} is not what was exported ({wrong}). Copy it again from where it "
-            "is whole, or export the model again."
+            f"The version {str(path)!r} has changed since its export ({wrong}). Copy it again from an "
+            "intact copy, or export the model again."
         )
 
 

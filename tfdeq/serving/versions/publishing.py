@@ -62,8 +62,8 @@ def next_version(output: str | os.PathLike) -> int:
     if highest >= _LARGEST:
         raise VersionExistsError(
             f"No version can follow {highest}, the largest number that a server reads: "
-            f"{str(found[highest])!r} is there. Nothing was touched. Name a version that is free, which "
-            "a server counts as older, or rename that folder."
+            f"{str(found[highest])!r} is there. Nothing was changed. Give a free, lower version "
+            "number, which a server takes as older, or rename that folder."
         )
     return highest + 1
 
@@ -158,10 +158,10 @@ def check_free(output: str | os.PathLike, version: int | None) -> None:
     if version in versions:
         free = "Name another"
         if max(versions) < _LARGEST:
-            free = f"Leave the version out for the next free one, {max(versions) + 1}"
+            free = f"Omit the version to get the next free one, {max(versions) + 1}"
         raise VersionExistsError(
-            f"Version {version} is there already: {str(versions[version])!r}. Nothing was "
-            f"touched. {free}, or remove that folder."
+            f"Version {version} already exists: {str(versions[version])!r}. Nothing was changed. "
+            f"{free}, or remove that folder."
         )
 
 
@@ -173,8 +173,8 @@ def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise VersionExistsError(
-                f"{str(target)!r} appeared while its content was written, by another writer. "
-                "Nothing of it was touched. Run again for the next version."
+                f"Another process created {str(target)!r} while this version was being written. It was "
+                "not changed. Run again to write the next version."
             ) from error
         with writing(str(target)):
             raise

@@ -48,9 +48,9 @@ def check(
         different = different or _answer_difference(model, again, inputs)
     if different:
         raise ValueError(
-            f"tfdeq.serving.load_model would give another model than {model.name!r} back: {different} Put "
-            "get_config and from_config, or save_own_variables and load_own_variables, of its layers "
-            f"right, or {loading.WITHOUT}."
+            f"tfdeq.serving.load_model would not restore the model {model.name!r} correctly: "
+            f"{different} Correct get_config and from_config, or save_own_variables and "
+            f"load_own_variables, of its layers, or {loading.WITHOUT}."
         )
 
 

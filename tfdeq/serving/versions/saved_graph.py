@@ -39,10 +39,10 @@ def write(
         tf.saved_model.save(module, str(folder), signatures=dict(functions), options=options)
     except AssertionError as error:  # what TensorFlow says of a resource that it cannot reach
         raise ValueError(
-            f"The model {model.name!r} uses something that is no weight and no attribute of a layer, "
-            "such as a table that a function looks up in, and is not written with it. Make it an "
-            "attribute of the layer that uses it, or export the part of the model behind it. "
-            f"TensorFlow said: {str(error)[:500]}"
+            f"The model {model.name!r} uses a resource that is neither a weight nor an attribute of a "
+            "layer, for example a lookup table inside a function. It cannot be saved with the model. "
+            "Make it an attribute of the layer that uses it, or export only the part of the model "
+            f"after it. TensorFlow said: {str(error)[:500]}"
         ) from error
 
 

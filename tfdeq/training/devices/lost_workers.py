@@ -38,8 +38,8 @@ def other_worker_lost(several_workers: bool) -> Iterator[None]:
         if not (several_workers and _is_lost(error)):
             raise
         print(
-            "Another worker does not answer any more; every worker has to be started again, and goes "
-            f"on from the last checkpoint. TensorFlow says: {_reason(error)}",
+            "Another worker no longer responds. Start all workers again; they resume from the last "
+            f"checkpoint. TensorFlow says: {_reason(error)}",
             flush=True,
         )
         raise Preempted from error

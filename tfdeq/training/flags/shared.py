@@ -45,35 +45,35 @@ _BEFORE: dict[str, Any] = {"keep": "last"}
 
 # absl's function, name, default, help, further arguments.
 _RUN = [
-    (flags.DEFINE_string, "workdir", None, "Folder of the run: made if missing, resumed from if it holds this run."),
+    (flags.DEFINE_string, "workdir", None, "Folder of the run. It is created if it is missing; if it holds this run, the run is resumed."),
     (flags.DEFINE_integer, "train_steps", 2000, "Optimiser steps."),
     (flags.DEFINE_integer, "batch_size", 16, "Examples per step, over all devices."),
-    (flags.DEFINE_integer, "accumulation_steps", 1, "Parts of a batch whose gradients are computed one after the other and averaged: less memory, the same step but for dropout masks, which each part draws, and batch statistics. They divide --batch_size."),
-    (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate: after a linear warm-up, then --schedule."),
-    (flags.DEFINE_float, "warmup_share", 0.05, "Share of the steps, at the start, in which the learning rate rises evenly to its peak."),
-    (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt with the square root of the steps, constant not at all.", sorted(SCHEDULES)),
-    (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; beyond it the gradient is scaled."),
+    (flags.DEFINE_integer, "accumulation_steps", 1, "Number of parts of a batch whose gradients are computed one after the other and averaged. It needs less memory and makes the same step, except for dropout masks and batch statistics, which each part has for itself. It must divide --batch_size."),
+    (flags.DEFINE_float, "learning_rate", 6e-3, "Peak learning rate. It is reached by a linear warm-up and then follows --schedule."),
+    (flags.DEFINE_float, "warmup_share", 0.05, "Share of the steps, at the start of training, in which the learning rate rises linearly to its peak."),
+    (flags.DEFINE_enum, "schedule", "cosine", "Learning rate after the warm-up: cosine falls to 5 % of the peak, inverse_sqrt falls with the square root of the steps, constant does not fall.", sorted(SCHEDULES)),
+    (flags.DEFINE_float, "gradient_clip", 1.0, "Largest global norm of the gradient; a larger gradient is scaled down to it."),
     (flags.DEFINE_enum, "optimizer", "muon", "Optimiser: Adam, or Muon for the matrices inside the cell and Adam for the rest.", ["adam", "muon"]),
-    (flags.DEFINE_float, "adam_rate_ratio", 1.0, "The learning rate of what Muon leaves to Adam, embeddings above all, over --learning_rate."),
+    (flags.DEFINE_float, "adam_rate_ratio", 1.0, "Learning rate of the weights that Adam trains beside Muon (above all embeddings), as a multiple of --learning_rate."),
     (flags.DEFINE_integer, "seed", 0, "Seed of weights, batches and noise."),
-    (flags.DEFINE_float, "ema", 0.0, "Momentum of a moving average of the weights, which is then what is evaluated and kept, for example 0.999; 0: none."),
-    (flags.DEFINE_enum, "keep", "best", "Weights that the run leaves, tests and exports: those of the best evaluation on validation data, or the last; with --ema the averages.", ["best", "last"]),
+    (flags.DEFINE_float, "ema", 0.0, "Momentum of a moving average of the weights, for example 0.999; the average is then evaluated and kept. 0: none."),
+    (flags.DEFINE_enum, "keep", "best", "Weights that the run keeps, tests and exports: those of the best evaluation on validation data, or the last ones; with --ema, the averages.", ["best", "last"]),
     (flags.DEFINE_enum, "precision", "float32", "Precision of the cell's arithmetic; weights, the state of the solve and the loss are float32.", ["float32", "mixed_bfloat16", "mixed_float16"]),
     (flags.DEFINE_enum, "strategy", "one_device", "Devices: the first GPU or the CPU; all GPUs of this machine; all processes that TF_CONFIG names; a TPU.", STRATEGIES),
-    (flags.DEFINE_integer, "logical_devices", 0, "Devices that the CPU is divided into for --strategy=mirrored, to try it without several GPUs; 0: none."),
+    (flags.DEFINE_integer, "logical_devices", 0, "Number of devices into which the CPU is divided for --strategy=mirrored, to try it without several GPUs; 0: none."),
     (flags.DEFINE_string, "tpu", "", "Name or address of the TPU for --strategy=tpu. Default: what the environment names."),
-    (flags.DEFINE_integer, "steps_per_call", 1, "Steps in one call of the compiled program, where nothing is due between them; more spare a small model the calls' cost."),
+    (flags.DEFINE_integer, "steps_per_call", 1, "Steps in one call of the compiled program, if nothing is due between them; more steps save a small model the overhead of calls."),
     (flags.DEFINE_integer, "profile_step", 0, "Step from which TensorFlow's profiler records five, for TensorBoard; 0: none."),
-    (flags.DEFINE_bool, "inspect_gradient", False, "Whether these looks also compare the gradient with that of a tight solve, by their cosine."),
-    (flags.DEFINE_integer, "inspect_every", 500, "Steps between looks at the equilibrium: histograms over samples and spectral radius, for TensorBoard; 0: none."),
-    (flags.DEFINE_bool, "keep_freed_memory", True, "Whether the process keeps memory that a step frees for the next one, with glibc: faster on the CPU, for more of it."),
+    (flags.DEFINE_bool, "inspect_gradient", False, "Whether these inspections also compute the cosine between the gradient and that of a tight solve."),
+    (flags.DEFINE_integer, "inspect_every", 500, "Steps between inspections of the equilibrium: histograms over samples and spectral radius, for TensorBoard; 0: none."),
+    (flags.DEFINE_bool, "keep_freed_memory", True, "Whether the process, with glibc, keeps the memory that a step frees for the next step: faster on the CPU, but it uses more memory."),
     (flags.DEFINE_bool, "jit_compile", True, "Whether XLA compiles the training step."),
     (flags.DEFINE_integer, "log_every", 20, "Steps between rows of the curves."),
     (flags.DEFINE_integer, "evaluate_every", 200, "Steps between evaluations on validation data."),
     (flags.DEFINE_integer, "checkpoint_every", 200, "Steps between checkpoints."),
-    (flags.DEFINE_float, "checkpoint_minutes", 10.0, "Minutes after which a checkpoint is written anyway; 0: none but every --checkpoint_every steps."),
-    (flags.DEFINE_integer, "divergence_patience", 20, "Steps in a row that may go wrong until the run returns to its last checkpoint: their loss or gradient is NaN or Inf (they are skipped), or their loss is above twice a uniform guess's and twice the lowest so far."),
-    (flags.DEFINE_integer, "max_rollbacks", 2, "Returns to a checkpoint, each with half the learning rate, before the run ends with a diagnosis."),
+    (flags.DEFINE_float, "checkpoint_minutes", 10.0, "Minutes after which a checkpoint is written in any case; 0: only every --checkpoint_every steps."),
+    (flags.DEFINE_integer, "divergence_patience", 20, "Number of bad steps in a row after which the run returns to its last checkpoint. A step is bad if its loss or gradient is NaN or infinite (it is skipped), or if its loss is more than twice that of a uniform guess and more than twice the lowest so far."),
+    (flags.DEFINE_integer, "max_rollbacks", 2, "Largest number of returns to a checkpoint, each with half the learning rate, before the run stops with a diagnosis."),
 ]  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def define_run_flags(**defaults: Any) -> list[str]:
     flags.DEFINE_bool(
         "dry_run",
         False,
-        "Print model size, memory and schedule, make one step, and end; --workdir is not touched. "
+        "Print model size, memory and schedule, make one step, and exit; --workdir is not changed. "
         "Default: false.",
     )
     flags.mark_flag_as_required("workdir")

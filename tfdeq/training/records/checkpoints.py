@@ -93,8 +93,9 @@ class Checkpoints:
         )
         return (
             f"The checkpoint of step {step} could not be written to {self._folder}: "
-            f"{_first_line(error)}. What was half-written is removed; {last}. Free space there, or put "
-            "right what the reason names; the same command then goes on from the last good checkpoint."
+            f"{_first_line(error)}. The incomplete checkpoint was removed; {last}. Free some space or "
+            "remove the cause, then run the same command again to resume from the last good "
+            "checkpoint."
         )
 
     @property
@@ -165,7 +166,11 @@ class Checkpoints:
         """The newest checkpoint that an attempt at it does not fail with."""
         paths = list(reversed(_checkpoint_paths(self._read_from)))
         if len(paths) == 1 and not _is_there(paths[0]):
-            print(f"{paths[0]} is not whole, and the only one; starting over.", flush=True)
+            print(
+                f"{paths[0]} is incomplete, and there is no other checkpoint. The run starts from "
+                "the beginning.",
+                flush=True,
+            )
             return None
         if before is not None:
             paths.sort(key=lambda path: _number(path) >= before)
@@ -260,7 +265,7 @@ def _repair_state(folder: str) -> None:
         logging.warning("The state file in %s cannot be read: %s", folder, _first_line(error))
         state = None
     if paths and state is None:
-        print(f"{folder}/checkpoint is lost or broken; it is written anew.", flush=True)
+        print(f"{folder}/checkpoint is missing or damaged; it is written again.", flush=True)
         try:
             _write_state(os.path.join(folder, _STATE), paths)
         except OSError as error:  # restoring does without it, and the next save writes it

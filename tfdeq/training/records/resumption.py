@@ -41,7 +41,7 @@ def check_configuration(
     """
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise NotADirectoryError(
-            f"--workdir={workdir} is a file. Name a folder, new or of this run."
+            f"--workdir={workdir} is a file. Name a new folder, or the folder of this run."
         )
     known = read_json(os.path.join(workdir, "config.json"))
     if known is None:
@@ -110,17 +110,20 @@ def _check_text(workdir: str, known: Mapping[str, Any], received: Mapping[str, A
         return
     names = [name for name in PLACES_OF_DATA if known.get(name) != received.get(name)]
     if "dataset" not in {**known, **received}:  # the trainer's own examples
-        what = "was begun with other data, which have changed since"
+        what = "was started with other data; the data have changed since"
     elif "dataset" in names:
         what = f"was trained on --dataset={known.get('dataset')}, not on {received.get('dataset')}"
     else:
-        what = f"was begun with other text: that of --dataset={received.get('dataset')} has changed since"
+        what = (
+            f"was started with another text; the text of --dataset={received.get('dataset')} has "
+            "changed since"
+        )
         moved = (f"--{n} was {known.get(n)!r}, now {received.get(n)!r}" for n in names)
         what = "; ".join([what, *moved])
     raise ValueError(
-        f"The run in --workdir={workdir} {what} (fingerprint {one[:12]}…, now {other[:12]}…). Give the "
-        "data that it was begun with to go on with it, or name another --workdir to train on these. "
-        "Nothing was changed."
+        f"The run in --workdir={workdir} {what} (fingerprint {one[:12]}…, now {other[:12]}…). To "
+        "continue the run, give the data that it was started with. To train on the new data, choose "
+        "another --workdir. Nothing was changed."
     )
 
 
@@ -142,13 +145,13 @@ def _refusal(
         )
     if gone:
         said.append(
-            f"The run in --workdir={workdir} was begun by another version of this program, with "
-            f"{' '.join(gone)}, which this version does not have. Go on with that version, which "
-            "environment.json there names, or train anew in another --workdir."
+            f"The run in --workdir={workdir} was started by another version of this program, with "
+            f"{' '.join(gone)}, which this version does not have. Continue with that version, which "
+            "its environment.json names, or start a new run in another --workdir."
         )
     else:
         said.append(
-            f"Give {' '.join(flags)} to go on with it, or name another --workdir, or delete the folder "
-            "to start over."
+            f"To continue the run, give {' '.join(flags)}. To start a new one, choose another "
+            "--workdir or delete the folder."
         )
     return " ".join([*said, "Nothing was changed."])

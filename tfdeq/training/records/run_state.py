@@ -86,7 +86,7 @@ class RunState:
         try:
             figures.restore(words="The best so far is")
         except ValueError as error:
-            print(f"{error} Until then the best is looked for anew.", flush=True)
+            print(f"{error} The search for the best weights starts again.", flush=True)
         return self._restore_together(self._checkpoints)
 
     def restore_best(self) -> bool:

@@ -132,8 +132,8 @@ def _read(workdir: str, name: str) -> Run:
     path = os.path.join(workdir, "curves.jsonl")
     if metrics is None and not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{workdir} holds neither metrics.json nor curves.jsonl: no run lies there. Train one: "
-            f"{commands.command('trainers.language_model')} --workdir={workdir}"
+            f"{workdir} holds neither metrics.json nor curves.jsonl: it is not the folder of a run. "
+            f"Train one: {commands.command('trainers.language_model')} --workdir={workdir}"
         )
     curves = Curves(path).columns() or {
         name: values

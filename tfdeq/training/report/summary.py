@@ -27,8 +27,8 @@ def summary(workdir: str) -> list[str]:
     metrics = read_json(os.path.join(workdir, "metrics.json"))
     if metrics is None:
         raise FileNotFoundError(
-            f"{workdir} holds no metrics.json: no finished run lies there. Train one, or go on with "
-            f"it: {commands.command('trainers.language_model')} --workdir={workdir}"
+            f"{workdir} holds no metrics.json: it has no finished run. Start or continue a run: "
+            f"{commands.command('trainers.language_model')} --workdir={workdir}"
         )
     return [*_results(metrics), *_places(workdir)]
 

@@ -33,8 +33,8 @@ def make_experiment(config: Mapping[str, Any], data: TokenData) -> Experiment:
     model = make_model(config, data.vocabulary_size)
     if config["carry_memory"] and not model.remembers:
         raise ValueError(
-            "--carry_memory wants a model that remembers; received --model="
-            f"{config['model']} --attention_span={config['attention_span']}. Give a transformer the "
+            f"--carry_memory needs a model with a carried memory; received --model={config['model']} "
+            f"--attention_span={config['attention_span']}. For a transformer, set the number of "
             "positions that it sees, for example --attention_span=128."
         )
     evaluator = _evaluator(config, model, data.validation, data.unit, config["evaluation_windows"])

@@ -31,8 +31,9 @@ def make_model(
     adds = config["model"] if config["model"] != "deq" else config["cell"]
     if adds == "transformer" and config["embedding_width"] not in (0, config["width"]):
         raise ValueError(
-            "A transformer adds to its input: --embedding_width must be 0 or --width; received "
-            f"{config['embedding_width']} and {config['width']}. --cutoffs make embeddings narrower."
+            "A transformer adds its output to its input, so --embedding_width must be 0 or equal to "
+            f"--width; received {config['embedding_width']} and {config['width']}. Use --cutoffs for "
+            "narrower embeddings."
         )
     make = _equilibrium if config["model"] == "deq" else _explicit
     model = make(
