@@ -24,7 +24,9 @@ from tfdeq.solvers import (
     Anderson,
     Broyden,
     FixedPointIteration,
+    ForwardBackward,
     NewtonKrylov,
+    PeacemanRachford,
     Reversible,
 )
 from tfdeq.spectral_norm import SpectralNorm, spectral_norm_bound
@@ -38,9 +40,11 @@ __all__ = [
     "Broyden",
     "DEQLayer",
     "FixedPointIteration",
+    "ForwardBackward",
     "Implicit",
     "JacobianFree",
     "NewtonKrylov",
+    "PeacemanRachford",
     "PhantomGradient",
     "Reversible",
     "ReversibleBackprop",

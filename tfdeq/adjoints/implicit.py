@@ -35,9 +35,9 @@ class Implicit(Adjoint):
 
     Args:
         solver: for the backward solve, with a tolerance and budget of its own: a solver, or its
-            name. None: the forward solver, with the tolerance and patience that hold forward and at
-            least its own max_steps. A call's backward_tolerance and backward_max_steps come before
-            either.
+            name. None: the forward solver (GMRES for the splitting methods), with the tolerance and
+            patience that hold forward and at least its own max_steps. A call's backward_tolerance and
+            backward_max_steps come before either.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377, theorem 1.
 
@@ -56,7 +56,8 @@ class Implicit(Adjoint):
 
     def attach_gradient(self, f, z, args, settings):
         backward = settings._replace(
-            solver=self.solver or settings.solver, limits=settings.backward_limits
+            solver=self.solver or settings.solver.for_linear_systems(),
+            limits=settings.backward_limits,
         )
         return _attach(f, z, args, backward)
 

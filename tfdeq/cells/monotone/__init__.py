@@ -1,0 +1,6 @@
+"""Cells whose equilibrium exists, is the only one, and moves no further than a bound says."""
+
+from tfdeq.cells.monotone.convolution import MonotoneConvolution
+from tfdeq.cells.monotone.dense import MonotoneDense
+
+__all__ = ["MonotoneConvolution", "MonotoneDense"]

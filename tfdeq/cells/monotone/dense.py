@@ -1,0 +1,121 @@
+"""A dense cell with exactly one equilibrium for every input."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfdeq.cells.linear import checked_scale, linear
+from tfdeq.cells.monotone import operators
+from tfdeq.solvers.solver import require_positive, require_positive_integer
+from tfdeq.solvers.splitting import Splitting
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+class MonotoneDense(keras.layers.Layer):
+    """f(z, x) = relu(z W + x U + b), W = (1 − m) I − A Aᵀ + B − Bᵀ, for any A and B.
+
+    (I − W) is strongly monotone, vᵀ(I − W) v >= m ‖v‖², since A Aᵀ adds to it and B − Bᵀ does nothing. So
+    every input has exactly one equilibrium, whatever the weights become in training, and it is
+    Lipschitz: ‖z*(x) − z*(y)‖ <= ‖U‖₂ ‖x − y‖ / m. A contraction, as `DenseCell` can be, promises the same
+    of fewer maps: here ‖W‖ may be as large as it likes.
+
+    Plain iteration may diverge. `tfdeq.PeacemanRachford` and `tfdeq.ForwardBackward` converge from
+    every start; the cell has their parts by `splitting`. Other solvers find the same equilibrium
+    where they converge. In half precision W is rounded, which may take up to 2^−8 ‖W‖ (2^−11 in
+    float16) from m.
+
+    Args:
+        units: d, size of the state.
+        monotonicity: m > 0. A larger one is solved in fewer steps, has a smaller Lipschitz constant and
+            expresses less. Default 0.1.
+        recurrent_scale: of A and B at the start, >= 0: their entries start as N(0, 1 / d) times it.
+            Default 0.5.
+
+    Call arguments: z [B, ..., d]; x as it comes from `inject`. Returns [B, ..., d].
+
+    Raises:
+        ValueError: for settings out of range.
+
+    Source: Winston, Kolter, Monotone operator equilibrium networks, arXiv:2006.08591, theorem 1 and
+        proposition 1; the Lipschitz constant: Pabbaraju, Winston, Kolter, Estimating Lipschitz
+        constants of monotone deep equilibrium models, ICLR 2021, theorem 1.
+
+    Example:
+        >>> from tfdeq import DEQLayer
+        >>> layer = DEQLayer(MonotoneDense(4), solver="peaceman_rachford")
+        >>> layer(keras.ops.ones([2, 3])).shape
+        TensorShape([2, 4])
+    """
+
+    def __init__(
+        self, units: int, monotonicity: float = 0.1, recurrent_scale: float = 0.5, **kwargs
+    ):
+        super().__init__(**kwargs)
+        require_positive_integer("units", units)
+        require_positive("monotonicity", monotonicity)
+        self.units = units
+        self.monotonicity = float(monotonicity)
+        self.recurrent_scale = checked_scale("recurrent_scale", recurrent_scale)
+        self.symmetric = linear(
+            units, self.recurrent_scale, name="symmetric", dtype=self.dtype_policy
+        )
+        self.skew = linear(units, self.recurrent_scale, name="skew", dtype=self.dtype_policy)
+        self.injection = keras.layers.Dense(units, dtype=self.dtype_policy, name="injection")
+
+    def recurrent_kernel(self):
+        """Returns W [d, d], of the weights' dtype; z W is what the cell computes."""
+        for part in (self.symmetric, self.skew):
+            if not part.built:
+                part.build((None, self.units))
+        a, b = (ops.convert_to_tensor(part.kernel) for part in (self.symmetric, self.skew))
+        identity = ops.eye(self.units, dtype=a.dtype)
+        return (
+            (1 - self.monotonicity) * identity
+            - ops.matmul(a, ops.transpose(a))
+            + b
+            - ops.transpose(b)
+        )
+
+    def inject(self, x):
+        """Returns what of the input x [B, ..., n] is the same in every application.
+
+        input: x U + b [B, ..., d]. kernel: W [1, d, d].
+        """
+        kernel = ops.cast(self.recurrent_kernel(), self.compute_dtype)
+        return {"input": self.injection(x), "kernel": kernel[None]}
+
+    def initial_state(self, x):
+        """Returns zeros [B, ..., d]."""
+        return ops.zeros((*ops.shape(x)[:-1], self.units), dtype=self.compute_dtype)
+
+    def call(self, z, x):
+        return ops.relu(_affine(z, x))
+
+    def splitting(self, x):
+        """Returns the parts of the cell as a `tfdeq.solvers.splitting.Splitting`; x: from `inject`."""
+        kernel = operators.widened(x["kernel"])
+        operator = tf.eye(self.units, dtype=kernel.dtype) - kernel
+
+        def resolvent(step_size):
+            inverse = operators.resolvent_matrices(operator, tf.cast(step_size, operator.dtype))[0]
+            return lambda v: tf.cast(ops.matmul(tf.cast(v, inverse.dtype), inverse), v.dtype)
+
+        return Splitting(
+            affine=lambda z: tf.cast(_affine(tf.cast(z, x["kernel"].dtype), x), z.dtype),
+            projection=tf.nn.relu,
+            resolvent=resolvent,
+            lipschitz=lambda: operators.lipschitz(operator),
+            cocoercivity=lambda: operators.cocoercivity(operator),
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "monotonicity": self.monotonicity,
+            "recurrent_scale": self.recurrent_scale,
+        }
+
+
+def _affine(z, x):
+    return ops.matmul(z, x["kernel"][0]) + x["input"]
