@@ -13,6 +13,7 @@ from tfdeq.adjoints import (
     Unrolled,
 )
 from tfdeq.best_of import BestOf, best_of
+from tfdeq.certificates import certified_radius
 from tfdeq.fixed_point import fixed_point
 from tfdeq.gradient_report import gradient_report
 from tfdeq.layer import DEQLayer
@@ -58,6 +59,7 @@ __all__ = [
     "__version__",
     "best_of",
     "callbacks",
+    "certified_radius",
     "describe",
     "fixed_point",
     "gradient_report",

@@ -137,15 +137,30 @@ def apply_symbol(x: tf.Tensor, symbol: tf.Tensor, size: tuple) -> tf.Tensor:
     """Returns the images that a symbol makes of images x [B, H, W, n] of this size, [B, H, W, C]."""
     rows, columns = size
     channels = symbol.shape[-1] // 2
-    transformed = tf.signal.rfft2d(tf.transpose(x, [0, 3, 1, 2]))
-    transformed = tf.reshape(transformed, [tf.shape(x)[0], x.shape[-1], rows * (columns // 2 + 1)])
-    transformed = tf.transpose(transformed, [2, 0, 1])  # frequency, sample, channel
-    joined = tf.concat([tf.math.real(transformed), tf.math.imag(transformed)], axis=-1)
-    real, imaginary = tf.split(tf.matmul(joined, symbol), 2, axis=-1)
+    real, imaginary = tf.split(tf.matmul(transformed(x, size), symbol), 2, axis=-1)
     result = tf.transpose(tf.complex(real, imaginary), [1, 2, 0])
     result = tf.reshape(result, [tf.shape(x)[0], channels, rows, columns // 2 + 1])
     result = tf.signal.irfft2d(result, fft_length=[rows, columns])
     return tf.transpose(result, [0, 2, 3, 1])
+
+
+def transformed(x: tf.Tensor, size: tuple) -> tf.Tensor:
+    """Returns the Fourier transform of images x [B, H, W, n], [H (W // 2 + 1), B, 2n]: [Re x̂, Im x̂]."""
+    rows, columns = size
+    result = tf.signal.rfft2d(tf.transpose(x, [0, 3, 1, 2]))
+    result = tf.reshape(result, [tf.shape(x)[0], x.shape[-1], rows * (columns // 2 + 1)])
+    result = tf.transpose(result, [2, 0, 1])  # frequency, sample, channel
+    return tf.concat([tf.math.real(result), tf.math.imag(result)], axis=-1)
+
+
+def frequency_weights(size: tuple) -> tf.Tensor:
+    """Returns [H (W // 2 + 1)] float64: ‖x‖² is the sum over frequencies of these times ‖[Re x̂, Im x̂]‖²."""
+    rows, columns = size
+    across = tf.range(columns // 2 + 1)
+    # A frequency that is its own conjugate stands for itself alone, the others for two.
+    alone = tf.equal(across, 0) | tf.equal(2 * across, columns)
+    weights = tf.tile(tf.where(alone, 1.0, 2.0), [rows])
+    return tf.cast(weights, tf.float64) / tf.cast(rows * columns, tf.float64)
 
 
 def _wrapped(x, axis: int, reach: int):

@@ -6,6 +6,7 @@ from keras import ops
 
 from tfdeq.cells.linear import checked_scale
 from tfdeq.cells.monotone import circular, operators
+from tfdeq.cells.monotone.parts import ExactParts
 from tfdeq.solvers.solver import require_positive, require_positive_integer
 from tfdeq.solvers.splitting import Splitting
 
@@ -124,6 +125,25 @@ class MonotoneConvolution(keras.layers.Layer):
             resolvent=resolvent,
             lipschitz=lambda: operators.lipschitz(operator()),
             cocoercivity=lambda: operators.cocoercivity(operator()),
+        )
+
+    def exact_parts(self, x):
+        """Returns the cell for the images x [B, H, W, n] as `ExactParts`, for `tfdeq.certified_radius`."""
+        kernel, projection = (
+            tf.cast(ops.cast(weight, self.compute_dtype), tf.float64)
+            for weight in (self.recurrent_kernel(), self.injection.kernel)
+        )
+        bias = tf.cast(ops.convert_to_tensor(self.injection.bias), tf.float64)
+        constant = circular.circular_convolution(tf.cast(x, tf.float64), projection) + bias
+        size = _size(x)
+        identity = tf.eye(2 * self.filters, dtype=tf.float64)
+        return ExactParts(
+            affine=lambda z: circular.circular_convolution(z, kernel) + constant,
+            recurrent=lambda z: circular.circular_convolution(z, kernel),
+            operator=identity - circular.symbol(kernel, size),
+            injection=circular.symbol(projection, size),
+            transform=lambda z: circular.transformed(z, size),
+            weights=circular.frequency_weights(size),
         )
 
     def get_config(self):

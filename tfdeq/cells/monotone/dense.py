@@ -6,6 +6,7 @@ from keras import ops
 
 from tfdeq.cells.linear import checked_scale, linear
 from tfdeq.cells.monotone import operators
+from tfdeq.cells.monotone.parts import ExactParts
 from tfdeq.solvers.solver import require_positive, require_positive_integer
 from tfdeq.solvers.splitting import Splitting
 
@@ -106,6 +107,23 @@ class MonotoneDense(keras.layers.Layer):
             resolvent=resolvent,
             lipschitz=lambda: operators.lipschitz(operator),
             cocoercivity=lambda: operators.cocoercivity(operator),
+        )
+
+    def exact_parts(self, x):
+        """Returns the cell for the inputs x [B, n] as `ExactParts`, for `tfdeq.certified_radius`."""
+        kernel, projection = (
+            tf.cast(ops.cast(weight, self.compute_dtype), tf.float64)
+            for weight in (self.recurrent_kernel(), self.injection.kernel)
+        )
+        bias = tf.cast(ops.convert_to_tensor(self.injection.bias), tf.float64)
+        constant = tf.matmul(tf.cast(x, tf.float64), projection) + bias
+        return ExactParts(
+            affine=lambda z: tf.matmul(z, kernel) + constant,
+            recurrent=lambda z: tf.matmul(z, kernel),
+            operator=(tf.eye(self.units, dtype=tf.float64) - kernel)[None],
+            injection=projection[None],
+            transform=lambda z: z[None],
+            weights=tf.ones([1], tf.float64),
         )
 
     def get_config(self):
