@@ -85,6 +85,10 @@ CELLS = {
         lambda: tfdeq.cells.MonotoneDense(4, monotonicity=0.5, recurrent_scale=0.3),
         _floats(3, 2),
     ),
+    "Lipschitz bounded": (
+        lambda: tfdeq.cells.LipschitzBounded(4, recurrent_scale=0.3),
+        _floats(3, 2),
+    ),
     "monotone convolution": (
         lambda: tfdeq.cells.MonotoneConvolution(4, monotonicity=0.5, recurrent_scale=0.3),
         _floats(3, 3, 4, 2),

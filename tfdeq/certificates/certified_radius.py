@@ -15,18 +15,20 @@ from tfdeq.solvers.solver import require_positive
 def certified_radius(model: Any, inputs: Any, lipschitz: float | None = None) -> tf.Tensor:
     """Returns how far each input may move, in l2, before the model's answer can change.
 
-    The answer is the class i of the largest logit. With S = (I − W + (I − W)ᵀ)/2 = C Cᵀ >= m I of a monotone
-    cell, its equilibria at inputs x and y have ‖Cᵀ(z*(x) − z*(y))‖ <= ‖C^(−1) U‖ ‖x − y‖, so that with
-    r_ij the difference of two rows of a linear readout no other class j is larger within
-    min_j (logit_i − logit_j) / (‖C^(−1) r_ij‖ ‖C^(−1) U‖).
-    This is never smaller than with the constants ‖r_ij‖ ‖U‖ / m, to which it comes down for S = m I.
-    Layers before the equilibrium multiply ‖C^(−1) U‖ by their Lipschitz constants.
+    The answer is the class i of the largest logit. Let S = (I − W + (I − W)ᵀ)/2 = C Cᵀ >= m I be that of a
+    monotone cell. The equilibria of two inputs x and y differ by a δ with ‖Cᵀδ‖² <= δᵀU (x − y), a ball, and
+    r_ij, the difference of two rows of a linear readout, changes over it by no more than κ_ij ‖x − y‖,
+    κ_ij = (‖UᵀS^(−1) r_ij‖ + ‖C^(−1) r_ij‖ ‖C^(−1) U‖) / 2.
+    So no other class j is larger within min_j (logit_i − logit_j) / κ_ij. κ_ij is never more than
+    ‖r_ij‖ ‖U‖ / m, the published constant, to which it comes down for S = m I and r_ij along U. Layers
+    before the equilibrium multiply it by their Lipschitz constants.
 
     It is a bound: norms are singular values in float64 of the weights as the cell uses them, a convolution's
     the largest over all frequencies, and nothing comes from power iteration, which estimates from below.
     What the solve has left undone counts: with ρ = z − f(z), in float64, the equilibrium is within
-    ‖C^(−1) W ρ‖ of f(z) in that metric. This is taken off twice, once for the input and once for a
-    neighbour whose solve leaves as much. So a sample whose solve is far from done has radius 0.
+    ‖C^(−1) W ρ‖ of f(z) in that metric, which times ‖C^(−1) r_ij‖ is taken off the margin twice, once for the
+    input and once for a neighbour whose solve leaves as much. So a sample whose solve is far from done
+    has radius 0.
 
     Args:
         model: a Keras model: layers one after another, of which one is a `DEQLayer` of a monotone cell
@@ -45,8 +47,8 @@ def certified_radius(model: Any, inputs: Any, lipschitz: float | None = None) ->
         ValueError: for a model without such a chain, naming the layer that does not fit.
 
     Source: Pabbaraju, Winston, Kolter, Estimating Lipschitz constants of monotone deep equilibrium models,
-        ICLR 2021, theorem 1, for ‖U‖ / m; the metric is that of strong monotonicity with S in place of
-        m I. Margins: Tsuzuku, Sato, Sugiyama, Lipschitz-Margin Training, arXiv:1802.04034, section 3.
+        ICLR 2021, theorem 1, for ‖U‖ / m; here strong monotonicity is used with S in place of m I. Margins:
+        Tsuzuku, Sato, Sugiyama, Lipschitz-Margin Training, arXiv:1802.04034, section 3.
 
     Example:
         >>> cell = tfdeq.cells.MonotoneDense(8, monotonicity=1.0)
@@ -59,7 +61,7 @@ def certified_radius(model: Any, inputs: Any, lipschitz: float | None = None) ->
         require_positive("lipschitz", lipschitz)
         logits = tf.cast(model(inputs), tf.float64)
         lengths = tf.fill([logits.shape[-1]] * 2, tf.constant(2**0.5 * lipschitz, tf.float64))
-        radius = _smallest(logits, lengths, tf.zeros_like(logits[:, 0]))
+        radius = _smallest(logits, lengths, tf.zeros_like(lengths), tf.zeros_like(logits[:, 0]))
     else:
         radius = _of_chain(*_chain(model), inputs)
     # Rounded down; NaN is no radius.
@@ -78,8 +80,11 @@ def _of_chain(before: list, layer: DEQLayer, after: list, inputs: Any) -> tf.Ten
     image = tf.nn.relu(parts.affine(z))
     error = metric.length(parts.recurrent(z - image))
     logits, rows = readout(after, image)
-    lengths = tf.stack([metric.length(row[None] - rows) for row in tf.unstack(rows)])
-    return _smallest(logits, lengths, 2 * error) / (bound * metric.norm(parts.injection))
+    differences = [row[None] - rows for row in tf.unstack(rows)]
+    lengths = tf.stack([metric.length(each) for each in differences])
+    moved = tf.stack([metric.pushed(each) for each in differences])
+    slopes = bound * (moved + lengths * metric.norm(parts.injection)) / 2
+    return _smallest(logits, slopes, lengths, 2 * error)
 
 
 def _chain(model: Any) -> tuple[list, DEQLayer, list]:
@@ -133,29 +138,41 @@ class _Metric:
 
     def length(self, states: tf.Tensor) -> tf.Tensor:
         """[R, …] -> [R]."""
-        coordinates = self._parts.transform(states)  # [n, R, d]
-        solved = self._solved(coordinates)
-        squares = tf.reduce_sum(tf.square(solved), axis=1)
-        weighted = tf.reduce_sum(self._parts.weights[:, None] * squares, axis=0)
-        return tf.sqrt(weighted) * (1 + ROUNDING)
+        return self._norms(self._solved(self._parts.transform(states)))
+
+    def pushed(self, states: tf.Tensor) -> tf.Tensor:
+        """‖UᵀS^(−1) v‖ for each state v, [R, …] -> [R]."""
+        solved = tf.linalg.cholesky_solve(
+            self._factor, tf.linalg.matrix_transpose(self._parts.transform(states))
+        )
+        return self._norms(tf.matmul(self._parts.injection, solved))
 
     def norm(self, blocks: tf.Tensor) -> tf.Tensor:
         """The largest ‖C^(−1) Uᵀ‖₂ of blocks U [n, c, d], []."""
         return matrix_norm(self._solved(blocks)) * (1 + ROUNDING)
 
+    def _norms(self, coordinates: tf.Tensor) -> tf.Tensor:
+        """Of what has the coordinates [n, c, R], [R]."""
+        squares = tf.reduce_sum(tf.square(coordinates), axis=1)
+        weighted = tf.reduce_sum(self._parts.weights[:, None] * squares, axis=0)
+        return tf.sqrt(weighted) * (1 + ROUNDING)
+
     def _solved(self, blocks: tf.Tensor) -> tf.Tensor:
         return tf.linalg.triangular_solve(self._factor, tf.linalg.matrix_transpose(blocks))
 
 
-def _smallest(logits: tf.Tensor, lengths: tf.Tensor, error: tf.Tensor) -> tf.Tensor:
-    """min over j ≠ i of (logit_i − logit_j) / length_ij − error, i the answer, [B].
+def _smallest(
+    logits: tf.Tensor, slopes: tf.Tensor, lengths: tf.Tensor, error: tf.Tensor
+) -> tf.Tensor:
+    """min over j ≠ i of (logit_i − logit_j − error length_ij) / slope_ij, i the answer, [B].
 
     Args:
-        logits: [B, K]. lengths: [K, K]. error: [B].
+        logits: [B, K]. slopes, lengths: [K, K]. error: [B].
     """
     answer = tf.argmax(logits, axis=1)
     margins = tf.reduce_max(logits, axis=1, keepdims=True) - logits
-    distances = margins / tf.gather(lengths, answer)
+    margins -= error[:, None] * tf.gather(lengths, answer)
+    distances = margins / tf.gather(slopes, answer)
     others = tf.logical_not(tf.one_hot(answer, logits.shape[-1], True, False))
     infinity = tf.constant(float("inf"), tf.float64)
-    return tf.reduce_min(tf.where(others, distances, infinity), axis=1) - error
+    return tf.reduce_min(tf.where(others, distances, infinity), axis=1)

@@ -2,5 +2,6 @@
 
 from tfdeq.cells.monotone.convolution import MonotoneConvolution
 from tfdeq.cells.monotone.dense import MonotoneDense
+from tfdeq.cells.monotone.lipschitz_bounded import LipschitzBounded
 
-__all__ = ["MonotoneConvolution", "MonotoneDense"]
+__all__ = ["LipschitzBounded", "MonotoneConvolution", "MonotoneDense"]

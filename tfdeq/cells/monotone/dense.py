@@ -77,13 +77,18 @@ class MonotoneDense(keras.layers.Layer):
             - ops.transpose(b)
         )
 
+    def metric(self):
+        """Returns [d], Λ > 0: the operator is monotone for the inner product Σ Λ_i v_i w_i."""
+        return ops.ones([self.units], dtype=self.variable_dtype)
+
     def inject(self, x):
         """Returns what of the input x [B, ..., n] is the same in every application.
 
-        input: x U + b [B, ..., d]. kernel: W [1, d, d].
+        input: x U + b [B, ..., d]. kernel: W [1, d, d]. metric: Λ [1, d], see `metric`.
         """
+        constant = self.injection(x)
         kernel = ops.cast(self.recurrent_kernel(), self.compute_dtype)
-        return {"input": self.injection(x), "kernel": kernel[None]}
+        return {"input": constant, "kernel": kernel[None], "metric": self.metric()[None]}
 
     def initial_state(self, x):
         """Returns zeros [B, ..., d]."""
@@ -96,6 +101,9 @@ class MonotoneDense(keras.layers.Layer):
         """Returns the parts of the cell as a `tfdeq.solvers.splitting.Splitting`; x: from `inject`."""
         kernel = operators.widened(x["kernel"])
         operator = tf.eye(self.units, dtype=kernel.dtype) - kernel
+        # For z √Λ, whose inner product is the ordinary one; the steps are the same in both.
+        scale = tf.sqrt(tf.cast(x["metric"][0], kernel.dtype))
+        monotone = operator / scale[:, None] * scale
 
         def resolvent(step_size):
             inverse = operators.resolvent_matrices(operator, tf.cast(step_size, operator.dtype))[0]
@@ -105,8 +113,8 @@ class MonotoneDense(keras.layers.Layer):
             affine=lambda z: tf.cast(_affine(tf.cast(z, x["kernel"].dtype), x), z.dtype),
             projection=tf.nn.relu,
             resolvent=resolvent,
-            lipschitz=lambda: operators.lipschitz(operator),
-            cocoercivity=lambda: operators.cocoercivity(operator),
+            lipschitz=lambda: operators.lipschitz(monotone),
+            cocoercivity=lambda: operators.cocoercivity(monotone),
         )
 
     def exact_parts(self, x):
@@ -117,12 +125,15 @@ class MonotoneDense(keras.layers.Layer):
         )
         bias = tf.cast(ops.convert_to_tensor(self.injection.bias), tf.float64)
         constant = tf.matmul(tf.cast(x, tf.float64), projection) + bias
+        metric = tf.cast(self.metric(), tf.float64)
+        scale = tf.sqrt(metric)
+        operator = tf.eye(self.units, dtype=tf.float64) - kernel
         return ExactParts(
             affine=lambda z: tf.matmul(z, kernel) + constant,
-            recurrent=lambda z: tf.matmul(z, kernel),
-            operator=(tf.eye(self.units, dtype=tf.float64) - kernel)[None],
-            injection=projection[None],
-            transform=lambda z: z[None],
+            recurrent=lambda z: tf.matmul(z, kernel) * metric,
+            operator=(operator / scale[:, None] * scale)[None],
+            injection=(projection * scale)[None],
+            transform=lambda v: (v / scale)[None],
             weights=tf.ones([1], tf.float64),
         )
 
