@@ -109,6 +109,12 @@ def test_softmax_saving_and_graphs_change_nothing(tmp_path):
     )
     np.testing.assert_allclose(compiled(x), expected, rtol=1e-5)
     assert compiled(tf.zeros([0, 2])).shape == (0,)
+    archive = keras.export.ExportArchive()
+    archive.track(loaded)
+    archive.add_endpoint("certified_radius", compiled)
+    archive.write_out(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(served.certified_radius(x), expected, rtol=1e-5)
 
 
 def test_a_solve_that_is_not_done_certifies_nothing():
