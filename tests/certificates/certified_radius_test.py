@@ -107,14 +107,15 @@ def test_softmax_saving_and_graphs_change_nothing(tmp_path):
         input_signature=[tf.TensorSpec([None, 2])],
         autograph=False,
     )
-    np.testing.assert_allclose(compiled(x), expected, rtol=1e-5)
+    # What the residual takes off, a hundredth of the radius, is known to about 1e-3 in float32.
+    np.testing.assert_allclose(compiled(x), expected, rtol=1e-4)
     assert compiled(tf.zeros([0, 2])).shape == (0,)
     archive = keras.export.ExportArchive()
     archive.track(loaded)
     archive.add_endpoint("certified_radius", compiled)
     archive.write_out(tmp_path / "exported", verbose=False)
     served = tf.saved_model.load(str(tmp_path / "exported"))
-    np.testing.assert_allclose(served.certified_radius(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(served.certified_radius(x), expected, rtol=1e-4)
 
 
 def test_a_solve_that_is_not_done_certifies_nothing():
