@@ -14,6 +14,7 @@ import tensorflow as tf
 import tfdeq
 from tests.support.cases import (
     EVERY_MODE,
+    GENERAL,
     DenseCell,
     NoisyCell,
     PairCell,
@@ -80,6 +81,18 @@ CELLS = {
         lambda: tfdeq.cells.GroupAttention(6, 3, recurrent_scale=0.2),
         _floats(3, 4, 4, 6),
     ),
+    "monotone dense": (
+        lambda: tfdeq.cells.MonotoneDense(4, monotonicity=0.5, recurrent_scale=0.3),
+        _floats(3, 2),
+    ),
+    "Lipschitz bounded": (
+        lambda: tfdeq.cells.LipschitzBounded(4, recurrent_scale=0.3),
+        _floats(3, 2),
+    ),
+    "monotone convolution": (
+        lambda: tfdeq.cells.MonotoneConvolution(4, monotonicity=0.5, recurrent_scale=0.3),
+        _floats(3, 3, 4, 2),
+    ),
     "token mixing": (
         lambda: tfdeq.cells.TokenMixing(4, places=6, recurrent_scale=0.2),
         _floats(3, 3, 2, 4),
@@ -139,7 +152,7 @@ MODELS = {
     fast(
         [
             *(("anderson", adjoint) for adjoint in adjoints.REGISTRY),
-            *((name, "implicit") for name in solvers.REGISTRY),
+            *((name, "implicit") for name in GENERAL),
             ("reversible", "reversible_backprop"),
         ],
         itertools.product(SOLVERS, adjoints.REGISTRY),
@@ -265,7 +278,7 @@ def test_rule_trains_a_layer_that_is_saved_and_loaded(adjoint, tmp_path):
     _assert_close(loaded(x), model(x), 1e-6)
 
 
-@pytest.mark.parametrize("name", fast(["anderson", "broyden"], solvers.REGISTRY))
+@pytest.mark.parametrize("name", fast(["anderson", "broyden"], GENERAL))
 def test_modes_agree(name):
     a, x = linear_case(batch=4, radius=0.9, seed=9)
 

@@ -46,6 +46,7 @@ LAYERS = (
         "tfdeq.models",
         "tfdeq.gradient_report",
         "tfdeq.best_of",
+        "tfdeq.certificates",
         "tfdeq.steadiness.residual_watch",
     ),
     ("tfdeq.callbacks",),

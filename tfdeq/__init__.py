@@ -14,6 +14,7 @@ from tfdeq.adjoints import (
     Unrolled,
 )
 from tfdeq.best_of import BestOf, best_of
+from tfdeq.certificates import certified_radius
 from tfdeq.fixed_point import fixed_point
 from tfdeq.gradient_report import gradient_report
 from tfdeq.layer import DEQLayer
@@ -25,7 +26,9 @@ from tfdeq.solvers import (
     Anderson,
     Broyden,
     FixedPointIteration,
+    ForwardBackward,
     NewtonKrylov,
+    PeacemanRachford,
     Reversible,
 )
 from tfdeq.spectral_norm import SpectralNorm, spectral_norm_bound
@@ -39,9 +42,11 @@ __all__ = [
     "Broyden",
     "DEQLayer",
     "FixedPointIteration",
+    "ForwardBackward",
     "Implicit",
     "JacobianFree",
     "NewtonKrylov",
+    "PeacemanRachford",
     "PhantomGradient",
     "Reversible",
     "ReversibleBackprop",
@@ -57,6 +62,7 @@ __all__ = [
     "best_of",
     "callbacks",
     "cells",
+    "certified_radius",
     "describe",
     "fixed_point",
     "gradient_report",

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdeq.rows import scattered, take_rows
+from tfdeq.solvers.splitting import Splitting
 
 
 class RowwiseFunction:
@@ -26,6 +27,10 @@ class RowwiseFunction:
     def __call__(self, z: Any, *args: Any) -> Any:
         return self._f(z, *args)
 
+    def splitting(self, *args: Any) -> Splitting | None:
+        """Returns what f says of its parts; None: nothing."""
+        return splitting_of(self._f, args)
+
 
 class BoundFunction:
     """z -> f(z, *args) without gradient to args, which can be restricted to some rows of the batch.
@@ -43,6 +48,10 @@ class BoundFunction:
     def __call__(self, z: Any) -> Any:
         return self._f(z, *self._args)
 
+    def splitting(self) -> Splitting | None:
+        """Returns what f says of its parts; None: nothing."""
+        return splitting_of(self._f, self._args)
+
     @property
     def compacts(self) -> bool:
         """Whether `rows` is to be called."""
@@ -54,6 +63,11 @@ class BoundFunction:
         for position in self._batched:
             args[position] = take_rows(args[position], indices)
         return BoundFunction(self._f, args)
+
+
+def splitting_of(f: Callable[..., Any], args: Sequence[Any]) -> Splitting | None:
+    """Returns what a function says of its parts for these args; None: nothing."""
+    return f.splitting(*args) if hasattr(f, "splitting") else None
 
 
 def run_compacting(

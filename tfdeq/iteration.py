@@ -20,6 +20,7 @@ from tfdeq.numerics.loop_state import (
     running_of,
     with_records,
 )
+from tfdeq.numerics.split_function import evaluate_split, prepared_splitting
 from tfdeq.numerics.state_layout import StateLayout
 from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.solution import Solution
@@ -85,8 +86,9 @@ def iterate(
     given = Limits(tolerance, max_steps, patience, absolute_tolerance)
     limits = given.resolved(solver, batch, z.dtype)
     most = given.most_steps(solver)
+    prepared = prepared_splitting(f, layout, solver)
     settings = LoopSettings(
-        solver, layout, return_image, return_state, linear_part, tuple(iterates)
+        solver, layout, return_image, return_state, linear_part, tuple(iterates), prepared
     )
 
     largest = tf.fill(batch, z.dtype.max)
@@ -159,13 +161,7 @@ def _turn(
     """One evaluation of f, its booking, and the solver's step to the next iterate."""
     solver, layout = settings.solver, settings.layout
     before = state
-    # What has no arguments, such as an adjoint system, is made of what it closes over.
-    bare = not isinstance(f, BoundFunction)
-    if solver.uses_products and settings.linear_part is None:
-        f_z, product = evaluate_linearised(f, layout, state.z, bare)
-    else:
-        f_z = evaluate(f, layout, state.z, bare)
-        product = lambda v: layout.flatten(settings.linear_part(layout.unflatten(v)))  # noqa: E731
+    f_z, affine_z, product = _evaluated(settings, f, state.z)
     seen = layout.rounded(state.z)
     residual = residual_of(seen, f_z, with_unit=tf.equal(state.k, 0))
     kept = f_z if settings.return_image else seen
@@ -195,6 +191,10 @@ def _turn(
             limits.tolerance,
         )
         state = state._replace(steps=state.steps + tf.where(running, spent, 0))
+    elif settings.prepared is not None:
+        solver_state, next_z = solver.step_with_splitting(
+            state.solver, state.k, scaled_z, affine_z, settings.prepared
+        )
     else:
         solver_state, next_z = solver.step(state.solver, state.k, scaled_z, scaled_f_z)
     (next_z,) = _divided(solver, 1 / state.scale, next_z)
@@ -203,6 +203,20 @@ def _turn(
     next_z = tf.where(running[:, None], next_z, state.z)
     next_z.set_shape(z.shape)
     return state._replace(k=state.k + 1, z=next_z, solver=solver_state)
+
+
+def _evaluated(settings: LoopSettings, f: Callable[[Any], Any], z: tf.Tensor) -> tuple:
+    """f(z), and what the method wants beside it: f's affine part at z, the product with the Jacobian."""
+    layout = settings.layout
+    if settings.prepared is not None:
+        return *evaluate_split(f, layout, z, settings.prepared), None
+    # What has no arguments, such as an adjoint system, is made of what it closes over.
+    bare = not isinstance(f, BoundFunction)
+    if settings.solver.uses_products and settings.linear_part is None:
+        f_z, product = evaluate_linearised(f, layout, z, bare)
+        return f_z, None, product
+    product = lambda v: layout.flatten(settings.linear_part(layout.unflatten(v)))  # noqa: E731
+    return evaluate(f, layout, z, bare), None, product
 
 
 def _divided(solver: Solver, scale: tf.Tensor, *states: tf.Tensor) -> list[tf.Tensor]:

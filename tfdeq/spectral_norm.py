@@ -45,24 +45,32 @@ def spectral_norm_bound(matrix):
     matrix = ops.convert_to_tensor(matrix)
     if len(matrix.shape) != 2:
         raise ValueError(f"spectral_norm_bound takes a matrix; received shape {matrix.shape}.")
-    if _dtype(matrix) in _HALF:
-        matrix = ops.cast(matrix, "float32")
+    return spectral_norm_bounds(matrix)
+
+
+def spectral_norm_bounds(matrices):
+    """Returns the same for each of several matrices, [..., rows, columns] -> [...]."""
+    matrices = ops.convert_to_tensor(matrices)
+    if _dtype(matrices) in _HALF:
+        matrices = ops.cast(matrices, "float32")
     # A constant for the gradient: the bound is homogeneous, so that nothing is lost.
-    largest = ops.stop_gradient(ops.max(ops.abs(matrix)))
+    largest = ops.stop_gradient(ops.max(ops.abs(matrices), axis=(-2, -1), keepdims=True))
     zero = ops.equal(largest, 0)
-    matrix = ops.where(zero, ops.ones_like(matrix), matrix / ops.where(zero, 1, largest))
-    rows, columns = matrix.shape
-    transposed = ops.transpose(matrix)
-    gram = ops.matmul(matrix, transposed) if rows < columns else ops.matmul(transposed, matrix)
+    matrices = ops.where(zero, ops.ones_like(matrices), matrices / ops.where(zero, 1, largest))
+    rows, columns = matrices.shape[-2:]
+    transposed = ops.swapaxes(matrices, -2, -1)
+    factors = (matrices, transposed) if rows < columns else (transposed, matrices)
+    gram = ops.matmul(*factors)
     # G^(2^k) is kept at unit Frobenius norm; `logarithm` is what was taken out, as log ‖·‖ / 2^k.
     logarithm = 0.0
     for power in range(_SQUARINGS + 1):
-        length = ops.sqrt(ops.sum(gram * gram))
+        length = ops.sqrt(ops.sum(gram * gram, axis=(-2, -1), keepdims=True))
         logarithm = logarithm + ops.log(length) / 2**power
         gram = gram / length
         if power < _SQUARINGS:
             gram = ops.matmul(gram, gram)
-    return largest * ops.exp(0.5 * logarithm) * (1.0 + _rounding(_dtype(matrix)))
+    bounds = largest * ops.exp(0.5 * logarithm) * (1.0 + _rounding(_dtype(matrices)))
+    return bounds[..., 0, 0]
 
 
 def scaled_to_norm(matrix, bound: float, dtype: str):

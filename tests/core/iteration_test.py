@@ -7,12 +7,21 @@ import tensorflow as tf
 from hypothesis import strategies
 
 import tfdeq
-from tests.support.cases import MODES, Recorder, fast, in_mode, linear, linear_case, tanh_cell
+from tests.support.cases import (
+    GENERAL,
+    MODES,
+    Recorder,
+    fast,
+    in_mode,
+    linear,
+    linear_case,
+    tanh_cell,
+)
 from tfdeq import solvers
 from tfdeq.iteration import iterate
 
 Status = tfdeq.Status
-SOLVERS = tuple(solvers.REGISTRY)
+SOLVERS = GENERAL
 FEW = ("anderson", "broyden")  # in the fast run, of tests that compile much
 # Those for which an iterate costs one evaluation; the others make products with the Jacobian too.
 ONE_EVALUATION = tuple(name for name in SOLVERS if not solvers.REGISTRY[name].uses_products)

@@ -9,7 +9,7 @@ import tfdeq
 from benchmarks.engine.patience import increment
 from benchmarks.engine.problems import affine
 from tests.core.iteration_test import ONE_EVALUATION, _tanh_case
-from tests.support.cases import MODES, fast, in_mode, tanh_cell
+from tests.support.cases import GENERAL, MODES, fast, in_mode, tanh_cell
 from tfdeq import solvers
 from tfdeq.cells import weight_tied
 from tfdeq.iteration import iterate
@@ -48,7 +48,7 @@ def test_an_answer_that_travels_is_waited_for(length, mode):
     assert (impatient.steps.numpy() < 20).all()
 
 
-@pytest.mark.parametrize("name", fast(["anderson", "broyden"], solvers.REGISTRY))
+@pytest.mark.parametrize("name", fast(["anderson", "broyden"], GENERAL))
 def test_every_solver_waits_for_an_answer_that_travels(name):
     """Whatever a method needs a place, it does not call the way there a standstill."""
     bits, z0, answer = _case(64)

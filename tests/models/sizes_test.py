@@ -7,7 +7,16 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import MODES, fast, fast_pairs, in_mode, linear, linear_case, tanh_cell
+from tests.support.cases import (
+    GENERAL,
+    MODES,
+    fast,
+    fast_pairs,
+    in_mode,
+    linear,
+    linear_case,
+    tanh_cell,
+)
 from tfdeq import adjoints, solvers
 from tfdeq.numerics.function_evaluation import residual_of
 
@@ -26,7 +35,7 @@ def _residual(z, f_z):
 @pytest.mark.parametrize(
     "size", fast([1e-30, 1e35], [1e-30, 1e-22, 1e-19, 1e-12, 1.0, 1e12, 1e20, 1e35])
 )
-@pytest.mark.parametrize("name", fast(["anderson", "broyden"], solvers.REGISTRY))
+@pytest.mark.parametrize("name", fast(["anderson", "broyden"], GENERAL))
 def test_a_solve_is_the_same_in_any_unit(name, size, mode):
     """A linear map in units of `size`: the same steps, residuals and answer in that unit."""
     a, x = (part.astype("float32") for part in linear_case(batch=3, radius=0.6, seed=1))
@@ -119,7 +128,7 @@ def test_gradients_in_any_unit(adjoint, size):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [name for name in solvers.REGISTRY if name != "gmres"])
+@pytest.mark.parametrize("name", [name for name in GENERAL if name != "gmres"])
 def test_an_absolute_tolerance_ends_a_solve_at_zero(name, mode):
     """f(z) = Az with A symmetric: no relative residual tells that z is nearly there."""
     a, _ = linear_case(size=4, radius=0.4, seed=3)
@@ -181,7 +190,7 @@ def test_reversible_gradient_at_an_absolute_tolerance(mode):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), fast_pairs(solvers.REGISTRY, ["float16", "bfloat16"], ["float16", "broyden"])
+    ("name", "dtype"), fast_pairs(GENERAL, ["float16", "bfloat16"], ["float16", "broyden"])
 )
 def test_residual_is_of_the_state_that_is_returned(name, dtype):
     a, x = (tf.cast(part, dtype) for part in linear_case(batch=3, radius=0.5, seed=2))

@@ -13,6 +13,8 @@ from tfdeq import solvers
 from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 
+# The solvers of any f; the others want to know its parts: see tests/solvers/peaceman_rachford_test.py.
+GENERAL = tuple(name for name in solvers.REGISTRY if not solvers.REGISTRY[name].needs_splitting)
 EVERY_MODE = ("eager", "graph", "xla")
 # For parametrize. The fast run has the graph alone: what is not parametrized runs eagerly, and
 # conformance_test.py holds eager, graph and XLA against each other for every solver, rule, cell and model.
@@ -45,10 +47,10 @@ def in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
 
 
 def exact_solvers(max_steps: int = 150, tolerance: float = 1e-13) -> dict[str, solvers.Solver]:
-    """Every registered solver, undamped and damped where it can be, set to float64 precision."""
+    """Every solver of any f, undamped and damped where it can be, set to float64 precision."""
     settings = {"max_steps": max_steps, "tolerance": tolerance}
-    result = {name: solvers.get(name, **settings) for name in solvers.REGISTRY}
-    for name in solvers.REGISTRY:
+    result = {name: solvers.get(name, **settings) for name in GENERAL}
+    for name in GENERAL:
         if hasattr(result[name], "damping"):
             result[f"{name}-damped"] = solvers.get(name, **settings, damping=0.7)
     return result

@@ -35,8 +35,8 @@ class Implicit(Adjoint):
 
     Args:
         solver: solver of the backward solve, or its name; it has its own tolerance and budget. None: the
-            forward solver, with the tolerance and patience of the forward solve and at
-            least its own max_steps. A call's backward_tolerance and backward_max_steps override
+            forward solver (GMRES for the splitting methods), with the tolerance and patience of the forward
+            solve and at least its own max_steps. A call's backward_tolerance and backward_max_steps override
             both.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377, theorem 1.
@@ -56,7 +56,8 @@ class Implicit(Adjoint):
 
     def attach_gradient(self, f, z, args, settings):
         backward = settings._replace(
-            solver=self.solver or settings.solver, limits=settings.backward_limits
+            solver=self.solver or settings.solver.for_linear_systems(),
+            limits=settings.backward_limits,
         )
         return _attach(f, z, args, backward)
 

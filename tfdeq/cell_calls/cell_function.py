@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfdeq.cell_calls.masks import CellMasks, attach_masks, masks_of, without_mask
+from tfdeq.solvers.splitting import Splitting
 
 
 class Finish(NamedTuple):
@@ -67,6 +68,12 @@ class CellFunction:
         return tf.nest.map_structure(
             lambda new, old: without_mask(tf.cast(new, old.dtype)), output, z
         )
+
+    def splitting(self, x: Any, theta: Any, masks: Any = ()) -> Splitting | None:
+        """Returns what the cell says of its parts, by a method splitting(x); None: nothing."""
+        del theta, masks  # all that a step needs is in x
+        cell = self._pure_cell.cell
+        return cell.splitting(x) if hasattr(cell, "splitting") else None
 
     def arguments(self, x: Any) -> tuple:
         """Returns (x, theta), and the masks as a third, if there are any, for `__call__`."""

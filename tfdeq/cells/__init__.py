@@ -3,6 +3,7 @@
 from tfdeq.cells.composed import ComposedCell
 from tfdeq.cells.dense import DenseCell
 from tfdeq.cells.group_attention import GroupAttention
+from tfdeq.cells.monotone import LipschitzBounded, MonotoneConvolution, MonotoneDense
 from tfdeq.cells.nested_recursion import NestedRecursion
 from tfdeq.cells.normalized_dense import WeightNormalizedDense, normalized_dense
 from tfdeq.cells.recall_convolution import RecallConvolution
@@ -16,6 +17,9 @@ __all__ = [
     "ComposedCell",
     "DenseCell",
     "GroupAttention",
+    "LipschitzBounded",
+    "MonotoneConvolution",
+    "MonotoneDense",
     "NestedRecursion",
     "RecallConvolution",
     "StackedCell",

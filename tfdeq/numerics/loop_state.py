@@ -10,6 +10,7 @@ from tfdeq.numerics.limits import Limits
 from tfdeq.numerics.state_layout import StateLayout
 from tfdeq.solution import Status
 from tfdeq.solvers.solver import Solver
+from tfdeq.solvers.splitting import Prepared
 
 RUNNING = -1
 # Progress is a best residual that has fallen by 0.1 %.
@@ -48,6 +49,7 @@ class LoopSettings(NamedTuple):
     return_state: bool
     linear_part: Callable[[Any], Any] | None
     iterates: tuple[int, ...]
+    prepared: Prepared | None = None  # for a method that uses the parts of f
 
 
 def running_of(state: LoopState) -> tf.Tensor:

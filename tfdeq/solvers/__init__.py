@@ -5,8 +5,10 @@ from typing import Any
 from tfdeq.solvers.anderson import Anderson
 from tfdeq.solvers.broyden import Broyden
 from tfdeq.solvers.fixed_point_iteration import FixedPointIteration
+from tfdeq.solvers.forward_backward import ForwardBackward
 from tfdeq.solvers.gmres import GMRES
 from tfdeq.solvers.newton_krylov import NewtonKrylov
+from tfdeq.solvers.peaceman_rachford import PeacemanRachford
 from tfdeq.solvers.reversible import Reversible
 from tfdeq.solvers.solver import Solver
 
@@ -14,8 +16,10 @@ REGISTRY: dict[str, type[Solver]] = {
     "anderson": Anderson,
     "broyden": Broyden,
     "fixed_point_iteration": FixedPointIteration,
+    "forward_backward": ForwardBackward,
     "gmres": GMRES,
     "newton_krylov": NewtonKrylov,
+    "peaceman_rachford": PeacemanRachford,
     "reversible": Reversible,
 }
 

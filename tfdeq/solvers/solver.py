@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from tfdeq.rows import choose
+from tfdeq.solvers.splitting import Prepared, Splitting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Solver:
 
     # Whether the method asks for products with the Jacobian: `step_with_products` instead of `step`.
     uses_products: ClassVar[bool] = False
+    # Whether the method uses the parts of f, where f says what they are: `step_with_splitting` instead of
+    # `step`; and whether it can do without.
+    uses_splitting: ClassVar[bool] = False
+    needs_splitting: ClassVar[bool] = False
     # Whether the next iterate follows from the last one alone: one that comes back will again.
     memoryless: ClassVar[bool] = False
     # Whether it computes squares of the state, which must be near unit size for that.
@@ -104,6 +109,29 @@ class Solver:
             tolerance: [B], the relative residual at which a sample will be done.
         """
         raise TypeError(f"{type(self).__name__} does not use products with the Jacobian.")
+
+    def prepare(self, splitting: Splitting, dtype: tf.DType) -> Prepared:
+        """Returns what `step_with_splitting` uses, made once a solve, for methods with `uses_splitting`.
+
+        splitting: of f, on [B, D] matrices. dtype: of these.
+        """
+        raise TypeError(f"{type(self).__name__} makes no use of a splitting.")
+
+    def step_with_splitting(
+        self, state: Any, k: tf.Tensor, z: tf.Tensor, affine_z: tf.Tensor, prepared: Prepared
+    ) -> tuple[Any, tf.Tensor]:
+        """As `step`, for methods with `uses_splitting` where f says what its parts are.
+
+        Args:
+            state, k, z: as for `step`.
+            affine_z: [B, D], W z + c, of which f(z) is the projection.
+            prepared: what `prepare` returned.
+        """
+        raise TypeError(f"{type(self).__name__} makes no use of a splitting.")
+
+    def for_linear_systems(self) -> "Solver":
+        """Returns the solver of the backward solve, where the adjoint has none of its own."""
+        return self
 
     def restart(self, state: Any, mask: tf.Tensor) -> Any:
         """Returns the state with all that was learned about the samples in mask [B] forgotten."""
