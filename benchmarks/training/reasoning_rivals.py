@@ -17,18 +17,31 @@ _LAST = {**_BARE, "adjoint": "unrolled"}
 
 
 def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
-    """Returns the rivals of a task's recipe, whose budgets they have."""
+    """Returns the rivals of a task's recipe, whose budgets they have.
+
+    Where the recipe is one of segments, those that train on whole solves have two segments' budget.
+    """
     budget = max(config["training_max_steps"], config["training_max_steps_end"])
+    whole: dict[str, Any] = {}
+    if config["segments"]:
+        budget *= 2
+        whole = {
+            **{"segments": 0, "halting": "none", "path_noise": 0.0},
+            **{"training_max_steps": budget, "training_max_steps_end": budget},
+        }
     layers = 20 if config["cell"] == "convolution" else 8
-    supervised = {"segments": 16, "halting": "exact", "sampled_depth": 0, "max_steps": 48}
+    supervised = {
+        **{"segments": 16, "halting": "exact", "path_noise": 0.0},
+        **{"sampled_depth": 0, "max_steps": 48},
+    }
     return {
         "unrolled": Rival(
             "all applications differentiated, with ordinary backpropagation",
-            {**_LAST, "adjoint_steps": budget + config["sampled_depth"]},
+            {**_LAST, **whole, "adjoint_steps": budget + config["sampled_depth"]},
         ),
         "progressive loss": Rival(
             "Bansal et al., arXiv:2202.05826",
-            {**_BARE, "progressive_weight": 1.0 if config["task"] == "prefix_sums" else 0.5},
+            {**_BARE, **whole, "progressive_weight": 1.0 if config["task"] == "prefix_sums" else 0.5},
         ),
         "truncated recursion": Rival(
             "Jolicoeur-Martineau, arXiv:2510.04871: nested recursion, three applications a segment, the last "
@@ -56,12 +69,12 @@ def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
         ),
         "implicit gradient alone": Rival(
             "the equilibrium's gradient without penalties, after explicit applications",
-            {**_BARE, "adjoint": "implicit", "backward_max_steps": 30, "shallow_share": 0.3,
+            {**_BARE, **whole, "adjoint": "implicit", "backward_max_steps": 30, "shallow_share": 0.3,
              "shallow_steps": 20},
         ),
         "feed-forward": Rival(
             f"{layers} layers, each with weights of its own, applied once",
-            {"depth": 1, "layers": layers, "jacobian_penalty": 0.0, "settling_penalty": 0.0},
+            {**_BARE, **whole, "depth": 1, "layers": layers},
         ),
     }  # fmt: skip
 
