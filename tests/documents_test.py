@@ -1,6 +1,7 @@
 """The documents and the site made of them: links, pictures, code, the API's names, the glossary's words."""
 
 import importlib
+import inspect
 import pathlib
 import re
 
@@ -27,6 +28,7 @@ PAGES = [
     path
     for path in (
         DOCS / "index.md",
+        DOCS / "certificates.md",
         *sorted(DOCS.glob("concepts/*.md")),
         *sorted(DOCS.glob("guides/*.md")),
     )
@@ -140,7 +142,9 @@ def _public(module):
         for name, thing in vars(module).items()
         if name[0] != "_" and getattr(thing, "__module__", "").startswith(module.__name__)
     ]
-    return [name for name in names if name not in ("__version__", "callbacks")]
+    return [
+        name for name in names if not inspect.ismodule(getattr(module, name)) and name[0] != "_"
+    ]
 
 
 def test_headings_of_the_reference_are_names_to_import():

@@ -88,7 +88,9 @@ def test_a_z0_of_another_length_than_x():
 
 def test_without_a_z0_it_says_what_is_missing():
     layer = tfdeq.DEQLayer(_slots_cell())
-    with pytest.raises(ValueError, match=r"z, \(None, None, 4\), is, and the input x, \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"its shape is \(None, None, 4\), and the input x, \(2, 4\)"
+    ):
         layer(tf.ones([2, 4]))
 
 

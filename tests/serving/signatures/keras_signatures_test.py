@@ -284,7 +284,7 @@ def test_inputs_can_be_named_anew():
 
 def test_names_that_a_saved_model_cannot_keep_apart_are_refused():
     a, b = keras.Input((4,), name="x"), keras.Input((4,), name="X")
-    with pytest.raises(ValueError, match="'x' and 'X' differ in case alone.*Rename"):
+    with pytest.raises(ValueError, match="'x' and 'X' differ only in case.*Rename"):
         keras_signatures(keras.Model([a, b], tfdeq.DEQLayer(Cell(4))(a + b)))
 
 

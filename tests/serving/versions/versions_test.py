@@ -85,7 +85,9 @@ def test_no_number_is_left(tmp_path, name):
     assert contents(tmp_path) == sorted([name, str(LARGEST + 1)])
     # One that is free is written all the same.
     assert publishing.publish(tmp_path, write, version=3).name == "3"
-    with pytest.raises(publishing.VersionExistsError, match="Version 3 is .*Name another"):
+    with pytest.raises(
+        publishing.VersionExistsError, match="Version 3 already exists.*Name another"
+    ):
         publishing.publish(tmp_path, write, version=3)
 
 
