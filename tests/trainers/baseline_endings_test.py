@@ -46,12 +46,19 @@ def baseline(process):
     """The process id of its baseline's trainer, if it runs."""
     task = f"/proc/{process.pid}/task"
     for thread in os.listdir(task):
-        with open(f"{task}/{thread}/children") as file:
-            for child in map(int, file.read().split()):
-                with open(f"/proc/{child}/cmdline") as command:
-                    if "--workdir=run/baselines" in command.read():
-                        return child
+        for child in map(int, _read(f"{task}/{thread}/children").split()):
+            if "--workdir=run/baselines" in _read(f"/proc/{child}/cmdline"):
+                return child
     return None
+
+
+def _read(path):
+    """The text of a file of /proc; "" where its thread or process has ended meanwhile."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def finish(process, status):
