@@ -14,6 +14,10 @@ class Rival(NamedTuple):
 # Without what our own recipes add.
 _BARE = {"jacobian_penalty": 0.0, "settling_penalty": 0.0, "shallow_share": 0.0, "start_noise": 0.0}
 _LAST = {**_BARE, "adjoint": "unrolled"}
+_SUPERVISED = {
+    **{"segments": 16, "halting": "exact", "path_noise": 0.0},
+    **{"sampled_depth": 0, "max_steps": 48},
+}
 
 
 def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
@@ -21,19 +25,8 @@ def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
 
     Where the recipe is one of segments, those that train on whole solves have two segments' budget.
     """
-    budget = max(config["training_max_steps"], config["training_max_steps_end"])
-    whole: dict[str, Any] = {}
-    if config["segments"]:
-        budget *= 2
-        whole = {
-            **{"segments": 0, "halting": "none", "path_noise": 0.0},
-            **{"training_max_steps": budget, "training_max_steps_end": budget},
-        }
+    budget, whole = _whole_solves(config)
     layers = 20 if config["cell"] == "convolution" else 8
-    supervised = {
-        **{"segments": 16, "halting": "exact", "path_noise": 0.0},
-        **{"sampled_depth": 0, "max_steps": 48},
-    }
     return {
         "unrolled": Rival(
             "all applications differentiated, with ordinary backpropagation",
@@ -48,7 +41,7 @@ def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
             "one differentiated, 16 segments, averaged weights",
             {
                 **_LAST,
-                **supervised,
+                **_SUPERVISED,
                 "recursion": True,
                 "adjoint_steps": 1,
                 "training_max_steps": 3,
@@ -61,7 +54,7 @@ def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
             "Wang et al., arXiv:2506.21734: 16 segments of three applications, the last one differentiated",
             {
                 **_LAST,
-                **supervised,
+                **_SUPERVISED,
                 "adjoint_steps": 1,
                 "training_max_steps": 3,
                 "training_max_steps_end": 3,
@@ -77,6 +70,15 @@ def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
             {**_BARE, **whole, "depth": 1, "layers": layers},
         ),
     }  # fmt: skip
+
+
+def _whole_solves(config: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The budget of those that train on whole solves, and the flags that make them do so."""
+    budget = max(config["training_max_steps"], config["training_max_steps_end"])
+    if not config["segments"]:
+        return budget, {}
+    flags = {"training_max_steps": 2 * budget, "training_max_steps_end": 2 * budget}
+    return 2 * budget, {**flags, "segments": 0, "halting": "none", "path_noise": 0.0}
 
 
 def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
