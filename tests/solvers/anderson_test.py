@@ -120,6 +120,31 @@ def test_repeated_iterates_do_no_harm():
         np.testing.assert_array_equal(z, x)
 
 
+@pytest.mark.parametrize("kind", [1, 2])
+def test_restart_forgets_the_samples_in_the_mask_and_leaves_the_rings(kind):
+    random = np.random.default_rng(0)
+    z, f_z = (tf.constant(random.normal(size=(5, 2, SIZE))) for _ in range(2))
+    solver = tfdeq.Anderson(memory=3, kind=kind, safeguard=2.0)
+
+    def steps(state, first, last):
+        for k in range(first, last):
+            state, answer = solver.step(state, tf.constant(k), z[k], f_z[k])
+        return state, answer
+
+    state, _ = steps(solver.initial_state(z[0]), 0, 3)
+    forgotten = solver.restart(state, tf.constant([True, False]))
+    # No pass over the histories: they are the same tensors.
+    assert forgotten.updates is state.updates
+    assert forgotten.differences is state.differences
+    # Of the sample in the mask the first step is plain, and the next knows one difference, as in a new solve.
+    # (z + (f(z) − z) is f(z) up to rounding.)
+    np.testing.assert_allclose(steps(forgotten, 3, 4)[1][0], f_z[3, 0], rtol=1e-13)
+    fresh, _ = steps(solver.initial_state(z[0]), 3, 5)
+    after, _ = steps(forgotten, 3, 5)
+    np.testing.assert_allclose(steps(after, 3, 4)[1][0], steps(fresh, 3, 4)[1][0], rtol=1e-12)
+    np.testing.assert_array_equal(steps(forgotten, 3, 5)[1][1], steps(state, 3, 5)[1][1])
+
+
 def test_memory_does_not_grow_with_the_budget():
     state = tfdeq.Anderson(max_steps=1000, memory=3).initial_state(tf.zeros([2, 7]))
     assert state.updates.shape == state.differences.shape == [2, 3, 7]

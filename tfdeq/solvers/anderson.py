@@ -1,7 +1,7 @@
 """Anderson acceleration, type II and type I, in difference form with a scale-free ridge."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -24,6 +24,7 @@ class AndersonState(NamedTuple):
     gram: (
         tf.Tensor
     )  # [B, m, m] inner products of rows with `differences`: (Δg_iᵀΔg_j), type I (Δz_iᵀΔg_j)
+    valid: Any  # [B, m] bool, the rows that are not forgotten; without a safeguard (), none ever is
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
@@ -80,7 +81,8 @@ class Anderson(Solver):
         gram = tf.zeros([batch, self.memory, self.memory], z.dtype)
         gram.set_shape([z.shape[0], self.memory, self.memory])
         known = tf.zeros([batch], tf.bool)
-        return AndersonState(z, tf.zeros_like(z), known, rows, rows, gram)
+        valid = () if self.safeguard is None else tf.zeros([batch, self.memory], tf.bool)
+        return AndersonState(z, tf.zeros_like(z), known, rows, rows, gram, valid)
 
     def step(self, state, k, z, f_z):
         alpha = tf.constant(self.damping, z.dtype)
@@ -99,7 +101,6 @@ class Anderson(Solver):
             right_side = history.inner_products(differences, g)
             gram = tf.where(slot[:, None], row[:, None, :], state.gram)
             gram = tf.where(slot[None, :], row[:, :, None], gram)
-            gamma = _scaled_ridge_solve(gram, right_side, self.ridge)
         else:
             new_z = new_update - alpha * new_difference
             row = history.inner_products(differences, new_z)  # Δz_newᵀΔg_j
@@ -110,22 +111,22 @@ class Anderson(Solver):
             )
             gram = tf.where(slot[None, :], column[:, :, None], state.gram)
             gram = tf.where(slot[:, None], row[:, None, :], gram)
-            gamma = _least_squares(gram, right_side, self.ridge)
+        valid = state.valid
+        if self.safeguard is not None:
+            # Of forgotten rows only these products are cleared: to clear the rows is a pass over both rings.
+            valid = valid | slot
+            gram = tf.where(valid[:, :, None] & valid[:, None, :], gram, 0)
+            right_side = tf.where(valid, right_side, 0)
+        solve = _scaled_ridge_solve if self.kind == 2 else _least_squares
+        gamma = solve(gram, right_side, self.ridge)
         correction = history.combination(updates, gamma)
         next_z = z + alpha * g - correction
         known = tf.ones_like(state.known)
-        return AndersonState(z, g, known, updates, differences, gram), next_z
+        return AndersonState(z, g, known, updates, differences, gram, valid), next_z
 
     def restart(self, state, mask):
-        def forget(rows):
-            return tf.where(mask[:, None, None], tf.zeros_like(rows), rows)
-
-        return state._replace(
-            known=state.known & tf.logical_not(mask),
-            updates=forget(state.updates),
-            differences=forget(state.differences),
-            gram=forget(state.gram),
-        )
+        kept = tf.logical_not(mask)
+        return state._replace(known=state.known & kept, valid=state.valid & kept[:, None])
 
 
 def _scaled_ridge_solve(gram: tf.Tensor, right_side: tf.Tensor, ridge: float) -> tf.Tensor:
