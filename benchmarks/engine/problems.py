@@ -73,6 +73,45 @@ def bratu(strength: float) -> Problem:
     return Problem(lambda xp, z: xp.matmul(z, neighbours) + scale * xp.exp(z), start)
 
 
+def convection_diffusion(strength: float, size: int = 31) -> Problem:
+    """−Δu + C u (u_x + u_y) = r on the unit square, u = 0 at its edge, central differences.
+
+    r is such that the solution is `convection_diffusion_solution`. f solves Poisson's equation of the rest,
+    u ← (−Δ)⁻¹ (r − C u (u_x + u_y)), by sine transforms.
+
+    Source: Kelley, Solving Nonlinear Equations with Newton's Method, 2003, section 3.4.3, with C = 20.
+    """
+    h = 1.0 / (size + 1)
+    places = np.arange(1, size + 1)
+    sines = np.sqrt(2 * h) * np.sin(np.pi * h * places[:, None] * places[None, :])
+    one_way = (2 - 2 * np.cos(np.pi * h * places)) / h**2
+    eigenvalues = one_way[:, None] + one_way[None, :]
+    slope = (np.eye(size, k=1) - np.eye(size, k=-1)) / (2 * h)
+    laplacian = (2 * np.eye(size) - np.eye(size, k=1) - np.eye(size, k=-1)) / h**2
+    solution = convection_diffusion_solution(size)
+
+    def convection(xp, u):
+        return strength * u * (xp.matmul(slope, u) + xp.matmul(u, slope.T))
+
+    right_side = laplacian @ solution + solution @ laplacian + convection(np, solution)
+
+    def f(xp, z):
+        u = xp.reshape(z, [-1, size, size])
+        transformed = xp.matmul(sines, xp.matmul(right_side - convection(xp, u), sines))
+        u = xp.matmul(sines, xp.matmul(transformed / eigenvalues, sines))
+        return xp.reshape(u, [-1, size * size])
+
+    return Problem(f, np.zeros(size * size))
+
+
+def convection_diffusion_solution(size: int = 31) -> np.ndarray:
+    """10 x y (1 − x) (1 − y) exp(x^4.5) at the points of the grid, [size, size]."""
+    x = (np.arange(size) + 1.0) / (size + 1)
+    y = x[None, :]
+    x = x[:, None]
+    return 10 * x * y * (1 - x) * (1 - y) * np.exp(x**4.5)
+
+
 def powell_badly_scaled() -> Problem:
     """10⁴ x y = 1, e^−x + e^−y = 1.0001, from (0, 1).
 
@@ -117,6 +156,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "Chandrasekhar 0.9999": lambda: chandrasekhar(0.9999),
     "Bratu 1": lambda: bratu(1.0),
     "Bratu 6": lambda: bratu(6.0),
+    "convection-diffusion 20": lambda: convection_diffusion(20.0),
     "Powell badly scaled": powell_badly_scaled,
     "Powell singular": powell_singular,
 }

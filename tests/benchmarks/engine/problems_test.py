@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from benchmarks.engine.problems import PROBLEMS
+from benchmarks.engine.problems import PROBLEMS, convection_diffusion_solution
 from tfdeq.iteration import iterate
 
 
@@ -33,3 +33,7 @@ def test_known_roots():
     h = _root("Chandrasekhar 0.9")
     # ∫H = 2 (1 − √(1 − c)) / c holds for the midpoint rule too.
     np.testing.assert_allclose(h.mean(), 2 * (1 - 0.1**0.5) / 0.9, rtol=1e-10)
+    # The right side is made of it.
+    np.testing.assert_allclose(
+        _root("convection-diffusion 20"), convection_diffusion_solution().ravel(), rtol=1e-9
+    )
