@@ -46,7 +46,7 @@ reasoning: $(RUNTIME)
 	$(RUN) -m export.verify --workdir=$(REASONING) --model=$(REASONING)/export/1
 	$(RUN) -m trainers.report $(REASONING)
 
-# The equilibrium against explicit depth, three seeds each: about two and a half hours on two cores.
+# The equilibrium against explicit depth, three seeds each, after a search of rates: about four hours on two cores.
 compare: $(RUNTIME)
 	$(RUN) -m benchmarks.training.compare --dataset=python_stdlib --workdir=runs/compare --document=docs/compare.md
 

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import gc
 import pathlib
 import random
 
@@ -14,6 +15,11 @@ import pytest
 from tensorflow.python.framework import ops
 
 from tests.support.shared_folder import shared_folder
+
+# What the imports left stays to the end: looked through at each collection, it takes some percent of all time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(10_000, 20, 20)
 
 # A solve in a fresh mode includes its compilation: time per example says nothing. Derandomised, a
 # failure seen once is seen again.

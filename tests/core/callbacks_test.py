@@ -175,7 +175,7 @@ def _schedule():
     return keras.optimizers.schedules.ExponentialDecay(1e-2, 100, 1.0)
 
 
-@pytest.mark.parametrize("rate", [1e-2, "schedule"])
+@pytest.mark.parametrize("rate", [1e-2, pytest.param("schedule", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_nan_brings_the_last_good_state_back_at_half_the_rate(rate, jit_compile, capsys):
     rate = _schedule() if rate == "schedule" else rate

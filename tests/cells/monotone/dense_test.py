@@ -63,7 +63,7 @@ def test_weights_of_any_size_have_an_equilibrium(scale):
     assert np.linalg.eigvalsh(symmetric).min() >= 0.2 - 1e-10
     if scale >= 3:
         plain = tfdeq.DEQLayer(layer.cell, tfdeq.FixedPointIteration(200), dtype="float64")
-        assert not plain(x, return_solution=True).converged.numpy().any()
+        assert not tf.function(plain)(x, return_solution=True).converged.numpy().any()
 
 
 def test_the_equilibrium_moves_no_further_than_the_bound():

@@ -60,8 +60,16 @@ def test_answers_and_times(version, serving_executable):
         (request("other"), "no signature other"),
         (request(y=np.zeros(2, np.float32)), "no input y"),
         (request(x=np.ones([2, 2], np.int32)), "could not run serving_default"),
-        (request(x=np.ones([2, 5], np.float32)), "could not run serving_default"),
-        (request(tolerance=np.zeros(3, np.float32)), "could not run serving_default"),
+        pytest.param(
+            request(x=np.ones([2, 5], np.float32)),
+            "could not run serving_default",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            request(tolerance=np.zeros(3, np.float32)),
+            "could not run serving_default",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_requests_are_errors_in_words(version, serving_executable, wrong, message):
