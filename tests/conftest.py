@@ -16,7 +16,7 @@ from tensorflow.python.framework import ops
 
 from tests.support.shared_folder import shared_folder
 
-# What the imports left stays to the end: looked through at each collection, it takes some percent of all time.
+# What the imports left stays to the end. Looked through at each collection, it takes some percent of the time.
 gc.collect()
 gc.freeze()
 gc.set_threshold(10_000, 20, 20)
