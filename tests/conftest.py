@@ -16,7 +16,7 @@ from tensorflow.python.framework import ops
 
 from tests.support.shared_folder import shared_folder
 
-# What the imports left stays to the end. Looked through at each collection, it takes some percent of the time.
+# What the imports left stays to the end. Each collection would look through it, which takes time.
 gc.collect()
 gc.freeze()
 gc.set_threshold(10_000, 20, 20)
