@@ -11,9 +11,7 @@ from tfdeq.solvers.solver import require_positive
 class LipschitzBounded(MonotoneDense):
     """f(z, x) = relu(z W + x U + b) with ‖z*(x) − z*(y)‖ <= γ ‖x − y‖ for all weights.
 
-    W = I − ((I + Λ UᵀU Λ) / (2γ) + m I + A Aᵀ + B − Bᵀ) Λ^(−1), Λ > 0 diagonal. The operator is
-    strongly monotone in the metric of Λ, in which the projection on z >= 0 is the same. It is as
-    strongly monotone as U requires for the constant γ: written with columns, the difference δ of two
+    W = I − ((I + Λ UᵀU Λ) / (2γ) + m I + A Aᵀ + B − Bᵀ) Λ^(−1), Λ > 0 diagonal.
     The operator is strongly monotone in the metric of Λ, in which the projection on z >= 0 is the same.
     It is as strongly monotone as U requires for the constant γ: written with columns, the difference δ of
     two equilibria satisfies
