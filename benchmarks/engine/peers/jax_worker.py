@@ -145,7 +145,7 @@ class JaxWorker(protocol.Worker):
         return self._compilations[key], (settings["forward"], settings["backward"])
 
     def _training_step(self, variant, restart, enter: Callable[[Any], Any] = lambda z: z):
-        """Returns step(x, weights, e, tolerances); enter is called with every state that f is evaluated at."""
+        """Returns step(x, weights, e, tolerances); enter is called with all states that f evaluates."""
 
         def cell(z, args):
             injected, x, weights, e = args
