@@ -37,7 +37,7 @@ def main() -> None:
     examples = {**examples, "max_steps": np.full_like(examples["max_steps"], FLAGS.max_steps)}
     model = Runtime(FLAGS.model)
     settings = {"clients": FLAGS.clients, "batch_size": FLAGS.batch_size, "seed": FLAGS.seed}
-    # The first calls load kernels; a server has made them before it takes requests.
+    # The first calls load kernels; a server makes such calls before it accepts requests.
     replay(model, FLAGS.signature, examples, mix, requests=FLAGS.clients, **settings)
     samples, elapsed = replay(
         model, FLAGS.signature, examples, mix, requests=FLAGS.requests, **settings

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """A row of the card's table in words."""
+    """Returns a row of the card's table in words."""
     beside = ("tolerance", "residual", "largest_residual", "steps", "converged")
     figures = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name not in beside]
     of = f"tolerance {row['tolerance']:g}: " if row["tolerance"] else ""
@@ -83,7 +83,7 @@ def define_flags() -> None:
         "Use the run's test data: for the card's table of quality by tolerance and for the "
         "warm-up records. Without them the version has neither.",
     )
-    flags.DEFINE_alias("text", "data")  # as older releases called it
+    flags.DEFINE_alias("text", "data")  # its name in older releases
     flags.DEFINE_integer(
         "max_steps_limit",
         None,

@@ -36,7 +36,7 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
         )
     target = pathlib.Path(report or os.path.join(workdir, "export_report.json"))
     _say_earlier(target, workdir)
-    digest = _digest(path)  # of what is verified now, whatever changes meanwhile
+    digest = _digest(path)  # of the verified files, even if they change in the meantime
     compared, facts, run = verify_run(workdir, path, FLAGS.prepared_dir)
     passed = all(check.passed for check in compared)
     result = {
@@ -58,7 +58,7 @@ def _verify(workdir: str, path: pathlib.Path, report: str | None) -> bool:
 
 
 def _digest(path: pathlib.Path) -> str | None:
-    """The version's digest; None for a manifest that is none, as the checks say then."""
+    """Returns the version's digest; None for an invalid manifest, which the checks report."""
     try:
         return manifest.digest(path)
     except manifest.ChangedVersionError:
@@ -66,7 +66,7 @@ def _digest(path: pathlib.Path) -> str | None:
 
 
 def _say_earlier(target: pathlib.Path, workdir: str) -> None:
-    """Says of an earlier report that holds no more what has become of its version."""
+    """Prints why an earlier report no longer applies to its version."""
     try:
         earlier = read_json(target)
     except ValueError:

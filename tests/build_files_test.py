@@ -1,4 +1,4 @@
-"""The BUILD files say what the sources import."""
+"""The BUILD files agree with the imports of the sources."""
 
 import ast
 import graphlib
@@ -16,7 +16,7 @@ def test_build_files_are_as_the_generator_writes_them():
     assert not build_files.differing(), "run `python -m tools.build_files`"
 
 
-# Below, the files are read without the generator: Starlark's syntax is Python's.
+# Below, the files are read without the generator, because Starlark's syntax is Python's.
 
 
 def _targets(folder):
@@ -38,7 +38,7 @@ def _file(label, folder):
 
 
 def _imported(path):
-    """The files of this project that a file's import statements name."""
+    """The files of this project in a file's import statements."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -75,7 +75,7 @@ def test_deps_are_the_imports(folder):
         if rule == "py_binary":
             assert deps == {path}
             continue
-        # The __init__.py with code of their own that modules below them need unasked.
+        # The __init__.py files with code, which modules below them need without importing them.
         unasked = {
             ROOT / place / "__init__.py"
             for place in ("trainers", "export", "tfdeq/data", "tfdeq/serving")

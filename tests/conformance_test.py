@@ -1,7 +1,7 @@
-"""Properties that hold for all: solvers and rules by the registries, cells and models by CASES.
+"""Properties of all solvers and adjoints in the registries, and of the cells and models listed here.
 
-A new solver or adjoint is tested here without a line being written; a new cell or model takes
-one line in CELLS or MODELS.
+A new solver or adjoint is tested here automatically; a new cell or model needs one line in CELLS or
+MODELS.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def _floats(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
-# One line for a new cell: how to make it, and an input for it.
+# Add one line for a new cell: how to make it, and an input for it.
 CELLS = {
     "dense": (lambda: DenseCell(4), _floats(3, 4)),
     "noisy": (lambda: NoisyCell(4), _floats(3, 4)),
@@ -128,10 +128,10 @@ CELLS = {
         _floats(3, 2),
     ),
 }
-# In the fast run, beside the test's own; each cell has tests of its own in its file.
+# The cells in the fast run; each cell also has its own tests in its file.
 FEW = ("dense", "transformer", "trellis")
-# One line for a new model: how to make it, and an input for it. Small recurrent weights, so that it
-# converges whatever the seed: an iteration that wanders makes rounding visible.
+# Add one line for a new model: how to make it, and an input for it. Its recurrent weights are
+# small, so that it converges for every seed; otherwise rounding errors would be visible.
 MODELS = {
     "language_model": (
         lambda: LanguageModel(11, 6, TransformerCell(8, 2, 6, recurrent_scale=0.2)),
@@ -159,7 +159,7 @@ MODELS = {
     ),
 )
 def test_gradient_of_a_linear_cell(name, adjoint):
-    """Every pair of a solver and a rule: z = x (I − A)^-1 and its gradient, or nearly that."""
+    """Every pair of a solver and an adjoint: z = x (I − A)^-1 and its gradient, or an approximation."""
     rule = adjoints.get(adjoint)
     a, x = map(tf.constant, linear_case(seed=8))
     if not isinstance(SOLVERS[name], rule.solver_kind):
@@ -182,12 +182,12 @@ def test_gradient_of_a_linear_cell(name, adjoint):
     if rule.exact:
         np.testing.assert_allclose(d_a, expected.T @ u, rtol=1e-7, atol=1e-7)
         np.testing.assert_allclose(d_x, u, rtol=1e-7, atol=1e-7)
-    # ‖A‖ = 1/2: even the first term of the series alone is within 30 degrees, for d_x.
+    # ‖A‖ = 1/2, so even the first term of the series is within 30 degrees, for d_x.
     assert np.sum(d_x * u) >= np.cos(np.pi / 6) * np.linalg.norm(d_x) * np.linalg.norm(u)
 
 
 def _mixed_case():
-    """A state of two tensors, args with an integer leaf, and settings for each sample."""
+    """Returns a state of two tensors, args with an integer leaf, and settings for each sample."""
     a, x = linear_case(batch=4, size=3, radius=0.6, seed=3)
     z0 = {"p": tf.zeros([4, 3], tf.float64), "q": tf.ones([4, 2, 3], tf.float64)}
     args = ({"a": tf.constant(a), "token": tf.constant([0, 2, 1, 2])}, tf.constant(x))
@@ -210,7 +210,7 @@ def _solver_of(rule):
 
 
 def _mixed_gradients(adjoint, mode, parts=(slice(None),)):
-    """Of each part of the batch, by one function: parts of one size are one trace."""
+    """Returns the gradients of each part of the batch; parts of the same size share a trace."""
     f, z0, (weights, x), settings = _mixed_case()
     rule = adjoints.get(adjoint)
 
@@ -233,7 +233,7 @@ def _mixed_gradients(adjoint, mode, parts=(slice(None),)):
 @pytest.mark.parametrize("adjoint", fast(["implicit"], adjoints.REGISTRY))
 def test_rule_is_the_same_in_every_mode(adjoint):
     eager, graph, xla = (_mixed_gradients(adjoint, mode)[0] for mode in EVERY_MODE)
-    # What comes in bits of rounding in an estimate from differences: see Shine's tests.
+    # Rounding in an estimate from differences; see Shine's tests.
     tolerance = 1e-4 if adjoints.get(adjoint).solver_kind is tfdeq.Broyden else 1e-9
     for other in (graph, xla):
         np.testing.assert_array_equal(other[0].steps, eager[0].steps)
@@ -372,11 +372,11 @@ def test_saving_and_exporting(name, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     _assert_close(loaded(_tensors(x)), expected, 1e-5)
-    # Keras takes a subclassed model's inputs for floats unless told.
+    # Keras assumes float inputs for a subclassed model.
     signature = [keras.tree.map_structure(_input_spec, x)] if name in MODELS else None
     model.export(tmp_path / "exported", verbose=False, input_signature=signature)
     served = tf.saved_model.load(str(tmp_path / "exported"))
-    # The exported graph is optimised on its own: at a tolerance of 1e-3 last bits may show.
+    # The exported graph is optimised separately: with a tolerance of 1e-3 the last bits may matter.
     _assert_close(served.serve(_tensors(x)), expected, 1e-4)
 
 
@@ -395,7 +395,8 @@ def test_lengths_need_not_be_known(name):
     compiled = tf.function(model, input_signature=[tf.TensorSpec((None, None, x.shape[-1]))])
     for length in (x.shape[1], 2, 1):
         part = tf.constant(x[:, :length])
-        # One graph for all lengths against one of this length: both within the tolerance of 1e-3.
+        # One graph for all lengths, compared with one for this length; both are within the
+        # tolerance of 1e-3.
         _assert_close(compiled(part), model(part), 1e-4)
 
 

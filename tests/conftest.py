@@ -1,4 +1,4 @@
-"""Settings that hold for every test."""
+"""Settings for all tests."""
 
 import os
 
@@ -16,24 +16,24 @@ from tensorflow.python.framework import ops
 
 from tests.support.shared_folder import shared_folder
 
-# What the imports left stays to the end. Each collection would look through it, which takes time.
+# Objects from the imports are left out of garbage collection, which would look through them each time.
 gc.collect()
 gc.freeze()
 gc.set_threshold(10_000, 20, 20)
 
-# A solve in a fresh mode includes its compilation: time per example says nothing. Derandomised, a
-# failure seen once is seen again.
+# The first solve in a mode includes compilation, so the time per example is not limited.
+# Derandomised, so that failures can be reproduced.
 hypothesis.settings.register_profile("tfdeq", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tfdeq")
 
 
 @pytest.fixture(autouse=True)
 def _fixed_keras_state(request):
-    """Seeds before each test; the dtype policy and losses of one test never reach another.
+    """Sets seeds before each test, and resets the dtype policy and losses.
 
-    TensorFlow's own seed has it forget every function that it has prepared, and the next call of a large
-    one takes seconds. A module with FUNCTIONS_ARE_KEPT = True keeps them from test to test: nothing in it
-    may draw by TensorFlow's stateful operations.
+    Setting TensorFlow's seed discards all functions that it has prepared, and the next call of a large
+    one takes seconds. A module with FUNCTIONS_ARE_KEPT = True keeps them between tests; it must not use
+    TensorFlow's stateful random operations.
     """
     if getattr(request.module, "FUNCTIONS_ARE_KEPT", False):
         random.seed(1234)
@@ -46,10 +46,10 @@ def _fixed_keras_state(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def _graphs_are_freed():
-    """After each module, what keeps its graphs alive goes: TensorFlow's registry of custom gradients.
+    """Clears TensorFlow's registry of custom gradients after each module, which keeps graphs alive.
 
-    It has an entry for each tf.custom_gradient in each trace, and each entry holds its graph. A run of all
-    tests would grow to many GiB, and become slower as it grows.
+    It has an entry for each tf.custom_gradient in each trace, and each entry holds its graph. Otherwise
+    a run of all tests would need many GiB and become slower and slower.
     """
     yield
     registry = ops.gradient_registry._registry
@@ -59,7 +59,7 @@ def _graphs_are_freed():
 
 @pytest.fixture(scope="session")
 def serving_executable():
-    """The C++ program, compiled once for all tests that ask for it."""
+    """The C++ program, compiled once for all tests that use it."""
     from tfdeq.serving.server import serving_program
 
     root = pathlib.Path(__file__).absolute().parents[1]
@@ -68,8 +68,8 @@ def serving_executable():
 
 @pytest.fixture(scope="session")
 def verified_run(tmp_path_factory):
-    """A trainer's folder with the version `export/1` in it, one for all workers, and only for reading."""
-    # Here, so that tests that need no TensorFlow start without.
+    """A trainer's folder with the version `export/1`; it is shared by all workers and read-only."""
+    # Imported here, so that tests that do not need TensorFlow start without it.
     from tests.support.verified_run import write
 
     return shared_folder(tmp_path_factory, "run", write)

@@ -1,4 +1,4 @@
-"""The documents and the site made of them: links, pictures, code, the API's names, the glossary's words."""
+"""The documents and their site: links, pictures, code, names of the API, words of the glossary."""
 
 import importlib
 import inspect
@@ -23,7 +23,7 @@ def _is_slow(path):
     return re.search(r"\.fit\(|serving\.export\(", path.read_text("utf-8"))
 
 
-# Pages whose Python runs from top to bottom, as a reader copies it.
+# Pages whose Python code runs from top to bottom, as readers would copy it.
 PAGES = [
     path
     for path in (
@@ -34,7 +34,7 @@ PAGES = [
     )
     if "```python" in path.read_text("utf-8")
 ]
-# What trains or exports takes longest.
+# Pages that train or export take longest.
 CODE = [
     pytest.param(path, id=_name(path), marks=pytest.mark.slow if _is_slow(path) else ())
     for path in PAGES
@@ -59,7 +59,7 @@ def _prose(path):
 
 
 def _anchors(path):
-    """The anchors that a Markdown file's headings make."""
+    """Returns the anchors of a Markdown file's headings."""
     headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -73,7 +73,7 @@ def test_links_lead_somewhere(path):
         target = path.parent / file if file else path
         assert target.exists(), f"{path.name} links to {link}"
         assert not anchor or anchor in _anchors(target), f"{path.name} links to {link}"
-        # What lies outside of docs/ is not on the site.
+        # Files outside docs/ are not on the site.
         assert not path.is_relative_to(DOCS) or target.resolve().is_relative_to(DOCS.resolve())
 
 
@@ -84,7 +84,7 @@ def test_pictures_have_a_text(path):
 
 
 def _navigation():
-    """The files of the site's navigation, in their order."""
+    """Returns the files of the site's navigation, in order."""
 
     class Loader(yaml.SafeLoader):
         pass
@@ -125,7 +125,7 @@ def _thing(name):
 
 
 def _reference():
-    """(name in the heading, path of the object) of each entry of the API pages."""
+    """Returns (name in the heading, path of the object) for each entry of the API pages."""
     for path in sorted(DOCS.glob("api/*.md")):
         entries = re.findall(
             r"^::: ([\w.]+)\n(?:    options:\n(?:      heading: ([\w.]+)\n)?)?",
@@ -136,7 +136,7 @@ def _reference():
 
 
 def _public(module):
-    """The names that a module is there to give."""
+    """Returns the public names of a module."""
     names = getattr(module, "__all__", None) or [
         name
         for name, thing in vars(module).items()

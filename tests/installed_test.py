@@ -1,4 +1,4 @@
-"""tfdeq as it is installed: from a wheel, in an environment and a folder of the user's own."""
+"""tfdeq installed from a wheel, in a separate environment and folder."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from tfdeq.programs.commands import SCRIPTS
 
 ROOT = pathlib.Path(__file__).absolute().parents[1]
 PASSED_ON = ("HOME", "PATH", "PIP_CERT", "PIP_DEFAULT_TIMEOUT", "PIP_INDEX_URL", "SSL_CERT_FILE")
-# What runs by itself: the others need a server or a trained run, and are run by the tests of those.
+# Documents whose code runs alone; the others need a server or a trained run, and are run by those
+# tests.
 DOCUMENTS = ("README.md", "docs/serving.md", "docs/theorems.md", "docs/training.md")
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ def binaries(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """An own folder whose packages have the names of our program folders."""
+    """A user's folder with packages that have the names of the project's program folders."""
     for name in ("trainers", "export"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(
@@ -53,7 +54,7 @@ def folder(tmp_path):
 
 
 def _copy(folder):
-    """The sources, since an installation writes into them."""
+    """Copies the sources, because an installation writes to them."""
     left_out = shutil.ignore_patterns(".venv*", ".git", "build", "__pycache__", "*.egg-info")
 
     def ignored(path, names):
@@ -135,13 +136,13 @@ def test_the_documents_python(block, binaries, folder):
 
 
 def test_an_editable_clone_is_imported_from_any_folder(tmp_path, folder):
-    """As `make` installs it: the library, and the programs behind the console scripts."""
+    """As installed by `make`: the library, and the programs of the console scripts."""
     clone, environment = tmp_path / "clone", tmp_path / "venv"
     _copy(clone)
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     _run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", clone], tmp_path)
-    # What it needs is taken from here.
+    # Its dependencies are taken from this environment.
     (place,) = environment.glob("lib/python*/site-packages")
     (place / "others.pth").write_text(sysconfig.get_paths()["purelib"])
     code = "import tfdeq.serving, tfdeq.data, tfdeq.training; print(tfdeq.__file__)"

@@ -1,4 +1,4 @@
-"""The README's Python, as a newcomer runs it."""
+"""The README's Python code, run as by a new user."""
 
 import pathlib
 import re
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).absolute().parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
-# What needs a server, a trained run or a cluster is run by the tests of those.
+# Code that needs a server, a trained run or a cluster is run by those tests.
 ALONE = [
     pytest.param(block, id=str(place), marks=pytest.mark.slow if ".fit(" in block else ())
     for place, block in enumerate(BLOCKS)
@@ -33,7 +33,7 @@ def test_an_example_runs_by_itself(block, tmp_path):
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    # The lines of `evaluate`: the loss falls with the tolerance.
+    # In the lines of `evaluate`, the loss falls with the tolerance.
     losses = [float(loss) for loss in re.findall(r"loss: ([0-9.e-]+)\s*$", finished.stdout, re.M)]
     if "SolveScope" in block:
         assert losses[-1] < losses[-2] < losses[-3]

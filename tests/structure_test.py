@@ -1,4 +1,4 @@
-"""The structure of the project: which way imports point, and how large files and functions are."""
+"""The structure of the project: directions of imports, and sizes of files and functions."""
 
 import ast
 import doctest
@@ -60,12 +60,12 @@ LAYERS = (
 
 
 def _layer_of(module: str) -> int | None:
-    """The place of a module in LAYERS, by its longest prefix there; None for foreign ones."""
+    """Returns the place of a module in LAYERS, by its longest prefix there; None for other packages."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         prefix = ".".join(parts[:length])
         for index, layer in enumerate(LAYERS):
-            # "tfdeq" stands for the package's own __init__, not for what lies in it.
+            # "tfdeq" stands for the package's own __init__, not for its contents.
             if prefix in layer and (prefix != "tfdeq" or module == "tfdeq"):
                 return index
     return None
@@ -87,7 +87,7 @@ def _is_module(name: str) -> bool:
 
 
 def _imports(path: pathlib.Path) -> set[str]:
-    """The modules that a file names in import statements, wherever they stand."""
+    """Returns the modules in all import statements of a file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -108,7 +108,7 @@ def _sources():
     )
 
 
-# What is built on the core: a file of tests there may be of several modules.
+# Folders outside the core, where a test file may test several modules.
 _OUTER = ("programs", "data", "training", "serving")
 
 
@@ -129,7 +129,7 @@ def _modules_with_examples():
 
 
 def _lines_of_body(function: ast.FunctionDef) -> int:
-    """The lines of a function's body, without its docstring."""
+    """Returns the lines of a function's body, without its docstring."""
     start = function.body[0]
     if ast.get_docstring(function, clean=False) is not None:
         if len(function.body) == 1:
@@ -199,10 +199,10 @@ def test_public_names_say_what_they_are(name):
     assert text
     first = text.split("\n\n")[0]
     assert first.rstrip().endswith((".", "`")), "the first paragraph is a sentence"
-    # What holds results computes nothing.
+    # Classes that hold results have no examples or sources of methods.
     if name not in ("BestOf", "Solution", "Status") and not inspect.ismodule(thing):
         assert "Example:" in text
-        assert "Source:" in text or name in ("describe", "SolveScope")  # no method in them
+        assert "Source:" in text or name in ("describe", "SolveScope")  # these have no method
 
 
 @pytest.mark.parametrize("module", _modules_with_examples())
@@ -221,7 +221,7 @@ def test_examples_of_the_docstrings(module):
 
 
 _MODEL_CLASSES = {"LanguageModel", "ExplicitLanguageModel", "TokenModel"}
-# What chooses the adapter, and the argument check of a function that takes no other models.
+# The module that chooses the adapter, and the check of a function that takes no other models.
 _ASKS_FOR_CLASSES = (
     "tfdeq.serving.kinds.runs",
     "tfdeq.serving.signatures.language_model_signatures",

@@ -3,7 +3,8 @@
 import importlib
 from typing import Any
 
-# Cells and models for keras.models.load_model as well, which finds classes that are imported.
+# keras.models.load_model finds only classes that are imported, so cells and models are imported
+# here.
 from tfdeq import baselines, callbacks, cells, models
 from tfdeq.adjoints import (
     Implicit,
@@ -72,7 +73,7 @@ __all__ = [
     "spectral_radius",
 ]
 
-# Imported when they are asked for: not everybody needs them.
+# Imported on first use, because many programs do not need them.
 _PACKAGES = ("data", "serving", "training")
 
 

@@ -1,4 +1,4 @@
-"""`best_of`: solves from several random starts, and returns the most reliable answer of each sample."""
+"""`best_of`: solves from several random starts and returns the most reliable answer of each sample."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ from tfdeq.solution import Status, combined
 from tfdeq.solve_scope import SolveScope
 from tfdeq.solvers.solver import require_positive_integer
 
-# Two states are one answer where they differ by at most this share of their norm.
+# Two states count as the same answer if they differ by at most this share of their norm.
 _SAME_STATE = 0.01
 
 
 class BestOf(NamedTuple):
-    """The best of the answers of every sample; see `best_of`.
+    """The best answer of each sample; see `best_of`.
 
     Example:
         >>> import keras, tfdeq
@@ -28,12 +28,12 @@ class BestOf(NamedTuple):
         ([True, True], [1.0, 1.0])
     """
 
-    outputs: Any  # what the layer or model returns, of the chosen start, [B, …]
+    outputs: Any  # what the layer or model returns for the chosen start, [B, …]
     residual: tf.Tensor  # [B] float32, of the chosen start
-    agreement: tf.Tensor  # [B] float32, share of the sample's starts whose answer is the chosen one
+    agreement: tf.Tensor  # [B] float32, share of the sample's starts that reach the chosen answer
     steps: tf.Tensor  # [B] int32, evaluations of the cell, over all of the sample's starts
     status: tf.Tensor  # [B] int32, `Status` of the chosen start
-    start: tf.Tensor  # [B] int32, which start was chosen; 0: the usual one
+    start: tf.Tensor  # [B] int32, the chosen start; 0: the usual one
 
     @property
     def converged(self) -> tf.Tensor:
@@ -52,12 +52,12 @@ def best_of(
     seed: int = 0,
     same: Callable[[Any, Any], tf.Tensor] | None = None,
 ) -> BestOf:
-    """Solves from several starts at once, and returns the most reliable answer of each sample.
+    """Solves from several starts at once and returns the most reliable answer of each sample.
 
-    Start 0 is the usual one. The others are normal noise, the same for all samples, so that a sample's
-    answer does not depend on its batch. Among the starts whose solve met the tolerance (or among all, if
-    none did), the answer on which most starts agree is chosen; among equals, the one with the smallest
-    residual.
+    Start 0 is the usual one. The others are normal noise. The noise is the same for all samples, so
+    a sample's answer does not depend on its batch. Of the starts whose solve met the tolerance (or
+    of all, if none did), the answer that most starts agree on is chosen. A tie is decided by the
+    smallest residual.
 
     If an equilibrium does not depend on its start (path independence), the starts agree. If they do not
     agree, agreement and residual say how reliable the answer is.
@@ -65,17 +65,19 @@ def best_of(
     Args:
         layer: a `DEQLayer`, or a model that calls one or several. A model is called without training.
         x: its input, a nest of tensors [B, ...].
-        starts: number of solves for each sample, >= 1: one number, or [B] integers (also as a tensor), of
-            which values below 1 count as 1. They are solved as one batch of S · B rows, where S is the
-            largest number. With [B] numbers, the starts that a sample does not need cost one evaluation
-            each. Default 8.
-        max_steps: largest number of evaluations of each solve, scalar or [B]. Default None: the layers' own.
+        starts: number of solves for each sample, >= 1: one number, or [B] integers, which may be a
+            tensor; values below 1 count as 1. They are solved as one batch of S · B rows, where S
+            is the largest number. With [B] numbers, the starts that a sample does not need cost one
+            evaluation each. Default 8.
+        max_steps: largest number of evaluations in each solve, scalar or [B]. Default None: the
+            layers' own.
         tolerance: relative residual, scalar or [B]. Default None: the layers' own.
         noise: standard deviation of the starts' noise, >= 0. Default 1.
-        seed: of the noise. Default 0.
-        same: (outputs, outputs) -> [N] bool, whether two answers are the same. Default for a model: whether
-            the largest value of the last axis is at the same place everywhere. Default for a `DEQLayer`, and
-            for outputs of size 1 at the last axis: whether they differ by at most 1 % of their norm.
+        seed: seed of the noise. Default 0.
+        same: (outputs, outputs) -> [N] bool, whether two answers are the same. Default for a model:
+            whether the largest value along the last axis has the same index at every place. Default
+            for a `DEQLayer`, and for outputs whose last axis has size 1: whether they differ by at
+            most 1 % of their norm.
 
     Returns:
         `BestOf`. No gradient passes through it.
@@ -112,7 +114,7 @@ def best_of(
 
 
 def _wanted(starts: Any, count: tf.Tensor) -> tuple[tf.Tensor | None, Any]:
-    """[S, B] bool, which starts of each sample are wanted, None: all; and S."""
+    """Returns [S, B] bool, which starts each sample wants (None: all), and S."""
     if not _is_vector(starts):
         require_positive_integer("starts", starts)
         return None, starts
@@ -123,13 +125,13 @@ def _wanted(starts: Any, count: tf.Tensor) -> tuple[tf.Tensor | None, Any]:
 
 
 def _one_step_where_unwanted(wanted: tf.Tensor, max_steps: Any) -> tf.Tensor:
-    """[S · B] int32; 0 stands for the layers' own."""
+    """Returns max_steps as [S · B] int32, with 1 for unwanted starts; 0 stands for the layers' own."""
     usual = 0 if max_steps is None else tf.cast(max_steps, tf.int32)
     return tf.where(tf.reshape(wanted, [-1]), usual, 1)
 
 
 def _best(outputs: Any, solution: Any, wanted: Any, starts: Any, same: Any) -> BestOf:
-    """The choice, from the outputs and the solution of S · B solves."""
+    """Chooses from the outputs and the solution of S · B solves."""
     residual, steps, status = (
         _split(part, starts) for part in (solution.residual, solution.steps, solution.status)
     )
@@ -154,8 +156,8 @@ def _best(outputs: Any, solution: Any, wanted: Any, starts: Any, same: Any) -> B
 
 
 def _starts(layer: Any, x: Any, starts: Any, noise: float, seed: int) -> dict[str, Any]:
-    """Name of a solve -> [S · B, …]: the usual start, which is asked for by NaN, and noise."""
-    with SolveScope(max_steps=1) as scope:  # to see what states there are
+    """Returns name of a solve -> [S · B, …]: NaN, which stands for the usual start, and then noise."""
+    with SolveScope(max_steps=1) as scope:  # to learn the names and shapes of the states
         layer(x, training=False)
     if not scope.solutions:
         raise ValueError(
@@ -197,7 +199,7 @@ def _is_vector(value: Any) -> bool:
 
 
 def _agreement(outputs: Any, counts: tf.Tensor, starts: Any, same: Any) -> tf.Tensor:
-    """[S, B] float32: of each start's answer the share of the sample's wanted starts that have it."""
+    """[S, B] float32: the share of the sample's wanted starts that have the same answer as each start."""
     by_start = tf.nest.map_structure(lambda leaf: _split(leaf, starts), outputs)
 
     def of(number):
@@ -211,7 +213,7 @@ def _agreement(outputs: Any, counts: tf.Tensor, starts: Any, same: Any) -> tf.Te
 
 
 def _chosen(settled: tf.Tensor, agreement: tf.Tensor, residual: tf.Tensor) -> tf.Tensor:
-    """[B] int32: settled ones first, then those with most agreement, then the smallest residual."""
+    """[B] int32: prefers converged starts, then the most agreement, then the smallest residual."""
     residual = tf.where(tf.math.is_finite(residual), residual, residual.dtype.max)
     best = tf.equal(settled, tf.reduce_max(settled, axis=0))
     most = tf.where(best, agreement, -1.0)

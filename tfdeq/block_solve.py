@@ -1,4 +1,4 @@
-"""Plain iteration block by block: only where something still changes is anything computed."""
+"""Plain iteration block by block, which computes only the blocks that still change."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +10,10 @@ from tfdeq.rows import choose
 from tfdeq.solution import Solution, Status
 
 _EPSILON = 1e-12
-# Share of the tolerance at which a block is settled: neighbours that settle later move it a little.
+# A block has settled at this share of the tolerance, because neighbours that settle later move it a
+# little.
 _SHARE = 0.5
-# Sweeps that a block may have in a row while others wait.
+# Largest number of consecutive sweeps of a block while others wait.
 _TURNS = 32
 
 
@@ -20,11 +21,11 @@ class _Sweeps(NamedTuple):
     """The state of the loop over sweeps."""
 
     z: tf.Tensor  # [B · padded places, d], the state with a margin of zeros around each sample
-    active: tf.Tensor  # [B, blocks] bool, in which something may still change
+    active: tf.Tensor  # [B, blocks] bool, blocks that may still change
     since: tf.Tensor  # [B, blocks] int64, the application at which a block's wait began
-    turns: tf.Tensor  # [B, blocks] int32, sweeps of a block since then
+    turns: tf.Tensor  # [B, blocks] int32, sweeps of the block since then
     spent: tf.Tensor  # [B] int32, applications so far
-    failed: tf.Tensor  # [B] bool, f was not finite
+    failed: tf.Tensor  # [B] bool, whether f was not finite
 
 
 def solve_by_blocks(
@@ -39,32 +40,34 @@ def solve_by_blocks(
     max_steps: tf.Tensor,
     applications: int = 8,
 ) -> Solution:
-    """Solves z = f(z, x) by plain iteration, where f sees only the neighbourhood of a place.
+    """Solves z = f(z, x) by plain iteration, for an f that sees only the neighbourhood of a place.
 
-    The places are divided into blocks, all of them active at first. A sweep applies f a few times to active
-    blocks, with a margin as wide as the reach of these applications. Of neighbouring active blocks, the one
-    that has waited longest is swept, until it has settled or has had 32 sweeps. So the inputs of a block
-    have settled first where that is possible. If a block changes within the reach of its neighbours, they
-    become active; the others rest. So the cost of an answer that travels through the places depends on the
-    places that it passes, not on the whole state at every step. After the sweeps f is applied to all places
-    once. The residual is that of the whole state, and blocks with a too large residual become active again.
+    The places are divided into blocks, which are all active at first. A sweep applies f a few times
+    to active blocks, with a margin as wide as the reach of these applications. Among neighbouring
+    active blocks, the one that has waited longest is swept, until it has settled or has had 32
+    sweeps. So the inputs of a block settle first where possible. If a block changes within reach of
+    its neighbours, they become active; all other blocks stay inactive. The cost of an answer that
+    travels through the places therefore depends on the places that it passes, not on the size of
+    the whole state. After the sweeps, f is applied once to all places. This gives the residual of
+    the whole state, and blocks whose residual is too large become active again.
 
     The order in which places are updated differs from plain iteration. If f has only one equilibrium, for
     example because it is a contraction, the result is the same up to the tolerance.
 
     Args:
-        f: (z, x, mask) -> like z, for places of any number. It holds places outside of the mask at zero.
-        z0: [B, places, d], zero outside of the mask; places in one dimension or two.
+        f: (z, x, mask) -> like z, for any number of places. It keeps places outside the mask at
+            zero.
+        z0: [B, places, d], zero outside the mask; the places have one or two dimensions.
         x: nest of tensors [B, places, ...].
         mask: [B, places] bool, which places exist.
-        reach: how many places away f sees, along each dimension, >= 1.
-        block: places of a block along each dimension, at least reach.
+        reach: distance that f sees along each dimension, in places, >= 1.
+        block: size of a block along each dimension, in places, at least reach.
         tolerance: [B], relative residual at which a sample has converged.
-        max_steps: [B] int32, applications at most, those to all places included.
-        applications: of f in a sweep, at most; fewer where `block` is small.
+        max_steps: [B] int32, largest number of applications, including those to all places.
+        applications: largest number of applications of f in a sweep; fewer if `block` is small.
 
     Returns:
-        `Solution`; its steps count sweeps by their applications. It carries no gradient.
+        `Solution`; a sweep counts as as many steps as it has applications. It carries no gradient.
     """
     solve = _BlockSolve(f, z0, x, mask, reach, block, tolerance, max_steps, applications)
     state, residual = tf.while_loop(
@@ -81,7 +84,7 @@ def solve_by_blocks(
 
 
 class _BlockSolve:
-    """One solve by blocks; arguments as of `solve_by_blocks`."""
+    """One solve by blocks; for the arguments see `solve_by_blocks`."""
 
     def __init__(self, f, z0, x, mask, reach, block, tolerance, max_steps, applications):
         self._f, self._x, self._mask = f, tf.nest.map_structure(tf.stop_gradient, x), mask
@@ -91,7 +94,7 @@ class _BlockSolve:
         self._inside = self.grid.padded(mask[..., None])
         self._tolerance = tf.cast(tolerance, z0.dtype)
         self._limit = _SHARE * self._tolerance
-        # One application is left for the look at the whole.
+        # One application is reserved for the check of the whole state.
         self._budget = max_steps - 1
 
     def start(self, z0: tf.Tensor) -> _Sweeps:
@@ -108,9 +111,9 @@ class _BlockSolve:
         )
 
     def round(self, state: _Sweeps, residual: tf.Tensor) -> tuple[_Sweeps, tf.Tensor]:
-        """Sweeps until nothing changes, and a look at the whole.
+        """Sweeps until nothing changes, then checks the whole state.
 
-        residual: [B], what the last look found; below 0: there was none.
+        residual: [B], from the last check; below 0 if there was none.
         """
         active = state.active & (state.spent < self._budget)[:, None]
         looked = tf.reduce_any(active, axis=1) | (residual < 0)
@@ -154,7 +157,8 @@ class _BlockSolve:
         spent = state.spent + tf.where(tf.reduce_any(state.active, axis=1), self._count, 0)
         spent = tf.minimum(spent, tf.maximum(budget, state.spent))
         active = (state.active & ~turn) | woken
-        # A block keeps its turn until it is settled, or has had it for long; then it goes to the end.
+        # A block keeps its turn until it has settled or has had _TURNS sweeps; then it goes to the
+        # end.
         turns = tf.where(turn, state.turns + 1, state.turns)
         last = (woken & ~state.active) | (turns >= _TURNS)
         since = tf.where(last, tf.cast(state.spent, tf.int64)[:, None] + 1, state.since)
@@ -162,9 +166,9 @@ class _BlockSolve:
         return _like(_Sweeps(z, active, since, tf.where(last, 0, turns), spent, failed), state)
 
     def _applied(self, z: tf.Tensor, windows: tf.Tensor, left: tf.Tensor) -> tuple:
-        """The places of blocks [n, places of a block, d], before and after some applications.
+        """Returns the places of blocks [n, places of a block, d] before and after some applications.
 
-        left: [n], applications that the budget of a block's sample allows.
+        left: [n], applications that remain in the budget of the block's sample.
         """
 
         def cut(leaf):
@@ -178,12 +182,12 @@ class _BlockSolve:
 
 
 def _like(new: _Sweeps, old: _Sweeps) -> _Sweeps:
-    """The new state with the static shapes of the old one, as a loop wants it."""
+    """Returns the new state with the static shapes of the old one, as tf.while_loop requires."""
     return _Sweeps(
         *(tf.ensure_shape(one, other.shape) for one, other in zip(new, old, strict=True))
     )
 
 
 def _length(leaf: tf.Tensor) -> tf.Tensor:
-    """[n, places, d] -> [n], Euclidean."""
+    """Returns the Euclidean length, [n, places, d] -> [n]."""
     return tf.sqrt(tf.reduce_sum(leaf**2, axis=[1, 2]))

@@ -1,4 +1,4 @@
-"""Callbacks for `model.fit`: `EquilibriumMonitor` keeps the training of equilibria steady."""
+"""Callbacks for `model.fit`: `EquilibriumMonitor` keeps the training of equilibria stable."""
 
 import math
 from typing import Any
@@ -31,10 +31,11 @@ class EquilibriumMonitor(keras.callbacks.Callback):
     - If residuals are high, or something is NaN, when training ends, the last good state is restored.
     - After `max_restores` restores it prints a diagnosis and stops training with the last good state.
 
-    Works with jit_compile, run_eagerly, steps_per_execution and mixed precision. Compiled steps read the
-    penalty and the budget at each call, so nothing is traced again, and the changes are not saved with the
-    model. After fit the layers train as without a monitor. A monitor that is used again with the same model
-    continues from its last changes. Layers inside another DEQLayer's cell are part of it, and not watched.
+    Works with jit_compile, run_eagerly, steps_per_execution and mixed precision. Compiled steps
+    read the penalty and the budget at each call, so nothing is traced again, and the changes are
+    not saved with the model. After fit the layers train as without a monitor. A monitor that is
+    used again with the same model continues from its last changes. Layers inside another DEQLayer's
+    cell are part of that layer and are not watched.
 
     Args:
         action: what to raise, "penalty", "budget" or "none". Default "penalty".
@@ -90,7 +91,7 @@ class EquilibriumMonitor(keras.callbacks.Callback):
         self.restores = 0
         self._watches: list[ResidualWatch] = []
         self._rate: RateHalving | None = None
-        self._rated: Any = None  # the optimizer that _rate is of
+        self._rated: Any = None  # the optimizer that _rate belongs to
         self._good: TrainingState | None = None
         self._batch = self._looked = self._epoch_start = 0  # batches of this fit
         self._last_words = "No look before was of finite numbers."
@@ -112,7 +113,7 @@ class EquilibriumMonitor(keras.callbacks.Callback):
         if self._rated is not optimizer:
             self._rate, self._rated = RateHalving(optimizer), optimizer
         trace |= self._rate.prepare()
-        if trace:  # steps that were traced before do not ask
+        if trace:  # steps that are already traced do not read these variables
             self.model.make_train_function(force=True)
         self._batch = self._looked = self._epoch_start = 0
         self._keep(TrainingState(self.model), math.inf)
@@ -138,7 +139,7 @@ class EquilibriumMonitor(keras.callbacks.Callback):
             self._in_validation = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not _is_finite(logs):  # before anyone saves it
+        if not _is_finite(logs):  # before another callback saves it
             self._look(logs)
         elif not self._in_validation:
             self._collect()
@@ -161,7 +162,7 @@ class EquilibriumMonitor(keras.callbacks.Callback):
             self._writer = None
 
     def _layers(self) -> list[DEQLayer]:
-        """The layers to watch: those of the model that are in no other one's cell."""
+        """Returns the layers to watch: those of the model that are not part of another one's cell."""
         found = {
             id(layer): layer
             for layer in self.model._flatten_layers()
@@ -183,7 +184,7 @@ class EquilibriumMonitor(keras.callbacks.Callback):
 
     def _watch(self, layers: list[DEQLayer]) -> None:
         if [watch.layer for watch in self._watches] == layers:
-            return  # the same model again: the changes stay in force
+            return  # the same model again: keep the changes
         self._watches = [
             ResidualWatch(layer, self.action, self._threshold(layer)) for layer in layers
         ]
@@ -226,7 +227,7 @@ class EquilibriumMonitor(keras.callbacks.Callback):
         self._good_residual, self._good_is_steady = residual, steady
 
     def _return(self, reason: str) -> None:
-        """Goes back to the last good state, with half the learning rate, or gives up there."""
+        """Restores the last good state with half the learning rate, or stops training there."""
         rate = self._rate.rate
         self._good.restore()
         self.model.reset_metrics()
@@ -274,7 +275,7 @@ class EquilibriumMonitor(keras.callbacks.Callback):
 
     def _say(self, line: str) -> None:
         if self.verbose:
-            # Below Keras's progress bar, not behind it.
+            # On a new line below Keras's progress bar.
             start = "\n" if self.params.get("verbose") == 1 else ""
             print(f"{start}EquilibriumMonitor, batch {self._batch}: {line}", flush=True)
 
@@ -283,6 +284,6 @@ _NOT_FINITE = "NaN or infinity in the loss or the weights"
 
 
 def _is_finite(logs: Any) -> bool:
-    """Whether the loss is, where it is known."""
+    """Returns whether the loss is finite; true if there is none."""
     loss = (logs or {}).get("loss")
     return loss is None or math.isfinite(float(loss))

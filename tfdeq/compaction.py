@@ -1,4 +1,4 @@
-"""Cost follows the work: samples that are done leave the batch, the rest go on alone."""
+"""Compaction: samples that are done leave the batch, so that they cost no further evaluations."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from tfdeq.solvers.splitting import Splitting
 
 
 class RowwiseFunction:
-    """f(z, *args) that knows which of its args belong to the samples, row by row.
+    """f(z, *args) that knows which of its args have a row for each sample.
 
     Args:
         f: (z, *args) -> like z.
-        batched_args: positions in args of nests with leaves [B, ...], or [1, ...] for what all samples
-            share.
+        batched_args: positions in args of nests with leaves [B, ...], or [1, ...] for values that
+            all samples share.
         compaction: whether samples that are done leave the batch.
     """
 
@@ -33,10 +33,10 @@ class RowwiseFunction:
 
 
 class BoundFunction:
-    """z -> f(z, *args) without gradient to args, which can be restricted to some rows of the batch.
+    """z -> f(z, *args) without a gradient to args; it can be restricted to some rows of the batch.
 
     Args:
-        f: (z, *args) -> like z; a `RowwiseFunction` has rows.
+        f: (z, *args) -> like z. Only a `RowwiseFunction` can be restricted to rows.
         args: tuple of nests of tensors.
     """
 
@@ -54,11 +54,11 @@ class BoundFunction:
 
     @property
     def compacts(self) -> bool:
-        """Whether `rows` is to be called."""
+        """Whether the loop should use `rows` to shrink the batch."""
         return bool(self._batched) and self._f.compaction
 
     def rows(self, indices: tf.Tensor) -> "BoundFunction":
-        """Returns the same function for the samples that indices [n] int32 name."""
+        """Returns the same function for the samples with the given indices, [n] int32."""
         args = list(self._args)
         for position in self._batched:
             args[position] = take_rows(args[position], indices)
@@ -66,7 +66,7 @@ class BoundFunction:
 
 
 def splitting_of(f: Callable[..., Any], args: Sequence[Any]) -> Splitting | None:
-    """Returns what a function says of its parts for these args; None: nothing."""
+    """Returns the splitting that f declares for these args; None if it declares none."""
     return f.splitting(*args) if hasattr(f, "splitting") else None
 
 
@@ -79,15 +79,15 @@ def run_compacting(
 ) -> Any:
     """Runs a loop over a batch that shrinks, and returns the results of all samples.
 
-    Whenever at most half of the rows are still running, those are gathered and go on alone, so that
-    the work is about the sum of the samples' own, and at most twice that.
+    Whenever at most half of the rows are still running, these are gathered into a smaller batch.
+    The work is then about the sum of the samples' own work, and at most twice that.
 
     Args:
-        run: (f, carried) -> carried, the loop until at most half of the rows are running.
+        run: (f, carried) -> carried, runs the loop until at most half of the rows are running.
         f: the function for all samples.
         carried: nest of the loop's [B, ...] tensors, and of scalars that all samples share.
         is_running: carried -> [n] bool.
-        results: carried -> nest of [n, ...] tensors that are wanted at the end.
+        results: carried -> nest of [n, ...] tensors to return at the end.
     """
     batch = tf.shape(is_running(carried))[0]
     indices = tf.range(batch)

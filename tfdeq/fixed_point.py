@@ -39,16 +39,17 @@ def fixed_point(
 ) -> Solution:
     """Solves z* = f(z*, *args) for every sample of a batch, differentiably.
 
-    Each sample has its own answer, residual, number of steps and status, which do not depend on the rest of
-    its batch. Works in eager mode, in tf.function and with jit_compile=True. Gradients, of the order that
-    the adjoint supports, flow to every floating or complex tensor in args and to nothing else: not to
-    z0. If f uses a trainable variable or a watched tensor that is not in args, an error is raised.
-    TensorFlow's loops and branches may contain a solve. With tf.vectorized_map a gradient can only be
-    taken inside the mapped function. From outside it raises a LookupError, except for
-    adjoints without a custom gradient (Unrolled with checkpointed=False).
+    Each sample has its own answer, residual, number of steps and status, which do not depend on the
+    rest of its batch. This works in eager mode, in tf.function and with jit_compile=True.
+    Gradients, of the order that the adjoint supports, flow to every floating or complex tensor in
+    args and to nothing else: not to z0. If f uses a trainable variable or a watched tensor that is
+    not in args, an error is raised. TensorFlow's loops and branches may contain a solve. With
+    tf.vectorized_map a gradient can only be taken inside the mapped function. From outside it
+    raises a LookupError, except for adjoints without a custom gradient (Unrolled with
+    checkpointed=False).
 
     Args:
-        f: (z, *args) -> like z; row b of the output depends on row b of z alone.
+        f: (z, *args) -> like z; row b of the output depends only on row b of z.
         z0: the start, a tensor or nest of tensors [B, ...], floating.
         args: tuple of the tensors (or nests of tensors) that a gradient should reach.
         solver: a solver object or its name. Default "broyden".
@@ -61,21 +62,21 @@ def fixed_point(
             STAGNATED; see `Solver`. None: the solver's.
         absolute_tolerance: scalar or [B], >= 0, value of ‖f(z) − z‖₂ at which a sample has also converged.
             None: the solver's.
-        backward_tolerance, backward_max_steps: as tolerance and max_steps, for the backward
-            solve. None: those of the adjoint's own solver, if it has one; otherwise the tolerance of the
-            forward solve, and the larger of this call's max_steps and the solver's.
+        backward_tolerance, backward_max_steps: the same for the backward solve. None: those of the
+            adjoint's own solver, if it has one; otherwise the tolerance of the forward solve, and
+            the larger of this call's max_steps and the solver's.
         iterates: numbers of evaluations, at least 1, in any order. The solution's `iterates` are
             the states that the solve had found after each, so that a loss can use several of them
             (fixed-point correction). Each has the gradient that the adjoint gives to a fixed point
             there; adjoints that differentiate the whole solve do not support this. Solvers that use products
             with the Jacobian solve once more for each. None: no such states.
         trace: whether the solution's `trace` keeps the residual of every iterate, for plots.
-        batched_args: positions in args of the arguments that have a row for each sample: leaves [B, ...], or
-            [1, ...] for what all samples share. If given, and outside of XLA, samples that
-            have converged leave the batch. A batch then costs about the sum of its samples' steps, rather
-            than its size times the largest number. Also, a sample with NaN or infinity in one of these
-            arguments is NON_FINITE, whatever f returns. None: all samples are evaluated until the last one
-            has converged.
+        batched_args: positions in args of the arguments that have a row for each sample: leaves [B,
+            ...], or [1, ...] for values that all samples share. If given, and outside of XLA,
+            samples that have converged leave the batch. A batch then costs about the sum of its
+            samples' steps, instead of its size times the largest number of steps. Also, a sample
+            with NaN or infinity in one of these arguments is NON_FINITE, whatever f returns. None:
+            all samples are evaluated until the last one has converged.
         compaction: whether samples that have converged leave the batch, if batched_args is given.
         exclude_non_finite: whether to exclude samples whose batched_args are not finite from every
             gradient. Their z is z0, their status NON_FINITE, and their NaN does not reach arguments that
@@ -90,11 +91,11 @@ def fixed_point(
         A `Solution`.
 
     Raises:
-        ValueError: unknown names, output unlike z0, settings out of range, trainable variables or
-            watched tensors that are not in args.
-        TypeError: states that are not floating point.
-        tf.errors.InvalidArgumentError: a batched argument of another number of rows than z0's; with
-            throw, a sample that has not converged.
+        ValueError: for unknown names, an output unlike z0, settings out of range, or trainable
+            variables or watched tensors that are not in args.
+        TypeError: for states that are not floating point.
+        tf.errors.InvalidArgumentError: for a batched argument whose number of rows differs from
+            z0's; with throw, for a sample that has not converged.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377; iterates: Bai, Geng, Savani,
         Kolter, Deep Equilibrium Optical Flow Estimation, arXiv:2204.08442.
@@ -146,10 +147,10 @@ def fixed_point(
 
 
 def require_converged(solution: Solution) -> Solution:
-    """Returns the solution, whose samples must all have converged.
+    """Returns the solution; raises an error unless all its samples have converged.
 
     Raises:
-        tf.errors.InvalidArgumentError: in eager mode, and in a graph when it runs; XLA compiles no
+        tf.errors.InvalidArgumentError: in eager mode, and when a graph runs. XLA omits the
             assertion.
     """
     message = (
@@ -187,11 +188,11 @@ def _backward_limits(
     tolerance: Any,
     max_steps: Any,
 ) -> Limits:
-    """What a call says of the backward solve's end."""
+    """Returns the limits of the backward solve that follow from those of the call."""
     followed = Limits()
     if getattr(adjoint, "solver", None) is None:
-        # A small forward budget, a dial of the answers' accuracy, is not one of the gradient's. And
-        # an absolute tolerance has units of the state, which the gradient has not.
+        # A small forward budget makes answers cheaper; the gradient should keep its accuracy. And
+        # an absolute tolerance has the units of the state, not those of the gradient.
         steps = limits.max_steps
         if steps is not None:
             larger = tf.maximum if tf.is_tensor(steps) else np.maximum
@@ -204,9 +205,11 @@ def _backward_limits(
 
 
 def mark_non_finite(solution: Solution, finite: tf.Tensor, z0: Any) -> Solution:
-    """Returns the solution with NON_FINITE for samples that are not finite, also where f saturates.
+    """Returns the solution with status NON_FINITE for samples with non-finite inputs.
 
-    finite: [B] bool. z0: what stands for their z, without a gradient; None: it stays.
+    This is needed because f may saturate and return finite values for them. finite: [B] bool,
+    whether a sample's inputs are finite. z0: replaces the z of the other samples, without a
+    gradient; None: z is kept.
     """
     solution = solution._replace(
         status=tf.where(finite, solution.status, int(Status.NON_FINITE)),

@@ -1,4 +1,4 @@
-"""`gradient_report`: how far each adjoint's gradient is from a tight implicit one."""
+"""`gradient_report`: compares each adjoint's gradient with an accurate implicit gradient."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _REFERENCE_STEPS = 200
 
 
 class RuleGradient(NamedTuple):
-    """One adjoint's gradient against the reference; NaN where one of the two vanishes.
+    """Compares one adjoint's gradient with the reference; NaN if one of the two is zero.
 
     Attributes:
         weights_cosine, weights_norm_ratio: over the cell's trainable weights together.
@@ -33,7 +33,7 @@ class RuleGradient(NamedTuple):
 
 
 class GradientReport(dict):
-    """A dict from an adjoint's name to its `RuleGradient`; as text it is a table.
+    """A dict from an adjoint's name to its `RuleGradient`; it prints as a table.
 
     Attributes:
         residual: the largest relative residual of the reference's forward solve.
@@ -69,31 +69,33 @@ def gradient_report(
     training: bool = False,
     seed: int = 0,
 ) -> GradientReport:
-    """Compares the gradients of adjoints, for one input, to a tight implicit gradient.
+    """Compares the gradients of adjoints, for one input, with an accurate implicit gradient.
 
-    Let v be a fixed random cotangent of z*. The report compares each adjoint's ∂(vᵀz)/∂θ and ∂(vᵀz)/∂x with
-    those of the reference: by their cosine, and by the ratio of norms ‖adjoint‖ / ‖reference‖. An adjoint
-    solves with the layer's solver and settings, as in training. An adjoint that needs a special solver gets
-    it, with the layer's max_steps and tolerance. The reference is solved by Broyden, within 200 evaluations,
-    to a relative residual of 1e-6, or 1e-12 under a float64 policy; the report has the residual that was
-    reached. The layer's weights, seeds and metrics do not change.
+    Let v be a fixed random cotangent of z*. The report compares each adjoint's ∂(vᵀz)/∂θ and
+    ∂(vᵀz)/∂x with those of the reference: by their cosine, and by the ratio of norms ‖adjoint‖ /
+    ‖reference‖. An adjoint solves with the layer's solver and settings, as in training. An adjoint
+    that needs a special solver gets that solver, with the layer's max_steps and tolerance. The
+    reference is solved by Broyden, within 200 evaluations, to a relative residual of 1e-6, or 1e-12
+    under a float64 policy; the report states the residual that it reached. The layer's weights,
+    seeds and metrics do not change.
 
     Args:
-        layer: a built `DEQLayer`. To compare adjoints on a cell, wrap it, DEQLayer(cell), and call that once.
+        layer: a built `DEQLayer`. To compare adjoints for a cell, make a DEQLayer(cell) and call it
+            once.
         x: an input of the layer, [B, ...] tensors.
         rules: name -> adjoint (or a registered name). Default: every registered adjoint with its default
             settings, and the layer's own as "layer".
-        training: whether the cell runs as in training (Dropout with the next call's mask).
-        seed: of the cotangent.
+        training: whether the cell runs as in training (Dropout uses the next call's mask).
+        seed: seed of the cotangent.
 
     Returns:
         A `GradientReport`, which prints as a table.
 
     Raises:
-        ValueError: for a layer that is not built, or no `DEQLayer`.
+        ValueError: if layer is not built or is not a `DEQLayer`.
 
-    Source: the two figures are those of Geng et al., On Training Implicit Models, arXiv:2111.05177, which
-        compares phantom to implicit gradients by their cosine.
+    Source: the two figures are those of Geng et al., On Training Implicit Models, arXiv:2111.05177,
+        which compares phantom and implicit gradients by their cosine.
 
     Example:
         >>> class Cell(keras.layers.Layer):
@@ -146,12 +148,12 @@ def _solver_for(rule: adjoints.Adjoint, solver: solvers.Solver) -> solvers.Solve
 
 
 def _gradients(layer, x, training, seed, solver, rule, callback=None) -> _Gradients:
-    """The adjoint's gradients for the weights and x; nothing of the layer changes."""
+    """Returns the adjoint's gradients for the weights and x; the layer does not change."""
     pure = PureCell(layer.cell, layer.compute_dtype)
     x = tf.nest.map_structure(lambda leaf: _as_input(leaf, layer.compute_dtype), x)
     inputs = [leaf for leaf in tf.nest.flatten(x) if leaf.dtype.is_floating]
     weights = [variable.value for variable in layer.cell.trainable_variables]
-    # What the cell assigns in this scope, seeds and statistics, is forgotten with it.
+    # The scope discards what the cell assigns in it, such as seeds and statistics.
     with keras.StatelessScope(), tf.GradientTape() as tape:
         tape.watch(inputs)
         injected = pure.inject(x)

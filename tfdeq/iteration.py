@@ -1,4 +1,4 @@
-"""The one tf.while_loop: evaluates f, counts, freezes and stops each sample on its own."""
+"""The tf.while_loop of every solve: it evaluates f and counts, freezes and stops each sample on its own."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,47 +42,47 @@ def iterate(
     iterates: Sequence[int] = (),
     trace: bool = False,
 ) -> Any:
-    """Finds z = f(z) for each sample; nothing here carries a gradient.
+    """Finds z = f(z) for each sample, without a gradient.
 
-    Each sample stops on its own: its iterate is frozen from then on, and neither its residual nor a
-    NaN in it reaches another sample. Runs in eager mode, in tf.function and under XLA.
+    Each sample stops on its own: its iterate is then frozen, and neither its residual nor a NaN in
+    it affects another sample. This works in eager mode, in tf.function and under XLA.
 
     Args:
-        f: z -> like z, sample by sample (rows of the batch must not mix). A `BoundFunction` with
-            rows: outside of XLA, samples that are done leave the batch, so that the cost follows
-            the work; the answers are the same, up to the rounding of another batch size.
+        f: z -> like z, sample by sample (rows of the batch must not mix). If it is a
+            `BoundFunction` that can be restricted to rows, samples that are done leave the batch,
+            outside of XLA. The answers are the same, up to the rounding of another batch size.
         z0: nest of [B, ...] floating tensors.
-        solver: the method; its settings hold where the next four are None.
+        solver: the method; its settings apply where the next four arguments are None.
         tolerance: scalar or [B], relative residual; a Python number must be > 0.
-        max_steps: scalar or [B] integers, evaluations; a Python number must be >= 1. One
-            evaluation is always made.
+        max_steps: scalar or [B] integers, largest number of evaluations; a Python number must be >=
+            1. At least one evaluation is made.
         patience, absolute_tolerance: scalar or [B]; see `Solver`.
-        return_image: return f of the best iterate instead of that iterate; the residual is still the
-            iterate's. For a contraction that is one step nearer, and it costs nothing.
-        linear_part: for an affine f, v -> f(v) − f(0), which a solver that asks for products with the
-            Jacobian then uses; else they come from a linearisation of f at the iterate.
-        return_state: return also the solver's state, that of each sample as its last evaluation left
-            it. Keeping it apart costs a pass over the state in each step.
-        iterates: numbers of evaluations, each at least 1; keep what there was after each.
+        return_image: return f of the best iterate instead of that iterate; the residual is still
+            the iterate's. For a contraction, f of it is closer to the fixed point, at no cost.
+        linear_part: for an affine f, v -> f(v) − f(0). A solver that uses products with the
+            Jacobian then computes them with it, otherwise by a linearisation of f at the iterate.
+        return_state: also return the solver's state, for each sample as it was after the sample's
+            last evaluation. This costs a pass over the state in each step.
+        iterates: numbers of evaluations, each at least 1, after which to keep the state.
         trace: keep the residual of every iterate.
 
     Returns:
-        A `Solution` whose z carries no gradient; with return_state, that and the solver's state. With
-        iterates, the solution's `iterates` are nests like z, one for each number: what z would have
-        been had the budget been that (for methods without products with the Jacobian, which make
-        fewer of them for a smaller budget).
+        A `Solution` whose z carries no gradient; with return_state, a pair of it and the solver's
+        state. With iterates, the solution's `iterates` are nests like z, one for each number: the z
+        that a solve with this budget would return. (This does not hold for methods that use
+        products with the Jacobian, which make fewer products for a smaller budget.)
 
     Raises:
         ValueError: if f's output is unlike z, or tolerance or max_steps are out of range.
     """
     z0 = tf.nest.map_structure(tf.convert_to_tensor, z0)
-    # Under XLA shapes are fixed.
+    # Compaction needs shapes that change, which XLA does not have.
     shrinks = _shrinks(f) and not return_state
     layout = StateLayout(z0, any_batch=shrinks)
     z = tf.stop_gradient(layout.flatten(z0))
     batch = tf.shape(z)[:1]
     if isinstance(f, BoundFunction) and solver.uses_products and _is_watched():
-        evaluate(f, layout, z)  # tells what its linearisation cannot: see check_closures
+        evaluate(f, layout, z)  # finds captured tensors: see check_closures
     given = Limits(tolerance, max_steps, patience, absolute_tolerance)
     limits = given.resolved(solver, batch, z.dtype)
     most = given.most_steps(solver)
@@ -132,7 +132,7 @@ def _shrinks(f: Callable[[Any], Any]) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether a tape looks on in eager mode."""
+    """Whether a tape is recording in eager mode."""
     return tf.executing_eagerly() and record.could_possibly_record()
 
 
@@ -143,7 +143,7 @@ def _run(
     limits: Limits,
     share: float = 0.0,
 ) -> LoopState:
-    """The loop, until at most this share of the samples is running."""
+    """Runs the loop until at most this share of the samples is running."""
 
     def goes_on(*fields: Any) -> tf.Tensor:
         running = tf.reduce_sum(tf.cast(running_of(LoopState(*fields)), tf.float32))
@@ -158,7 +158,7 @@ def _run(
 def _turn(
     settings: LoopSettings, f: Callable[[Any], Any], state: LoopState, limits: Limits
 ) -> LoopState:
-    """One evaluation of f, its booking, and the solver's step to the next iterate."""
+    """Evaluates f once, records the result, and makes the solver's step to the next iterate."""
     solver, layout = settings.solver, settings.layout
     before = state
     f_z, affine_z, product = _evaluated(settings, f, state.z)
@@ -173,12 +173,12 @@ def _turn(
             state.base, z, f_z, residual.relative, solver.safeguard
         )
         state = state._replace(base=base, solver=solver.restart(state.solver, plain))
-    if solver.computes_squares:  # in a unit that the first evaluation decides
+    if solver.computes_squares:  # in a unit that the first evaluation determines
         scale = tf.where(tf.equal(state.k, 0), residual.unit, state.scale)
         state = state._replace(scale=scale)
     scaled_z, scaled_f_z = _divided(solver, state.scale, z, f_z)
     if solver.uses_products:
-        # One evaluation is left for the point that the products lead to.
+        # One evaluation is reserved for the point that the products lead to.
         allowed = tf.where(running, limits.max_steps - state.steps - 1, 0)
         solver_state, next_z, spent = solver.step_with_products(
             state.solver,
@@ -206,11 +206,11 @@ def _turn(
 
 
 def _evaluated(settings: LoopSettings, f: Callable[[Any], Any], z: tf.Tensor) -> tuple:
-    """f(z), and what the method wants beside it: f's affine part at z, the product with the Jacobian."""
+    """Returns f(z), f's affine part at z and the product with the Jacobian, or None where not needed."""
     layout = settings.layout
     if settings.prepared is not None:
         return *evaluate_split(f, layout, z, settings.prepared), None
-    # What has no arguments, such as an adjoint system, is made of what it closes over.
+    # A function without arguments, such as an adjoint system, captures all that it depends on.
     bare = not isinstance(f, BoundFunction)
     if settings.solver.uses_products and settings.linear_part is None:
         f_z, product = evaluate_linearised(f, layout, z, bare)
@@ -220,14 +220,14 @@ def _evaluated(settings: LoopSettings, f: Callable[[Any], Any], z: tf.Tensor) ->
 
 
 def _divided(solver: Solver, scale: tf.Tensor, *states: tf.Tensor) -> list[tf.Tensor]:
-    """The states [B, D] of each sample divided by its scale [B], a power of two."""
+    """Returns the states [B, D] with each sample divided by its scale [B], a power of two."""
     if not solver.computes_squares:
         return list(states)
 
     def divided():
         return [state * (1 / scale)[:, None] for state in states]
 
-    # Under XLA it is part of what comes next.
+    # Under XLA the division is fused with the next operation.
     if compiles_with_xla() or all(map(is_small, states)):
         return divided()
     result = tf.cond(tf.reduce_any(tf.not_equal(scale, 1)), divided, lambda: list(states))

@@ -32,31 +32,33 @@ from tfdeq.steadiness.training_control import TrainingControl
 class DEQLayer(CellLayer):
     """The equilibrium z* = cell(z*, x) of a weight-tied cell.
 
-    The cell is an ordinary Keras layer or model: its weights, Dropout (one mask for the whole solve),
-    BatchNormalization (batch statistics in training), seed generators and dtype policy work as in any
-    Keras model. Side effects of the cell happen once per call, at the equilibrium, in training and in
-    inference. These are variables that it assigns (moving statistics, the seeds of its random numbers,
-    the state of a stateful recurrent layer, the kernel of SpectralNormalization) and losses that
-    it adds (add_loss, activity_regularizer). The gradient of such a loss reaches z*, x and the weights.
-    Random numbers that do not come from Keras's seed generators are new in every evaluation. The mask of x
-    reaches the layers in the cell. The equilibrium carries the mask that they set on it; see also
-    `compute_mask`. The state of the solve is float32 (float64 under a float64 policy), even if the cell
-    computes in half precision. Rows of a batch do not influence one another, unless the cell mixes them, as
-    BatchNormalization does in training. Gradients flow to the weights and x, not to z0.
+    The cell is an ordinary Keras layer or model: its weights, Dropout (one mask for the whole
+    solve), BatchNormalization (batch statistics in training), seed generators and dtype policy work
+    as in any Keras model. Side effects of the cell take place once per call, at the equilibrium, in
+    training and in inference. These are the variables that it assigns (moving statistics, the seeds
+    of its random numbers, the state of a stateful recurrent layer, the kernel of
+    SpectralNormalization) and the losses that it adds (add_loss, activity_regularizer). The
+    gradient of such a loss reaches z*, x and the weights. Random numbers that do not come from
+    Keras's seed generators are new in every evaluation. The layers in the cell receive the mask of
+    x. The equilibrium carries the mask that they set on it; see also `compute_mask`. The state of
+    the solve is float32 (float64 under a float64 policy), even if the cell computes in half
+    precision. Rows of a batch do not influence one another, unless the cell mixes them, as
+    BatchNormalization does in training. Gradients flow to the weights and x, but not to z0.
 
-    In `fit` and `evaluate` the logs show, per layer name: `_steps`, `_residual` and `_converged` (mean
-    evaluations, mean relative residual, share of samples that met the tolerance), and the same for
-    the backward solve as `_backward_steps`, `_backward_residual`, `_backward_converged`.
+    In `fit` and `evaluate` the logs show, after the name of each layer: `_steps`, `_residual` and
+    `_converged` (mean evaluations, mean relative residual, share of samples that met the
+    tolerance), and the same for the backward solve as `_backward_steps`, `_backward_residual`,
+    `_backward_converged`.
 
     Args:
-        cell: layer with call(z, x, ...) -> like z, or a functional model with the inputs [z, x]. If x
-            is a nest, its tensors follow one after another; with n outputs, the first n inputs are z.
-            A functional model starts from zeros like its z, with unknown sizes taken from x. If
-            the cell has a method initial_state(x) -> z0, the solve starts from its result (the method
-            must not create weights); otherwise it starts from zeros like x. If the cell has a method
-            inject(x), it is called once before the solve, and call(z, x) receives its result as x: use it
-            for work that is the same in every step. The leaves of the result are [B, ...], or [1, ...]
-            for what all samples share.
+        cell: a layer with call(z, x, ...) -> like z, or a functional model with the inputs [z, x].
+            If x is a nest, its tensors are separate inputs in order; with n outputs, the first n
+            inputs are z. A functional model starts from zeros like its z, with unknown sizes taken
+            from x. If the cell has a method initial_state(x) -> z0, the solve starts from its
+            result (the method must not create weights); otherwise it starts from zeros like x. If
+            the cell has a method inject(x), it is called once before the solve, and call(z, x)
+            receives its result as x: use it for work that is the same in every step. The leaves of
+            the result are [B, ...], or [1, ...] for values that all samples share.
         solver: solver or its name. Default "broyden".
         adjoint: adjoint or its name. Default "implicit".
         jacobian_penalty: weight of ‖∂f/∂z‖²_F / D in the loss, >= 0 (see
@@ -64,9 +66,9 @@ class DEQLayer(CellLayer):
             0.1 plus 10 times the mean residual of the batch, with at least 2 power steps. While that
             residual is above 0.1, no gradient reaches the cell and x through z, so only the
             penalty trains the cell until it has equilibria again.
-        jacobian_penalty_fraction: share of the batch that the penalty is estimated on, in (0, 1]:
-            evenly spaced rows, from a first row that the layer's seed generator draws in each call.
-            Dropout masks and batch statistics are those of these rows. Default 0.25.
+        jacobian_penalty_fraction: share of the batch on which the penalty is estimated, in (0, 1]:
+            evenly spaced rows, starting at a row that the layer's seed generator draws in each
+            call. Dropout masks and batch statistics are those of these rows. Default 0.25.
         jacobian_penalty_power_steps: power iterations on the penalty's noise, >= 0 (see
             `tfdeq.jacobian_penalty`). Default 0.
         training_max_steps: largest number of evaluations in training, if a call does not set one: a
@@ -74,39 +76,40 @@ class DEQLayer(CellLayer):
             for all samples, so that the model does not rely on one budget. At most the
             solver's max_steps. Default None: the solver's.
         convergence_metrics: whether to keep the metrics named above. Default True.
-        exclude_non_finite: whether to exclude samples whose x has NaN or infinity from every gradient.
-            Their equilibrium is the start and their status NON_FINITE, so it is enough that the loss masks
-            them. Default False: their NaN reaches the gradients.
-        block: size, along each dimension, of blocks that are solved separately in inference. It is meant for
-            plain iteration where an answer travels through many places, and needs a cell with the attribute
-            `reach`, the distance that one application sees. Only blocks in which something still changes are
-            computed; see `tfdeq.block_solve`. Such a call has no gradient. Calls that XLA compiles, that ask
-            for iterates or a trace, or in a `SolveScope` without compaction, solve as usual. Default None:
-            all places at once.
-        explicit_steps: if greater than 0, the cell is applied this many times instead of solving, as by
-            the call argument of this name; a baseline of that depth. Default 0: solve.
+        exclude_non_finite: whether to exclude samples whose x has NaN or infinity from every
+            gradient. Their equilibrium is the start and their status NON_FINITE, so it is enough if
+            the loss masks them. Default False: their NaN reaches the gradients.
+        block: size, along each dimension, of blocks that are solved separately in inference. It is
+            meant for plain iteration where an answer travels through many places, and needs a cell
+            with the attribute `reach`, the distance that one application sees. Only blocks in which
+            something still changes are computed; see `tfdeq.block_solve`. Such a call has no
+            gradient. Calls that XLA compiles, calls that ask for iterates or a trace, and calls in
+            a `SolveScope` without compaction solve as usual. Default None: all places at once.
+        explicit_steps: if greater than 0, the cell is applied this many times instead of solving,
+            as with the call argument of this name; a baseline of that depth. Default 0: solve.
 
     Call arguments:
         x: tensor or nest of tensors [B, ...].
-        z0: a start like the state. Default None: the cell's `initial_state`, or zeros.
-        tolerance, max_steps, patience, absolute_tolerance: scalars or [B], for this call; see
+        z0: the start, a nest like the state. Default None: the cell's `initial_state`, or zeros.
+        tolerance, max_steps, patience, absolute_tolerance: scalar or [B], for this call; see
             `tfdeq.fixed_point`.
         backward_tolerance, backward_max_steps: the same for the backward solve.
         training: bool.
-        return_solution: return the `Solution` instead of z. Its z has the solver's dtype, to which its
-            residual belongs, also where the layer's output is rounded to half precision.
+        return_solution: return the `Solution` instead of z. Its z has the solver's dtype, even if
+            the layer's output is rounded to half precision, and the residual is that of this z.
         iterates: numbers of evaluations; with return_solution, the solution's `iterates` are the
             states after each of them, so that a loss can use them too.
         trace: with return_solution, the solution's `trace` has the residual of every iterate.
-        throw: raise unless every sample has converged.
+        throw: raise an error unless every sample has converged.
         explicit_steps: a number of plain applications from the start instead of a solve, with
             ordinary backpropagation through them (a weight-tied network of that depth). 0: a solve,
-            whatever the layer's own setting is.
-        mask: the mask of x, where x carries none; a cell whose call takes a mask receives it.
+            even if the layer has its own explicit_steps.
+        mask: the mask of x, if x carries none; a cell whose call takes a mask receives it.
 
     Raises:
-        ValueError: at construction for invalid settings, or a cell with one input; at build for a cell whose
-            output is unlike z; in a call, if neither the cell, x nor z0 determines the size of the state.
+        ValueError: at construction for invalid settings or a cell with only one input; at build for
+            a cell whose output is unlike z; in a call, if neither the cell, x nor z0 determines the
+            size of the state.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377.
 
@@ -146,7 +149,7 @@ class DEQLayer(CellLayer):
         self.jacobian_penalty = self._penalty.weight
         self.jacobian_penalty_fraction = self._penalty.fraction
         self.jacobian_penalty_power_steps = int(jacobian_penalty_power_steps)
-        # Without a penalty of its own a layer has one as soon as a callback scales it.
+        # A layer that was made without a penalty has one as soon as a callback raises the scale.
         self.training_control = TrainingControl(1.0 if self.jacobian_penalty else 0.0)
         self.training_max_steps = checked_training_steps(training_max_steps, self.solver.max_steps)
         self.convergence_metrics = bool(convergence_metrics)
@@ -187,7 +190,7 @@ class DEQLayer(CellLayer):
         scoped = ScopedCall(self.name)
         explicit_steps = scoped.explicit_steps(explicit_steps, self.explicit_steps)
         _check_what_is_asked(return_solution, explicit_steps, iterates, trace, throw)
-        # Where further arguments are tensors, Keras hands the mask of x on by this name.
+        # If further arguments are tensors, Keras passes the mask of x under this name.
         mask = _given_mask(x_mask if mask is None else mask)
         finite, x = self._finite(x)
         x = attach_masks(x, mask)
@@ -231,22 +234,22 @@ class DEQLayer(CellLayer):
         )
 
     def _finite(self, x: Any) -> tuple[tf.Tensor | None, Any]:
-        """[B] bool, which samples are finite, and x without the others; None: none is looked for."""
+        """Returns [B] bool, which samples are finite, and x without the others; None if not checked."""
         if not self.exclude_non_finite:
             return None, x
         finite = finite_rows(x, rows_of(keras.tree.flatten(x)[0]))
         return finite, (x if finite is None else without_rows(x, finite))
 
     def _own_budget(self, given: Limits, trace: bool) -> int | tf.Tensor | None:
-        """The layer's budget of a call in training, if the call names none; None: the solver's."""
+        """Returns the layer's budget for a training call that sets none; None: the solver's."""
         if given.max_steps is not None:
             return None
         own = drawn_training_steps(self.training_max_steps, self._next_seed)
-        # The length of a trace is the layer's, whatever a callback says.
+        # The layer's own setting determines the length of a trace; a callback does not change it.
         return own if trace else self.training_control.budget(own, self.solver.max_steps)
 
     def _solve(self, f, z0, x, scoped, training, limits, mask, **settings) -> Solution:
-        """Solves for one call; settings: the others of `fixed_point`."""
+        """Solves for one call; settings are further arguments of `fixed_point`."""
         backward_callback = self._backward_callback(training, scoped)
         compact = not training and scoped.compaction
         by_blocks = self._block_call is not None and self._block_call.fits(
@@ -265,13 +268,14 @@ class DEQLayer(CellLayer):
                 self.adjoint,
                 **limits._asdict(),
                 **settings,
-                # Masks go along with their samples.
+                # Masks leave the batch with their samples.
                 batched_args=[0, 2][: len(args) - 1],
                 compaction=compaction,
                 backward_callback=backward_callback,
             )
 
-        # In training a cell may draw noise, or statistics, for the batch as it is.
+        # No compaction in training: a cell may draw noise or compute statistics for the whole
+        # batch.
         return self._pure_cell.solve(f, z0, x, solve, compact)
 
     def _apply_explicitly(self, f, z0, x, steps, training) -> Solution:
@@ -281,9 +285,9 @@ class DEQLayer(CellLayer):
         return self._pure_cell.solve(f, z0, x, apply, compaction=False)
 
     def _penalized(self, f, x, solution: Solution, solved: bool) -> Solution:
-        """Adds the penalty to the loss; returns the solution with the gradient that goes with it.
+        """Adds the penalty to the loss; returns the solution, with or without a gradient through z.
 
-        solved: whether the solution is that of a solve.
+        solved: whether the solution comes from a solve.
         """
         penalty = self._penalty(
             f,
@@ -297,18 +301,18 @@ class DEQLayer(CellLayer):
         return self._penalty.gated(solution, self.training_control) if solved else solution
 
     def _finish(self, f, z, x) -> tuple:
-        """Does at the equilibrium what the cell does besides; returns the masks of its output."""
+        """Applies the cell's side effects at the equilibrium; returns the masks of its output."""
         end = f.finish(z, x)
         for loss in end.losses:
-            # In the solver's dtype: in half precision a loss cannot be added to fit's.
+            # In the solver's dtype, because fit cannot add a loss in half precision to its own.
             self.add_loss(self._pure_cell.as_state(loss))
         return end.masks
 
     def convergence_report(self) -> dict[str, float]:
-        """Returns the convergence metrics' means since the last report, and resets them.
+        """Returns the means of the convergence metrics since the last report, and resets them.
 
-        Names: steps, residual, converged, and the same with backward_ in front. Those that received
-        nothing (no solve was made, or none with a gradient) are left out.
+        Names: steps, residual, converged, and the same with the prefix backward_. Metrics without a
+        value (because there was no solve, or none with a gradient) are omitted.
         """
         report = {}
         if self.convergence_metrics:
@@ -318,7 +322,7 @@ class DEQLayer(CellLayer):
 
     def get_config(self):
         cell = keras.saving.serialize_keras_object(self.cell)
-        cell.pop("build_config", None)  # build() builds the cell, from x's shape
+        cell.pop("build_config", None)  # build() builds the cell from x's shape
         return {
             **super().get_config(),
             "cell": cell,
@@ -345,7 +349,7 @@ class DEQLayer(CellLayer):
     def _backward_callback(
         self, training: bool, scoped: ScopedCall
     ) -> Callable[[Solution], None] | None:
-        """What receives the backward solve's result: the metrics in training, and a scope."""
+        """Returns a function that passes the backward solve's result to the metrics and the scope."""
         receivers = [self._backward_metrics] if training and self._backward_metrics else []
         recorder = scoped.backward_recorder()
         if recorder is not None:
@@ -360,17 +364,17 @@ class DEQLayer(CellLayer):
         return both
 
     def _next_seed(self) -> tf.Tensor:
-        """[2] integers: the layer's generator's, or what all parts of a batch share."""
+        """Returns [2] integers from the layer's generator, or those that all parts of a batch share."""
         part = batch_part.current()
         if part is not None:
             return part.next_seed()
-        if self._seed_generator is None:  # a callback asks for a penalty that the layer has not
+        if self._seed_generator is None:  # a callback added a penalty to a layer without one
             return tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
         return self._seed_generator.next()
 
 
 def _given_mask(mask: Any) -> Any:
-    # Keras hands on the masks of a nest, also where none of its tensors has one.
+    # Keras passes a nest of masks even if none of its tensors has a mask.
     return None if all(leaf is None for leaf in keras.tree.flatten(mask)) else mask
 
 

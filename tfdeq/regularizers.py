@@ -1,10 +1,10 @@
-"""Penalties that keep a cell's fixed point easy to reach."""
+"""The Jacobian penalty, which keeps a cell's fixed point easy to find, and the spectral radius."""
 
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from ml_dtypes import finfo  # numpy's does not know bfloat16
+from ml_dtypes import finfo  # numpy's finfo does not know bfloat16
 
 from tfdeq.cell_calls.batch_part import ChosenRows
 from tfdeq.numerics.arnoldi import krylov_space, largest_modulus
@@ -41,21 +41,22 @@ def jacobian_penalty(
     Args:
         f: (z, *args) -> like z.
         z: nest of [B, ...] floating tensors, usually an equilibrium; D elements in all.
-        args: the tensors that a gradient should reach.
+        args: tuple of the tensors that a gradient should reach.
         probes: number of noise vectors to average over, >= 1. More probes reduce the variance. Default 1.
         power_steps: power iterations on each probe, >= 0, one product each. Default 0.
-        seed: [2] integers for stateless noise, which makes the result reproducible. Each probe and leaf has
-            its own noise, which no other seed shares. Default: TensorFlow's stateful generator.
+        seed: [2] integers for stateless noise, which makes the result reproducible. Each probe and
+            each leaf has its own noise, which no other seed produces. Default: TensorFlow's
+            stateful generator.
 
     Returns:
-        [] float64 if a leaf of z is float64, else float32: half precision is squared and summed in
-        float32.
+        A scalar, float64 if a leaf of z is float64, else float32; half precision is squared and
+        summed in float32.
 
     Raises:
         ValueError: if probes < 1 or power_steps < 0.
 
     Source: Bai, Koltun, Kolter, Stabilizing Equilibrium Models by Jacobian Regularization,
-        arXiv:2106.14342, equation (6); the power iteration and the count are our additions.
+        arXiv:2106.14342, equation (6); the power iteration and the count are additions.
 
     Example:
         >>> z = tf.zeros([4, 3])
@@ -76,11 +77,11 @@ def estimated_penalty(
     seed: Any,
     chosen: ChosenRows | None = None,
 ) -> tf.Tensor:
-    """`jacobian_penalty` of some of the rows that were chosen in a batch, with the noise of these.
+    """Returns `jacobian_penalty` for some of the rows chosen in a batch, with the noise of these rows.
 
     Args:
-        chosen: what the rows of z are among all that were chosen, whose noise follows from the seed
-            and their number there. Default None: they are all.
+        chosen: which of all chosen rows the rows of z are; their noise follows from the seed and
+            this position. Default None: the rows of z are all chosen rows.
     """
     leaves, product = _linearise(f, z, args)
     dtype = StateLayout(leaves).dtype
@@ -110,7 +111,7 @@ def spectral_radius(
     seed: Any = None,
     return_error: bool = False,
 ) -> Any:
-    """Estimates the spectral radius of ∂f/∂z for each sample; below 1 plain iteration converges.
+    """Estimates the spectral radius of ∂f/∂z for each sample; if it is below 1, plain iteration converges.
 
     The estimate is the largest modulus of the Ritz values in a Krylov space of `steps` vectors, made by
     Arnoldi's process with Jᵀ, which has the spectrum of J. The space has at most 30 vectors; further steps
@@ -120,12 +121,12 @@ def spectral_radius(
     result is never too large. On random, symmetric, orthogonal and rotating J of up to 400 elements it was
     at most 4 % too small.
 
-    For a J far from normal the result can be too large. An example is a shift of more than `steps` elements
-    that ends in zeros: its radius is 0, but vectors grow for all of `steps` products, and so do the
-    iterates. A defective eigenvalue, of a Jordan block of size k, is only accurate to the k-th root of the
-    rounding.
+    For a J far from normal the result can be too large. An example is a shift of more than `steps`
+    elements that ends in zeros: its radius is 0, but vectors grow during all `steps` products, and
+    so do the iterates. A defective eigenvalue, of a Jordan block of size k, is accurate only to the
+    k-th root of the rounding error.
 
-    The result has no gradient. The function holds `steps` vectors like z, at most 30.
+    The result has no gradient. The function keeps `steps` vectors like z in memory, at most 30.
 
     Args:
         f: (z, *args) -> like z, sample by sample.
@@ -145,8 +146,8 @@ def spectral_radius(
 
     Source: Bai, Koltun, Kolter, Stabilizing Equilibrium Models by Jacobian Regularization,
         arXiv:2106.14342, section 3; Saad, Numerical Methods for Large Eigenvalue Problems, 2011,
-        sections 4.1 and 6.2; that growth bounds a normal J's radius: Gelfand's formula and the
-        Cauchy-Schwarz inequality.
+        sections 4.1 and 6.2. For a normal J the growth never exceeds the radius by Gelfand's
+        formula and the Cauchy-Schwarz inequality.
 
     Example:
         >>> z = tf.zeros([2, 3])
@@ -157,7 +158,7 @@ def spectral_radius(
     leaves, product = _linearise(f, z, tf.nest.map_structure(tf.stop_gradient, args))
     layout = StateLayout(leaves)
     start = layout.flatten([_signs(leaf, seed, index) for index, leaf in enumerate(leaves)])
-    # At mean square 1, where float16 has room on both sides.
+    # Vectors are scaled to mean square 1, far from both ends of float16's range.
     size = tf.sqrt(tf.cast(tf.maximum(tf.shape(start)[1], 1), layout.dtype))
     space = krylov_space(
         lambda vector: layout.flatten(product(layout.unflatten(vector * size))) / size, start, steps
@@ -172,11 +173,12 @@ def spectral_radius(
 def _linearise(
     f: Callable[..., Any], z: Any, args: Any
 ) -> tuple[list[tf.Tensor], Callable[[list[tf.Tensor]], list[tf.Tensor]]]:
-    """The stopped leaves of z, and v -> Jᵀv there, leaf by leaf; differentiable in args."""
+    """Returns the leaves of z without a gradient, and v -> Jᵀv, leaf by leaf, differentiable in args."""
     args = tuple(args) if isinstance(args, tuple | list) else (args,)
     z = tf.nest.map_structure(lambda leaf: tf.stop_gradient(tf.convert_to_tensor(leaf)), z)
     leaves = tf.nest.flatten(z)
-    # One linearisation serves every product; an outer tape sees through it to args.
+    # One linearisation serves every product, and an outer tape can differentiate it with respect to
+    # args.
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(leaves)
         output = f(z, *args)
@@ -198,7 +200,7 @@ def _elements(leaves: list[tf.Tensor], product: Callable[..., Any], seed: Any) -
     batch = tf.shape(leaves[0])[:1]
     if all(leaf.shape.rank < 3 for leaf in leaves):
         return tf.fill(batch, tf.add_n(sizes))
-    # Sums of signs cancel exactly in some Jacobians; those of normal noise do not.
+    # For some Jacobians, sums of signs cancel exactly; sums of normal noise do not.
     noise = [
         tf.cast(_noise("normal", tf.shape(leaf), seed, -1 - index), leaf.dtype)
         for index, leaf in enumerate(leaves)
@@ -215,7 +217,7 @@ def _elements(leaves: list[tf.Tensor], product: Callable[..., Any], seed: Any) -
 
 
 def _signs(leaf: tf.Tensor, seed: Any, index: int, chosen: ChosenRows | None = None) -> tf.Tensor:
-    """Independent signs ±1 of the leaf's shape and dtype; zeros in rows that only fill it up."""
+    """Returns independent signs ±1 of the leaf's shape and dtype; zeros in rows that are only padding."""
     if chosen is None or chosen.numbers is None:
         uniform = _noise("uniform", tf.shape(leaf), seed, index)
         return tf.where(uniform < 0.5, -tf.ones_like(leaf), tf.ones_like(leaf))
@@ -226,10 +228,10 @@ def _signs(leaf: tf.Tensor, seed: Any, index: int, chosen: ChosenRows | None = N
 
 
 def _noise(name: str, shape: tf.Tensor, seed: Any, index: int) -> tf.Tensor:
-    """Noise "uniform" or "normal" of a shape, float32."""
+    """Returns "uniform" or "normal" noise of a shape, float32."""
     if seed is None:
         return getattr(tf.random, name)(shape)
-    # Hashed: [s, t] plus an index would be [s, t + 1], which a seed generator gives next.
+    # The index is hashed into the seed: [s, t + 1] would be the next seed of a seed generator.
     seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
     seed = tf.random.experimental.stateless_fold_in(seed, tf.constant(index, tf.int64))
     return getattr(tf.random, f"stateless_{name}")(shape, seed)
@@ -240,7 +242,7 @@ def _unit_mean_square(parts: list[tf.Tensor], elements: tf.Tensor) -> list[tf.Te
     axes = [list(range(1, part.shape.rank)) for part in parts]
     wide = [tf.cast(part, elements.dtype) for part in parts]
     largest = [tf.reduce_max(tf.abs(part), axis) for part, axis in zip(wide, axes, strict=True)]
-    # Divided first, so that no square over- or underflows.
+    # Divided by the largest value first, so that no square overflows or underflows.
     scale = tf.reduce_max(tf.stack(largest), axis=0)
     wide = [_divided(part, scale) for part in wide]
     squares = tf.add_n(

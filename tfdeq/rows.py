@@ -16,14 +16,14 @@ def per_sample(
     dtype: tf.DType,
     zero: bool = False,
 ) -> tf.Tensor:
-    """Returns value, or the default, as [B]; checks what is known before the loop runs.
+    """Returns value, or the default, as [B]; checks as much as is known before the loop runs.
 
     Args:
-        name: of the setting, for errors.
+        name: name of the setting, for errors.
         value: scalar or [B], may be a tensor; None: the default.
         default: scalar.
-        batch: [1] int32, B.
-        dtype: an integer must be at least 1, a floating number greater than 0.
+        batch: [1] int32, the batch size B.
+        dtype: of the result. An integer must be at least 1, a floating number greater than 0.
         zero: whether a floating number may also be 0.
     """
     value = default if value is None else value
@@ -54,28 +54,29 @@ def per_sample(
             f"{tensor.shape}."
         )
     if tensor.shape.rank == 1:
-        # Not a broadcast: XLA too refuses another number of rows.
+        # A reshape, not a broadcast, so that XLA also refuses another number of rows.
         rows = batch[0] if size is None else int(size[0])
         tensor = tf.reshape(with_rows(name, tensor, rows, shared=False), batch)
     return tf.stop_gradient(tf.broadcast_to(tensor, batch))
 
 
 def rows_of(leaf: tf.Tensor) -> Any:
-    """Returns the number of rows of a leaf [B, ...]: an integer where it is known, else [] int32."""
+    """Returns the number of rows of a leaf [B, ...]: an integer if it is known, else a scalar int32."""
     return tf.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
 
 
 def with_rows(name: str, nest: Any, batch: Any, shared: bool = True) -> Any:
-    """Returns the nest, whose leaves must have a row for each of the samples.
+    """Returns the nest; raises an error unless its leaves have a row for each sample.
 
     Args:
-        name: of the nest, for errors.
-        nest: of tensors [B, ...]. batch: B, an integer where it is known, or [] int32. shared:
-            whether a leaf of one row may stand for all samples.
+        name: name of the nest, for errors.
+        nest: nest of tensors [B, ...]. batch: B, an integer if it is known, or a scalar int32.
+            shared: whether a leaf with one row may stand for all samples.
 
     Raises:
-        tf.errors.InvalidArgumentError: for another number of rows; where only the running graph
-            knows it, when it runs. (XLA compiles no such check, and knows all shapes itself.)
+        tf.errors.InvalidArgumentError: for another number of rows. If the number is unknown before
+            the graph runs, the error is raised when it runs. (XLA omits this check, but knows all
+            shapes.)
     """
     size = batch if isinstance(batch, int) else None
 
@@ -103,11 +104,11 @@ def with_rows(name: str, nest: Any, batch: Any, shared: bool = True) -> Any:
 
 
 def finite_rows(nest: Any, batch: Any) -> tf.Tensor | None:
-    """Returns [B] bool, whether all floating leaves of a sample are finite; None without leaves.
+    """Returns [B] bool, whether all floating leaves of a sample are finite; None if there are no leaves.
 
     Args:
-        nest: of tensors [B, ...], or [1, ...] for what all samples share, which is left out.
-        batch: B, as `rows_of` returns it.
+        nest: nest of tensors [B, ...]; tensors [1, ...], which all samples share, are ignored.
+        batch: the batch size B, as `rows_of` returns it.
     """
     found = None
     for leaf in tf.nest.flatten(nest):
@@ -121,16 +122,17 @@ def finite_rows(nest: Any, batch: Any) -> tf.Tensor | None:
 
 
 def without_rows(nest: Any, kept: tf.Tensor) -> Any:
-    """Returns the nest with other values in the rows that are not kept, which are finite where any are.
+    """Returns the nest with the rows that are not kept replaced by the first row that is kept.
 
-    They are those of the first row that is kept; zeros, if there is none. No gradient reaches the
-    rows that are left out, as long as none is asked for theirs.
+    If no row is kept, they are replaced by zeros. The replaced rows receive no gradient, unless the
+    loss depends on their results.
 
     Args:
-        nest: of [B, ...], or [1, ...] and scalars for what all samples share, which stay.
+        nest: nest of [B, ...]; tensors [1, ...] and scalars, which all samples share, are not
+            changed.
         kept: [B] bool.
     """
-    # The sum over one row, which is there also where no row is.
+    # A sum with a single nonzero row, because a gather would fail if no row is kept.
     before = tf.cumsum(tf.cast(kept, tf.int32), exclusive=True)
     first = kept & tf.equal(before, 0)
 
@@ -152,26 +154,27 @@ def power_of_two(values: tf.Tensor) -> tf.Tensor:
 
     Products with it are exact. values: [B] float32 or float64.
     """
-    # The exponent's bits alone are the power of two.
+    # With only its exponent's bits, a number is a power of two.
     integer, bits = (
         (tf.int64, 0x7FF << 52) if values.dtype == tf.float64 else (tf.int32, 0xFF << 23)
     )
     power = tf.bitcast(tf.bitcast(values, integer) & tf.constant(bits, integer), values.dtype)
-    # The largest has no inverse in the normal range.
+    # The inverse of the largest powers is not a normal number.
     power = tf.where(power > 1e37, power / 4, power) if values.dtype == tf.float32 else power
     usable = (power > 0) & tf.math.is_finite(power)
     return tf.where(usable, power, tf.ones_like(power))
 
 
 def take_rows(values: Any, indices: tf.Tensor) -> Any:
-    """Returns the rows that indices [n] int32 name.
+    """Returns the rows with the given indices, [n] int32.
 
     Args:
-        values: nest of [B, ...], or [1, ...] and scalars for what all samples share, which stay.
+        values: nest of [B, ...]; tensors [1, ...] and scalars, which all samples share, are not
+            changed.
     """
 
     def take(leaf):
-        # A leaf of one row belongs to all samples, or to the only one there is.
+        # A leaf with one row belongs to all samples or to the only sample.
         if leaf.shape.rank == 0 or leaf.shape[0] == 1:
             return leaf
         only = tf.equal(tf.shape(leaf)[0], 1)
@@ -181,15 +184,15 @@ def take_rows(values: Any, indices: tf.Tensor) -> Any:
 
 
 def aligned(values: tf.Tensor, leaf: tf.Tensor) -> tf.Tensor:
-    """Returns values [B] as [B, 1, …], of the rank of leaf [B, …]."""
+    """Returns values [B] as [B, 1, …], with the rank of leaf [B, …]."""
     ones = tf.ones([tf.rank(leaf) - 1], tf.int32)
     return tf.reshape(values, tf.concat([tf.shape(values), ones], axis=0))
 
 
 def choose(condition: tf.Tensor, one: Any, other: Any) -> Any:
-    """Returns sample b of the nest `one` where condition[b], else of `other`.
+    """Returns sample b of the nest `one` where condition[b] holds, else of `other`.
 
-    Leaves are [B, ...]; a scalar, which all samples share, is that of `one`.
+    Leaves are [B, ...]; scalars, which all samples share, are taken from `one`.
     """
 
     def choose_leaf(one, other):
@@ -203,9 +206,9 @@ def choose(condition: tf.Tensor, one: Any, other: Any) -> Any:
 
 
 def scattered(whole: tf.Tensor, indices: tf.Tensor, parts: tf.Tensor) -> tf.Tensor:
-    """Returns tf.tensor_scatter_nd_update of parts [n, ...]; of parts without entries, the whole.
+    """Returns tf.tensor_scatter_nd_update of parts [n, ...]; the whole if the parts are empty.
 
-    The op itself refuses indices [n, k] into a tensor that has no entries.
+    The op itself raises an error for indices [n, k] into a tensor without entries.
     """
     sizes = parts.shape[1:]
     if not sizes.is_fully_defined() or 0 in sizes.as_list():

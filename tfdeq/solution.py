@@ -48,7 +48,7 @@ def describe(status: int | Status) -> str:
         status: a `Status`, or its integer value (a Python, NumPy or TensorFlow integer scalar).
 
     Raises:
-        ValueError: if the number is no status.
+        ValueError: if the number is not a status.
 
     Example:
         >>> describe(Status.CONVERGED)
@@ -86,15 +86,15 @@ class Solution(NamedTuple):
     @property
     def converged(self) -> tf.Tensor:
         """[B] bool: whether the tolerance was met."""
-        # In a functional model this too is an operation of the model.
+        # In a functional model the comparison is also an operation of the model.
         equal = keras.ops.equal if isinstance(self.status, keras.KerasTensor) else tf.equal
         return equal(self.status, int(Status.CONVERGED))
 
 
 def combined(solutions: Iterable[Solution]) -> Solution | None:
-    """Returns one solution for the solves of one batch: largest residual, all steps, worst status.
+    """Returns one solution for several solves of a batch: largest residual, sum of steps, worst status.
 
-    Its z is that of the first. None: there are none.
+    Its z is that of the first solve. Returns None if there are no solutions.
     """
     found: Solution | None = None
     for solution in solutions:

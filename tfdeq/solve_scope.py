@@ -1,4 +1,4 @@
-"""`SolveScope`: settings for every `DEQLayer` that is called inside, and what the solves returned."""
+"""`SolveScope`: settings for every `DEQLayer` that is called inside, and the results of the solves."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,23 +44,24 @@ class SolveScope:
         compaction: whether samples that have converged leave the batch (see batched_args of
             `tfdeq.fixed_point`), and settled places leave a layer that solves by blocks. Solves by blocks
             have no gradient. Default True.
-        absolute_tolerance: as tolerance; see `tfdeq.fixed_point`.
+        absolute_tolerance: like tolerance; see `tfdeq.fixed_point`.
         explicit_steps: number of applications of the cell instead of a solve. 0: a solve, even in layers
             with their own explicit_steps. A compiled function can only use it from a scope that is entered
             inside the function. None: the layers' own.
 
     Attributes:
-        solutions: name -> `Solution`, in the order of the calls, since the scope was last entered. The
-            name is the layer's; for a layer's second call name_1, and so on. A compiled function
-            counts in itself, for `starts`. In the replicas 1, 2, … of a strategy it is
-            name_replica_1 and so on instead of name.
-        backward_solutions: the same of the backward solves, once a gradient has been taken.
+        solutions: name -> `Solution`, in the order of the calls, since the scope was last entered.
+            The name is the layer's; for a layer's second call name_1, and so on. Inside a compiled
+            function the count starts anew; this matters for `starts`. In the replicas 1, 2, … of a
+            strategy it is name_replica_1 and so on instead of name.
+        backward_solutions: the same for the backward solves, once a gradient has been computed.
 
     Raises:
-        ValueError: max_steps or explicit_steps that are no integers; explicit_steps around the call of a
-            compiled function; when a layer is called, settings that are neither
-            scalars nor [B], or a start unlike the state.
-        tf.errors.InvalidArgumentError: settings or starts with another number of rows than the batch's.
+        ValueError: if max_steps or explicit_steps are not integers, or if a compiled function is
+            called inside a scope with explicit_steps; when a layer is called, for settings that are
+            neither scalars nor [B], or a start unlike the state.
+        tf.errors.InvalidArgumentError: for settings or starts whose number of rows differs from the
+            batch's.
 
     Example:
         >>> import keras, tfdeq

@@ -1,4 +1,4 @@
-"""Warm starts: the last equilibrium of an example is where its next solve begins."""
+"""Warm starts: the next solve of an example starts from its last equilibrium."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from tfdeq.solution import Solution, Status
 class WarmStarts(tf.Module):
     """Stores the last state of each example, under a key that the caller chooses.
 
-    Use it for frames of a video, a control loop, a decoder, or the same training example an epoch later:
-    x has changed a little, so z* has too, and a solve that starts at the old z* needs fewer steps. The
-    layer itself stores nothing: the states are in this object, under the caller's keys, as
-    long as the caller keeps it. Works in eager mode and in tf.function, but not under XLA, which has no
-    tables. As a `tf.Module` it can be part of a tf.train.Checkpoint.
+    Use it for frames of a video, a control loop, a decoder, or the same training example an epoch
+    later: if x has changed only a little, so has z*, and a solve that starts at the old z* needs
+    fewer steps. The layer itself stores nothing: the states are in this object, under the caller's
+    keys, as long as the caller keeps it. This works in eager mode and in tf.function, but not under
+    XLA, which has no hash tables. As a `tf.Module` it can be part of a tf.train.Checkpoint.
 
     Args:
         like: nest of tensors or specs [B, ...] like the state, for example
@@ -25,9 +25,10 @@ class WarmStarts(tf.Module):
         key_dtype: tf.int64 or tf.string. Default tf.int64.
 
     Raises:
-        TypeError: for a state that is not floating, or another key_dtype.
+        TypeError: for a state that is not floating point, or another key_dtype.
         ValueError: for a state of unknown shape.
-        tf.errors.InvalidArgumentError: in a call, for another number of keys than the state has rows.
+        tf.errors.InvalidArgumentError: in a call, if the number of keys differs from the state's
+            number of rows.
 
     Source: Bai, Geng, Savani, Kolter, Deep Equilibrium Optical Flow Estimation, arXiv:2204.08442
         (fixed-point reuse).
@@ -53,13 +54,13 @@ class WarmStarts(tf.Module):
         self._example = example
         self._layout = StateLayout(example, any_batch=True)
         size = int(self._layout.flatten(example).shape[1])
-        # The last column says whether there is anything: 1 for a stored state, 0 for the default.
+        # The last column tells whether a state is stored: 1 for a stored state, 0 for the default.
         self._table = tf.lookup.experimental.MutableHashTable(
             key_dtype, self._layout.dtype, tf.zeros([size + 1], self._layout.dtype)
         )
 
     def get(self, keys: Any, default: Any) -> Any:
-        """Returns the states that were last stored under the keys, and rows of the default for new keys.
+        """Returns the states last stored under the keys; for new keys, the rows of the default.
 
         Args:
             keys: [B]. default: nest [B, ...] like the state.
@@ -73,7 +74,7 @@ class WarmStarts(tf.Module):
         return self._layout.unflatten(tf.where(found[:, -1:] > 0, found[:, :-1], flat))
 
     def put(self, keys: Any, solution: Solution) -> None:
-        """Stores the states of a `Solution` under the keys, except those that are NON_FINITE.
+        """Stores the states of a `Solution` under the keys, except samples that are NON_FINITE.
 
         If a key occurs twice, the last of its states is kept.
 
@@ -96,7 +97,7 @@ class WarmStarts(tf.Module):
         return self._table.size()
 
     def _as_state(self, z: Any) -> Any:
-        """Checks z; a state that the layer gave in half precision becomes the solver's again."""
+        """Checks z, and casts a state that the layer returned in half precision to the solver's dtype."""
         try:
             tf.nest.assert_same_structure(z, self._example)
             fits = all(

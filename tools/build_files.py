@@ -3,19 +3,19 @@
     python -m tools.build_files            rewrites those that differ
     python -m tools.build_files --check    only says which differ
 
-Every module is a py_library of its own name, a package's __init__.py one of its folder's name, every
+Every module is a py_library with its name, a package's __init__.py one with its folder's name, every
 NAME_test.py a py_test, and a module with a `__main__` block also a py_binary NAME_main.
 
-- `deps` are the modules that the import statements name, wherever they stand: `from a.b import c` is
-  a.b.c where that is a module, else a/b/__init__.py.
-- An __init__.py above a module, which Python runs before it, is in `deps` only where it has code but
-  no imports of this project (trainers/__init__.py). Others import the modules of their folder: they
-  would make cycles. A module that names its imports in full needs none of them; where nobody asks
-  for one, Bazel lays an empty __init__.py in its place, so that a test also proves that the
-  imports of what it tests are complete.
+- `deps` are the modules in import statements anywhere in the file: `from a.b import c` is a.b.c if that
+  is a module, else a/b/__init__.py.
+- An __init__.py above a module, which Python runs before it, is in `deps` only if it has code but no
+  imports of this project (trainers/__init__.py). Others import the modules of their folder and would
+  make cycles. A module with complete imports does not need them. If no target depends on one, Bazel
+  puts an empty __init__.py in its place, so a test also proves that the imports of the tested module
+  are complete.
 - `data` are the modules that a file runs by name or by path: a string that is a dotted module name
-  ("trainers.language_model", for `python -m`) or a file beside it ("runtime.py"); and C++ sources
-  beside it that it names.
+  ("trainers.language_model", for `python -m`) or a file in the same folder ("runtime.py"); and C++
+  sources in the same folder that it mentions.
 
 Packages from pip come from the Python interpreter that Bazel finds first on PATH.
 """
@@ -33,9 +33,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 TOP_FOLDERS = ("benchmarks", "export", "tests", "tfdeq", "tools", "trainers")
 IGNORED = ("tools/bazel4",)  # as in .bazelignore
 
-# These read the sources of the whole project.
+# Tests that read the sources of the whole project.
 READERS = ("tests/build_files_test.py", "tests/structure_test.py")
-# Tests that need more than Bazel's five minutes where cores are few.
+# Tests that may take more than Bazel's five minutes on a few cores.
 LARGE = ("tests/conformance_test.py", "tests/trainers/language_model_test.py")
 
 RULES = "@rules_python//python:defs.bzl"
@@ -46,7 +46,7 @@ EXTRAS = {"tools": 'exports_files(["pytest_runner.py"])\n'}
 
 
 def folders() -> list[str]:
-    """The folders with Python files, as paths from ROOT."""
+    """Returns the folders with Python files, as paths from ROOT."""
     found = {
         path.parent.relative_to(ROOT).as_posix()
         for top in TOP_FOLDERS
@@ -57,7 +57,7 @@ def folders() -> list[str]:
 
 @functools.cache
 def source(module: str) -> pathlib.Path | None:
-    """The file of a dotted module name, or None where the project has no such module."""
+    """Returns the file of a dotted module name, or None if the project has no such module."""
     path = ROOT.joinpath(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if path.relative_to(ROOT).parts[0] in TOP_FOLDERS and candidate.is_file():
@@ -66,14 +66,14 @@ def source(module: str) -> pathlib.Path | None:
 
 
 def module_of(path: pathlib.Path) -> str:
-    """The dotted name of a file."""
+    """Returns the dotted name of a file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @functools.cache
 def imports(module: str) -> set[str]:
-    """The modules of this project that a module's import statements name."""
+    """Returns the modules of this project in a module's import statements."""
     found = set()
     for name, inner in _facts(module).imported:
         found.add(inner if inner and source(inner) else name)
@@ -81,7 +81,7 @@ def imports(module: str) -> set[str]:
 
 
 def needed(module: str) -> set[str]:
-    """The imports, and the ancestors' __init__.py that have code and import nothing of the project."""
+    """Returns the imports, and the ancestors' __init__.py with code but without imports of the project."""
     parts = module.split(".")
     ancestors = {".".join(parts[:length]) for length in range(1, len(parts))}
     return imports(module) | {
@@ -90,7 +90,7 @@ def needed(module: str) -> set[str]:
 
 
 def runs(module: str) -> set[str]:
-    """The modules that a module runs by name or by path, without those that it needs anyway."""
+    """Returns the modules that a module runs by name or by path, except those in its `deps`."""
     folder = source(module).parent
     found = set()
     for text in _facts(module).strings:
@@ -103,7 +103,7 @@ def runs(module: str) -> set[str]:
 
 
 def reads(module: str) -> list[str]:
-    """The C++ sources beside a module that it names."""
+    """Returns the C++ sources in a module's folder that it mentions."""
     folder = source(module).parent
     return sorted(
         text
@@ -113,7 +113,7 @@ def reads(module: str) -> list[str]:
 
 
 def label(module: str, folder: str) -> str:
-    """The target of a module, as a BUILD file in `folder` names it."""
+    """Returns the target of a module, as a BUILD file in `folder` refers to it."""
     path = source(module)
     package = path.parent.relative_to(ROOT).as_posix()
     name = path.parent.name if path.stem == "__init__" else path.stem
@@ -123,7 +123,7 @@ def label(module: str, folder: str) -> str:
 
 
 def build_file(folder: str) -> str:
-    """The BUILD file of a folder with Python files."""
+    """Returns the BUILD file of a folder with Python files."""
     paths = sorted((ROOT / folder).glob("*.py"))
     modules = [module_of(path) for path in paths]
     targets = []
@@ -142,7 +142,7 @@ def build_file(folder: str) -> str:
 
 
 def top_build_file() -> str:
-    """The BUILD file of ROOT."""
+    """Returns the BUILD file of ROOT."""
     public = [name for name in folders() if name.startswith("tfdeq") and "programs" not in name]
     return "\n".join(
         [
@@ -163,8 +163,8 @@ def top_build_file() -> str:
 
 
 def expected() -> dict[pathlib.Path, str]:
-    """What each BUILD file should hold."""
-    for cached in (source, imports, _facts):  # of the files as they may have been before
+    """Returns path -> the expected contents of each BUILD file."""
+    for cached in (source, imports, _facts):  # the files may have changed
         cached.cache_clear()
     return {
         ROOT / "BUILD": top_build_file(),
@@ -173,7 +173,7 @@ def expected() -> dict[pathlib.Path, str]:
 
 
 def differing() -> list[str]:
-    """The BUILD files that are not as expected, or that stand where none should, from ROOT."""
+    """Returns the BUILD files that are not as expected, or should not exist, from ROOT."""
     wanted = expected()
     found = {path for top in TOP_FOLDERS for path in (ROOT / top).rglob("BUILD")}
     strays = [
@@ -188,7 +188,7 @@ def differing() -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrites the files, or with --check only names those that differ and returns 1."""
+    """Rewrites the files, or with --check only lists those that differ and returns 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--check", action="store_true", help="only say which files differ")
     check = parser.parse_args(arguments).check
@@ -207,11 +207,11 @@ def main(arguments: list[str]) -> int:
 
 
 class _Facts(NamedTuple):
-    """What is asked of a module's syntax tree, which is walked once."""
+    """Facts from a module's syntax tree, which is walked once."""
 
     imported: set[tuple[str, str]]  # (module, module.name of `from module import name`, or "")
     every_string: set[str]
-    strings: set[str]  # but for programs that it only tells the user to run, and keys
+    strings: set[str]  # except keys and programs that it only tells the user to run
     has_code: bool
     has_main: bool
 

@@ -1,6 +1,6 @@
 """A griffe extension: the API pages show docstrings as `tools.docstring_markdown` writes them.
 
-mkdocs.yml names this file; it runs in the environment of `make docs`, where griffe is.
+mkdocs.yml refers to this file; it runs in the environment of `make docs`, which has griffe.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from tools.docstring_markdown import as_markdown
 
 
 class DocstringSections(griffe.Extension):
-    """Rewrites every docstring once it has been read."""
+    """Rewrites every docstring after it has been read."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         if obj.docstring:

@@ -1,7 +1,7 @@
 """The docstrings' own headings as Markdown, for the API pages of the documentation site.
 
-mkdocstrings knows the sections Args, Returns, Raises and Attributes. It does not know "Call arguments:" and
-"Source:", whose continued lines it would show as a box, nor "Example:" for sessions of the interpreter.
+mkdocstrings knows the sections Args, Returns, Raises and Attributes. It does not know "Call arguments:"
+and "Source:", whose continuation lines it would show as a box, nor "Example:" for interpreter sessions.
 """
 
 import re
@@ -9,15 +9,15 @@ import textwrap
 
 _HEADING = re.compile(r"^(Source|Call arguments|Example):[ ]?(.*)$")
 _ARGUMENT = re.compile(r"^([a-z_][\w, ]*): ")
-# At the start of a line or of an entry, Markdown would take it for a quotation.
+# At the start of a line or of an entry, Markdown would treat it as a quotation.
 _GREATER = re.compile(r"(^\s*|: )>(?!>)")
 
 
 def as_markdown(docstring: str) -> str:
-    """Returns a docstring, without its indentation, as mkdocstrings reads it.
+    """Returns a docstring without indentation, in the form that mkdocstrings reads.
 
     Args:
-        docstring: as `inspect.cleandoc` returns it: Google's sections, `>>>` examples.
+        docstring: the result of `inspect.cleandoc`, with Google-style sections and `>>>` examples.
 
     Example:
         >>> print(as_markdown("Adds.\\n\\nSource: A, B,\\n    C."))

@@ -10,11 +10,11 @@ def main(file: str, *arguments: str) -> int:
     """Runs the tests of a file, without those marked slow.
 
     Args:
-        file: its path from the workspace, where Bazel starts a test.
-        arguments: further ones for pytest, from `bazel test --test_arg`.
+        file: path from the workspace, in which Bazel starts a test.
+        arguments: additional arguments for pytest, from `bazel test --test_arg`.
     """
     scratch = os.environ["TEST_TMPDIR"]
-    # Bazel sets no HOME; caches belong to the test. The child programs of a test inherit this.
+    # Bazel sets no HOME; caches belong to the test. Child processes of a test inherit this.
     os.environ.setdefault("HOME", scratch)
     options = ["-c", "pyproject.toml", "-m", "not slow", "-p", "no:cacheprovider"]
     options.append(f"--basetemp={os.path.join(scratch, 'pytest')}")
@@ -23,7 +23,7 @@ def main(file: str, *arguments: str) -> int:
     if "TESTBRIDGE_TEST_ONLY" in os.environ:  # bazel test --test_filter=...
         options += ["-k", os.environ["TESTBRIDGE_TEST_ONLY"]]
     status = pytest.main([*options, *arguments, file])
-    # Every test of a file may be slow.
+    # All tests in a file may be slow.
     return 0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status)
 
 

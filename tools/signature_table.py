@@ -23,7 +23,7 @@ HEADER = (
 
 
 def table() -> str:
-    """The table, of every signature in the registry."""
+    """Returns the table of all signatures in the registry."""
     # Names and meanings do not depend on the sizes; with a span the model has a memory.
     model = LanguageModel(7, 6, TransformerCell(8, 2, 6, span=4))
     rows = []
@@ -41,10 +41,10 @@ def table() -> str:
 
 
 def written(document: str) -> str:
-    """The document with the table in its place.
+    """Returns the document with the new table.
 
     Raises:
-        ValueError: a document without the lines that mark the place.
+        ValueError: for a document without the lines that mark the place of the table.
     """
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -54,7 +54,7 @@ def written(document: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrites the document, or with --check only says whether it differs and returns 1."""
+    """Rewrites the document, or with --check only reports whether it differs and returns 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--check", action="store_true", help="only say whether it differs")
     check = parser.parse_args(arguments).check

@@ -1,6 +1,6 @@
-"""Programs that train, one a task; the library is `tfdeq.training`."""
+"""Programs that train, one per task; the library is `tfdeq.training`."""
 
 import os
 
-# TensorFlow's start-up notes about CUDA and oneDNN would bury a program's own first lines.
+# TensorFlow's start-up messages about CUDA and oneDNN would hide a program's own first lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

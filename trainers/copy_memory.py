@@ -26,9 +26,9 @@ from tfdeq.training.text.models import make_loss, make_model, radius_of
 
 FLAGS = flags.FLAGS
 
-# Examples of validation and test are drawn by seeds that no training seed has.
+# Validation and test examples are drawn with seeds that are never used for training.
 _VALIDATION, _TEST = 2**62, 2**62 + 1
-# What an export says of the logits.
+# The measures of the logits for exports.
 _MEASURES = {
     "loss": CROSS_ENTROPY,
     "accuracy": "sparse_categorical_accuracy",
@@ -96,7 +96,7 @@ def make_experiment(config: Mapping[str, Any]) -> experiment.Experiment:
         return sequence_evaluator(
             model,
             batches(seed=seed, memory_length=memory_length).take(count),
-            # The mean over all positions, the blanks too, as the task's papers report it.
+            # The mean over all positions, including blanks, as reported in the literature.
             lambda means: {"loss": means[NATS]},
             jit_compile=config["jit_compile"],
         )

@@ -42,14 +42,14 @@ def _define_flags() -> list[str]:
 
 
 def _data() -> TokenData:
-    """The data set that the flags name."""
+    """Returns the data set in the flags."""
     return load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir
     )
 
 
 def data_of_a_dry_run() -> TokenData:
-    """The same; without --data_dir, where a data set needs one, tokens of its sizes."""
+    """Returns the same, or random tokens of its sizes if a data set needs --data_dir and it is not given."""
     data = stand_in(FLAGS.dataset) if FLAGS.data_dir is None else None
     if data is None:
         return _data()
@@ -62,7 +62,7 @@ CONFIGURATION_FLAGS = _define_flags()
 
 def main() -> None:
     check_uses()
-    # Before anything else is computed: it sets up the devices.
+    # Before anything else is computed, because it sets up the devices.
     strategy = set_up_process()
     config = configuration(CONFIGURATION_FLAGS)
     if FLAGS.dry_run:

@@ -1,10 +1,10 @@
-"""What it costs that one sample of a batch is hard: samples that are done leave, or stay.
+"""The cost of one hard sample in a batch, with and without compaction.
 
 python -m benchmarks.engine.compaction [--results=benchmarks/results/compaction.json]
 
-31 samples of the Transformer cell need 5 evaluations and one needs 30. Timed alternately: the solve that
-lets samples leave (`batched_args`), the loop that carries all of them to the end, and the same easy and
-hard samples as two batches of their own, which is the least there can be.
+31 samples of the Transformer cell need 5 evaluations and one needs 30. Three variants are timed
+alternately: the solve in which samples leave the batch (`batched_args`), the loop that keeps all
+samples to the end, and the easy and the hard samples as two separate batches, which is a lower bound.
 """
 
 import statistics
@@ -28,7 +28,7 @@ EASY_STEPS, HARD_STEPS = 5, 30
 
 
 def make_variants(length: int, width: int) -> dict[str, Callable[[], tuple[tf.Tensor, tf.Tensor]]]:
-    """Returns name -> a call that gives states and evaluations of all samples."""
+    """Returns name -> a function that returns states and evaluations of all samples."""
     case = {
         "kind": "transformer",
         "shape": [EASY + HARD, length, width],
@@ -38,7 +38,7 @@ def make_variants(length: int, width: int) -> dict[str, Callable[[], tuple[tf.Te
     }
     arrays = {k: tf.constant(v) for k, v in engine_cases.make_arrays(case).items()}
     weights = {k[2:]: v for k, v in arrays.items() if k[:2] == "w/"}
-    # Nobody converges before the budget is spent: the budgets alone say who is hard.
+    # No sample converges within its budget, so only the budgets determine which samples are hard.
     solver = tfdeq.Anderson(HARD_STEPS, tolerance=1e-30)
     budgets = tf.constant([EASY_STEPS] * EASY + [HARD_STEPS] * HARD)
 
@@ -52,7 +52,7 @@ def make_variants(length: int, width: int) -> dict[str, Callable[[], tuple[tf.Te
         )
         return solution.z, solution.steps
 
-    # For any batch size: one graph for the whole batch and for its parts.
+    # For any batch size, so that one graph serves the whole batch and its parts.
     signature = [
         tf.TensorSpec([None, length, width], tf.float32),
         tf.TensorSpec([None], tf.int32),
@@ -79,7 +79,7 @@ def make_variants(length: int, width: int) -> dict[str, Callable[[], tuple[tf.Te
 
 
 def measure(length: int, width: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Returns name -> median seconds, and the ratio to the loop that carries all to the end.
+    """Returns name -> median seconds, and the ratio to the loop that keeps all samples to the end.
 
     Raises:
         ValueError: if the variants' answers differ by more than float32 rounding.
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_integer("length", 64, "Positions of a sample. Default: 64.")
     flags.DEFINE_integer("width", 256, "Size of the state per position. Default: 256.")
     flags.DEFINE_integer("rounds", 7, "Timed rounds, each variant once a round. Default: 7.")

@@ -1,9 +1,9 @@
-"""Draws the pictures of docs/concepts: small problems that show one idea each.
+"""Draws the pictures of docs/concepts: small problems, each of which shows one idea.
 
 python -m benchmarks.engine.concept_pictures --plots=docs/concepts
 
-All of them are f(z) = tanh(z W) + x with a random orthogonal W times a gain, so that the gain is about the
-spectral radius of the Jacobian where tanh is nearly linear.
+All of them are f(z) = tanh(z W) + x, where W is a random orthogonal matrix times a gain. Where tanh is
+almost linear, the gain is about the spectral radius of the Jacobian.
 """
 
 import os
@@ -29,7 +29,7 @@ _TOLERANCE = 1e-4
 
 
 def _cell(gain: float) -> tuple[Callable[..., tf.Tensor], tf.Tensor]:
-    """f(z, x, w), and its weights [units, units] float64."""
+    """Returns f(z, x, w) and its weights [units, units], float64."""
     noise = np.random.default_rng(0).normal(size=(_UNITS, _UNITS))
     return lambda z, x, w: tf.tanh(z @ w) + x, tf.constant(gain * np.linalg.qr(noise)[0])
 
@@ -39,7 +39,7 @@ def _inputs(rows: int, scale: float, seed: int = 1) -> np.ndarray:
 
 
 def budget() -> dict[str, np.ndarray]:
-    """Returns, for three samples of one batch, the residual of each iterate up to the tolerance."""
+    """Returns the residuals of all iterates up to the tolerance, for three samples of one batch."""
     f, w = _cell(0.95)
     scales = {"large input": 2.0, "medium input": 0.5, "small input": 0.1}
     x = tf.constant(_inputs(3, 1.0) * np.array(list(scales.values()))[:, None])
@@ -57,7 +57,7 @@ def budget() -> dict[str, np.ndarray]:
 
 
 def gradient(counts: list[int]) -> dict[str, list[float]]:
-    """Returns, for each adjoint, the relative error of the gradient to x, by products or applications."""
+    """Returns, for each adjoint, the relative error of the gradient of x by products or applications."""
     f, w = _cell(0.9)
     x = tf.constant(_inputs(8, 0.2))
 
@@ -105,7 +105,7 @@ def stability(gains: list[float], most: int) -> dict[str, list[float]]:
 
 
 def warm_starts(frames: int) -> dict[str, list[float]]:
-    """Returns the mean evaluations of each frame of a slowly moving input, from zeros and warm."""
+    """Returns the mean evaluations for each frame of a slowly changing input, from zeros and warm starts."""
     f, w = _cell(0.9)
     start, end = _inputs(8, 0.5), _inputs(8, 0.5, seed=2)
     found: dict[str, list[float]] = {"from zeros": [], "from the last equilibrium": []}
@@ -131,11 +131,11 @@ def draw(
     logarithmic: bool = True,
     level: float | None = None,
 ) -> None:
-    """Draws name -> values against `across`, or against 1, 2, 3, … where that is None."""
+    """Draws name -> values against `across`, or against 1, 2, 3, … if that is None."""
     figure = pyplot.figure(figsize=(7.0, 4.0), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for place, (name, values) in enumerate(lines.items()):
-        # A solver has its own colour in all pictures.
+        # A solver has the same colour in all pictures.
         color, marker = STYLES.get(name) or list(STYLES.values())[place + 2]
         places = np.arange(1, len(values) + 1) if across is None else across
         axes.plot(
@@ -184,7 +184,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_string("plots", "docs/concepts", "Folder for the pictures.")
 
 

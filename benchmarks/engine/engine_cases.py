@@ -1,15 +1,16 @@
 """The benchmark's cells and cases: weights and inputs that every framework reads from one npz file.
 
-A cell is a pair of functions of the same mathematics in every worker, with state z and input x:
+A cell is a pair of functions, with the same mathematics in every worker, of the state z and the input
+x:
 
     transformer  inject: x U;   f = a + gelu(norm(a) E) C,  a = x + attention(norm(z) W + x U) O
     dense        inject: x U;   f = tanh(z W + x U + b)
     convolution  inject: U * x; f = tanh(C * relu(W * z + U * x) + x)
 
-`inject` is computed once a solve, by all. Attention is full softmax attention over heads, norm the
-root-mean-square norm without gain, gelu its tanh form, convolutions are 3 x 3 with zero padding, of
-[B, height, width, channels]. The loss is ½ ‖z* − target‖²: its gradient is of order one, so that no
-solver with an absolute ridge is at a disadvantage in the backward solve.
+All workers compute `inject` once per solve. Attention is full softmax attention over heads, norm is the
+root-mean-square norm without gain, gelu is its tanh form, and convolutions are 3 x 3 with zero padding,
+on [B, height, width, channels]. The loss is ½ ‖z* − target‖². Its gradient is of order one, so that
+solvers with an absolute ridge have no disadvantage in the backward solve.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 NORM_EPSILON = 1e-5
-# These act on x alone, once a solve; all other weights act in every evaluation.
+# These weights only act on x, once per solve; all others act in every evaluation.
 INJECTION_WEIGHTS = ("U",)
 
 CASES: dict[str, dict[str, Any]] = {
@@ -39,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dense": {"kind": "dense", "shape": [256, 64], "gain": 0.93},
     "convolution": {"kind": "convolution", "shape": [16, 32, 32, 48], "gain": 1.9},
 }
-# The same cells at sizes that only show that everything works.
+# The same cells with small sizes, only to test that everything works.
 QUICK_CASES: dict[str, dict[str, Any]] = {
     "transformer": {
         **CASES["transformer"],
@@ -61,7 +62,7 @@ QUICK_CASES: dict[str, dict[str, Any]] = {
 
 
 def describe(case: Mapping[str, Any]) -> str:
-    """Returns the sizes of a case as a reader wants them."""
+    """Returns the sizes of a case as text for readers."""
     shape = case["shape"]
     if case["kind"] == "transformer":
         return (
@@ -74,10 +75,10 @@ def describe(case: Mapping[str, Any]) -> str:
 
 
 def make_arrays(case: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns "x", "target" and every weight "w/NAME" of a case, float32.
+    """Returns "x", "target" and all weights "w/NAME" of a case, float32.
 
-    The recurrent weights W are scaled by the case's gain, so that plain iteration contracts, slowly
-    enough that 20 steps leave something to do.
+    The recurrent weights W are scaled by the case's gain, so that plain iteration converges, but slowly
+    enough that 20 steps do not suffice.
     """
     generator = np.random.default_rng(0)
 

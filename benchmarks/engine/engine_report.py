@@ -11,7 +11,7 @@ from benchmarks.results.tables import markdown_table
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 COLORS = {
     "tfdeq": "#0072B2",
     "lower bound": "#009E73",
@@ -68,19 +68,19 @@ def label(row: Mapping[str, Any]) -> str:
 
 
 def work(row: Mapping[str, Any]) -> int:
-    """Returns the evaluations and products of a training step together."""
+    """Returns the number of evaluations and products in a training step."""
     return row["evaluations"] + row["products"]
 
 
 def reached(row: Mapping[str, Any]) -> bool:
-    """Whether a run that was asked for a tolerance kept it, forward and backward."""
-    # A library's own float32 residual may differ in its last digits from ours.
+    """Whether a run met its tolerance, forward and backward."""
+    # A library's own float32 residual may differ from this one in the last digits.
     limit = 1.01 * _TOLERANCE
     return row["forward_residual"] <= limit and row["backward_residual"] <= limit
 
 
 def fewest_evaluations(rows: Iterable[Mapping[str, Any]], worker: str) -> Mapping[str, Any] | None:
-    """Returns the run of a worker to tolerance that reached it with the least work, or None."""
+    """Returns a worker's run that reached the tolerance with the fewest evaluations and products, or None."""
     runs = [
         row
         for row in rows
@@ -94,7 +94,7 @@ def fewest_evaluations(rows: Iterable[Mapping[str, Any]], worker: str) -> Mappin
 
 
 def table(result: Mapping[str, Any], mode: str) -> str:
-    """Returns one case's rows of a mode as a Markdown table, the fastest first."""
+    """Returns a case's rows of one mode as a Markdown table, fastest first."""
     rows = [row for row in result["rows"] if row["mode"] == mode]
     bounds = [row for row in rows if family(row) == "lower bound" and "error" not in row]
     bound = min((row["median_seconds"] for row in bounds), default=None)
@@ -126,7 +126,7 @@ def table(result: Mapping[str, Any], mode: str) -> str:
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns tfdeq's fastest run of each case and mode beside each peer's, as ratios of their times."""
+    """Returns, for each case and mode, the ratios of the times of tfdeq's and each peer's fastest runs."""
     peers = ("lower bound", "TorchDEQ", "JAXopt", "Optimistix")
     columns = ["case", "mode", "tfdeq's fastest", "s/step", *(f"/ {peer}" for peer in peers)]
     cells = []
@@ -146,7 +146,7 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _fastest(rows, mode, kind):
-    """The fastest run of a library; to tolerance, of those that reached it."""
+    """Returns the fastest run of a library; in the mode "tolerance", of those that reached it."""
     runs = [
         row
         for row in rows
@@ -159,7 +159,7 @@ def _fastest(rows, mode, kind):
 
 
 def draw_times(results: Mapping[str, Mapping[str, Any]], mode: str, path: str) -> None:
-    """Draws the seconds per step of every run of a mode, a panel for each case."""
+    """Draws the seconds per step of every run in a mode, with one panel per case."""
     panels = {
         name: [row for row in result["rows"] if row["mode"] == mode and "error" not in row]
         for name, result in results.items()
@@ -202,7 +202,7 @@ def memory_table(memory: Mapping[str, Any]) -> str:
 
 
 def draw_memory(memory: Mapping[str, Any], path: str) -> None:
-    """Draws peak memory against depth: explicit layers, and the solvers against their budget."""
+    """Draws peak memory against the depth of explicit layers and the budget of solvers."""
     figure = pyplot.figure(figsize=(8, 4.5), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     styles = iter(("-", "--", ":", "-.") * 4)
@@ -223,7 +223,7 @@ def draw_memory(memory: Mapping[str, Any], path: str) -> None:
 def write(
     document: str, results: Mapping[str, Mapping[str, Any]], memory: Mapping[str, Any] | None
 ) -> None:
-    """Writes the document, and beside it its plots, named after it."""
+    """Writes the document, and its plots next to it, named after it."""
     os.makedirs(os.path.dirname(document) or ".", exist_ok=True)
     stem = os.path.splitext(document)[0]
     parts = [

@@ -1,9 +1,10 @@
-"""How near each adjoint comes to the gradient of the equilibrium; writes docs/gradient_rules.md.
+"""How close each adjoint comes to the gradient of the equilibrium; writes docs/gradient_rules.md.
 
 python -m benchmarks.engine.gradient_rules [--document=docs/gradient_rules.md]
 
-A tanh cell of contraction 0.9 in float64, solved to 1e-10, and `tfdeq.gradient_report` of every adjoint
-with more and more steps: the cosine with a tight implicit gradient and the ratio of the norms.
+A tanh cell with contraction factor 0.9 in float64, solved to 1e-10, and `tfdeq.gradient_report` for
+every adjoint with increasing numbers of steps: the cosine with an accurate implicit gradient, and the
+ratio of the norms.
 """
 
 import os
@@ -48,7 +49,7 @@ ADVICE = """
 
 
 def variants() -> dict[str, Adjoint]:
-    """Returns name -> adjoint, each with more and more steps."""
+    """Returns name -> adjoint, each with several numbers of steps."""
     tight = tfdeq.Broyden(max_steps=200, tolerance=1e-10)
     rules = {f"Implicit, {k} products": tfdeq.Implicit(_exactly(k)) for k in (4, 8, 16)}
     rules["Implicit, to 1e-10"] = tfdeq.Implicit(tight)
@@ -106,7 +107,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_integer("units", 64, "Size of the state. Default: 64.")
     flags.DEFINE_integer("batch", 16, "Samples. Default: 16.")
     flags.DEFINE_string("document", None, "Markdown file to write the table to.")

@@ -1,9 +1,9 @@
-"""How far a solve gets where the cell computes in half precision.
+"""The residuals that solves reach if the cell computes in half precision.
 
 python -m benchmarks.engine.half_precision
 
-A tolerance that nobody reaches: the lowest residual, the evaluations until the solver gave up, and
-why, as the worst of the samples.
+With a tolerance that cannot be reached, it prints the lowest residual, the evaluations until the solver
+stopped, and the reason, for the worst sample.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ BUDGET = 200
 
 
 def make_cells(width: int, length: int) -> dict[str, tuple[keras.layers.Layer, tuple[int, ...]]]:
-    """Returns name -> a new cell under the policy in force, and the shape of a sample."""
+    """Returns name -> a new cell under the current dtype policy, and the shape of a sample."""
     return {
         "dense": (DenseCell(width, contraction=0.9), (width,)),
         "Transformer": (
@@ -41,7 +41,7 @@ def measure(
     results = {}
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
-    keras.utils.set_random_seed(0)  # a cell draws the seeds of its weights when it is made
+    keras.utils.set_random_seed(0)  # a cell draws the seeds of its weights when it is created
     try:
         for name, (cell, shape) in make_cells(width, length).items():
             settings = {"max_steps": BUDGET, "tolerance": 1e-12, "patience": patience}

@@ -2,8 +2,8 @@
 
 python -m benchmarks.engine.memory --workdir=runs/bench --peers_python=.venv-peers/bin/python
 
-Each variant in a process of its own: explicit layers and tfdeq in TensorFlow compiled by XLA, TorchDEQ
-and its explicit layers in eager PyTorch.
+Each variant runs in a separate process: explicit layers and tfdeq in TensorFlow compiled by XLA,
+TorchDEQ and its explicit layers in eager PyTorch.
 """
 
 import os
@@ -31,7 +31,7 @@ weights, so the weights of real layers are not counted. No solver stops early.
 
 
 def variants() -> list[tuple[str, str, str, int]]:
-    """Returns (name for readers, worker, solver, steps) of every point."""
+    """Returns (name for readers, worker, solver, steps) for every point."""
     layers, budgets = [int(value) for value in FLAGS.layers], [int(v) for v in FLAGS.budgets]
     points = [("explicit layers", "tfdeq", "explicit", count) for count in layers]
     for solver in ("fixed_point_iteration", "anderson", "broyden"):
@@ -44,7 +44,7 @@ def variants() -> list[tuple[str, str, str, int]]:
 
 
 def measure(worker: str, solver: str, steps: int, arrays: str, case: dict[str, Any]) -> int:
-    """Returns the bytes of one point, measured in a process of its own."""
+    """Returns the bytes of one point, measured in a separate process."""
     python = sys.executable if worker == "tfdeq" else FLAGS.peers_python
     log = os.path.join(FLAGS.workdir, f"memory_{worker}.log")
     module = speed.WORKERS[worker][0]
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     speed.define_flags()
     flags.DEFINE_list(
         "layers", ["1", "2", "4", "8", "16", "30", "45", "60"], "Explicit layers to measure."

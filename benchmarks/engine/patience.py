@@ -1,9 +1,9 @@
-"""What patience costs and what it loses: solves that look as if they stood still, with it and without.
+"""What patience saves and what it loses, on solves whose residual seems to stagnate.
 
 python -m benchmarks.engine.patience [--document=docs/patience.md] [--longest=4096]
 
-Evaluations (and products with the Jacobian) of every solver until its status, for affine maps of spectral
-radius 0.5 to 1.5, for an answer that travels one place an application, and for the cells of the
+Evaluations (and products with the Jacobian) of every solver until it stops, for affine maps of spectral
+radius 0.5 to 1.5, for an answer that travels one place per application, and for the cells of the
 weight-tying theorem; by default, and with patience=12.
 """
 
@@ -70,7 +70,7 @@ STACK_CASES = ((20, 1.0, "relu"), (20, 2.0, "linear"), (24, 2.0, "relu"), (30, 1
 
 
 def variants(budget: int, tolerance: float, **settings: Any) -> dict[str, solvers.Solver]:
-    """Returns name -> solver of the tables' columns."""
+    """Returns name -> solver, for the columns of the tables."""
     settings = {"max_steps": budget, "tolerance": tolerance, **settings}
     return {
         "plain": solvers.FixedPointIteration(**settings),
@@ -89,11 +89,11 @@ def outcomes(
     budget: int,
     tolerance: float,
 ) -> list[list[str]]:
-    """Returns a row for each case: each solver's outcome, behind a stroke that with patience.
+    """Returns a row for each case: each solver's outcome without and, after a slash, with patience.
 
     Args:
-        solve: (solver, *tensors of a case) -> solution of one sample. cases: of tensors of equal shapes,
-            so that each solver is traced once.
+        solve: (solver, *tensors of a case) -> solution of one sample. cases: tensors of equal shapes,
+            so that each solver is traced only once.
     """
     columns = []
     impatient = variants(budget, tolerance, patience=12)

@@ -1,6 +1,6 @@
-"""Root-finding problems in fixed-point form, from easy to badly scaled, with their sources.
+"""Root-finding problems in fixed-point form, from easy to badly scaled, with sources.
 
-Written for whatever array library is given: jax.numpy, or tf.experimental.numpy.
+They work with any given array library, such as jax.numpy or tf.experimental.numpy.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,11 @@ class Problem(NamedTuple):
 
 
 def affine(radius: float, normal: bool, size: int = 40, seed: int = 0) -> Problem:
-    """f(z) = zA + b, A of the given spectral radius; not normal: with ones above the diagonal."""
+    """f(z) = zA + b, where A has the given spectral radius; not normal: ones above the diagonal."""
     random = np.random.default_rng(seed)
     eigenvalues = radius * random.uniform(-1, 1, size)
-    # The one nearest to 1 decides how hard I − A is; −radius keeps a radius of 1.5 regular.
+    # The eigenvalue closest to 1 decides how hard I − A is; −radius keeps I − A regular for radius
+    # 1.5.
     eigenvalues[:2] = (-radius, radius if radius < 1 else 0.5 * radius)
     q, _ = np.linalg.qr(random.normal(size=(size, size)))
     middle = np.diag(eigenvalues)
@@ -31,7 +32,7 @@ def affine(radius: float, normal: bool, size: int = 40, seed: int = 0) -> Proble
 
 
 def tanh_network(gain: float) -> Problem:
-    """f(z) = tanh(zW + b), W of independent entries with spectral radius about `gain`."""
+    """f(z) = tanh(zW + b), where W has independent entries and a spectral radius of about `gain`."""
     random, size = np.random.default_rng(0), 60
     w = gain * random.normal(size=(size, size)) / np.sqrt(size)
     b = random.normal(size=size)
@@ -51,7 +52,7 @@ def chandrasekhar(c: float) -> Problem:
 
 
 def bratu(strength: float) -> Problem:
-    """−Δu = λ e^u on the unit square, u = 0 at its edge, five-point differences, scaled by h²/4.
+    """−Δu = λ e^u on the unit square, u = 0 on the boundary, by five-point differences scaled by h²/4.
 
     f is one Jacobi sweep: u ← (the mean of the neighbours) + λ h² e^u / 4. Singular at λ ≈ 6.81.
     """
@@ -129,8 +130,7 @@ def powell_badly_scaled() -> Problem:
 def powell_singular() -> Problem:
     """x + 10 y, √5 (u − v), (y − 2u)², √10 (x − v)², from (3, −1, 0, 1); singular at the root 0.
 
-    Source: as above, problem 13. Shifted by 1, so that a relative residual means something at the
-    root.
+    Source: as above, problem 13. Shifted by 1, so that a relative residual is meaningful at the root.
     """
 
     def f(xp, z):

@@ -1,9 +1,9 @@
-"""Which solver solves what, in how many evaluations, next to scipy.optimize.root and Optimistix.
+"""Which problems each solver solves, and in how many evaluations, next to SciPy and Optimistix.
 
 python -m benchmarks.engine.robustness [--peers_python=.venv-peers/bin/python] [--document=docs/robustness.md]
 
-All count the same: evaluations of f (and products with its Jacobian) until the first iterate whose
-relative residual ‖f(z) − z‖ / ‖f(z)‖ is at most the tolerance, in float64.
+The same count is used for all: evaluations of f (and products with its Jacobian) until the first
+iterate whose relative residual ‖f(z) − z‖ / ‖f(z)‖ is at most the tolerance, in float64.
 """
 
 import functools
@@ -65,7 +65,7 @@ def variants(evaluations: int, tolerance: float) -> dict[str, solvers.Solver]:
 
 
 def solve(problem: Problem, solver: solvers.Solver) -> int | None:
-    """Returns the evaluations that a solver spends, or None if it does not converge."""
+    """Returns the number of evaluations of a solver, or None if it does not converge."""
     start = tf.constant(problem.start[None])
     f = functools.partial(problem.f, tf.experimental.numpy)
     solution = tf.function(lambda z: iterate(f, z, solver), autograph=False)(start)
@@ -75,9 +75,9 @@ def solve(problem: Problem, solver: solvers.Solver) -> int | None:
 def solve_with_scipy(
     problem: Problem, method: str, evaluations: int, tolerance: float
 ) -> int | None:
-    """Returns the evaluations until scipy first meets the tolerance, or None.
+    """Returns the number of evaluations until scipy first meets the tolerance, or None.
 
-    Where it does, it is stopped: its own criteria differ from method to method.
+    It is stopped there, because its own criteria differ between methods.
     """
     from scipy import optimize
 
@@ -122,7 +122,7 @@ class _Spent(Exception):
 def solve_with_optimistix(
     python: str, evaluations: int, tolerance: float
 ) -> dict[str, dict[str, int | None]]:
-    """Returns problem -> method -> evaluations, by the interpreter that has Optimistix."""
+    """Returns problem -> method -> evaluations, computed by the interpreter with Optimistix."""
     command = [
         python,
         "-m",
@@ -140,7 +140,7 @@ def solve_with_optimistix(
 def measure(
     evaluations: int, tolerance: float, peers_python: str | None
 ) -> dict[str, dict[str, int | None]]:
-    """Returns problem -> method -> evaluations, or None where it did not converge."""
+    """Returns problem -> method -> evaluations, or None if it did not converge."""
     optimistix = {}
     if peers_python:
         optimistix = solve_with_optimistix(peers_python, evaluations, tolerance)
@@ -156,7 +156,7 @@ def measure(
 
 
 def table(results: dict[str, dict[str, int | None]]) -> str:
-    """Returns the evaluations as a Markdown table; – where a method did not converge."""
+    """Returns the evaluations as a Markdown table; – if a method did not converge."""
     columns = list(next(iter(results.values())))
     rows = [
         (name, *("–" if row[column] is None else row[column] for column in columns))
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_float("tolerance", 1e-8, "Relative residual that counts as solved. Default: 1e-8.")
     flags.DEFINE_integer("evaluations", 1000, "Evaluations at most. Default: 1000.")
     flags.DEFINE_string("peers_python", None, "Interpreter that has Optimistix; none: without it.")

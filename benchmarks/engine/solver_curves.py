@@ -1,10 +1,10 @@
-"""Residual against evaluations, and against time, for every solver; writes the plots of docs/solvers.md.
+"""Residual against evaluations and time for every solver; writes the plots of docs/solvers.md.
 
 python -m benchmarks.engine.solver_curves --workdir=runs/curves --plots=docs
 
 Each solver solves the benchmark's Transformer cell, from z = x, with budgets of 1, 2, 3, …, compiled by
-XLA; for each budget the figure is the mean over samples of the relative residual of what is returned,
-and the median time of several calls; the solvers alternate.
+XLA. The figures for each budget are the mean over samples of the relative residual of the returned
+state, and the median time of several calls. The solvers alternate.
 """
 
 import os
@@ -30,7 +30,7 @@ from matplotlib import pyplot
 
 FLAGS = flags.FLAGS
 
-# Okabe and Ito's colours; every line has a marker of its own too.
+# Okabe and Ito's colours; every line also has its own marker.
 STYLES = {
     "fixed_point_iteration": ("#000000", "o"),
     "reversible": ("#CC79A7", "v"),
@@ -38,12 +38,12 @@ STYLES = {
     "broyden": ("#D55E00", "^"),
     "newton_krylov": ("#009E73", "D"),
 }
-# Far below float32's reach: nobody stops before the budget, or before it stagnates.
+# Far below float32's precision: no solver stops before it uses up its budget or stagnates.
 _UNREACHABLE = 1e-12
 
 
 def make_solves(sizes: dict[str, Any], most: int) -> dict[str, Any]:
-    """Returns name -> compiled solve of the Transformer cell: [] int32 budget -> residuals [B]."""
+    """Returns name -> compiled solve of the Transformer cell: scalar int32 budget -> residuals [B]."""
     arrays = {k: tf.constant(v) for k, v in engine_cases.make_arrays(sizes).items()}
     weights = {k[2:]: v for k, v in arrays.items() if k[:2] == "w/"}
     x = arrays["x"]
@@ -63,7 +63,7 @@ def make_solves(sizes: dict[str, Any], most: int) -> dict[str, Any]:
 
 
 def measure(sizes: dict[str, Any], most: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Returns name -> {"evaluations", "residual", "seconds"}, a value for each budget."""
+    """Returns name -> {"evaluations", "residual", "seconds"}, with one value per budget."""
     solves = make_solves(sizes, most)
     budgets = list(range(1, most + 1))
     seconds = {name: [[] for _ in budgets] for name in solves}
@@ -88,7 +88,7 @@ def measure(sizes: dict[str, Any], most: int, rounds: int) -> dict[str, dict[str
 
 
 def draw(curves: dict[str, dict[str, list[float]]], across: str, label: str, path: str) -> None:
-    """Draws the residual, logarithmic, against "evaluations" or "seconds"."""
+    """Draws the residual on a logarithmic scale against "evaluations" or "seconds"."""
     figure = pyplot.figure(figsize=(7.5, 4.5), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for name, curve in curves.items():
@@ -110,7 +110,7 @@ def draw(curves: dict[str, dict[str, list[float]]], across: str, label: str, pat
 
 
 def table(curves: dict[str, dict[str, list[float]]], targets: list[float]) -> str:
-    """Returns evaluations and milliseconds to each residual as a Markdown table."""
+    """Returns evaluations and milliseconds until each residual as a Markdown table."""
     rows = []
     for name, curve in curves.items():
         cells = []
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
     flags.DEFINE_string("plots", None, "Folder for the plots. Default: --workdir.")
     flags.DEFINE_integer("budget", 40, "The largest budget, evaluations. Default: 40.")

@@ -2,9 +2,10 @@
 
 python -m benchmarks.engine.speed --workdir=runs/bench --peers_python=.venv-peers/bin/python
 
-All get the same weights and inputs, as npz files. Outputs and gradients of a converged solve must
-agree before anything is timed. Then every variant takes one turn a round, each framework in a process
-of its own, and the median of the rounds counts: a slow minute of the machine hits all alike.
+All get the same weights and inputs, as npz files. Outputs and gradients of a converged solve must agree
+before anything is timed. Each framework runs in a separate process. Every variant is timed once per
+round, and the median over the rounds counts, so that a slow minute of the machine affects all variants
+equally.
 """
 
 import contextlib
@@ -28,12 +29,13 @@ FLAGS = flags.FLAGS
 FIXED_STEPS = 20
 TOLERANCE = 1e-3
 TOLERANCE_BUDGET = 40
-# Enough that every cell has converged to float32's last digits.
+# Enough for every cell to converge to the last digits of float32.
 REFERENCE_STEPS = 160
 AGREEMENT = 1e-3
-# What takes longer than --slow is timed in so many rounds, and only at fixed steps.
+# Variants that take longer than --slow are timed in this many rounds, and only with fixed steps.
 _ROUNDS_OF_THE_SLOW = 3
-# label -> (module, solver of the reference). The first is tfdeq: others are compared with it.
+# label -> (module, solver of the reference). The first is tfdeq, with which the others are
+# compared.
 WORKERS = {
     "tfdeq": ("benchmarks.engine.peers.tfdeq_worker", "fixed_point_iteration"),
     "TorchDEQ": ("benchmarks.engine.peers.torchdeq_worker", "fixed_point_iter"),
@@ -42,7 +44,7 @@ WORKERS = {
 
 
 def variant(solver: str, mode: str, forward: int = 0, backward: int = 0) -> dict[str, Any]:
-    """Returns the variant of a solver that makes a run of `mode`: "fixed" or "tolerance"."""
+    """Returns the variant of a solver for runs in a mode: "fixed" or "tolerance"."""
     steps = FIXED_STEPS if mode == "fixed" else TOLERANCE_BUDGET
     return {
         "solver": solver,
@@ -63,7 +65,7 @@ def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any])
 
 
 def check_agreement(differences: Mapping[str, float]) -> None:
-    """Raises a ValueError that names every framework beyond the limit."""
+    """Raises a ValueError that lists all frameworks beyond the limit."""
     wrong = [f"{name}: {value:.1e}" for name, value in differences.items() if not value < AGREEMENT]
     if wrong:
         raise ValueError(
@@ -73,7 +75,7 @@ def check_agreement(differences: Mapping[str, float]) -> None:
 
 
 class Run:
-    """One case: its files, its workers, and a row for each variant."""
+    """One case: its files, its workers, and one row per variant."""
 
     def __init__(self, name: str, workers: Mapping[str, Client], workdir: str):
         sizes = engine_cases.QUICK_CASES if FLAGS.quick else engine_cases.CASES
@@ -90,7 +92,8 @@ class Run:
             for solver, modes in self._workers[label].ask("hello")["solvers"].items():
                 row = None
                 for mode in modes:
-                    # To tolerance, many runs go before the timed ones: settings are found by trial.
+                    # For a tolerance, many runs precede the timed ones, because settings are found
+                    # by trial.
                     if row is not None and self._is_slow(row):
                         text = f"not run: at fixed steps it takes {row['first_seconds']:.2g} s"
                         self.rows.append({**row, "mode": mode, "error": text})
@@ -133,7 +136,7 @@ class Run:
         return row.get("first_seconds", 0.0) > FLAGS.slow
 
     def _add(self, label: str, solver: str, mode: str, what: Mapping[str, Any]) -> dict[str, Any]:
-        """Makes a variant ready and appends its row, which it returns."""
+        """Prepares a variant, appends its row and returns it."""
         row = {"worker": label, "solver": solver, "mode": mode, "variant": dict(what)}
         try:
             answer, outputs = self._outputs(label, what)
@@ -148,13 +151,13 @@ class Run:
         return row
 
     def _add_bounds(self) -> None:
-        """The lower bounds: bare evaluations and products, as many as tfdeq's best run made."""
+        """Adds the lower bounds: only the evaluations and products of tfdeq's best run."""
         bounds = ("bound", "bound, graph")
         for bound in bounds:
             self._add("tfdeq", bound, "fixed", variant(bound, "fixed"))
         best = engine_report.fewest_evaluations(self.rows, "tfdeq")
         if best is not None:
-            # The evaluations beside the forward solve's are those that the bound makes itself.
+            # The bound itself makes the evaluations in addition to those of the forward solve.
             forward, backward = max(1, best["evaluations"] - 2), max(1, best["products"])
             for bound in bounds:
                 what = variant(bound, "fixed", forward, backward)
@@ -164,7 +167,7 @@ class Run:
         rows = [row for row in self.rows if "error" not in row]
         turn = 0.0 if FLAGS.quick else FLAGS.turn
         for round_ in range(1 if FLAGS.quick else FLAGS.rounds):
-            start = round_ % max(1, len(rows))  # nobody always follows the same one
+            start = round_ % max(1, len(rows))  # no variant always follows the same one
             for row in rows[start:] + rows[:start]:
                 if self._is_slow(row) and round_ >= _ROUNDS_OF_THE_SLOW:
                     continue
@@ -178,7 +181,7 @@ class Run:
 
 @contextlib.contextmanager
 def start_workers(workdir: str, python: str | None) -> Iterator[tuple[dict[str, Client], dict]]:
-    """Starts every worker; gives those that answer, and of the others what they answered."""
+    """Starts all workers; yields those that answer, and the errors of the others."""
     workers, missing = {}, {}
     with contextlib.ExitStack() as stack:
         for label, (module, _) in WORKERS.items():
@@ -198,7 +201,7 @@ def start_workers(workdir: str, python: str | None) -> Iterator[tuple[dict[str, 
 
 
 def processor() -> str:
-    """Returns the processor's name, as far as the system tells."""
+    """Returns the name of the processor, if the system provides it."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith("model name"):
@@ -207,7 +210,7 @@ def processor() -> str:
 
 
 def run_cases(workdir: str, results: str) -> None:
-    """Runs the cases of the flags, each to a JSON file in `results`."""
+    """Runs the cases in the flags, and writes a JSON file in `results` for each."""
     os.makedirs(workdir, exist_ok=True)
     with start_workers(workdir, FLAGS.peers_python) as (workers, missing):
         if "tfdeq" not in workers:
@@ -245,7 +248,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_string("workdir", None, "Folder for weights, outputs and logs.", required=True)
     flags.DEFINE_string("peers_python", None, "Interpreter that has the peers; none: tfdeq alone.")
     flags.DEFINE_list("cases", list(engine_cases.CASES), "Cases to run. Default: all.")

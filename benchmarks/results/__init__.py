@@ -1,1 +1,1 @@
-"""The tables and pictures of results, and the figures that they are of."""
+"""Tables and pictures of results, and the figures that they show."""

@@ -1,9 +1,9 @@
-"""Writes docs/results.md: our figures beside the published ones.
+"""Writes docs/results.md: the project's figures next to the published ones.
 
 python -m benchmarks.results.document --document=docs/results.md
 
-It reads what suite, training_memory and compare of `benchmarks.training` wrote to benchmarks/results. What
-is missing there is named as not run, with the command that would.
+It reads the results that suite, training_memory and compare of `benchmarks.training` wrote to
+benchmarks/results. Missing results are listed as not run, with the command that makes them.
 """
 
 import os
@@ -21,7 +21,7 @@ from tfdeq.programs.workdir import read_json
 
 FLAGS = flags.FLAGS
 
-# (model, parameters, test figure, memory in training, where it was given). Bai, Kolter, Koltun,
+# (model, parameters, test figure, memory in training if published). Bai, Kolter, Koltun,
 # arXiv:1909.01377, tables 1 to 3; Zaremba et al., arXiv:1409.2329; Geng, Kolter, arXiv:2310.18605.
 PUBLISHED = {
     "copy_memory": [
@@ -43,7 +43,7 @@ PUBLISHED = {
         ("DEQ of TorchDEQ (2023)", "98M", "21.85", ""),
     ],
 }
-# Where to look for what was trained, and the command that trains it.
+# The place of the results, and the command that trains the runs.
 SUITE_COMMANDS = {
     name: f"python -m benchmarks.training.suite --suite={name} {flags_}--workdir=runs/{name} "
     f"--results=benchmarks/results/{name}.json"
@@ -64,7 +64,7 @@ RECIPES_COMMAND = (
     "python -m benchmarks.training.compare --rivals=recipes --seeds=1 --sequence_length=64 "
     "--train_steps=500 --workdir=runs/recipes --results=benchmarks/results/recipes.json"
 )
-LOST = 0.1  # residual above which a state is no equilibrium worth the name
+LOST = 0.1  # with a residual above this, a state does not count as an equilibrium
 NOT_RUN = [
     ("Penn Treebank words at the paper's size, 24M", "ptb_words_paper"),
     ("Penn Treebank characters", "ptb_characters"),
@@ -75,7 +75,7 @@ NOT_RUN = [
 
 
 def suite_table(runs: Mapping[str, list[dict[str, Any]]], published: Iterable[tuple]) -> str:
-    """Returns a Markdown table of the runs, ours first."""
+    """Returns a Markdown table of the runs, the project's own first."""
     name, _ = figure_of(next(iter(runs.values()))[0]["test"])
     columns = (
         *("model", "parameters", f"test {name}: mean (each seed)", "residual, steps"),
@@ -103,13 +103,13 @@ def suite_table(runs: Mapping[str, list[dict[str, Any]]], published: Iterable[tu
 
 
 def _largest_residual(row: Mapping[str, Any]) -> float:
-    """The largest mean residual of a row of the training's curves, of those that are kept."""
+    """Returns the largest mean residual in a stored row of the training curves."""
     known = row["figures"].get("largest_residual")
     return max(value for _, value in row["curves"]["residual"]) if known is None else known
 
 
 def budget_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Returns what quality and residual are at other budgets of the solver than the trained one."""
+    """Returns quality and residual at solver budgets other than that in training."""
     cells = []
     for model, rows in runs.items():
         if rows[0]["config"]["depth"]:
@@ -125,7 +125,7 @@ def budget_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
 
 
 def length_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Returns the losses on other lengths than the trained one, or nothing if none was tested."""
+    """Returns the losses for lengths other than that in training, or nothing if none was tested."""
     cells = []
     for model, rows in runs.items():
         known = [row for row in rows if row["test"].get("by_length")]
@@ -138,7 +138,7 @@ def length_table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
 
 
 def adaptive_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns what a training step of the softmaxes takes, as a Markdown table."""
+    """Returns time and memory of a training step of the softmaxes as a Markdown table."""
     cells = [
         (
             *(f"{row['vocabulary_size']:,}", row["softmax"], row["mode"]),
@@ -152,10 +152,10 @@ def adaptive_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def document(folder: str, path: str) -> str:
-    """Returns the text of docs/results.md, and writes its pictures beside it.
+    """Returns the text of docs/results.md, and writes its pictures next to it.
 
     Args:
-        folder: where the results' JSON files are. path: of the document.
+        folder: folder of the results' JSON files. path: path of the document.
     """
     beside = os.path.dirname(path) or "."
     parts = [_HEAD]
@@ -187,7 +187,7 @@ def document(folder: str, path: str) -> str:
 
 
 def recipes_verdict(recipes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Says which recipes reached the lowest bits, and which have no equilibrium at their end."""
+    """Returns which recipes reached the lowest bits, and which have no equilibrium at the end."""
     kept = [name for name, row in recipes.items() if row["residual"] <= LOST]
     kept.sort(key=lambda name: recipes[name]["mean_bits"])
     said = ", ".join(f"{name} ({recipes[name]['mean_bits']:.3f})" for name in kept)
@@ -199,7 +199,7 @@ def recipes_verdict(recipes: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _suite_parts(suite: str, runs: Mapping[str, list[dict[str, Any]]], beside: str) -> list[str]:
-    """What the document says of a suite that was trained; its pictures go to the folder `beside`."""
+    """Returns the document's parts about a trained suite; its pictures are written to the folder `beside`."""
     curves, sizes = f"results_{suite}.png", f"results_{suite}_sizes.png"
     draw_curves(runs, os.path.join(beside, curves))
     parts = [
@@ -292,7 +292,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_string("results", "benchmarks/results", "Folder of the stored figures.")
     flags.DEFINE_string("document", "docs/results.md", "Markdown file to write.")
 

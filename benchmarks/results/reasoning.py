@@ -1,9 +1,9 @@
-"""Writes docs/results/reasoning.md: ways to learn puzzles at equal time, beside the published figures.
+"""Writes docs/results/reasoning.md: ways to learn puzzles at equal time, next to published figures.
 
 python -m benchmarks.results.reasoning --document=docs/results/reasoning.md
 
-It reads what `benchmarks.training.reasoning` wrote to benchmarks/results. What is missing there is named as
-not run, with the command that would.
+It reads the results that `benchmarks.training.reasoning` wrote to benchmarks/results. Missing results
+are listed as not run, with the command that makes them.
 """
 
 import os
@@ -19,7 +19,7 @@ from tfdeq.programs.workdir import read_json
 
 FLAGS = flags.FLAGS
 
-_Rows = Mapping[str, Mapping[str, Any]]  # name -> what benchmarks.training.reasoning writes of it
+_Rows = Mapping[str, Mapping[str, Any]]  # name -> its results from benchmarks.training.reasoning
 
 _HEAD = """# Reasoning: results
 
@@ -33,7 +33,7 @@ among these. A budget of 1 × is `--max_steps` evaluations; a feed-forward netwo
 `python -m benchmarks.results.reasoning --document=docs/results/reasoning.md` makes this page of the stored
 figures.
 """
-# task -> (title, flags of its comparison, what is published).
+# task -> (title, flags of its comparison, published figures).
 TASKS = {
     "prefix_sums": (
         "Prefix sums: trained on 32 bits",
@@ -68,7 +68,7 @@ def command(task: str) -> str:
 
 
 def rivals_table(rows: _Rows) -> str:
-    """Returns the variants at the training's budget and at the best one."""
+    """Returns a table of the variants at the budget in training and at the best one."""
     cells = []
     for name, row in rows.items():
         tests = row["test"]
@@ -94,7 +94,7 @@ def rivals_table(rows: _Rows) -> str:
 
 
 def budget_table(rows: _Rows) -> str:
-    """Returns the exact share of every variant by budget."""
+    """Returns a table of each variant's exact share by budget."""
     budgets = list(
         dict.fromkeys(
             budget for row in rows.values() for t in row["test"] for budget in t["by_budget"]
@@ -114,7 +114,7 @@ def budget_table(rows: _Rows) -> str:
 
 
 def part_table(rows: _Rows, part: str) -> str:
-    """Returns exact share, and of settled answers, by size or grade; "" where none was tested.
+    """Returns exact shares, of all and of settled answers, by size or grade; "" if none was tested.
 
     Args:
         part: "by_size" (at the largest budget) or "by_grade" (at the best budget of each).
@@ -142,7 +142,7 @@ def part_table(rows: _Rows, part: str) -> str:
 
 
 def best_budget(tests: Iterable[Mapping[str, Any]]) -> str:
-    """Returns the budget of the highest mean exact share, the smallest of equals."""
+    """Returns the budget with the highest mean exact share, the smallest of equals."""
     tests = list(tests)
     means = {
         budget: statistics.mean(at_budget(test, budget)["exact"] for test in tests)
@@ -160,7 +160,7 @@ def document(folder: str) -> str:
     """Returns the text of docs/results/reasoning.md.
 
     Args:
-        folder: where the results' JSON files are.
+        folder: folder of the results' JSON files.
     """
     parts = [_HEAD]
     for task, (title, _, published) in TASKS.items():
@@ -178,7 +178,7 @@ def document(folder: str) -> str:
 
 
 def _mean(tests: Iterable[Mapping[str, Any]], name: str) -> str:
-    """The mean as a percentage, or "" where no test has it."""
+    """Returns the mean as a percentage, or "" if no test has it."""
     values = [test[name] for test in tests if name in test]
     return f"{100 * statistics.mean(values):.1f} %" if values else ""
 
@@ -196,7 +196,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_string("results", "benchmarks/results", "Folder of the stored figures.")
     flags.DEFINE_string("document", "docs/results/reasoning.md", "Markdown file to write.")
 

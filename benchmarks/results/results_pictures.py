@@ -14,9 +14,9 @@ _SUFFIXES = {"K": 1e3, "M": 1e6}
 
 
 def draw_curves(runs: Mapping[str, list[dict[str, Any]]], path: str) -> None:
-    """Draws validation quality, and residual and steps of the equilibria, along training.
+    """Draws validation quality, and residual and steps of the equilibria, over training.
 
-    Of residual and steps, those in training too, as thin lines.
+    Thin lines show residual and steps on the training data.
     """
     figure, axes = _axes(3, (12, 3.6))
     for index, (model, rows) in enumerate(runs.items()):
@@ -46,7 +46,7 @@ def draw_curves(runs: Mapping[str, list[dict[str, Any]]], path: str) -> None:
 def draw_sizes(
     runs: Mapping[str, list[dict[str, Any]]], published: Iterable[tuple], path: str
 ) -> None:
-    """Draws the test figures against numbers of parameters, ours and the published ones.
+    """Draws the project's and the published test figures against the number of parameters.
 
     Args:
         published: (model, parameters, figure, …) as printed, for example ("TCN", "16K", "2.7e-5").
@@ -66,7 +66,7 @@ def draw_sizes(
 
 
 def draw_memory(rows: list[dict[str, Any]], path: str) -> None:
-    """Draws memory and seconds of a training step against depth, the equilibrium's as a line."""
+    """Draws memory and seconds of a training step against depth, with a line for the equilibrium."""
     figure, axes = _axes(2, (9, 3.6))
     explicit = [row for row in rows if row["depth"]]
     own = next(row for row in rows if not row["depth"])
@@ -94,7 +94,7 @@ def _finish(figure, axes, path: str) -> None:
             axis.legend(frameon=False, fontsize=8)
         for line in (axis.xaxis, axis.yaxis):
             low, high = sorted(line.get_view_interval())
-            # A few plain numbers read better than powers of ten where they span less than two.
+            # For less than two powers of ten, a few plain numbers are easier to read.
             if line.get_scale() == "log" and high < 100 * low and low > 0.01:
                 line.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
                 plain = ticker.StrMethodFormatter("{x:g}")

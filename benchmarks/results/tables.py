@@ -1,11 +1,11 @@
-"""Tables of figures, in Markdown; without any flags."""
+"""Tables of figures in Markdown; this module has no flags."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Returns a Markdown table of the rows' cells, each as str() shows it."""
+    """Returns a Markdown table of the rows' cells, formatted by str()."""
     lines = [f"| {' | '.join(map(str, cells))} |\n" for cells in (columns, *rows)]
     return "".join([lines[0], "|---" * len(columns) + "|\n", *lines[1:]])
 
@@ -33,7 +33,7 @@ def comparison_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
-    """Returns the figures as a Markdown table, each row beside the equilibrium's."""
+    """Returns the figures as a Markdown table, each row relative to the equilibrium's."""
     own = next(row for row in rows if not row["depth"])
     cells = []
     for row in rows:
@@ -46,7 +46,7 @@ def memory_table(rows: list[dict[str, Any]]) -> str:
 
 
 def figure_of(test: Mapping[str, Any]) -> tuple[str, float]:
-    """Returns the name and the value of what a run is judged by."""
+    """Returns the name and the value of the figure by which runs are compared."""
     for name in ("perplexity", "loss", "bits_per_byte"):
         if name in test:
             return name.replace("_", " "), test[name]

@@ -1,1 +1,1 @@
-"""What serving costs."""
+"""The cost of serving."""

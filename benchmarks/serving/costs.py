@@ -1,10 +1,10 @@
-"""What serving an equilibrium costs, in TensorFlow's C++ runtime: no Python takes part in what is timed.
+"""The cost of serving an equilibrium in TensorFlow's C++ runtime, timed without Python.
 
     python -m benchmarks.serving.costs --workdir=runs/serving_model [--results=... --document=...]
 
-Of a trained language model: `generate` against solving the prefix again for every token; a batch with
-one hard example, with and without compaction; XLA and graph at several batch sizes; the first request
-after the warm-up; and what each tolerance costs and gives.
+For a trained language model, it measures: `generate` against solving the prefix again for every token;
+a batch with one hard example, with and without compaction; XLA and graph at several batch sizes; the
+first request after the warm-up; and the cost and quality at each tolerance.
 """
 
 import pathlib
@@ -41,14 +41,14 @@ TURNS = 5
 
 
 class Versions:
-    """A model's versions, each in a process of the C++ program of its own when it is timed."""
+    """A model's versions, each timed in a separate process of the C++ program."""
 
     def __init__(self, model: LanguageModel, folder: str, executable: pathlib.Path):
         self._model, self._folder, self._executable = model, folder, executable
         self._paths: dict[str, pathlib.Path] = {}
 
     def path(self, name: str, **options: Any) -> pathlib.Path:
-        """Returns the version with these options of its signatures, written once."""
+        """Returns the version whose signatures have these options; it is written only once."""
         if name not in self._paths:
             signatures = runs.of_model(self._model).signatures(**options)
             jit_compile = options.get("jit_compile", False)
@@ -69,7 +69,7 @@ def request_of(
     max_steps: Any = 0,
     **further: np.ndarray,
 ) -> Request:
-    """A request for texts [B, T]; settings that are not named are 0, the model's own."""
+    """Returns a request for texts [B, T]; settings that are not given are 0, the model's own."""
     batch = len(tokens)
     inputs = {
         "tokens": tokens.astype(np.int32),
@@ -81,7 +81,7 @@ def request_of(
 
 
 def measure_generation(versions: Versions, windows: np.ndarray, tolerance: float) -> list[dict]:
-    """`generate` compared with one solve of the whole prefix per token; the two alternate."""
+    """Compares `generate` with one solve of the whole prefix per token, alternately."""
     path = versions.path("graph")
     length = windows.shape[1] - NEW_TOKENS
     rows = []
@@ -98,7 +98,7 @@ def measure_generation(versions: Versions, windows: np.ndarray, tolerance: float
         times: dict[str, list[float]] = {"generate": [], "again": []}
         for _ in range(2):
             times["generate"].append(np.median(versions.ask(path, [one], rounds=3).seconds))
-            # Both warm: the runs that give the answers are not timed.
+            # Both are warmed up by the runs that give the answers, which are not timed.
             again = versions.ask(path, prefixes, rounds=1)
             times["again"].append(again.seconds.sum())
         chosen = [np.argmax(answer["log_probabilities"], axis=-1) for answer in again.outputs]
@@ -127,7 +127,7 @@ def measure_generation(versions: Versions, windows: np.ndarray, tolerance: float
 
 
 def measure_compaction(versions: Versions, windows: np.ndarray) -> dict[str, Any]:
-    """31 easy examples and a hard one: done samples leave the batch, or stay."""
+    """Measures 31 easy examples and a hard one, with and without compaction."""
     texts = np.resize(windows, [EASY + HARD, windows.shape[1]])
     tolerances = np.float32([EASY_TOLERANCE] * EASY + [HARD_TOLERANCE] * HARD)
     request = request_of(
@@ -154,7 +154,7 @@ def measure_compaction(versions: Versions, windows: np.ndarray) -> dict[str, Any
 
 
 def measure_compiled(versions: Versions, windows: np.ndarray) -> list[dict[str, Any]]:
-    """`serving_default` at several batch sizes, as a graph and by XLA, alternating."""
+    """Measures `serving_default` at several batch sizes, as a graph and with XLA, alternately."""
     paths = {
         "graph": versions.path("graph"),
         "xla": versions.path("xla", jit_compile=True),
@@ -181,7 +181,7 @@ def measure_compiled(versions: Versions, windows: np.ndarray) -> list[dict[str, 
 
 
 def measure_warm_up(versions: Versions, windows: np.ndarray, model: LanguageModel) -> list[dict]:
-    """The first request after the warm-up records, next to later ones."""
+    """Measures the first request after the warm-up records, and later ones."""
     path = versions.path("graph")
     signatures = runs.of_model(model).signatures()
     examples = language_model_signatures.examples(windows, model)
@@ -207,7 +207,7 @@ def measure_warm_up(versions: Versions, windows: np.ndarray, model: LanguageMode
 
 
 def document(results: Mapping[str, Any]) -> str:
-    """The tables, as docs/serving_benchmarks.md shows them."""
+    """Returns the tables of docs/serving_benchmarks.md."""
     parts = [
         "# What serving an equilibrium costs\n",
         "`make serving_bench`: a language model of "
@@ -298,7 +298,7 @@ def _quality_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def measure_quality(model: LanguageModel, windows: np.ndarray) -> list[dict[str, Any]]:
-    """Bits per token, residual and steps of windows at each tolerance."""
+    """Measures bits per token, residual and steps of windows at each tolerance."""
     return TextTable(windows).measured(runs.of_model(model).signatures()["score"])
 
 

@@ -1,1 +1,1 @@
-"""What training costs and gives, against other ways to train."""
+"""Cost and results of training, compared with other ways to train."""

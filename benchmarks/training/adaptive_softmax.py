@@ -1,12 +1,12 @@
-"""A training step of the softmax over many types: the whole of it, or `AdaptiveSoftmax`'s.
+"""A training step of a softmax over a large vocabulary: the full softmax and `AdaptiveSoftmax`.
 
 python -m benchmarks.training.adaptive_softmax [--results=benchmarks/results/adaptive_softmax.json]
 
-Loss and gradients towards hidden states and weights, in float32; targets are drawn by Zipf's law,
-p(t) ∝ 1 / (t + 1), as words are. The whole softmax is the same layer without cutoffs, that is, one
-matrix; the adaptive one has them at 1/16 and 1/4 of the vocabulary. They are timed alternately, as
-graphs and compiled by XLA. Memory: the peak of a process of its own during a step, beyond what is
-resident before.
+A step computes the loss and the gradients with respect to hidden states and weights, in float32.
+Targets are drawn by Zipf's law, p(t) ∝ 1 / (t + 1), like words. The full softmax is the same layer
+without cutoffs, that is, one matrix; the adaptive one has cutoffs at 1/16 and 1/4 of the vocabulary.
+They are timed alternately, as graphs and compiled by XLA. Memory is the peak of a separate process
+during a step, minus the resident memory before it.
 """
 
 import os
@@ -35,7 +35,7 @@ Step = Callable[[tf.Tensor, tf.Tensor], Any]
 
 
 def cutoffs(vocabulary_size: int) -> tuple[int, int]:
-    """Returns where the benchmark's tail clusters begin."""
+    """Returns the cutoffs of the benchmark."""
     return vocabulary_size // 16, vocabulary_size // 4
 
 
@@ -88,12 +88,12 @@ def measure_seconds(
             start = time.perf_counter()
             step(*batch)[0].numpy()
             seconds[key].append(time.perf_counter() - start)
-    # The first round traces and compiles.
+    # The first round is omitted, because it traces and compiles.
     return {key: statistics.median(values[1:]) for key, values in seconds.items()}
 
 
 def measure_peak(kind: str, mode: str, vocabulary_size: int, rows: int, width: int) -> int:
-    """Returns the bytes of a step beyond those at rest, of this very process; Linux only."""
+    """Returns the bytes of a step in this process, minus those at rest; Linux only."""
     step = make_step(kind, mode, vocabulary_size, width)
     batch = make_batch(vocabulary_size, rows, width, seed=1)
     step(*batch)
@@ -101,7 +101,7 @@ def measure_peak(kind: str, mode: str, vocabulary_size: int, rows: int, width: i
 
 
 def peak_of_a_process(kind: str, mode: str, vocabulary_size: int, rows: int, width: int) -> int:
-    """Returns `measure_peak` of a process whose freed memory goes back to the system at once.
+    """Returns `measure_peak` of a process whose freed memory returns to the system at once.
 
     Raises:
         ValueError: if the process fails.
@@ -162,7 +162,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_list(
         "vocabularies",
         ["33000", "268000"],

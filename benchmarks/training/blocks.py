@@ -1,6 +1,7 @@
-"""What a solve by blocks costs beside plain iteration: python -m benchmarks.training.blocks --workdir=DIR.
+"""The cost of solves by blocks and of plain iteration: python -m benchmarks.training.blocks --workdir=DIR.
 
-Of a run of trainers.reasoning on prefix sums: strings of several lengths, solved both ways, alternating.
+For a run of trainers.reasoning on prefix sums, it solves strings of several lengths in both ways,
+alternately.
 """
 
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-import tfdeq.models  # noqa: F401  Keras finds the model by its name
+import tfdeq.models  # noqa: F401  Keras finds the model by name
 from tfdeq.data.puzzles import get
 from tfdeq.models import Reasoner
 from tfdeq.programs import program
@@ -29,7 +30,7 @@ _SEED = 5
 
 
 def solver_of(model: Reasoner, block: int | None, steps: int) -> Callable[..., tuple]:
-    """(puzzles) -> (logits, residual, steps) of the model, solved by blocks or, with None, whole."""
+    """Returns (puzzles) -> (logits, residual, steps), solved by blocks or, with None, as a whole."""
     config = {**model.get_config(), "block": block}
     made = Reasoner.from_config(config)
     made.build((None, None))

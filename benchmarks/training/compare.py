@@ -3,7 +3,7 @@
 python -m benchmarks.training.compare --workdir=runs/compare [flags of trainers.language_model]
 python -m benchmarks.training.compare --workdir=runs/recipes --rivals=recipes [flags of the same]
 
-All have the equilibrium's training time (with --equal=steps, its steps); see equal_time.py.
+All variants have the equilibrium's training time (with --equal=steps, its steps); see equal_time.py.
 """
 
 import os
@@ -59,7 +59,7 @@ def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Returns name -> configuration with the steps that fit the equilibrium's training time.
 
-    With --equal=steps, with those of the flags.
+    With --equal=steps, they have the steps in the flags.
     """
     configs = {name: equal_time.with_rate(config) for name, config in configs.items()}
     if FLAGS.equal == "steps":
@@ -72,7 +72,7 @@ def plan(configs: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
 
 
 def comparison() -> Comparison:
-    """Returns the runs that the flags say."""
+    """Returns the comparison that the flags define."""
     flags_ = {name: FLAGS[name].value for name in ("prepared_dir", "tpu", "keep_freed_memory")}
     return Comparison(
         "trainers.language_model", FLAGS.workdir, FLAGS.parallel, flags_, {"test_windows": 1}
@@ -80,7 +80,7 @@ def comparison() -> Comparison:
 
 
 def rows(compared: Mapping[str, Compared]) -> dict[str, Any]:
-    """Returns run name -> results over the seeds that are finished."""
+    """Returns run name -> results over the finished seeds."""
     results = {}
     for name, (config, seconds, metrics) in compared.items():
         key = score_of(metrics[0]).name
@@ -142,7 +142,7 @@ def _compare(config: dict[str, Any]) -> None:
     configs = variants(config)
 
     def measure():
-        tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
+        tf.get_logger().setLevel("ERROR")  # TensorFlow mistakes one graph per variant for retracing
         found = variant_times.measure_seconds_per_step(
             configs,
             lambda config: language_model.make_experiment(config, data),
@@ -173,10 +173,10 @@ def _write(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _data() -> TokenData:
-    """The data set that the flags name; before that, the process is set up as those of the runs are."""
+    """Sets up the process like those of the runs, and returns the data set in the flags."""
     if FLAGS.keep_freed_memory:
         keep_freed_memory()
-    # The same share of the cores as each of the runs will have.
+    # The same number of cores as for each of the runs.
     tf.config.threading.set_intra_op_parallelism_threads(cores_per_process(FLAGS.parallel))
     return load(
         FLAGS.dataset, data_dir=FLAGS.data_dir, files=FLAGS.files, prepared_dir=FLAGS.prepared_dir

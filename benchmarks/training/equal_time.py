@@ -1,11 +1,12 @@
-"""A comparison of ways to train, at equal time: their steps, learning rates and runs, for any trainer.
+"""Comparisons of ways to train at equal time: steps, learning rates and runs, for any trainer.
 
-First the seconds per step of every variant are measured alternately in one process. They give each variant
-the number of steps that fits the time, so that the runs that follow need no quiet machine: only their
-number of steps matters. Then every variant looks for its learning rate, by the same search on validation
-data: first among shorter runs, then of the best one and the one below it at full length, because a rate that
-suits a short run can be too high for a long one. The runs with the rate that is found are compared on the test
-data; those with the other one read them too, and their test figures are not looked at.
+First, the seconds per step of all variants are measured alternately in one process. They determine the
+number of steps of each variant that fits the time, so the later runs need no idle machine: only their
+number of steps matters. Then a learning rate is found for each variant, by the same search on
+validation data: first with shorter runs, then with the best rate and the next lower one at full length,
+because a rate that is good for a short run can be too high for a long one. The runs with the rate found
+are compared on the test data. Those with the other rate are also tested, but their test figures are not
+used.
 """
 
 import math
@@ -46,23 +47,23 @@ def define_flags(**defaults: Any) -> None:
 
 
 class Compared(NamedTuple):
-    """A variant whose runs are finished, some or all of them."""
+    """A variant with some or all of its runs finished."""
 
-    config: _Config  # but for the seed
+    config: _Config  # except the seed
     seconds_per_step: float
     metrics: list[dict[str, Any]]  # metrics.json of each seed
 
 
 class Comparison:
-    """The runs of a comparison, each in a process of its own.
+    """The runs of a comparison, each in a separate process.
 
     Args:
         program: the trainer, for example "trainers.language_model".
         workdir: folder of the runs.
-        parallel: processes at a time.
-        flags_: of all runs, no part of their configuration.
-        search_flags: of the runs that search a rate: the test data are not for choosing, and as few as can
-            be are read.
+        parallel: number of processes at a time.
+        flags_: flags of all runs that are not part of their configuration.
+        search_flags: flags of the runs in the search, which use as little test data as possible,
+            because the search must not depend on them.
     """
 
     def __init__(
@@ -82,22 +83,23 @@ class Comparison:
         return os.path.join(self._workdir, f"{name}_rate_{rate:g}_seed_{seed}")
 
     def train(self, runs: Mapping[str, _Config], seeds: int) -> None:
-        """Trains every run and seed; finished ones are kept, and runs of fewer steps go on.
+        """Trains all runs and seeds; finished ones are kept, and runs with fewer steps continue.
 
         Raises:
-            ValueError: if a finished run is of another configuration.
+            ValueError: if a finished run has another configuration.
         """
         self._train(
             {
                 self.folder(name, config["learning_rate"], seed): {**config, "seed": seed}
-                # The closest rivals first: what is cut off can be made up by running again.
+                # The closest rivals first; if the program is interrupted, running it again
+                # completes the rest.
                 for name, config in sorted(runs.items(), key=lambda item: item[1]["depth"])
                 for seed in range(seeds)
             }
         )
 
     def _train(self, runs: Mapping[str, _Config], may_fail: bool = False) -> None:
-        """Trains folder -> configuration, those that are not finished."""
+        """Trains the runs in folder -> configuration that are not finished."""
         with Runs(self._program, self._parallel) as processes:
             for folder, config in runs.items():
                 experiment.check_resumption(folder, config)
@@ -109,9 +111,9 @@ class Comparison:
     def search_rates(
         self, runs: Mapping[str, _Config], rates: list[float], share: float
     ) -> dict[str, dict[float, float]]:
-        """Returns name -> rate -> the best validation score of a run of a share of the steps.
+        """Returns name -> rate -> the best validation score of a run with a share of the steps.
 
-        A score that rises with quality is returned with the sign turned: lower is better.
+        A score for which higher is better is negated, so that lower is always better.
         """
 
         def train(candidates):
@@ -133,7 +135,7 @@ class Comparison:
     def best_rates(
         self, runs: Mapping[str, _Config], candidates: Mapping[str, list[float]]
     ) -> dict[str, float]:
-        """Returns name -> the rate of the best validation score of whole runs of seed 0.
+        """Returns name -> the rate with the best validation score in full runs with seed 0.
 
         Args:
             candidates: name -> rates.
@@ -157,7 +159,7 @@ class Comparison:
     def compared(
         self, runs: Mapping[str, _Config], seconds: Mapping[str, float], seeds: int
     ) -> dict[str, Compared]:
-        """Returns name -> the finished runs; names without one are left out."""
+        """Returns name -> the finished runs, for names that have any."""
         results = {}
         for name, config in runs.items():
             folders = [self.folder(name, config["learning_rate"], seed) for seed in range(seeds)]
@@ -169,7 +171,7 @@ class Comparison:
 
 
 def _validation_score(folder: str, config: _Config) -> float:
-    """NaN for a run that failed, or that never had a finite score."""
+    """Returns the validation score; NaN for a run that failed, or that never had a finite score."""
     metrics = finished(folder, config) or {}
     best = (metrics.get("train") or {}).get("best") or {}
     score = best.get("score", math.nan)
@@ -183,16 +185,16 @@ def compare(
     measure: Callable[[], Mapping[str, float]],
     plan: Callable[[Mapping[str, float]], dict[str, dict[str, Any]]],
 ) -> dict[str, Compared]:
-    """Measures, searches and trains what the flags say, and returns what is finished.
+    """Measures, searches and trains according to the flags, and returns the finished runs.
 
     Args:
-        config: of the comparison; its folder is of no other.
+        config: configuration of the comparison; its folder must not be used for another one.
         configs: name -> configuration of the variants.
-        measure: () -> seconds per step of each; called once for a folder.
-        plan: (seconds per step) -> name -> configuration with the steps that it is to make.
+        measure: () -> seconds per step of each variant; called once for a folder.
+        plan: (seconds per step) -> name -> configuration with its number of steps.
 
     Raises:
-        ValueError: for names that are none, or if nothing is finished.
+        ValueError: for unknown names, or if nothing is finished.
     """
     unknown = sorted(set(FLAGS.only) - set(configs))
     if unknown:
@@ -218,10 +220,10 @@ def compare(
 
 
 def recorded(run: Callable[[], None]) -> None:
-    """Calls run with the runs of --record in --workdir; those of --workdir stand in it afterwards.
+    """Calls run with the runs of --record in --workdir; then writes the runs of --workdir to --record.
 
     Raises:
-        ValueError: for rates or a share of the search that are none, before anything is written.
+        ValueError: for invalid rates or an invalid share of the search, before anything is written.
     """
     _check_search()
     if FLAGS.record:
@@ -234,7 +236,7 @@ def recorded(run: Callable[[], None]) -> None:
 
 
 def with_rate(config: _Config) -> dict[str, Any]:
-    """Returns a configuration with the only rate of --learning_rates, if there is but one."""
+    """Returns a configuration with the rate of --learning_rates, if there is only one."""
     rates = FLAGS.learning_rates
     return {**config, "learning_rate": float(rates[0])} if len(rates) == 1 else dict(config)
 
@@ -273,7 +275,7 @@ def _at_found_rates(
     wanted: Mapping[str, _Config],
     rates: list[float],
 ) -> dict[str, dict[str, Any]]:
-    """The runs with the rates that a search found, now (of those wanted) or before."""
+    """Returns the runs with the rates found by a search, now (for the requested variants) or earlier."""
     path = os.path.join(FLAGS.workdir, "learning_rates.json")
     found = {}
     if not FLAGS.report_only:

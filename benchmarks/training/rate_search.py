@@ -1,10 +1,10 @@
-"""The same search for each variant of a comparison: which learning rate suits it."""
+"""The search for a learning rate, the same for each variant of a comparison."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-EXTENSIONS = 2  # rates beyond the given ones, at most, for each variant
+EXTENSIONS = 2  # largest number of rates beyond the given ones for each variant
 Candidate = tuple[str, float]  # a variant's name and a rate
 
 
@@ -14,15 +14,15 @@ def search(
     share: float,
     train: Callable[[Mapping[Candidate, Mapping[str, Any]]], Mapping[Candidate, float]],
 ) -> dict[str, dict[float, float]]:
-    """Returns name -> rate -> validation score of a shorter run, lower is better.
+    """Returns name -> rate -> validation score of a shorter run; lower is better.
 
-    Every variant tries the same rates. While the best of a variant is the lowest or the highest that it
-    has tried, the next one beyond it is tried too.
+    All variants try the same rates. While the best rate of a variant is the lowest or the highest that
+    it has tried, the next one beyond it is tried too.
 
     Args:
         configs: name -> configuration with `learning_rate` and `train_steps`.
-        rates: ascending, two at least; the last two give the factor to the next one.
-        share: of the steps, for each of these runs.
+        rates: ascending, at least two; the last two determine the factor to the next one.
+        share: share of the steps for each of these runs.
         train: candidate -> configuration; returns the candidates' scores, infinite or NaN for runs that
             failed.
     """
@@ -46,7 +46,7 @@ def search(
 
 
 def best(scores: Mapping[float, float]) -> float:
-    """Returns the rate with the lowest score, the lower one of equals.
+    """Returns the rate with the lowest score; of equals, the lower rate.
 
     Raises:
         ValueError: if every run failed.
@@ -61,7 +61,8 @@ def best(scores: Mapping[float, float]) -> float:
 def finalists(scores: Mapping[float, float]) -> list[float]:
     """Returns the rate with the lowest score and the next lower one that was tried, ascending.
 
-    A shorter run is at its peak rate for a shorter time: what suits it may be too high for a longer one.
+    A shorter run is at its peak rate for a shorter time, so its best rate may be too high for a longer
+    one.
 
     Raises:
         ValueError: if every run failed.
@@ -72,7 +73,7 @@ def finalists(scores: Mapping[float, float]) -> list[float]:
 
 
 def _beyond(scores: Mapping[float, float], factor: float) -> list[float]:
-    """The next rate, where the best one is at an end of those tried; rounded to three digits."""
+    """Returns the next rate, if the best one is at an end of those tried, rounded to three digits."""
     lowest, highest = min(scores), max(scores)
     if not any(map(math.isfinite, scores.values())):
         return [float(f"{lowest / factor:.3g}")]

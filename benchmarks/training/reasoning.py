@@ -3,8 +3,8 @@
 python -m benchmarks.training.reasoning --task=maze --workdir=runs/mazes --minutes=45 --seeds=2
     --record=benchmarks/results/reasoning_maze.json --test_sizes=33,59
 
-See equal_time.py. What a run takes is an upper bound: no solve that is timed ends before its budget.
-`benchmarks.results.reasoning` makes docs/results/reasoning.md of the results.
+See equal_time.py. The time of a run is an upper bound, because no timed solve ends before its budget.
+`benchmarks.results.reasoning` makes docs/results/reasoning.md from the results.
 """
 
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ from trainers.reasoning import CONFIGURATION_FLAGS
 FLAGS = flags.FLAGS
 flags.DEFINE_float("minutes", 10.0, "Training time of every run, on one core.")
 equal_time.define_flags(learning_rates=["0.001", "0.002", "0.004"])
-# What the runs that search a rate are tested on.
+# The small tests of the runs in the search.
 _SEARCH = {"test_puzzles": 1, "test_sizes": [], "test_starts": [], "test_budget": 1.0}
 
 
 def plan(
     configs: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float], minutes: float
 ) -> dict[str, dict[str, Any]]:
-    """Returns name -> configuration with the steps that fit so many minutes."""
+    """Returns name -> configuration with the steps that fit the given minutes."""
     return {
         name: {
             **equal_time.with_rate(config),
@@ -65,9 +65,9 @@ def _compare(config: dict[str, Any]) -> None:
     def measure():
         if FLAGS.keep_freed_memory:
             keep_freed_memory()
-        # The same share of the cores as each of the runs will have.
+        # The same number of cores as for each of the runs.
         tf.config.threading.set_intra_op_parallelism_threads(cores_per_process(FLAGS.parallel))
-        tf.get_logger().setLevel("ERROR")  # one graph for each variant looks like retracing
+        tf.get_logger().setLevel("ERROR")  # TensorFlow mistakes one graph per variant for retracing
         found = variant_times.measure_seconds_per_step(
             configs, lambda config: make_experiment(config, FLAGS.prepared_dir), FLAGS.timing_rounds
         )

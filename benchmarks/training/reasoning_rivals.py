@@ -1,17 +1,17 @@
-"""Ways to learn puzzles, as the literature has them, for benchmarks.training.reasoning."""
+"""Ways to learn puzzles from the literature, for benchmarks.training.reasoning."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class Rival(NamedTuple):
-    """A way to train: what is not named stays as the task's recipe says."""
+    """A way to train; settings that are not given are those of the task's recipe."""
 
     source: str
     flags: dict[str, Any]
 
 
-# Without what our own recipes add.
+# Without the additions of this project's recipes.
 _BARE = {"jacobian_penalty": 0.0, "settling_penalty": 0.0, "shallow_share": 0.0, "start_noise": 0.0}
 _LAST = {**_BARE, "adjoint": "unrolled"}
 _SUPERVISED = {
@@ -21,9 +21,9 @@ _SUPERVISED = {
 
 
 def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
-    """Returns the rivals of a task's recipe, whose budgets they have.
+    """Returns the rivals of a task's recipe, with its budgets.
 
-    Where the recipe is one of segments, those that train on whole solves have two segments' budget.
+    If the recipe uses segments, rivals that train on whole solves have the budget of two segments.
     """
     budget, whole = _whole_solves(config)
     layers = 20 if config["cell"] == "convolution" else 8
@@ -73,7 +73,7 @@ def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
 
 
 def _whole_solves(config: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The budget of those that train on whole solves, and the flags that make them do so."""
+    """Returns the flags, with the budget, of rivals that train on whole solves."""
     budget = max(config["training_max_steps"], config["training_max_steps_end"])
     if not config["segments"]:
         return budget, {}

@@ -1,17 +1,17 @@
-"""Ways to train an equilibrium, as the literature has them, for benchmarks.training.compare."""
+"""Ways to train an equilibrium from the literature, for benchmarks.training.compare."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class Recipe(NamedTuple):
-    """A way to train: what is not named stays as the flags of trainers.language_model say."""
+    """A way to train; settings that are not given are those of trainers.language_model's flags."""
 
     source: str
     flags: dict[str, Any]
 
 
-# Without what our own recipe adds.
+# Without the additions of this project's recipe.
 _BARE = {"jacobian_penalty": 0.0, "shallow_share": 0.0}
 
 RECIPES: dict[str, Recipe] = {
@@ -65,7 +65,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns name -> configuration: the flags' own recipe, and each of `RECIPES`."""
+    """Returns name -> configuration: that of the flags, and each of `RECIPES`."""
     return {
         "equilibrium": dict(config),
         **{name: {**config, **recipe.flags} for name, recipe in RECIPES.items()},
@@ -73,7 +73,7 @@ def recipe_variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def recipe_rows() -> list[tuple[str, str, str]]:
-    """Returns (name, source, flags of trainers.language_model) of each recipe, for a table."""
+    """Returns (name, source, flags of trainers.language_model) for each recipe, for a table."""
     rows = [("equilibrium", "the default; see the README", "")]
     for name, recipe in RECIPES.items():
         values = ((k, ",".join(v) if isinstance(v, list) else v) for k, v in recipe.flags.items())

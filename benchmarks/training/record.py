@@ -1,4 +1,4 @@
-"""Finished runs of a comparison in one file, so that another machine goes on where one had to end."""
+"""Finished runs of a comparison in one file, so that another machine can continue the comparison."""
 
 import glob
 import os
@@ -6,15 +6,15 @@ from typing import Any
 
 from tfdeq.programs.workdir import read_json, write_json
 
-# What a comparison measures or chooses once.
+# Files with what a comparison measures or chooses once.
 _SETTLED = ("seconds_per_step.json", "learning_rates.json")
 
 
 def unpack(record: str, workdir: str) -> None:
-    """Writes what a record holds into the folder of a comparison; what is there already stays.
+    """Writes the contents of a record to the folder of a comparison, without replacing existing files.
 
-    A run from a record has its metrics and its configuration alone: it counts as finished, and cannot be
-    made longer.
+    A run from a record has only metrics and a configuration: it counts as finished, and cannot be made
+    longer.
     """
     content = read_json(record) or {}
     for name, value in content.get("settled", {}).items():
@@ -30,7 +30,7 @@ def unpack(record: str, workdir: str) -> None:
 
 
 def pack(record: str, workdir: str) -> None:
-    """Writes the finished runs of a comparison's folder, and what it has settled, into a record."""
+    """Writes the finished runs in a comparison's folder, and its measurements and choices, to a record."""
     settled = {name: read_json(os.path.join(workdir, name)) for name in _SETTLED}
     runs = {}
     for path in sorted(
@@ -44,7 +44,7 @@ def pack(record: str, workdir: str) -> None:
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Of a run's metrics, what a comparison reads."""
+    """Returns the part of a run's metrics that a comparison reads."""
     train, test = metrics.get("train") or {}, metrics.get("test") or {}
     return {
         "config": metrics.get("config"),
@@ -56,7 +56,7 @@ def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
-    """The numbers, also those by budget, grade and size."""
+    """Returns the numbers, including those by budget, grade and size."""
     found = {}
     for name, value in figures.items():
         if isinstance(value, dict):

@@ -32,14 +32,14 @@ MOST_STEPS = 400
 
 
 class Contraction(keras.constraints.Constraint):
-    """Scales each channel's filter so that it spreads no more than it is given."""
+    """Scales each channel's filter so that it passes on less than it receives."""
 
     def __call__(self, w):
         return w * keras.ops.minimum(1.0, 0.999 / keras.ops.sum(keras.ops.abs(w), axis=0))
 
 
 class Flow(keras.layers.Layer):
-    """f(z, x) = gate(x) · spread(z) + x: what the neighbours pass on, as far as the place lets it in."""
+    """f(z, x) = gate(x) · spread(z) + x: heat from the neighbours, limited by each place's gate."""
 
     def __init__(self, channels: int, **kwargs: Any):
         super().__init__(**kwargs)
@@ -57,7 +57,7 @@ class Flow(keras.layers.Layer):
 
 
 def rods(count: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns [N, L, 2] where rods are cooled and heated, and their exact temperature [N, L, 1]."""
+    """Returns where rods are cooled and heated, [N, L, 2], and their exact temperature, [N, L, 1]."""
     random = np.random.default_rng(seed)
     cooled = random.random((count, length)) < 0.02
     heated = (random.random((count, length)) < 0.05) & ~cooled
@@ -73,7 +73,7 @@ def equilibrium(x):
 
 
 def applications(number: int) -> Callable:
-    """The same cell, applied a number of times from 0."""
+    """Returns the same cell, applied a number of times from 0."""
 
     def apply(x):
         x = keras.layers.Dense(8)(x)
@@ -94,7 +94,7 @@ def convolutions(number: int) -> Callable:
     return apply
 
 
-# Name -> (its layers, epochs: about equal times).
+# Name -> (layers, epochs), with about equal training times.
 MODELS = {
     "equilibrium": (equilibrium, 14),
     "the cell, 32 times": (applications(32), 14),
@@ -110,7 +110,7 @@ def explained(model: keras.Model, data: tuple[np.ndarray, np.ndarray]) -> float:
 
 
 def train(name: str, rate: float, seed: int, count: int, epochs: int | None = None):
-    """Returns a trained model, and the seconds that it took."""
+    """Returns a trained model and the training time in seconds."""
     layers, own_epochs = MODELS[name]
     epochs = epochs or own_epochs
     keras.utils.set_random_seed(seed)
@@ -133,7 +133,7 @@ def measure(
     seeds: Sequence[int] = SEEDS,
     epochs: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns rows, one for each tolerance (None for what has none), of the best rate on validation rods."""
+    """Returns one row per tolerance (or None), for the rate that is best on validation rods."""
     validation = rods(256, LENGTH, seed=1)
     tried = {rate: train(name, rate, seeds[0], count, epochs) for rate in rates}
     found = {rate: explained(model, validation) for rate, (model, _) in tried.items()}

@@ -1,11 +1,11 @@
-"""What the training loop costs beside its steps, and what more devices give.
+"""The overhead of the training loop, and the gain from more devices.
 
 python -m benchmarks.training.step_times --workdir=runs/training [--results=benchmarks/results/training.json]
     [--document=docs/training_benchmarks.md]
 
-Overhead: the real loop (batches, reports, TensorBoard, timed steps), and a bare compiled step of the same
-model on one fixed batch, called in a Python loop. The two alternate, one row of the curves each. Scaling: the
-real program with every --strategy that this machine can run, at the same global batch.
+Overhead: the real loop (batches, reports, TensorBoard, timed steps) against a bare compiled step of the
+same model on one fixed batch, called in a Python loop. The two alternate after each row of the curves.
+Scaling: the real program with every --strategy that this machine can run, with the same global batch.
 """
 
 import json
@@ -51,7 +51,7 @@ _STRATEGIES = {
 
 
 def overhead_configuration(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The flags' configuration with steps that all do the same: the equilibrium at its full budget."""
+    """Returns the flags' configuration with equal steps: the equilibrium at its full budget."""
     return {
         **config,
         "train_steps": (rows + 2) * config["log_every"],
@@ -66,7 +66,7 @@ def overhead_configuration(config: Mapping[str, Any], rows: int) -> dict[str, An
 
 
 def bare_step(config: Mapping[str, Any], data: TokenData) -> Callable[[], None]:
-    """Returns a training step of an equal model on one batch: one XLA program, and nothing else."""
+    """Returns a training step of an equal model on one batch, which is a single XLA program."""
     task = language_model.make_experiment(config, data).task
     schedule = learning_rate_schedule(
         config["learning_rate"], config["train_steps"], config["warmup_share"]
@@ -92,7 +92,7 @@ def bare_step(config: Mapping[str, Any], data: TokenData) -> Callable[[], None]:
 def measure_overhead(
     config: Mapping[str, Any], data: TokenData, workdir: str, rows: int
 ) -> dict[str, float]:
-    """Returns the medians of seconds per step, of the loop and of the bare step, and their ratio."""
+    """Returns the median seconds per step of the loop and of the bare step, and their ratio."""
     config = overhead_configuration(config, rows)
     step = bare_step(config, data)
     step()
@@ -100,7 +100,7 @@ def measure_overhead(
     started = [time.perf_counter()]
 
     def at_row(row):
-        """Is called by the loop at each row of the curves: takes its time, then the bare step's."""
+        """Called by the loop at each row of the curves: times the loop, then the bare step."""
         loop_seconds.append((time.perf_counter() - started[0]) / config["log_every"])
         before = time.perf_counter()
         for _ in range(config["log_every"]):
@@ -113,15 +113,15 @@ def measure_overhead(
     found = found._replace(task=found.task._replace(display=at_row, evaluate=dict))
     trainer = experiment.make_trainer(config, workdir, found)
     columns = trainer.train()
-    # The first row compiles; after the last there are the last checkpoint and evaluation.
+    # The first row includes compilation, the last one the final checkpoint and evaluation.
     pairs = list(zip(loop_seconds, bare_seconds, strict=True))[1:-1]
     loop, bare, ratio = (
         statistics.median(values) for values in zip(*((a, b, b / a) for a, b in pairs), strict=True)
     )
     batches, settings = trainer.batches(0), settings_at(config["train_steps"] - 1, config)
-    # One more than is used: after several steps a call, a step by itself is compiled first.
+    # The first of these is omitted: after calls of several steps, a single step is first compiled.
     timed = [trainer.step.run_timed(batches, settings) for _ in range(13)][1:]
-    # The fastest: a few steps that follow one another may all fall into a slow moment of the machine.
+    # The fastest, because a few consecutive steps may all fall into a slow moment of the machine.
     fastest = min(timed, key=lambda row: row["solve"] + row["update"])
     split = {name: fastest[name] for name in fastest}
     waited = [value for value in columns.get("data_seconds", []) if value]
@@ -140,7 +140,7 @@ def measure_overhead(
 def measure_scaling(
     workdir: str, config: Mapping[str, Any], steps: int
 ) -> dict[str, dict[str, float]]:
-    """Returns for every strategy the median seconds per step of the real program."""
+    """Returns the median seconds per step of the real program for every strategy."""
     results = {}
     settings = used({**config, "evaluation_windows": 16})
     arguments = [f"--{n}={flag_text(value)}" for n, value in settings.items() if value is not None]
@@ -154,7 +154,7 @@ def measure_scaling(
         results[name] = {
             "processes": processes,
             "replicas": train["replicas"],
-            # The later half: solved steps, everything compiled.
+            # The later half, in which the equilibrium is solved and everything is compiled.
             "tokens_per_second": statistics.median(tokens[len(tokens) // 2 :]),
             "last_loss": [value for value in train["loss"] if value is not None][-1],
         }
@@ -162,7 +162,7 @@ def measure_scaling(
 
 
 def _run_together(commands: list[list[str]]) -> None:
-    """Runs the trainer in so many processes, as workers on loopback if there are several."""
+    """Runs the trainer in a number of processes, as workers on the loopback device if there are several."""
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(len(commands))]
     processes = []
     for index, command in enumerate(commands):

@@ -1,10 +1,11 @@
-"""Trains the runs of a suite, and keeps what a report needs of them.
+"""Trains the runs of a suite, and stores the results that a report needs.
 
 python -m benchmarks.training.suite --suite=copy_memory --workdir=runs/copy_memory
 
-Each run and seed is a process of its own. What is finished in --workdir, or stands in --results already,
-is not trained again, so that a suite can be trained in several sittings and on several machines; take a
-run out of --results to have it trained anew. `benchmarks.results.document` makes docs/results.md of them.
+Each run and seed is a separate process. Runs that are finished in --workdir, or already in --results,
+are not trained again, so a suite can be trained in several sessions and on several machines; remove a
+run from --results to train it again. `benchmarks.results.document` makes docs/results.md from the
+results.
 """
 
 import os
@@ -20,13 +21,13 @@ from tfdeq.programs.workdir import read_json, write_json
 
 FLAGS = flags.FLAGS
 
-POINTS = 60  # of a curve that is kept
-CURVES = ("loss", "residual", "steps")  # and those of validation
-PLACES = ("data_dir", "files", "prepared_dir")  # of a machine; nothing of a result
+POINTS = 60  # number of points of a stored curve
+CURVES = ("loss", "residual", "steps")  # and the same on validation data
+PLACES = ("data_dir", "files", "prepared_dir")  # specific to a machine; do not affect results
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_enum("suite", None, sorted(SUITES), "Runs to train; see suites.py.")
     flags.DEFINE_string("workdir", None, "Folder of the runs.")
     flags.DEFINE_integer("seeds", 3, "Runs of each, seeds 0, 1, …. Default: 3.")
@@ -43,7 +44,7 @@ def train_all(
     overrides: Mapping[str, str],
     known: Mapping[str, list[dict[str, Any]]],
 ) -> None:
-    """Trains every run and seed that is neither finished nor known."""
+    """Trains all runs and seeds that are neither finished nor already stored."""
     with Runs(suite.module, FLAGS.parallel) as processes:
         for seed in range(FLAGS.seeds):
             for name, settings in suite.runs.items():
@@ -51,7 +52,7 @@ def train_all(
                 wanted = not FLAGS.only or name in FLAGS.only
                 wanted &= all(row["seed"] != seed for row in known.get(name, ()))
                 if wanted and not os.path.exists(os.path.join(folder, "metrics.json")):
-                    # A flagfile comes first: what stands behind it holds.
+                    # A flagfile comes first, because later flags override it.
                     processes.start(folder, {**settings, "seed": seed, **overrides})
         processes.wait()
 
@@ -66,10 +67,10 @@ def collect(
     seeds: int,
     known: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns name -> what is kept of each finished seed; runs without one are left out.
+    """Returns name -> the stored results of each finished seed, for runs that have any.
 
     Args:
-        known: what was kept earlier; a run of the same name and seed in workdir takes its place.
+        known: results stored earlier; a run in workdir with the same name and seed replaces them.
     """
     found = {}
     for name in suite.runs:
@@ -84,13 +85,13 @@ def collect(
 
 
 def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What a report needs of metrics.json."""
+    """Returns the part of metrics.json that a report needs."""
     train = metrics["train"]
     kept = [name for name in train if name in CURVES or name.startswith("validation_")]
     numbers = {k: v for k, v in train.items() if not isinstance(v, list)}
     residuals = [value for value in train.get("residual", ()) if value is not None]
     if residuals:
-        # Of all rows: the curve that is kept has some of them.
+        # Over all rows, because the stored curve has only some of them.
         numbers["largest_residual"] = max(residuals)
     return {
         "seed": seed,
@@ -103,7 +104,7 @@ def _kept(seed: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def thinned(steps: list[int], values: list[Any]) -> list[list[Any]]:
-    """Returns [step, value] of at most so many of a column's values as a plot shows, the last one too."""
+    """Returns [step, value] for at most POINTS of a column's values, including the last one."""
     known = [[step, value] for step, value in zip(steps, values, strict=True) if value is not None]
     stride = max(1, -(-len(known) // POINTS))
     return known[::-1][::stride][::-1]

@@ -1,4 +1,4 @@
-"""The training runs that docs/results.md reports: what is trained beside what."""
+"""The training runs that docs/results.md compares."""
 
 import os
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ SUITES = {
         "trainers.copy_memory",
         {
             "DEQ-Transformer": {"flagfile": preset("copy_memory")},
-            # Its figures in the literature are those of about 16 thousand parameters.
+            # The published figures are for about 16 thousand parameters.
             "TCN": {
                 **_COPY_MEMORY,
                 "model": "tcn",
@@ -42,8 +42,8 @@ SUITES = {
             "GRU": {**_COPY_MEMORY, "model": "gru", "depth": 1, "width": 50, "train_steps": 2000},
         },
     ),
-    # Twelve applications of the cell, and the LSTM, have the steps that take the time of the
-    # equilibrium's 5,000, or a little more. The second equilibrium has as many as the twelve
+    # Twelve applications of the cell, and the LSTM, have as many steps as fit the time of the
+    # equilibrium's 5,000, or slightly more. The second equilibrium has as many steps as the twelve
     # applications.
     "ptb_words": Suite(
         "trainers.language_model",

@@ -1,13 +1,13 @@
-"""Memory and time of a training step against depth, of the real trainer.
+"""Memory and time of a training step of the real trainer against depth.
 
 python -m benchmarks.training.training_memory --workdir=DIR
     [--results=benchmarks/results/training_memory.json]
     [flags of trainers.language_model, such as a preset's --flagfile]
 
-The equilibrium at its full budget, and explicit applications of the same cell: each in a process of its
-own, which makes three training steps of the trainer's loop. Memory is the peak of what is resident during a
-step beyond what is resident at rest before it, where weights and the optimiser's state already are; the
-least of three. Time is the median of three.
+It measures the equilibrium at its full budget, and explicit applications of the same cell, each in a
+separate process that makes three training steps of the trainer's loop. Memory is the peak of resident
+memory during a step, minus that at rest before it, which already includes weights and the optimiser's
+state; the smallest of three values. Time is the median of three.
 """
 
 import json
@@ -37,7 +37,7 @@ ANSWER = "Measured: "
 
 
 def define_flags() -> None:
-    """Defines the program's flags; modules that import it may have flags of the same names."""
+    """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_list("depths", ["1", "12", "60"], "Explicit applications to measure.")
     flags.DEFINE_bool("point", False, "Measure the flags' own configuration alone, here.")
     flags.DEFINE_string("results", None, "JSON file for the figures. Default: in --workdir.")
@@ -46,7 +46,8 @@ def define_flags() -> None:
 def measure_here() -> dict[str, Any]:
     """Returns the bytes and seconds of a training step of the flags' configuration."""
     config = configuration(CONFIGURATION_FLAGS)
-    # From zero weights the state would enter hardly, and a solve would end before its budget.
+    # With weights that start at zero, the state would hardly matter, and a solve would end before
+    # its budget.
     config = {**config, "recurrent_scale": 1.0, "tolerance": 1e-12}
     made = language_model.make_experiment(config, data_of_a_dry_run())
     with tempfile.TemporaryDirectory() as folder:
@@ -71,10 +72,10 @@ def measure_here() -> dict[str, Any]:
 
 
 def measure(depth: int, arguments: list[str]) -> dict[str, Any]:
-    """Returns `measure_here` of a process of its own.
+    """Returns `measure_here` from a separate process.
 
     Raises:
-        RuntimeError: with what the process said, if it failed.
+        RuntimeError: with the output of the process, if it failed.
     """
     penalty = ["--jacobian_penalty=0"] if depth else []
     found = subprocess.run(

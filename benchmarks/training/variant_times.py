@@ -18,20 +18,21 @@ def measure_seconds_per_step(
     make: Callable[[Mapping[str, Any]], Experiment],
     rounds: int,
 ) -> dict[str, float]:
-    """Times the compiled training step of every variant, one after the other in each round; returns medians.
+    """Times the compiled training step of every variant, alternately; returns medians.
 
-    The equilibrium's figure is the mean over its schedule: shallow and solved steps by their shares,
-    the solved ones at the mean of the first and the last budget, because the budget grows evenly. No solve
-    ends before its budget: an upper bound of what a run takes.
+    The equilibrium's figure is the mean over its schedule: shallow and solved steps weighted by their
+    shares, the solved ones at the mean of the first and the last budget, because the budget grows
+    linearly. Since no solve ends before its budget, the figure is an upper bound of a run's time.
 
     Args:
-        configs: name -> configuration. make: configuration -> what it trains; on the same data.
-        rounds: in which each is timed once.
+        configs: name -> configuration. make: configuration -> its experiment; all on the same data.
+        rounds: number of rounds, in each of which every variant is timed once.
     """
     trainers, batches, steps = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, config in configs.items():
-            # From zero weights the state would enter hardly, and a solve would end before its budget.
+            # With weights that start at zero, the state would hardly matter, and a solve would end
+            # before its budget.
             known = {"recurrent_scale": 1.0, "tolerance": 1e-12}
             config = {**config, **{key: known[key] for key in known if key in config}}
             made = make(config)
@@ -44,7 +45,7 @@ def measure_seconds_per_step(
         for round_ in range(rounds + 1):
             for (name, explicit_steps, max_steps), taken in times.items():
                 elapsed = _time_steps(trainers[name], batches[name], explicit_steps, max_steps)
-                if round_:  # the first compiles
+                if round_:  # the first round compiles
                     taken.append(elapsed)
     result = dict.fromkeys(configs, 0.0)
     for key, share in steps.items():
@@ -53,7 +54,7 @@ def measure_seconds_per_step(
 
 
 def phases(config: Mapping[str, Any]) -> list[tuple[int, int, float]]:
-    """Returns (explicit steps, budget, share of the training) of the steps that differ in time."""
+    """Returns (explicit steps, budget, share of the training) for each kind of step."""
     if config["depth"]:
         return [(config["depth"], config["max_steps"], 1.0)]
     first, last = budget_ends(config)
@@ -64,7 +65,7 @@ def phases(config: Mapping[str, Any]) -> list[tuple[int, int, float]]:
     return [*explicit, (0, first, solved), (0, last, solved)]
 
 
-_REPEATS = 3  # steps between two looks at the clock
+_REPEATS = 3  # number of steps between two readings of the clock
 
 
 def _time_steps(trainer: Trainer, batches, count: int, max_steps: int) -> float:

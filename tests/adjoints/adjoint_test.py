@@ -1,4 +1,4 @@
-"""Tests of tfdeq.adjoints.adjoint: what all adjoints share."""
+"""Tests of tfdeq.adjoints.adjoint: the common parts of all adjoints."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.adjoints.differentiation: forward mode, and both modes in one another."""
+"""Tests of tfdeq.adjoints.differentiation: forward mode, and both modes nested."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_forward_mode_against_finite_differences(rule, mode):
 
 
 def test_one_application_alone_in_forward_mode():
-    """The rule's own approximation: what one application passes on."""
+    """The adjoint's own approximation: the derivative of one application."""
     a, x, d_a, d_x = _case()
     z = _solve(a, x, "implicit")
     with tf.autodiff.ForwardAccumulator([a, x], [d_a, d_x]) as forward:

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.adjoints.implicit: derivatives of any order, and what gets none."""
+"""Tests of tfdeq.adjoints.implicit: derivatives of any order, and arguments without a gradient."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ TIGHT = tfdeq.Broyden(max_steps=60, tolerance=1e-13)
 
 
 def _towers(solver, t):
-    """φ(t) and its first three derivatives, where t moves both A and x of a tanh cell."""
+    """Returns φ(t) and its first three derivatives, where both A and x of a tanh cell depend on t."""
     a, x = map(tf.constant, linear_case(batch=2, size=3, radius=0.6, seed=4))
     b, y = map(tf.constant, linear_case(batch=2, size=3, radius=0.6, seed=5))
 
@@ -65,7 +65,7 @@ def test_backward_solver_may_be_another(backward):
 
 
 def test_backward_solver_has_a_tolerance_of_its_own():
-    """A loose backward solve: an inexact gradient of an exact equilibrium, and it is reported."""
+    """A loose backward tolerance gives an inexact gradient of an exact equilibrium, which is reported."""
     a, x = map(tf.constant, linear_case())
     solutions = []
     loose = tfdeq.FixedPointIteration(max_steps=2, tolerance=1e-9)
@@ -79,7 +79,7 @@ def test_backward_solver_has_a_tolerance_of_its_own():
     (backward,) = solutions
     assert backward.status.numpy().tolist() == [tfdeq.Status.MAX_STEPS] * 3
     assert backward.steps.numpy().tolist() == [2] * 3
-    # Two products from u = dz: what is taken is the second's result, three terms of the series.
+    # Two products from u = dz; the second's result has three terms of the series.
     ones = np.ones([3, 4])
     transposed = a.numpy().T
     expected = ones + ones @ transposed + ones @ transposed @ transposed
@@ -98,13 +98,13 @@ def test_the_callback_sees_the_first_order_solve_alone():
         gradient = inner.gradient(z, x)
         assert len(solutions) == 1
     assert outer.gradient(gradient, x) is not None
-    # The second derivative differentiates z itself once more: one first-order solve, no others.
+    # The second derivative differentiates z itself once more, with only one first-order solve.
     assert len(solutions) <= 2
     assert all(solution.converged.numpy().all() for solution in solutions)
 
 
 def test_backward_costs_one_vector_jacobian_product_a_step():
-    """f is evaluated once to linearise and once for the arguments, however many steps are made."""
+    """f is evaluated once to linearise and once for the arguments, for any number of steps."""
     a, x = map(tf.constant, linear_case(radius=0.9))
     calls = []
 
@@ -156,7 +156,7 @@ def test_solver_by_name_is_checked_at_construction():
 
 @pytest.mark.parametrize("scale", fast([1e-22], [1.0, 1e-22, 1e20]))
 def test_a_gradient_of_any_size_is_solved_alike(scale):
-    """z = 0.9 z + x: dz/dx = 10, however small the loss; squares of 1e-22 vanish in float32."""
+    """z = 0.9 z + x: dz/dx = 10 for any size of the loss; squares of 1e-22 underflow in float32."""
     x = tf.constant([[1.0, 2.0]])
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -169,13 +169,13 @@ def test_a_gradient_of_any_size_is_solved_alike(scale):
 
 
 def _mixing_cell(z, a, x):
-    """Samples meet in their mean, as BatchNormalization has them do in training."""
+    """A cell that mixes samples by their mean, as BatchNormalization does in training."""
     return 0.5 * tf.tanh(z @ a + tf.reduce_mean(z, axis=0, keepdims=True)) + x
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_cell_that_mixes_samples(mode):
-    """Against the dense linear system over the whole batch, for cotangents of very unequal sizes."""
+    """Compared with the dense linear system over the whole batch, for cotangents of very different sizes."""
     random = np.random.default_rng(4)
     a = tf.constant(random.normal(size=(3, 3)) * 0.3)
     x = tf.constant(random.normal(size=(4, 3)))
@@ -195,5 +195,6 @@ def test_a_cell_that_mixes_samples(mode):
         output = _mixing_cell(z, a, x)
     jacobian = tape.jacobian(output, z, experimental_use_pfor=False).numpy().reshape(12, 12)
     expected = np.linalg.solve(np.eye(12) - jacobian.T, d_z.reshape(12)).reshape(4, 3)
-    # u is the gradient towards x, which is added. Each sample's own residual is what the tolerance is for.
+    # u is the gradient with respect to x, which is added. The tolerance applies to each sample's
+    # own residual.
     np.testing.assert_allclose(d_x, expected, rtol=1e-9)

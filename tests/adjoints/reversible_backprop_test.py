@@ -1,4 +1,4 @@
-"""Tests of tfdeq.adjoints.reversible_backprop: the gradient of the iterations, run backwards."""
+"""Tests of tfdeq.adjoints.reversible_backprop: the gradient of the reversed iterations."""
 
 import re
 
@@ -35,7 +35,7 @@ def _gradients(solver, mode, max_steps=None, dtype="float64", tolerance=None):
 
 
 def _backpropagated(index, beta):
-    """The iterate of each sample's index, and its gradients by a tape in float64."""
+    """Returns the iterate at each sample's index, and its gradients by a tape in float64."""
     a, x = _case()
     with tf.GradientTape() as tape:
         tape.watch([a, x])
@@ -55,14 +55,15 @@ def _backpropagated(index, beta):
     fast([(0.8, 2), (0.95, 60)], [(0.8, 1), (0.8, 2), (0.8, 17), (0.5, 60), (0.95, 60)]),
 )
 def test_equals_backpropagation_through_the_same_iterations(mode, beta, max_steps):
-    """Also where rounding, amplified over all steps, would be 20^60 times too large."""
+    """Even if rounding, amplified over all steps, would be 20^60 times too large."""
     solver = tfdeq.Reversible(max_steps, 1e-30, beta)
     solution, gradients = _gradients(solver, mode)
-    # Converged to the last bit, 60 steps end as stagnated; the best iterate is any of the last few.
+    # After convergence to the last bit, 60 steps end as stagnated; the best iterate is one of the
+    # last few.
     assert max_steps == 60 or solution.steps.numpy().tolist() == [max_steps] * 3
     index = [step - 1 for step in solution.steps.numpy().tolist()]
     z, expected = _backpropagated(index, beta)
-    # A stretch amplifies rounding by 1e6 at most, and what it ends on is damped again.
+    # A segment amplifies rounding by at most 1e6, and its final error is damped again.
     for one, other in zip([solution.z, *gradients], [z, *expected], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
@@ -90,7 +91,7 @@ def test_the_best_iterate_carries_the_gradient_that_led_to_it():
     """One entry converges while another one leaves its fixed point: the best is in the middle."""
     slope = tf.constant([0.0, -3.0], tf.float64)
     x = tf.constant([[1.0, 2.0], [3.0, 4.0]], tf.float64)
-    # The second entry starts at its fixed point x / 4, but for 1e-3.
+    # The second entry starts within 1e-3 of its fixed point x / 4.
     z0 = tf.constant([[0.0, 0.501], [0.0, 1.001]], tf.float64)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
@@ -157,7 +158,7 @@ def test_nothing_is_kept_for_the_backward_pass():
 
 
 def test_no_buffer_grows_with_the_steps():
-    """In the compiled program of forward and backward pass: the same buffers for 6 steps and 600."""
+    """The compiled forward and backward pass has the same buffers for 6 steps and 600."""
     a, x = _case()
 
     def shapes(max_steps):

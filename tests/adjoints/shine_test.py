@@ -28,7 +28,7 @@ def _error(found, exact):
 
 
 def _dense_estimate(states, images):
-    """H after Broyden's updates for the given iterates, by the textbook's formula."""
+    """Returns H after Broyden's updates for the given iterates, by the textbook formula."""
     h = -np.eye(states.shape[1])
     residuals = images - states
     for s, y in zip(np.diff(states, axis=0), np.diff(residuals, axis=0), strict=True):
@@ -39,7 +39,7 @@ def _dense_estimate(states, images):
 @pytest.mark.parametrize("damping", [1.0, 0.7])
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_u_is_the_transposed_estimate_of_each_sample(mode, damping):
-    """Samples end after 3, 6 and 5 evaluations; what follows in the batch must not reach them."""
+    """Samples end after 3, 6 and 5 evaluations; later evaluations in the batch must not affect them."""
     a, x = linear_case(radius=0.6, seed=8)
     record = Recorder(lambda z: linear(z, a, x))
     solver = tfdeq.Broyden(tolerance=1e-13, damping=damping)

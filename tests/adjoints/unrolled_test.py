@@ -33,7 +33,7 @@ def _gradients(adjoint, solver=PLAIN, mode="eager", max_steps=None):
 
 
 def _backpropagated(applications, recorded):
-    """The same by a tape; [B] applications from zeros, of which the last `recorded` count."""
+    """Returns the same by a tape; [B] applications from zeros, of which the last `recorded` are recorded."""
     a, x = _case()
     with tf.GradientTape() as tape:
         tape.watch([a, x])
@@ -119,7 +119,7 @@ def test_error_falls_with_the_steps():
         found = _gradients(tfdeq.Unrolled(steps), tfdeq.Broyden(60, 1e-13))[1]
         errors.append(max(np.abs(np.subtract(*pair)).max() for pair in zip(found, exact)))  # noqa: B905
     assert errors[0] > 30 * errors[1]
-    # ‖J‖ <= 0.6 at most: what is left out is below 0.6^40 / 0.4 = 3e-9.
+    # ‖J‖ <= 0.6, so the omitted terms are below 0.6^40 / 0.4 = 3e-9.
     assert errors[2] < 1e-8
 
 
@@ -159,12 +159,12 @@ def test_a_sample_that_is_not_finite_leaves_the_others_alone():
 
 
 class _Probe:
-    """Counts how many applications' interiors are alive: a tape holds the token of each."""
+    """Counts the applications whose intermediates are alive: a tape holds a token of each."""
 
     def __init__(self):
         self.tokens: list[weakref.ref] = []
         self.most = 0
-        # What lives already is not looked at again: each count collects garbage.
+        # Existing objects are frozen, because each count collects garbage.
         gc.collect()
         gc.freeze()
 

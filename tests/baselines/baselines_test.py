@@ -1,4 +1,4 @@
-"""What holds for every baseline of tfdeq.baselines."""
+"""Properties of all baselines in tfdeq.baselines."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from tests.support.cases import fast, in_mode
 from tfdeq import baselines
 
 WIDTH, LENGTH = 8, 11
-# One line for a new baseline; every kind of memory is in it.
+# Add one line for a new baseline; the cases include every kind of memory.
 CASES = {
     "lstm": lambda **kwargs: baselines.Recurrent(WIDTH, 2, **kwargs),
     "gru": lambda **kwargs: baselines.Recurrent(WIDTH, 2, "gru", **kwargs),
@@ -72,7 +72,7 @@ def test_zeros_are_a_text_that_nothing_stands_before(name):
     output, memory = layer(x, layer.initial_memory(2))
     np.testing.assert_allclose(output, whole, rtol=1e-6, atol=1e-6)
     assert all((leaf.numpy() == 0).all() for leaf in tf.nest.flatten(layer.initial_memory(2)))
-    # One sample's text ends here, the other's goes on.
+    # The text of one sample ends here, that of the other continues.
     goes_on = tf.constant([False, True])
     memory = tf.nest.map_structure(
         lambda leaf: tf.where(
@@ -110,7 +110,7 @@ def test_padding_is_zero_and_changes_nothing(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_graph_and_xla_do_as_eager_mode_does(name):
-    """Outputs, memory and gradients; a rate of 0, so that training has nothing random in it."""
+    """Outputs, memory and gradients; the dropout rate is 0, so that training has no randomness."""
     layer, x = _layer(name, dtype="float64"), _inputs(dtype="float64")
     _, memory = layer(x, layer.initial_memory(2))
 

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.baselines.segment_layer; baselines_test.py has those of the layers made of it."""
+"""Tests of tfdeq.baselines.segment_layer; baselines_test.py tests its subclasses."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from tfdeq.baselines.segment_layer import SegmentLayer, causal_windows, linear
 
 
 class _RunningSum(SegmentLayer):
-    """The simplest thing with a memory: the sum so far."""
+    """The simplest layer with a memory: the sum so far."""
 
     def _memory_spec(self):
         return {"sum": self._place(self.width), "seen": self._place(dtype="int32")}

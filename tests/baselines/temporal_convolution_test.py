@@ -15,7 +15,7 @@ def _inputs(length=9, features=FEATURES, dtype="float64"):
 
 
 def _kernel(convolution, taps):
-    """The weights of a convolution as Keras has them: lengths times directions."""
+    """Returns a convolution's weights in Keras's form: lengths times directions."""
     direction = convolution.direction.numpy()
     unit = direction / np.linalg.norm(direction, axis=0)
     return (unit * convolution.gain.numpy()).reshape(taps, -1, WIDTH)
@@ -25,7 +25,7 @@ def _kernel(convolution, taps):
 def test_blocks_are_made_of_causal_convolutions(kernel_size):
     layer = TemporalConvolution(WIDTH, 3, kernel_size, dtype="float64")
     layer.build((None, None, FEATURES))
-    for variable in layer.trainable_variables:  # lengths that are not those of the directions
+    for variable in layer.trainable_variables:  # lengths that differ from those of the directions
         variable.assign(variable + keras.random.normal(variable.shape, stddev=0.2, dtype="float64"))
     x = h = tf.constant(_inputs())
     for block in range(3):
@@ -87,7 +87,7 @@ def test_dropout_follows_each_convolution(place):
     layer(x)
     layer.skip.kernel.assign(tf.zeros_like(layer.skip.kernel))
     getattr(layer, place)[0].bias.assign(tf.fill([WIDTH], 10.0))  # every ReLU is open
-    if place == "first":  # the second convolution hands it on, and drops nothing
+    if place == "first":  # the second convolution passes it on, without dropout
         taps = np.zeros([3, WIDTH, WIDTH])
         taps[-1] = np.eye(WIDTH)
         layer.second[0].direction.assign(taps.reshape(-1, WIDTH))

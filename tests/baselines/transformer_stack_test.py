@@ -18,7 +18,7 @@ def _inputs(length=LENGTH, dtype="float64"):
 def _stack(layers=3, sequence_length=LENGTH, dtype="float64", **settings):
     stack = TransformerStack(WIDTH, HEADS, sequence_length, layers, dtype=dtype, **settings)
     stack.build((None, None, WIDTH))
-    for block in stack.blocks:  # biases of which none is the other's multiple
+    for block in stack.blocks:  # biases that are not multiples of each other
         table = block.distance_bias.trainable_variables[0]
         table.assign(table + keras.random.normal(table.shape, dtype=table.dtype))
     return stack
@@ -66,7 +66,7 @@ def test_is_the_documented_equation(span):
 
 
 def test_empty_places_are_not_seen():
-    """What stands in places that are not taken does not matter, sample by sample."""
+    """The contents of empty places do not matter, for each sample."""
     stack = _stack(span=4)
     _, memory = stack(_inputs(length=3), stack.initial_memory(2))
     np.testing.assert_array_equal(memory["length"], [3, 3])

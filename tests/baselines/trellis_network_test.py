@@ -60,7 +60,7 @@ def test_is_the_documented_equation(kernel_size, normalization):
 @pytest.mark.parametrize("kernel_size", fast([3], [2, 3]))
 def test_many_layers_are_the_equilibrium_of_the_cell(kernel_size):
     network = _network(100, kernel_size)
-    network.recurrent.gain.assign(0.5 * network.recurrent.gain)  # a contraction, nearly
+    network.recurrent.gain.assign(0.5 * network.recurrent.gain)  # almost a contraction
     cell = TrellisCell(
         WIDTH, kernel_size, recurrent_scale=1.0, normalization="weight", dtype="float64"
     )
@@ -71,7 +71,7 @@ def test_many_layers_are_the_equilibrium_of_the_cell(kernel_size):
     cell.set_weights(network.get_weights())
     equilibrium = layer(x).numpy()
     np.testing.assert_allclose(network(x), equilibrium, atol=1e-10)
-    # The states of all layers agree there, and so does what a segment leaves behind.
+    # There, the states of all layers agree, and so does the memory of a segment.
     _, memory = network(x, network.initial_memory(2))
     past = cell.remember(equilibrium, cell.inject(x))
     for name in ("h", "c"):
@@ -83,7 +83,7 @@ def test_many_layers_are_the_equilibrium_of_the_cell(kernel_size):
 def test_parameters_do_not_grow_with_the_layers(layers):
     network = _network(layers, 3, normalization=None)
     assert network.count_params() == 4 * WIDTH * (3 * WIDTH + 3 * FEATURES + 1)
-    # Lengths are learned apart from directions, of W and of U.
+    # Lengths are learned separately from directions, for W and U.
     assert _network(layers, 3).count_params() == network.count_params() + 2 * 4 * WIDTH
 
 
@@ -106,7 +106,7 @@ def test_one_layer_remembers_its_input_alone(kernel_size):
 
 
 def test_one_mask_for_all_positions_and_layers():
-    """With the mask that was drawn put into W, the network without dropout gives the same."""
+    """If the drawn mask is applied to W, the network without dropout gives the same result."""
     network = _network(4, normalization=None, dropout=0.5)
     drawn = []
     inner = network.hidden_dropout.call

@@ -1,4 +1,4 @@
-"""Batches in parts: the rows that are chosen, and what a layer adds to the loss, are those of the whole."""
+"""Batches in parts: the chosen rows and a layer's losses are those of the whole batch."""
 
 import math
 
@@ -15,7 +15,7 @@ SEED = (3, 5)
 
 
 def chosen(batch, fraction, seed, parts=1):
-    """Number -> row of the whole batch, of all parts together."""
+    """Returns number -> row of the whole batch, for all parts together."""
     found = {}
     for index in range(parts):
         part = BatchPart(index, parts, seed) if parts > 1 else None
@@ -68,7 +68,7 @@ def test_seeds_differ_from_draw_to_draw_and_agree_between_parts():
 
 
 class TanhCell(keras.layers.Layer):
-    """tanh(W z + x) of places [B, T, 3], so that the penalty depends on the row."""
+    """tanh(W z + x) on places [B, T, 3], so that the penalty depends on the row."""
 
     def build(self, _):
         self.kernel = self.add_weight(shape=(3, 3), initializer="orthogonal")
@@ -78,7 +78,7 @@ class TanhCell(keras.layers.Layer):
 
 
 def penalty_and_gradient(layer, x, parts, mode):
-    """The mean over the parts of what the layer adds to the loss, and its gradient."""
+    """Returns the mean over the parts of the layer's loss, and its gradient."""
 
     def of_part(rows, index):
         with tf.GradientTape() as tape, part_of_batch(index, parts, SEED):
@@ -97,7 +97,7 @@ def penalty_and_gradient(layer, x, parts, mode):
 @pytest.mark.parametrize("power_steps", [0, 1])
 @pytest.mark.parametrize("fraction", fast([0.4], [0.125, 0.4, 1.0]))
 def test_the_mean_over_parts_is_what_the_whole_adds(fraction, power_steps, mode):
-    """To rounding: sums over rows are in another order."""
+    """Up to rounding, because sums over rows have another order."""
     keras.utils.set_random_seed(2)
     layer = tfdeq.DEQLayer(
         TanhCell(),

@@ -1,4 +1,4 @@
-"""When a call of a layer is solved by blocks, and what it hands on."""
+"""Which calls of a layer are solved by blocks, and their results."""
 
 import keras
 import numpy as np

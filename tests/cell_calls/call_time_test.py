@@ -1,4 +1,4 @@
-"""Values that compiled functions ask for at each call."""
+"""Values that compiled functions read at each call."""
 
 import pytest
 import tensorflow as tf
@@ -7,7 +7,7 @@ from tfdeq.cell_calls.call_time import call_time_value, can_ask, current_graph, 
 
 
 class Dial:
-    """A number that functions ask for."""
+    """A number that functions read."""
 
     def __init__(self):
         self.value, self.usual, self.asked = 1.0, tf.constant(7.0), 0
@@ -46,7 +46,7 @@ def test_functions_loops_and_branches_ask_once_a_call(jit_compile):
         assert float(outer(tf.constant(10.0))) == 23 * value  # 11 twice and 1
         assert float(inner(tf.constant(10.0))) == 11 * value
     assert traces == ["outer", "inner"]
-    assert dial.asked == 2  # once for each of the two calls of the last turn
+    assert dial.asked == 2  # once for each of the two calls in the last iteration
 
 
 def test_gradients_pass_by():

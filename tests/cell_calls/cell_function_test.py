@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cell_calls.cell_function, through the layer: what a cell does beside its output."""
+"""Tests of tfdeq.cell_calls.cell_function, through the layer: the side effects of cells."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def _small(gain=0.3):
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
 class LossCell(keras.layers.Layer):
-    """Adds losses of its state, its input and its weights, by hand and by a regulariser."""
+    """Adds losses of its state, its input and its weights, directly and by a regulariser."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -48,7 +48,7 @@ class LossCell(keras.layers.Layer):
 
 
 def _by_hand(cell, x, applications=80):
-    """The losses of the last of many plain calls, and its output."""
+    """Returns the losses of the last of many plain calls, and its output."""
     z = tf.zeros_like(x)
     for _ in range(applications):
         z = cell(z, x, training=True)
@@ -63,7 +63,7 @@ def test_losses_of_the_cell_count_once_at_the_equilibrium(training):
     _, expected = _by_hand(layer.cell, x)
     for _ in range(2):
         layer(x, training=training)
-        # Two of the call, one of the weights, as a plain Keras layer has them (in another order).
+        # Two from the call and one from the weights, as for a plain Keras layer (in another order).
         np.testing.assert_allclose(np.sort(layer.losses), np.sort(expected), rtol=1e-5)
     assert len(layer.losses) == 3
     assert not any(part._loss_ids for part in layer._flatten_layers(include_self=False))
@@ -72,7 +72,7 @@ def test_losses_of_the_cell_count_once_at_the_equilibrium(training):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("adjoint", fast(["implicit"], ["implicit", tfdeq.Unrolled(80)]))
 def test_gradient_of_the_losses_against_finite_differences(mode, adjoint):
-    """They are functions of z*, x and the weights; z* moves with x and the weights."""
+    """They are functions of z*, x and the weights; z* depends on x and the weights."""
     layer = tfdeq.DEQLayer(
         LossCell(dtype="float64"), EXACT, adjoint, dtype="float64", convergence_metrics=False
     )
@@ -140,7 +140,7 @@ def test_losses_of_a_nested_layer_count_once():
 
     layer = tfdeq.DEQLayer(Outer(), TIGHT)
     layer(_x(), training=True)
-    # Two of the inner cell's call, the inner penalty, and one of the weights.
+    # Two from the inner cell's call, the inner penalty, and one from the weights.
     assert len(layer.losses) == 4
 
 
@@ -164,7 +164,7 @@ def test_weights_that_the_cell_assigns_are_kept(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_of_lora_are_those_of_the_kernel_that_it_makes(mode):
-    """It freezes the kernel by itself: the layer, and TensorFlow's variable, stay trainable."""
+    """LoRA freezes the kernel directly: the layer and TensorFlow's variable remain trainable."""
     z, h = keras.Input((UNITS,)), keras.Input((UNITS,))
     dense = keras.layers.Dense(UNITS, kernel_initializer=_small())
     layer = tfdeq.DEQLayer(keras.Model([z, h], ops.tanh(dense(z) + h)), TIGHT)
@@ -202,7 +202,7 @@ def test_gradients_of_lora_are_those_of_the_kernel_that_it_makes(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("training", fast([True], [False, True]))
 def test_a_stateful_layer_goes_on_once_a_call(mode, training):
-    """From the equilibrium; it keeps a state for each row, so that no row may leave the batch."""
+    """It continues from the equilibrium, and keeps a state for each row, so no row may leave the batch."""
     shape = (3, 5, UNITS)
     z, h = keras.Input(batch_shape=shape), keras.Input(batch_shape=shape)
     recurrent = keras.layers.GRU(
@@ -235,7 +235,7 @@ def test_a_stateful_layer_goes_on_once_a_call(mode, training):
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
 class AlwaysNoisyCell(keras.layers.Layer):
-    """Monte Carlo dropout, and statistics that advance in training alone."""
+    """Monte Carlo dropout, and statistics that advance only in training."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -247,7 +247,7 @@ class AlwaysNoisyCell(keras.layers.Layer):
 
 
 class UnseededCell(keras.layers.Layer):
-    """Draws from Keras's global generator, which is no variable of the cell."""
+    """Draws from Keras's global generator, which is not a variable of the cell."""
 
     def call(self, z, x):
         return 0.3 * ops.tanh(z) + x + keras.random.normal(ops.shape(x), dtype=x.dtype)
@@ -258,7 +258,7 @@ class UnseededCell(keras.layers.Layer):
 @pytest.mark.parametrize("training", [False, True])
 def test_noise_is_new_in_every_call_and_one_in_a_solve(kind, training, mode):
     layer = tfdeq.DEQLayer(kind(), TIGHT)
-    # Rows of different difficulty: in inference the batch would shrink, and with it the noise.
+    # Rows of different difficulty: in inference the batch, and therefore the noise, would shrink.
     x = _x(8) * tf.constant(10.0 ** -np.arange(8)[:, None], tf.float32)
     call = in_mode(lambda x: layer(x, training=training, return_solution=True), mode)
     calls = [call(x) for _ in range(3)]
@@ -270,7 +270,7 @@ def test_noise_is_new_in_every_call_and_one_in_a_solve(kind, training, mode):
 
 @pytest.mark.parametrize("kind", [AlwaysNoisyCell, UnseededCell])
 def test_gradient_is_of_the_noise_of_the_solve(kind):
-    """The seeds have advanced when the gradient is computed; the noise has not."""
+    """When the gradient is computed, the seeds have advanced, but the noise is the same."""
     layer = tfdeq.DEQLayer(kind(dtype="float64"), EXACT, dtype="float64")
     x = _x(dtype="float64")
     layer(x, explicit_steps=1)  # builds it

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cell_calls.cell_layer, by way of the layer that is built on it."""
+"""Tests of tfdeq.cell_calls.cell_layer, through `DEQLayer`."""
 
 import keras
 import numpy as np

@@ -57,12 +57,12 @@ def test_evaluation_is_known_by_the_test_step_on_the_stack():
         return in_evaluation()
 
     assert Model().test_step()
-    assert not test_step()  # a function of the user's that happens to have the name
+    assert not test_step()  # a user's function that happens to have this name
     assert not in_evaluation()
 
 
 class _Nosy(keras.callbacks.Callback):
-    """Calls the model between the batches of an evaluation."""
+    """A callback that calls the model between the batches of an evaluation."""
 
     def on_test_batch_end(self, batch, logs=None):
         self.model(tf.fill([7, 4], 50.0), training=False)
@@ -93,4 +93,4 @@ def test_evaluation_and_validation_count_and_nothing_else_does(way):
     assert model.test_on_batch(x, x, return_dict=True)["deq_steps"] > 1.0
     history = model.fit(x, x, validation_data=(x, x), epochs=2, batch_size=5, verbose=0).history
     assert all(1.0 < steps < 30.0 for steps in history["val_deq_steps"])
-    assert counted() == 10.0  # of the training batches, or of the validation's
+    assert counted() == 10.0  # for the training batches, or for those of validation

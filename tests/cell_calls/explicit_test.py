@@ -35,7 +35,7 @@ def test_explicit_steps_are_the_unrolled_cell(training):
 
 
 def test_a_layer_or_a_scope_may_say_how_often():
-    """The call before the scope, the scope before the layer; 0 in a scope solves."""
+    """The call overrides the scope, and the scope the layer; 0 in a scope means a solve."""
     keras.utils.set_random_seed(0)
     applied = tfdeq.DEQLayer(DenseCell(UNITS), explicit_steps=2)
     x = tf.constant(np.random.default_rng(0).normal(size=(3, UNITS)), tf.float32)

@@ -57,7 +57,7 @@ def test_sizes_may_be_unknown_in_the_graph(tmp_path):
 
 
 def _slots_cell():
-    """Any number of slots, which x [B, 4] does not say."""
+    """A cell with any number of slots, which x [B, 4] does not determine."""
     z, x = keras.Input((None, 4)), keras.Input((4,))
     return keras.Model([z, x], ops.tanh(0.3 * z + x[:, None]))
 

@@ -30,14 +30,14 @@ def _embedding():
 
 
 def _pooling_cell():
-    """A state [B, 4] of a padded sequence [B, T, 4]."""
+    """A cell with a state [B, 4] for a padded sequence [B, T, 4]."""
     z, x = keras.Input((4,)), keras.Input((None, 4))
     pooled = keras.layers.GlobalAveragePooling1D()(x)
     return keras.Model([z, x], ops.tanh(0.2 * z + 20.0 * pooled))
 
 
 def _attending_cell():
-    """A state like x, which attends to x; Keras hands the mask of x to the attention."""
+    """A cell whose state, like x, attends to x; Keras passes the mask of x to the attention."""
     z, x = keras.Input((None, 4)), keras.Input((None, 4))
     attention = keras.layers.MultiHeadAttention(2, 2, kernel_initializer=_small())
     return keras.Model([z, x], ops.tanh(attention(z, x) + x))
@@ -45,7 +45,7 @@ def _attending_cell():
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
 class RecurrentCell(keras.layers.Layer):
-    """A recurrent layer over z, which skips what the mask of z, an output of the cell, names."""
+    """A recurrent layer over z, which skips the places in the mask of z, an output of the cell."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -61,7 +61,7 @@ class RecurrentCell(keras.layers.Layer):
 def _by_hand(cell, x, applications=60):
     mask, z = masks_of(x)[0], tf.zeros([len(x), 4]) if _state_rank(cell) == 2 else tf.zeros_like(x)
     for _ in range(applications):
-        # Keras's attention takes the mask off the tensors that it is given.
+        # Keras's attention removes the mask from its input tensors.
         marked = attach_masks(x, (mask,))
         is_layer = isinstance(cell, RecurrentCell)
         z = cell(z, marked, mask=mask) if is_layer else cell([z, marked])
@@ -94,7 +94,7 @@ def test_layers_in_the_cell_see_the_mask_of_x(make, mode, training):
     np.testing.assert_allclose(z, expected, atol=2e-5)
     without = layer(tf.identity(x))
     assert np.abs(without - expected).max() > 1e-3, "the mask makes no difference here"
-    # Padding is no part of the answer of a pooled state, nor of its gradient.
+    # Padding affects neither the answer of a pooled state nor its gradient.
     if make is _pooling_cell:
         np.testing.assert_array_equal(tf.convert_to_tensor(gradient)[0], np.zeros(4))
         np.testing.assert_allclose(layer(embedding(TOKENS[:1, :3]))[0], z[0], atol=2e-5)
@@ -161,7 +161,7 @@ class Slots(keras.layers.Layer):
 
 @pytest.mark.parametrize("shape", [(5,), (5, 4)])
 def test_a_state_of_another_origin_carries_no_mask(shape):
-    """Not by the numbers: five slots, five places, and a mask [B, 5]."""
+    """Equal sizes are not enough: five slots, five places, and a mask [B, 5]."""
     layer, x = tfdeq.DEQLayer(Slots(shape)), _embedding()(TOKENS)
     assert _mask(layer(x)) is None
     assert keras.tree.flatten(layer.compute_mask(x, x._keras_mask)) == [None]
@@ -178,7 +178,7 @@ class Projected(keras.layers.Layer):
 
 
 class Shortened(keras.layers.Layer):
-    """Says itself what mask its state has."""
+    """Determines the mask of its state itself."""
 
     def initial_state(self, x):
         return tf.zeros_like(x)
@@ -234,7 +234,7 @@ def test_a_mask_that_the_cell_makes_is_carried():
 
 
 def test_losses_of_a_model_leave_padding_out_only_where_there_is_some():
-    """A loss is masked by the mask of the prediction: a state [B, 4] has none, T = B or not."""
+    """A loss is masked by the mask of the prediction; a state [B, 4] has none, even if T = B."""
     tokens = np.concatenate([TOKENS, TOKENS[:2]])  # B = T = 5
     y = np.random.default_rng(0).normal(size=(5, 1)).astype("float32")
     inputs = keras.Input((5,), dtype="int32")

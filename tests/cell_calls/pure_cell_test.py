@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cell_calls.pure_cell, through the layer: what a cell brings along besides its function."""
+"""Tests of tfdeq.cell_calls.pure_cell, through the layer: injection, variables, precision and statistics."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def _x(batch=6, dtype="float32", seed=0):
 
 
 class InjectingCell(DenseCell):
-    """Transforms its input once a solve; the transform has weights."""
+    """Transforms its input once per solve; the transform has weights."""
 
     def __init__(self, units, **kwargs):
         super().__init__(units, **kwargs)
@@ -38,7 +38,7 @@ class InjectingCell(DenseCell):
 
 
 class ConstantCell(keras.layers.Layer):
-    """Has a constant and a variable that its build makes; the length of its input may be unknown."""
+    """Creates a constant and a variable in its build; the length of its input may be unknown."""
 
     def build(self, shape):
         self.mask = ops.tril(ops.ones((UNITS, UNITS)))
@@ -60,7 +60,7 @@ def test_what_the_cells_build_makes_lives_on():
 
 
 class FineScale(keras.layers.Layer):
-    """Multiplies by what half precision keeps of a weight just above one, less one, in units of 2^-12."""
+    """Multiplies by the rounded value of a weight just above one, minus one, in units of 2^-12."""
 
     def build(self, _):
         initial = keras.initializers.Constant(1 + 2**-12)
@@ -72,7 +72,7 @@ class FineScale(keras.layers.Layer):
 
 @pytest.mark.parametrize(("dtype", "kept"), [("float32", 1.0), ("mixed_bfloat16", 0.0)])
 def test_a_layer_in_a_cell_reads_its_weights_in_its_own_precision(dtype, kept):
-    """As Keras has it: under a mixed policy a layer that computes in float32 sees exact weights."""
+    """As in Keras: under a mixed policy a layer that computes in float32 sees exact weights."""
 
     class Cell(keras.layers.Layer):
         def build(self, _):
@@ -142,7 +142,7 @@ def test_state_advances_once_a_call_at_the_equilibrium(mode):
     layer = tfdeq.DEQLayer(NoisyCell(UNITS, rate=0.5), TIGHT)
     x = tf.constant(_x(16))
     layer(x, explicit_steps=1)  # builds it
-    # Sums that differ in order in the last bits lie behind atol.
+    # atol covers the last bits, which depend on the order of sums.
     norm, dropout = layer.cell.norm, layer.cell.dropout
     norm.moving_mean.assign(np.full(UNITS, 3.0))
     norm.moving_variance.assign(np.full(UNITS, 5.0))
@@ -154,7 +154,7 @@ def test_state_advances_once_a_call_at_the_equilibrium(mode):
     np.testing.assert_array_equal(norm.moving_mean, np.full(UNITS, 3.0))
 
     def apply():
-        """The equilibrium, and what goes into the norm there, under the mask of the call."""
+        """Returns the equilibrium and the input of the norm there, with the mask of the call."""
         with keras.StatelessScope(state_mapping=[(seed, tf.constant(before))]):
             noise = layer.cell.dropout(tf.ones_like(x), training=True)
         z = layer(x, training=True)
@@ -165,7 +165,7 @@ def test_state_advances_once_a_call_at_the_equilibrium(mode):
     y = (noise.numpy() * z.numpy()) @ dense.kernel.numpy() + dense.bias.numpy() + x.numpy()
     np.testing.assert_allclose(norm.moving_mean, 0.9 * 3.0 + 0.1 * y.mean(0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, 0.9 * 5.0 + 0.1 * y.var(0), rtol=1e-5)
-    # One draw of the generator for this call: the second word counts them.
+    # One draw of the generator for this call; the second word counts draws.
     assert (seed.numpy() - before).tolist() == [0, 1]
 
 

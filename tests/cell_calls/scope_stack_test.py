@@ -1,4 +1,4 @@
-"""Which scopes are in force: those of the thread itself, and of the thread that a replica runs for."""
+"""Which scopes are active: those of the thread, and of the thread that started a replica."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_threads_that_predict_at_once():
     assert not wrong
 
 
-# In a process of its own: logical devices are made before the first operation.
+# In a separate process, because logical devices must be created before the first operation.
 _TWO_DEVICES = """
 import numpy as np, tensorflow as tf
 from tfdeq.training.devices import strategies

@@ -1,4 +1,4 @@
-"""`SolveScope` around compiled functions: asked at each call, whenever and wherever they were traced."""
+"""`SolveScope` around compiled functions: read at each call, no matter when and where they were traced."""
 
 import itertools
 
@@ -22,7 +22,7 @@ class Half(keras.layers.Layer):
 
 
 def after(steps, start=0.0):
-    """What plain iteration returns after so many evaluations: the last point that was evaluated."""
+    """Returns the result of plain iteration after `steps` evaluations: the last evaluated point."""
     z = np.zeros_like(X) + start
     for _ in range(steps - 1):
         z = z / 2 + X
@@ -30,7 +30,7 @@ def after(steps, start=0.0):
 
 
 def model_with(compiled):
-    """A model of one equilibrium; compiled: how its predict, evaluate and fit are."""
+    """Returns a model with one equilibrium; compiled: how its predict, evaluate and fit are compiled."""
     x = keras.Input((3,))
     solver = tfdeq.FixedPointIteration(max_steps=100, tolerance=1e-6)
     model = keras.Model(x, tfdeq.DEQLayer(Half(), solver, name="half")(x))
@@ -253,11 +253,13 @@ def test_cells_that_solve_keep_their_settings(jit_compile):
         call = tf.function(lambda x: layer(x), jit_compile=jit_compile)
     with SolveScope(max_steps=2) as scope:
         np.testing.assert_allclose(call(X), X, atol=1e-5)
-    with SolveScope(max_steps=3):  # the second image is x + 0.1 · 2 x where the inner solve is done
+    with SolveScope(
+        max_steps=3
+    ):  # the second image is x + 0.1 · 2 x if the inner solve has converged
         np.testing.assert_allclose(call(X), 1.2 * X, atol=1e-5)
     assert "inner" not in scope.solutions
     if not jit_compile:
-        with SolveScope(max_steps=1):  # called by itself it is as any other
+        with SolveScope(max_steps=1):  # called alone, it is like any other layer
             np.testing.assert_allclose(solve(X), 0 * X, atol=1e-6)
 
 
@@ -314,7 +316,7 @@ def test_a_trace_of_residuals(jit_compile):
     )
     with SolveScope(max_steps=2, tolerance=0.2):
         solution = call(X)
-    # XLA has to know how long a trace can become: there the budget is the layer's own.
+    # XLA must know the length of a trace, so there the budget is the layer's own.
     assert solution.trace.shape == (4, 5 if jit_compile else 2)
     assert solution.steps.numpy().tolist() == [3 if jit_compile else 2] * 4
 

@@ -1,4 +1,4 @@
-"""ComposedCell: one application is the cells' one after another."""
+"""ComposedCell: one application applies the cells in sequence."""
 
 import keras
 import numpy as np

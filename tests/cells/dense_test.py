@@ -96,7 +96,7 @@ def test_sequences_and_settings():
 
 
 class _Recording(DenseCell):
-    """Keeps the kernel that an application uses."""
+    """Records the kernel that an application uses."""
 
     def call(self, z, x):
         self.used = x["kernel"][0]
@@ -143,7 +143,7 @@ def test_a_zero_matrix_has_a_finite_gradient_and_learns(normalization, policy, m
 
     found = in_mode(gradients, mode)()
     assert all(np.isfinite(gradient).all() for gradient in found)
-    # At z W = 0 with W = 0: what reaches the kernel, or its gains, is not zero.
+    # With W = 0, z W = 0, but the gradient of the kernel, or of its gains, is not zero.
     names = [v.path for v in layer.trainable_variables]
     kernel = next(
         g

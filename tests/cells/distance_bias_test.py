@@ -13,7 +13,7 @@ MASKED = np.float32(-1e9)
 
 
 def _learned(reach=REACH, heads=HEADS, **settings):
-    """A bias whose numbers all differ, and the numbers."""
+    """Returns a bias whose numbers all differ, and the numbers."""
     bias = DistanceBias(reach, heads, **settings)
     table = np.random.default_rng(0).normal(size=(reach, heads)).astype(bias.dtype)
     bias.table.embeddings.assign(table)
@@ -87,7 +87,7 @@ def test_causal_of_a_length_that_the_graph_does_not_know(mode):
 
 
 def test_only_what_is_seen_learns():
-    """The first and the last distance stand in for those out of reach, and get no gradient of them."""
+    """Distances out of reach read the first or last number, but give it no gradient."""
     bias, _ = _learned()
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(bias(np.array([-1, 1, 1, 4, 9])))
@@ -107,7 +107,7 @@ def test_what_is_empty_is_hidden_from_all():
 
 @pytest.mark.parametrize("dtype", ["float64", "mixed_bfloat16", "mixed_float16"])
 def test_what_is_masked_has_no_share_in_any_precision(dtype):
-    """Minus infinity in float16: a share of zero too, where one place is seen."""
+    """In float16 the bias is minus infinity, which also gives a share of zero if one place is visible."""
     bias, _ = _learned(dtype=dtype)
     found = bias.causal(3)
     assert found.dtype == bias.compute_dtype

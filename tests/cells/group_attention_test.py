@@ -1,4 +1,4 @@
-"""GroupAttention: which places see each other, and that it treats them alike."""
+"""GroupAttention: which places see each other, and that it treats all places alike."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_what_a_place_sees(kinds, expected):
 
 
 def test_one_application():
-    """The formula of the docstring, place by place in NumPy, for the rows alone."""
+    """The formula in the docstring, place by place in NumPy, for rows only."""
     cell = GroupAttention(4, 2, kinds=["row"])
     z, x = _floats(1, 3, 3, 4), _floats(1, 3, 3, 4, seed=1)
     result = cell(z, cell.inject(x))

@@ -19,7 +19,7 @@ def test_weights_start_at_the_scale(scale):
 
 def test_norm():
     x = np.array([[3.0, 4.0], [0.0, 0.0]], "float32")
-    # The mean square of the first row is 12.5; epsilon moves the result by 4e-7 of itself.
+    # The mean square of the first row is 12.5; epsilon changes the result by a relative 4e-7.
     np.testing.assert_allclose(norm(x), [[3 / 12.5**0.5, 4 / 12.5**0.5], [0, 0]], rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""NestedRecursion: what one application does, by hand, and what a model reads of it."""
+"""NestedRecursion: one application, computed by hand, and the part that a model reads."""
 
 import keras
 import numpy as np

@@ -61,7 +61,7 @@ def test_names():
 
 @pytest.mark.parametrize(("inputs", "units"), [(3, 5), (5, 3)])
 def test_columns_of_zeros_can_be_learned_from(inputs, units):
-    """An identity that is not square has some."""
+    """A rectangular identity matrix has such columns."""
     layer = WeightNormalizedDense(units, use_bias=False, kernel_initializer="identity")
     layer.build((None, inputs))
     np.testing.assert_allclose(layer.kernel, np.eye(inputs, units), atol=1e-7)
@@ -96,7 +96,7 @@ def test_lengths_of_tiny_and_huge_directions(scale):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_lengths(dtype):
-    """Columns whose squares float16 does not know, and whose sum bfloat16 would stop counting."""
+    """Columns whose squares float16 cannot represent, and whose sums are inaccurate in bfloat16."""
     policy = keras.DTypePolicy(f"mixed_{dtype}")
     initializer = keras.initializers.RandomNormal(stddev=1e-5, seed=1)
     layer = WeightNormalizedDense(4, use_bias=False, kernel_initializer=initializer, dtype=policy)

@@ -1,4 +1,4 @@
-"""RecallConvolution: what a place sees, and a convolution that says the same."""
+"""RecallConvolution: what a place sees, compared with a Keras convolution."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ def _floats(*shape, seed=0):
 
 
 def _convolved(x, kernel):
-    """A dense layer over a place and its neighbours, as Keras's convolution with zeros beyond the border."""
+    """Computes a dense layer over a place and its neighbours by Keras's zero-padded convolution."""
     rank, width = x.ndim - 2, x.shape[-1]
     parts = np.split(kernel, len(kernel) // width)
     whole = np.zeros([3] * rank + list(parts[0].shape), "float32")
@@ -29,7 +29,7 @@ def _convolved(x, kernel):
 
 @pytest.mark.parametrize("shape", [(2, 7, 4), (2, 5, 6, 4)])
 def test_one_application(shape):
-    """The formula of the docstring, by Keras's own convolution."""
+    """The formula in the docstring, by Keras's convolution."""
     z, x = _floats(*shape), _floats(*shape, seed=1)
     cell = RecallConvolution(4, rank=len(shape) - 2)
     result = cell(z, cell.inject(x))

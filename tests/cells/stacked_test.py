@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cells.stacked: one solve is what two are."""
+"""Tests of tfdeq.cells.stacked: one solve gives the same result as two."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def _floats(*shape, seed=0, dtype="float32"):
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
 class Reader(DenseCell):
-    """A `DenseCell` whose input is a nest, of which it reads all."""
+    """A `DenseCell` that reads all tensors of an input nest."""
 
     def inject(self, x):
         return super().inject(ops.concatenate(keras.tree.flatten(x), axis=-1))
@@ -72,7 +72,7 @@ def test_one_solve_is_two(name, mode):
     assert solution.converged.numpy().all()
     z_a = tfdeq.DEQLayer(a, TIGHT)(x)
     z_b = tfdeq.DEQLayer(b, TIGHT)(z_a)
-    # Residuals of 1e-6 on either side, over 1 − 0.7.
+    # Residuals of 1e-6 in both solves, divided by 1 − 0.7.
     _assert_close(solution.z, (z_a, z_b), 1e-5)
 
 
@@ -138,7 +138,7 @@ def test_functional_cells():
 @pytest.mark.slow
 def test_training_fits_and_advances_states_once():
     a, b = NoisyCell(4, rate=0.2), NoisyCell(4, rate=0.2)
-    # Batch statistics mix the rows: Anderson, row by row, may stagnate above 1e-6 on that.
+    # Batch statistics mix the rows, on which Anderson, row by row, may stagnate above 1e-6.
     layer = tfdeq.DEQLayer(stacked(a, b), tfdeq.FixedPointIteration(100, 1e-5))
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Dense(1)(layer(inputs)[1]))
@@ -174,7 +174,7 @@ def test_dtype_policies(policy):
     expected = z_a, tfdeq.DEQLayer(b, solver)(z_a)
     assert solution.z[1].dtype == ("float64" if policy == "float64" else "float32")
     as_float = lambda z: [tf.cast(leaf, "float64") for leaf in z]  # noqa: E731
-    # Two residuals at the tolerance, over 1 − 0.7.
+    # Two residuals at the tolerance, divided by 1 − 0.7.
     _assert_close(as_float(solution.z), as_float(expected), 5 * tolerance)
 
 

@@ -1,4 +1,4 @@
-"""TokenMixing: its formula, and the sizes it refuses."""
+"""TokenMixing: its formula, and the sizes that it refuses."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ def _floats(*shape, seed=0):
 
 
 def test_one_application():
-    """The formula of the docstring in NumPy."""
+    """The formula in the docstring, in NumPy."""
     cell = TokenMixing(3, places=4)
     z, x = _floats(2, 2, 2, 3), _floats(2, 2, 2, 3, seed=1)
     result = cell(z, cell.inject(x))

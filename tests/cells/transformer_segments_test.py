@@ -10,7 +10,7 @@ from tests.support.cases import fast, in_mode
 from tfdeq.cells import TransformerCell
 
 WIDTH, HEADS, LENGTH, SPAN = 8, 2, 9, 4
-SEGMENTS = (3, 1, 1, 4)  # also segments shorter than what attention looks back
+SEGMENTS = (3, 1, 1, 4)  # including segments shorter than the span of attention
 
 
 def _inputs(batch=2, length=LENGTH, dtype="float64", seed=0):
@@ -19,10 +19,10 @@ def _inputs(batch=2, length=LENGTH, dtype="float64", seed=0):
 
 
 def _layer(tolerance=1e-12, dtype="float64", **settings):
-    """A layer that is built, whose biases of distances are none another's multiple."""
+    """Returns a built layer, whose biases of distances are not multiples of each other."""
     settings = {"span": SPAN, "recurrent_scale": 0.3, **settings}
     keras.utils.set_random_seed(0)
-    # Pieces and whole texts may be of any length: sequence_length is of no account with a span.
+    # Pieces and whole texts may have any length: with a span, sequence_length has no effect.
     cell = TransformerCell(WIDTH, HEADS, 2, dtype=dtype, **settings)
     solver = tfdeq.FixedPointIteration(max_steps=150, tolerance=tolerance)
     layer = tfdeq.DEQLayer(cell, solver, dtype=dtype)
@@ -33,7 +33,7 @@ def _layer(tolerance=1e-12, dtype="float64", **settings):
 
 
 def _solve(layer):
-    """(x, past) -> (solution, the past after it), one graph for segments of any size."""
+    """Returns (x, past) -> (solution, the past after it), one graph for segments of any size."""
     places = [None, HEADS, layer.cell.span - 1, WIDTH // HEADS]
     dtype = layer.compute_dtype
     past = {
@@ -52,12 +52,12 @@ def _solve(layer):
 
 
 def _whole(layer, x):
-    """The solution of a text that is no segment."""
+    """Returns the solution of a whole text."""
     return tf.function(lambda x: layer(x, return_solution=True), autograph=False)(x)
 
 
 def _in_segments(layer, x, lengths, past=None):
-    """Equilibria [B, T, d] of the pieces, joined, and the past that the last one leaves."""
+    """Returns the joined equilibria [B, T, d] of the pieces, and the past after the last one."""
     x, solve, parts = tf.cast(x, layer.compute_dtype), _solve(layer), []
     past = layer.cell.initial_past(x) if past is None else past
     for piece in tf.split(x, lengths, axis=1):
@@ -68,7 +68,7 @@ def _in_segments(layer, x, lengths, past=None):
 
 
 def _past(layer, batch=2):
-    """A past in which the examples have less and less behind them: not all places are taken."""
+    """Returns a past that is shorter for each further example, so that some places are empty."""
     places = layer.cell.span - 1
     shape = [batch, HEADS, places, WIDTH // HEADS]
     random = np.random.default_rng(2)
@@ -85,12 +85,12 @@ def _past(layer, batch=2):
 )
 @pytest.mark.parametrize("span", fast([4], [1, 2, 4, 50]))
 def test_segments_are_one_long_text(span, norm, query_key_norm):
-    """To rounding, as each is solved to 1e-12 of its own state's norm."""
+    """Up to rounding, because each is solved to 1e-12 of the norm of its own state."""
     layer, x = _layer(span=span, norm=norm, query_key_norm=query_key_norm), _inputs()
     whole = _whole(layer, x)
     pieces, past = _in_segments(layer, x, SEGMENTS)
     np.testing.assert_allclose(pieces, whole.z, atol=1e-9)
-    # What is left is what the whole text leaves: its last positions' keys and values.
+    # The remaining past is that of the whole text: the keys and values of its last positions.
     at_end = layer.cell.remember(whole.z, layer.cell.inject(x))
     places = span - 1
     taken = min(places, LENGTH)
@@ -131,13 +131,13 @@ def test_places_that_are_not_taken_are_not_looked_at():
     other = {name: tf.where(taken[:, None, :, None], past[name], 1e3) for name in ("key", "value")}
     after = solve(x, {**past, **other})[0].z
     np.testing.assert_array_equal(after, before)
-    # The taken ones are: the first position moves, and by it those that see no past.
+    # Filled places are seen: the first position changes, and through it those that see no past.
     moved = solve(x, {**past, "value": past["value"] + 1.0})[0].z - before
     assert (np.abs(moved).max(axis=-1) > 1e-7).all()
 
 
 def _with_past(cell, z, x, past):
-    """Attention's sums by the definition, place by place; the rest by the cell's own layers."""
+    """Computes the sums of attention by definition, place by place, and the rest by the cell's layers."""
 
     def norm(y):
         return y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5)
@@ -149,7 +149,7 @@ def _with_past(cell, z, x, past):
     attended = np.zeros([*z.shape[:2], HEADS, size])
     for b, t, h in np.ndindex(*z.shape[:2], HEADS):
         seen = [(t - s, k[b, s, 0, h], v[b, s, 0, h]) for s in range(t + 1)]
-        for back in range(1, past["length"][b] + 1):  # the newest place is one before position 0
+        for back in range(1, past["length"][b] + 1):  # the newest place is just before position 0
             seen.append((t + back, past["key"][b, h, -back], past["value"][b, h, -back]))
         seen = [one for one in seen if one[0] < cell.span]
         scores = [q[b, t, 0, h] @ key / np.sqrt(size) + table[d, h] for d, key, _ in seen]
@@ -172,7 +172,7 @@ def test_one_application_with_a_past_is_the_documented_equation(span):
 
 @pytest.mark.slow
 def test_rows_of_a_batch_have_pasts_of_their_own():
-    """One text begins where the other goes on: each is what it is alone."""
+    """One text begins while the other continues; each has the same result as alone."""
     layer, x = _layer(), _inputs()
     _, past = _in_segments(layer, x, (LENGTH,))
     goes_on = tf.constant([True, False])
@@ -219,7 +219,7 @@ def test_modes_agree_on_a_segment():
 
 
 def test_an_examples_answer_does_not_depend_on_its_neighbours():
-    """Rows leave the batch when they are done, and their past goes with them."""
+    """Rows leave the batch when they are done, together with their past."""
     layer, x = _layer(), _inputs(batch=3)
     past = _past(layer, batch=3)
     tolerance = tf.constant([1e-12, 1e-2, 1e-6], tf.float64)
@@ -255,7 +255,7 @@ def test_padding_behind_a_segment_is_zero_and_changes_nothing():
     ("norm", "mode"), fast([("post", "graph")], [("pre", "xla"), ("post", "graph")])
 )
 def test_gradients_are_those_of_finite_differences(norm, mode):
-    """Of the input, what is remembered and every weight, along a random direction each."""
+    """For the input, the past and every weight, each along a random direction."""
     layer, x = _layer(tolerance=1e-13, norm=norm), _inputs(length=4)
     past = _past(layer)
     variables = layer.trainable_variables
@@ -281,7 +281,7 @@ def test_gradients_are_those_of_finite_differences(norm, mode):
         step = 1e-6
         difference = (loss_at(step * direction) - loss_at(-step * direction)) / (2 * step)
         found = np.sum(gradient * direction)
-        # Differences of 1e-6 leave about 1e-9 of rounding, and 1e-12 of curvature.
+        # Differences of 1e-6 have errors of about 1e-9 from rounding, and 1e-12 from curvature.
         assert float(difference) == pytest.approx(float(found), rel=1e-6, abs=1e-8), name
         assert np.abs(gradient).max() > 1e-6, name
 

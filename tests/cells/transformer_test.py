@@ -19,7 +19,8 @@ def _inputs(batch=2, length=LENGTH):
 def _layer(**settings):
     # With the default recurrent_scale of 0 the first equilibrium would not depend on z.
     settings = {"recurrent_scale": 0.5, **settings}
-    # The same weights each time: of some, a residual meets the tolerance only by rounding.
+    # Fixed weights, because for some weights only rounding decides whether a residual meets the
+    # tolerance.
     keras.utils.set_random_seed(0)
     cell = TransformerCell(WIDTH, HEADS, LENGTH, **settings)
     return tfdeq.DEQLayer(cell, tfdeq.Anderson(max_steps=100, tolerance=1e-6))
@@ -32,7 +33,7 @@ def _weights(layer):
 def _reference(cell, z, x):
     """The documented equations in numpy: a + MLP(norm(a)) with a = x + Attention(norm(z) W + x U).
 
-    And of post-norm: norm(a + MLP(a)) with a = norm(x + Attention(z W + x U)).
+    For post-norm: norm(a + MLP(a)) with a = norm(x + Attention(z W + x U)).
     """
 
     def norm(y):
@@ -69,7 +70,7 @@ def _reference(cell, z, x):
     ),
 )
 def test_one_application_is_the_documented_equation(span, query_key_norm, norm):
-    """With a span, of a text that is longer than the sequence_length too."""
+    """With a span, also for a text longer than sequence_length."""
     layer = _layer(span=span, norm=norm, query_key_norm=query_key_norm)
     x = _inputs(length=LENGTH if span is None else LENGTH + 3)
     z = x[::-1].copy()
@@ -83,7 +84,7 @@ def test_one_application_is_the_documented_equation(span, query_key_norm, norm):
 
 
 def test_a_span_sees_its_positions_and_no_others():
-    """In one application; through the equilibrium what is further away arrives too."""
+    """In one application; in the equilibrium, information from further away also arrives."""
     layer = _layer(span=3)
     x, z = _inputs(length=8), _inputs(length=8)[::-1].copy()
     layer(x, explicit_steps=1)  # builds it
@@ -109,7 +110,7 @@ def test_a_span_beyond_the_text_is_no_span():
 
 
 def test_post_norm_holds_the_states_length():
-    """Of a root-mean-square norm without gains every position has a mean square of 1."""
+    """After a root-mean-square norm without gains, every position has a mean square of 1."""
     z = _layer(norm="post")(_inputs(), explicit_steps=3)
     np.testing.assert_allclose(np.mean(np.square(z), axis=-1), 1.0, rtol=1e-4)
 
@@ -127,7 +128,7 @@ def test_equilibrium_converges(mode):
 
 
 def test_equilibrium_is_causal():
-    """What comes later changes nothing before it, also through the solver's global steps."""
+    """Later positions do not change earlier ones, not even through the solver's steps on the whole state."""
     layer = _layer()
     x = _inputs()
     other = x.copy()
@@ -146,7 +147,7 @@ def test_every_weight_gets_a_gradient(norm):
     layer(x, explicit_steps=1)  # builds it
     with tf.GradientTape() as tape:
         tape.watch(x)
-        # Not the sum of squares, which a norm at the end holds fixed.
+        # Not the sum of squares, which the final norm makes constant.
         loss = tf.reduce_sum(layer(x)[..., 0] ** 2)
     names = [variable.path for variable in layer.trainable_variables]
     for name, gradient in zip(
@@ -176,7 +177,8 @@ def test_locked_dropout_masks_are_equal_over_positions():
             assert same == locked
             assert len(np.unique(masks[:, 0], axis=0)) > 32  # each example has its own
             assert 0.4 < np.mean(masks == 0) < 0.6
-        # Equal inputs at all positions: what attention adds is equal too, so the masks show in f.
+        # With equal inputs at all positions, attention is also equal, so the masks are visible in
+        # f.
         output = layer(x, training=True, explicit_steps=1).numpy()
         spread = np.abs(output - output[:, :1]).max()
         assert spread < 1e-5 if locked else spread > 0.1

@@ -41,7 +41,7 @@ def _sigmoid(a):
 
 
 def _gates(cell, h, x, past, t):
-    """The gates' pre-activations at position t, tap by tap."""
+    """Returns the pre-activations of the gates at position t, tap by tap."""
     k = cell.kernel_size
     w = np.reshape(cell.recurrent.kernel, [k, WIDTH, 4 * WIDTH])
     u = np.reshape(cell.injection.kernel, [k, FEATURES, 4 * WIDTH])
@@ -102,7 +102,7 @@ def test_length_may_be_unknown():
 
 
 def test_equilibrium_is_that_of_the_sources_weight_tied_network():
-    """60 layers that pass on h and c end where the equilibrium of h alone is."""
+    """60 layers that pass on h and c reach the equilibrium of h alone."""
     layer = _layer()
     x, past = _inputs(), _past()
     z = layer({"input": tf.constant(x), "past": past})
@@ -128,7 +128,7 @@ def test_one_application_is_causal_to_the_last_bit():
 
 
 def test_gates_see_the_kernels_positions_and_no_others():
-    """Without memory in c (σ(f) = 0) a position reaches k positions, its own the first."""
+    """Without memory in c (σ(f) = 0), a position affects k positions, starting with its own."""
     cell = _layer(kernel_size=3).cell
     x, z = _inputs(), _state()
     cell.inject(tf.constant(x))
@@ -159,7 +159,7 @@ def test_equilibrium_is_causal():
     fast([(3, "float64")], [(1, "float64"), (2, "float64"), (3, "float64"), (2, "float32")]),
 )
 def test_segments_are_the_whole_text(kernel_size, dtype):
-    """Also segments that are shorter than what the convolution looks back."""
+    """Including segments shorter than the convolution's memory."""
     tolerance = 1e-11 if dtype == "float64" else 1e-7
     layer = _layer(kernel_size=kernel_size, dtype=dtype, tolerance=tolerance)
     x = tf.constant(_inputs(length=9, dtype=dtype))
@@ -275,7 +275,7 @@ def test_dropout_is_one_mask_a_sample_at_all_positions():
     masks = cell.hidden_dropout(h, training=True).numpy()
     np.testing.assert_array_equal(masks, np.repeat(masks[:, :1], LENGTH, axis=1))
     assert len(np.unique(masks[:, 0], axis=0)) > 8
-    # With an input of zeros, equal h at all positions and no memory, equal masks show in f.
+    # With zero input, equal h at all positions and no memory, equal masks are visible in f.
     cell.injection.bias.assign(np.repeat([0.0, 0.0, 0.0, -1e4], WIDTH))
     x = cell.inject(tf.zeros([64, LENGTH, FEATURES], tf.float64))
     output = cell(h, x, training=True).numpy()
@@ -351,7 +351,7 @@ def test_trains_with_the_jacobian_penalty():
 
 
 def test_saved_with_its_history(tmp_path):
-    """A model of a segment: the history is an input, and what the next one needs an output."""
+    """A model of one segment, whose history is an input and whose memory for the next one is an output."""
     segment = {
         "input": keras.Input([LENGTH, FEATURES], name="input"),
         "past": {

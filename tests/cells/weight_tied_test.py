@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cells.weight_tied: the equilibrium is the stack, and so is its gradient."""
+"""Tests of tfdeq.cells.weight_tied: equilibrium and gradient are those of the stack."""
 
 import keras
 import numpy as np
@@ -74,7 +74,7 @@ def test_any_stack_is_the_equilibrium_after_as_many_evaluations_as_layers(kinds,
     deq = _deq(layers, tfdeq.FixedPointIteration(20, 1e-9))
     solution = deq(x, return_solution=True)
     _assert_close(solution.z, _outputs(layers, x), 2e-6)
-    # A layer of constants (a norm or softmax of one unit) may be right before its turn.
+    # A layer with constant output (a norm or softmax of one unit) may be exact earlier.
     assert (solution.steps.numpy() <= len(layers) + 1).all()
     assert solution.converged.numpy().all()
     _assert_close(deq(x, explicit_steps=len(layers)), solution.z, 2e-6)
@@ -93,7 +93,7 @@ def test_plain_iteration_takes_one_evaluation_a_layer_and_one_to_see_it(mode):
     start = [5 * _floats(*z.shape, seed=1) for z in expected]
     from_anywhere = in_mode(lambda x: deq(x, z0=tuple(start), explicit_steps=5), mode)(x)
     _assert_close(from_anywhere, expected, 1e-6)
-    # One application less: all but the last layer's.
+    # One application less gives the outputs of all layers except the last.
     before = deq(x, z0=tuple(start), explicit_steps=4)
     _assert_close(before[:4], expected[:4], 1e-6)
     assert np.abs(before[4] - expected[4]).max() > 0.1
@@ -109,7 +109,7 @@ def test_plain_iteration_takes_one_evaluation_a_layer_and_one_to_see_it(mode):
 )
 def test_every_solver_gets_there(name):
     layers, x = _stack("float64"), tf.constant(_floats(4, 6, 2, dtype="float64"))
-    # A damped plain iteration of a nilpotent Jacobian goes by (1 − α)^k k^L.
+    # Damped plain iteration with a nilpotent Jacobian converges like (1 − α)^k k^L.
     deq = _deq(layers, exact_solvers(max_steps=200, tolerance=1e-11)[name], "float64")
     solution = deq(x, return_solution=True)
     assert solution.converged.numpy().all()
@@ -149,7 +149,7 @@ def test_backward_solve_is_as_short():
             tape.watch(x)
             loss = tf.reduce_sum(deq(x)[-1])
         tape.gradient(loss, x)
-    # From the cotangent itself: the last layer's is known.
+    # Starting from the cotangent, in which the last layer's part is already exact.
     assert scope.backward_solutions[deq.name].steps.numpy().tolist() == [5] * 4
 
 
@@ -168,7 +168,7 @@ NOISE = {
         "implicit",
         2,
     ),
-    # Batch statistics mix rows: plain iteration reaches all of them at once.
+    # Batch statistics mix rows; plain iteration reaches all of them at the same time.
     "statistics": (
         lambda: [
             keras.layers.Dense(6, "relu"),
@@ -185,9 +185,10 @@ NOISE = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", fast(["noise"], NOISE))
 def test_training_step_is_that_of_the_stack(name, mode):
-    """Masks, batch statistics, gradients, and what the seeds and moving statistics become."""
+    """Masks, batch statistics, gradients, and the new seeds and moving statistics."""
     make, adjoint, changing = NOISE[name]
-    # With some weights a row is all zeros after the first layer, and ends before statistics reach it.
+    # With some weights, a row is zero after the first layer, and its solve ends before it sees the
+    # statistics.
     keras.utils.set_random_seed(1)
     layers, x = make(), tf.constant(_floats(16, 3))
     deq = _deq(layers, adjoint=adjoint, convergence_metrics=False)
@@ -204,7 +205,7 @@ def test_training_step_is_that_of_the_stack(name, mode):
     def in_training(function):
         for variable, value in zip(deq.non_trainable_variables, kept, strict=True):
             variable.assign(value)
-        # XLA draws other numbers from the same seed: both run in the same mode.
+        # XLA draws other numbers from the same seed, so both run in the same mode.
         result = in_mode(lambda: step(function), mode)()
         return result, [np.array(variable) for variable in deq.non_trainable_variables]
 
@@ -264,7 +265,8 @@ def test_fit_is_that_of_the_stack_and_is_saved(tmp_path):
         losses.append(one.fit(x, y, 8, epochs=4, shuffle=False, verbose=0).history["loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     assert losses[1][-1] < 0.9 * losses[1][0]
-    # The weights part by rounding, which training may enlarge: the outputs are of the same weights.
+    # The weights differ by rounding, which training may amplify, so the outputs are compared for
+    # equal weights.
     trained = model.get_weights()[: len(stack.weights)]
     for one, other in zip(trained, stack.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)

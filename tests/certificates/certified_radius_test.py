@@ -1,4 +1,4 @@
-"""Tests of tfdeq.certified_radius: attacks, the formula by matrices, and what it refuses."""
+"""Tests of tfdeq.certified_radius: attacks, the formula with matrices, and refused models."""
 
 import functools
 
@@ -12,7 +12,7 @@ from tests.cells.monotone.circular_test import matrix_of
 
 
 def _moons(count, seed):
-    """Two half circles that lie into each other, and which of them a point is on."""
+    """Returns points on two interleaved half circles, and their half circles."""
     random = np.random.default_rng(seed)
     angle, label = np.pi * random.random(count), random.integers(0, 2, count)
     upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -71,7 +71,7 @@ def test_attacks_find_nothing_inside_and_something_outside():
         assert np.mean(answer == label) > 0.95
         assert (radius > 0).all()
         assert np.median(radius) > 0.1
-        # Both in one batch: within the radius, and within three times as far.
+        # Both in one batch: within the radius, and within three times the radius.
         both = np.tile(x, (2, 1)), np.tile(answer, 2), np.concatenate([radius, 3 * radius])
         inside, outside = np.split(_attacked(model, *both), 2)
     assert not inside.any()
@@ -79,7 +79,7 @@ def test_attacks_find_nothing_inside_and_something_outside():
 
 
 def test_no_neighbour_on_a_circle_has_another_answer():
-    """All directions, where the input has two dimensions; also by the model's own rounding."""
+    """In all directions of a two-dimensional input, and with the model's own rounding."""
     model = _trained()
     x, _ = _moons(50, seed=2)
     radius = tfdeq.certified_radius(model, x).numpy()
@@ -107,7 +107,8 @@ def test_softmax_saving_and_graphs_change_nothing(tmp_path):
         input_signature=[tf.TensorSpec([None, 2])],
         autograph=False,
     )
-    # What the residual takes off, a hundredth of the radius, is known to about 1e-3 in float32.
+    # The deduction for the residual, a hundredth of the radius, is accurate to about 1e-3 in
+    # float32.
     np.testing.assert_allclose(compiled(x), expected, rtol=1e-4)
     assert compiled(tf.zeros([0, 2])).shape == (0,)
     archive = keras.export.ExportArchive()
@@ -126,7 +127,7 @@ def test_a_solve_that_is_not_done_certifies_nothing():
         np.testing.assert_array_equal(tfdeq.certified_radius(model, x), np.zeros(20))
     with tfdeq.SolveScope(tolerance=1e-2):
         rough = tfdeq.certified_radius(model, x).numpy()
-    # What the residual may hide is taken off: rough solves certify less, never more.
+    # The error of the solve is deducted: inaccurate solves certify less, never more.
     assert (rough <= tight * (1 + 1e-5)).all()
     assert (rough < 0.99 * tight).any()
 
@@ -179,7 +180,7 @@ def test_of_a_convolution_is_the_formula_by_matrices():
             min((sample[answer] - sample[j]) / slope(rows[answer] - rows[j]) for j in others)
         )
     found = tfdeq.certified_radius(model, x).numpy()
-    # What the solves leave is taken off, and the logits here are float32.
+    # The error of the solves is deducted, and the logits here are float32.
     assert (found <= np.array(expected) * (1 + 1e-5) + 1e-6).all()
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.certificates.linear_head: the logits, and their gradients, as the layers give them."""
+"""Tests of tfdeq.certificates.linear_head: logits and gradients agree with the layers."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.certificates.lipschitz: bounds against the layers as matrices."""
+"""Tests of tfdeq.certificates.lipschitz: bounds compared with the layers as matrices."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras import layers
 from tfdeq.certificates.lipschitz import lipschitz_bound, matrix_norm
 
 IMAGE = (4, 5, 2)
-# The layer, its input's shape, and how many times the exact constant the bound may be.
+# The layer, the shape of its input, and the largest ratio of the bound to the exact constant.
 LINEAR = {
     "dense": (lambda: layers.Dense(3), (4,), 1.0),
     "dense of places": (lambda: layers.Dense(3), (5, 4), 1.0),
@@ -25,7 +25,7 @@ LINEAR = {
 
 
 def _matrix(layer, shape):
-    """The layer's linear part: what it makes of each unit vector."""
+    """Returns the layer's linear part, from its outputs for unit vectors."""
     size = int(np.prod(shape))
     zero = np.asarray(layer(np.zeros((1, *shape), "float32")))
     units = np.eye(size, dtype="float32").reshape(size, *shape)

@@ -1,4 +1,4 @@
-"""Tests of the arguments of `fixed_point`: complex ones, rows that differ, what is not finite."""
+"""Tests of the arguments of `fixed_point`: complex ones, other numbers of rows, non-finite values."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ Status = tfdeq.Status
     ),
 )
 def test_gradient_of_a_complex_argument(adjoint):
-    """A circular convolution by its spectrum, against the same map written out in real numbers."""
+    """A circular convolution by its spectrum, compared with the same map in real numbers."""
     random = np.random.default_rng(0)
     parts = tf.constant(0.3 * random.normal(size=(2, 3)))
     x = tf.constant(random.normal(size=(2, 4)))
@@ -81,7 +81,7 @@ def test_rows_are_checked_not_repaired(rows, known):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bad", fast([[0, 2]], [[1], [0, 2], [0, 1, 2, 3]]))
 def test_samples_that_are_not_finite_stay_out_of_the_gradient_where_that_is_wanted(bad, mode):
-    """What the others share is as if these were not there."""
+    """Shared arguments get the gradient of the other samples alone."""
     random = np.random.default_rng(0)
     a, x = tf.constant(0.3 * random.normal(size=(3, 3))), random.normal(size=(4, 3))
     good = [row for row in range(4) if row not in bad]

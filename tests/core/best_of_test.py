@@ -1,4 +1,4 @@
-"""best_of: which of several starts' answers is chosen, and what is said of it."""
+"""best_of: which of several starts' answers is chosen, and the figures of the choice."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def test_the_usual_start_alone():
 
 
 def test_what_most_starts_agree_on():
-    """Each start ends on its noise's side; the side that most of them end on is chosen."""
+    """Each start ends on the side of its noise; the side with the most starts is chosen."""
     layer, starts = _two_sided(), 15
     best = tfdeq.best_of(layer, X, starts, seed=3)
     noise = tf.random.stateless_normal([starts, 1], [3, 0], alg="philox").numpy()
@@ -47,7 +47,7 @@ def test_what_most_starts_agree_on():
 
 
 def test_a_settled_answer_comes_before_what_more_starts_agree_on():
-    """A cell that settles from starts above 0.5 alone, and elsewhere goes round between four states."""
+    """A cell that settles only from starts above 0.5, and otherwise cycles between four states."""
 
     class Cell(keras.layers.Layer):
         def call(self, z, x):
@@ -104,7 +104,7 @@ def test_the_callers_own_comparison():
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_each_sample_has_its_own_number_of_starts(mode):
-    """A sample's answer is that of best_of with its number; what it does not want it does not pay for."""
+    """A sample's answer is that of best_of with its number of starts, and it only pays for these."""
     layer = _two_sided()
 
     def solve(starts):

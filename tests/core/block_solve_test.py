@@ -1,4 +1,4 @@
-"""Solves by blocks: the equilibrium of plain iteration, at a cost that follows what changes."""
+"""Solves by blocks: the equilibrium of plain iteration, at the cost of the blocks that change."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def _floats(*shape, seed=0):
 
 
 def _contraction(z, x, mask):
-    """A third of the mean of a place and those beside it, plus x, in one or two dimensions."""
+    """A third of the mean of a place and its neighbours, plus x, in one or two dimensions."""
     found = z
     for axis in range(1, z.shape.rank - 1):
         pads = [[0, 0] for _ in z.shape]
@@ -49,7 +49,7 @@ def _solved(x, block, tolerance=1e-10, mask=None, max_steps=5000, applications=8
             applications=applications,
         )
 
-    # In a graph: eagerly each of the many small operations takes its time.
+    # In a graph, because the many small operations are slow in eager mode.
     return tf.function(solve, autograph=False)()
 
 
@@ -86,7 +86,7 @@ def _dense(x, mask):
     ],
 )
 def test_the_equilibrium(shape, block, applications):
-    """Against the linear system's solution, where some places are outside."""
+    """Compared with the solution of the linear system, with some places outside."""
     x, mask = _floats(*shape), np.random.default_rng(1).random(shape[:-1]) > 0.2
     solution = _solved(x, block, mask=mask, applications=applications)
     np.testing.assert_allclose(solution.z, _dense(x, mask), atol=1e-8)
@@ -116,7 +116,7 @@ def test_only_what_changes_is_computed():
     computed = []
 
     def carry(z, x, mask):
-        """A place takes what the one before it has, plus its own; exact after one pass."""
+        """A place adds its own value to that of the previous place; exact after one pass."""
         tf.py_function(
             lambda rows, size: computed.append(int(rows * size)), [*tf.unstack(tf.shape(z)[:2])], []
         )
@@ -126,8 +126,8 @@ def test_only_what_changes_is_computed():
     bits = np.random.default_rng(0).integers(0, 2, (1, 512, 1)).astype(float)
     solution = _solved(bits, 32, tolerance=1e-12, f=carry)
     np.testing.assert_array_equal(solution.z, np.cumsum(bits, axis=1) % 2)
-    # Plain iteration computes 512 places 512 times. Here a block has up to three turns, each of 5 sweeps
-    # of 8 applications to 48 places at most, for itself and its neighbours' sake.
+    # Plain iteration computes 512 places 512 times. Here a block has up to three turns, for itself
+    # and its neighbours, each of 5 sweeps of 8 applications to at most 48 places.
     assert sum(computed) < 0.2 * 512 * 512
 
 
@@ -176,7 +176,7 @@ def test_a_layer(cell, shape, mode, tmp_path):
     apart.set_weights(whole.get_weights())
     solve = in_mode(lambda x: tuple(apart(x, return_solution=True))[:4], mode)
     solution = tfdeq.Solution(*solve(x))
-    np.testing.assert_allclose(solution.z, whole(x), atol=1e-6)  # the tolerance, and what it leaves
+    np.testing.assert_allclose(solution.z, whole(x), atol=1e-6)  # the tolerance, amplified
     assert solution.converged.numpy().all()
     expected = whole(x, training=True, return_solution=True)
     np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.callbacks: what the monitor changes, restores, says and leaves alone."""
+"""Tests of tfdeq.callbacks: what the monitor changes, restores, prints and does not change."""
 
 import glob
 
@@ -12,15 +12,15 @@ from tests.support.cases import DenseCell, compile_classifier, image_classifier,
 from tfdeq.callbacks import EquilibriumMonitor
 from tfdeq.steadiness.scaled_schedule import ScaledSchedule
 
-# Plain iteration of z/2 + x, from zeros: after n evaluations the residual is about 2^-n, above any tiny
-# threshold. With signs for noise the penalty of it is exactly 1/4.
+# Plain iteration of z/2 + x from zeros: after n evaluations the residual is about 2^-n, above any
+# tiny threshold. With signs as noise, its penalty is exactly 1/4.
 ROUGH = tfdeq.FixedPointIteration(max_steps=4, tolerance=1e-12)
 HALF_SQUARED = 0.25
 
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
 class HalfCell(keras.layers.Layer):
-    """f(z, x) = z / 2 + x, and a count of how often it was traced."""
+    """f(z, x) = z / 2 + x, and the number of times that it was traced."""
 
     traces = 0
 
@@ -33,7 +33,7 @@ class HalfCell(keras.layers.Layer):
 
 
 def _rough_model(rate=0.0, jit_compile=False, **settings):
-    """A model whose loss is 0 but for the penalty, and which learns nothing at the rate 0."""
+    """Returns a model whose loss is only the penalty, and which learns nothing at the rate 0."""
     inputs = keras.Input((2,))
     layer = tfdeq.DEQLayer(HalfCell(), ROUGH, name="depth", **settings)
     model = keras.Model(inputs, 0.0 * layer(inputs))
@@ -42,14 +42,14 @@ def _rough_model(rate=0.0, jit_compile=False, **settings):
 
 
 def _fit(model, monitor, epochs, batches=1, **settings):
-    """Trains on ones; with one batch an epoch the history is that of the batches."""
+    """Trains on ones; with one batch per epoch the history is that of the batches."""
     x, y = np.ones([4 * batches, 2], "float32"), np.zeros([4 * batches, 2], "float32")
     callbacks = [] if monitor is None else [monitor]
     return model.fit(x, y, 4, epochs, callbacks=callbacks, verbose=0, **settings).history
 
 
 def _classifier(optimizer, jit_compile=False):
-    """Two layers, one of them inside of a model; of the solver that is traced quickest."""
+    """Returns two layers, one of them inside a model, with the solver that is traced fastest."""
     first, second = (
         tfdeq.DEQLayer(DenseCell(4), "fixed_point_iteration", name=name)
         for name in ("first", "second")
@@ -62,7 +62,7 @@ def _classifier(optimizer, jit_compile=False):
 
 
 def _data(batches, poisoned=()):
-    """Batches of 4; those that are poisoned have a NaN."""
+    """Returns batches of 4; poisoned ones contain NaN."""
     x = np.random.default_rng(0).normal(size=(4 * batches, 3)).astype("float32")
     y = x.sum(1, keepdims=True)
     for batch in poisoned:
@@ -85,7 +85,7 @@ def test_penalty_doubles_while_the_residual_is_high_and_nothing_is_traced_again(
     traces = HalfCell.traces
     losses = _fit(model, monitor, 6)["loss"]
     assert HalfCell.traces == traces
-    # The first fit of one batch raised it once; 16 times is the most.
+    # The first fit of one batch raised it once; 16 is the largest factor.
     expected = [HALF_SQUARED * 0.5 * scale for scale in (2, 4, 8, 16, 16, 16)]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     lines = capsys.readouterr().out.splitlines()
@@ -93,13 +93,13 @@ def test_penalty_doubles_while_the_residual_is_high_and_nothing_is_traced_again(
     assert lines[0].endswith("Jacobian penalty 1.")
     assert lines[3].endswith("Jacobian penalty 8.")
     assert len(lines) == 4
-    # Without the monitor the layer trains as it did.
+    # Without the monitor the layer trains as before.
     np.testing.assert_allclose(_fit(model, None, 1)["loss"], [HALF_SQUARED * 0.5], rtol=1e-5)
 
 
 def test_layer_without_a_penalty_gets_one():
     model = _rough_model(jit_compile=True)
-    assert _fit(model, None, 1)["loss"] == [0.0]  # steps that were compiled without a monitor
+    assert _fit(model, None, 1)["loss"] == [0.0]  # steps compiled without a monitor
     losses = _fit(model, EquilibriumMonitor(residual_threshold=1e-6, frequency=1), 7)["loss"]
     expected = [HALF_SQUARED * weight for weight in (0, 0.1, 0.2, 0.4, 0.8, 1.6, 1.6)]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -137,14 +137,14 @@ def test_it_looks_every_so_many_batches_across_epochs():
     model = _rough_model(jacobian_penalty=0.5)
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=4)
     losses = _fit(model, monitor, 4, batches=3, validation_split=0.34)["loss"]
-    # Two batches an epoch are trained on: the changes come after the fourth and the eighth.
+    # There are two training batches per epoch; the changes follow the fourth and the eighth.
     np.testing.assert_allclose(np.divide(losses, HALF_SQUARED * 0.5), [1, 1, 2, 2], rtol=1e-5)
 
 
 def test_the_window_is_of_training_alone():
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=2)
     _fit(_rough_model(jacobian_penalty=0.5), monitor, 2, batches=2, validation_split=0.5)
-    # The fourth evaluation is of 1.75: f is 1.875.
+    # The fourth evaluation is at 1.75, where f is 1.875.
     assert abs(monitor._watches[0].residual - 0.125 / 1.875) < 1e-6
 
 
@@ -184,7 +184,7 @@ def test_nan_brings_the_last_good_state_back_at_half_the_rate(rate, jit_compile,
     history = model.fit(_data(10, poisoned=[5]), epochs=1, verbose=0, callbacks=[monitor]).history
     assert monitor.restores == 1
     assert _is_finite(model)
-    # The last four batches: the epoch's mean began anew.
+    # Only the last four batches, because the epoch's mean was reset.
     assert np.isfinite(history["loss"][0])
     assert int(model.optimizer.iterations) == 4 + 4
     np.testing.assert_allclose(model.optimizer.learning_rate, 5e-3, rtol=1e-6)
@@ -243,7 +243,7 @@ def test_residuals_that_stay_high_bring_the_good_state_back(capsys):
     watch = monitor._watches[0]
     watch.threshold, watch.level = 1e-6, 4
     monitor._good_is_steady, monitor._good_residual = True, 0.0
-    monitor.on_train_begin = lambda logs=None: None  # go on with the state of the first fit
+    monitor.on_train_begin = lambda logs=None: None  # continue with the state of the first fit
     _fit(model, monitor, 2)
     assert "residuals stay high though nothing more can be raised: depth (0.0" in (
         capsys.readouterr().out

@@ -14,7 +14,7 @@ SIZE = 6
 
 
 def _case(batch=9, seed=0):
-    """tanh(zA) s + x with a slope s for each sample: one of nine needs many more steps."""
+    """tanh(zA) s + x with a slope s for each sample; one of nine samples needs many more steps."""
     random = np.random.default_rng(seed)
     a = random.normal(size=(SIZE, SIZE)).astype("float32")
     x = random.normal(size=(batch, SIZE)).astype("float32")
@@ -56,7 +56,7 @@ def test_answers_are_those_of_the_whole_batch(name, mode):
 
 
 def test_rows_fall_by_half_at_least():
-    """The batches that f sees: whole, then only what is still running when half is done."""
+    """f receives the whole batch, and then only the running samples, whenever half are done."""
     a, x, slope = _case(batch=8)
     slope[:] = 0.1
     slope[0], slope[1:3] = 0.9, 0.5
@@ -124,7 +124,7 @@ def test_gradient_is_that_of_the_whole_batch():
 
 
 class MaskedCell(DenseCell):
-    """Zero where the mask says so."""
+    """Zero outside the mask."""
 
     supports_masking = True
 
@@ -134,7 +134,7 @@ class MaskedCell(DenseCell):
 
 
 def test_a_layers_mask_follows_its_samples():
-    """Each sample has a mask of its own, and samples leave the batch at different times."""
+    """Each sample has its own mask, and samples leave the batch at different times."""
     random = np.random.default_rng(0)
     x = random.normal(size=(6, 3, SIZE)).astype("float32") * 10.0 ** -np.arange(6)[:, None, None]
     mask = np.tri(6, 3, dtype=bool)

@@ -72,7 +72,7 @@ def test_linear_cell_reaches_1e_10_from_anywhere(name):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nests_to_second_order(mode):
-    """State {p, (q,)} and args {a, x} stand for the matrix: same closed form."""
+    """State {p, (q,)} and args {a, x} instead of matrices, with the same closed form."""
     a, x = map(tf.constant, linear_case())
     split = lambda z: {"p": z[:, :1], "q": (z[:, 1:],)}  # noqa: E731
     join = lambda z: tf.concat([z["p"], z["q"][0]], axis=1)  # noqa: E731
@@ -195,7 +195,7 @@ def test_stopped_variables_may_be_closed_over_as_the_error_says():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", fast(["broyden"], GENERAL))
 def test_iterates_are_what_smaller_budgets_return(name, mode):
-    """Sample by sample, also after a sample has converged."""
+    """For each sample, including samples that have already converged."""
     a, x = map(tf.constant, linear_case(batch=3, radius=0.8, seed=2))
     tolerance = tf.constant([1e-1, 1e-3, 1e-9])
     numbers = (7, 1, 3)
@@ -213,7 +213,7 @@ def test_iterates_are_what_smaller_budgets_return(name, mode):
 
 @pytest.mark.parametrize("adjoint", ["implicit", "jacobian_free", "phantom_gradient"])
 def test_iterates_have_the_gradient_of_the_rule(adjoint):
-    """The same as the rule's for a solve that stops there."""
+    """The same as that of the adjoint for a solve that stops there."""
     a, x = map(tf.constant, linear_case(batch=2, radius=0.5, seed=2))
     gradients = []
     for corrected in (True, False):
@@ -245,7 +245,7 @@ def test_iterates_that_cannot_be():
 
 @pytest.mark.parametrize("name", fast(["gmres"], ["newton_krylov", "gmres"]))
 def test_iterates_of_methods_with_products_are_those_of_smaller_budgets(name):
-    """Their products follow the budget: each number has a solve of its own."""
+    """The number of products depends on the budget, so each number has its own solve."""
     random = np.random.default_rng(0)
     a = random.normal(size=(8, 8))
     a = tf.constant(a * 0.9 / abs(np.linalg.eigvals(a)).max())
@@ -267,7 +267,7 @@ def test_iterates_of_methods_with_products_are_those_of_smaller_budgets(name):
 @pytest.mark.parametrize("known", fast([False], [False, True]))
 @pytest.mark.parametrize("name", fast(["anderson", "gmres"], GENERAL))
 def test_a_state_without_entries_is_an_equilibrium(name, known, mode):
-    """Such as that of texts of length 0: nothing moves, so nothing is left to solve."""
+    """Such as that of texts of length 0: there is nothing to solve."""
 
     def solve(x, a):
         solution = tfdeq.fixed_point(lambda z, a: a * z, x, (a,), solver=name)

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.gradient_report: figures against gradients taken by hand, and no side effects."""
+"""Tests of tfdeq.gradient_report: figures compared with gradients computed by hand; no side effects."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_a_row_for_every_rule_and_the_layers_own():
 
 
 def test_figures_in_closed_form():
-    """f(z) = 0.5 z + 1 x with weights 0.5 and x: JacobianFree's gradients are half the exact ones."""
+    """f(z) = 0.5 z + 1 x: JacobianFree's gradients of weights and x are half the exact ones."""
 
     class Cell(keras.layers.Layer):
         def build(self, _):
@@ -45,7 +45,8 @@ def test_figures_in_closed_form():
 
     layer, x = _built(Cell())
     report = tfdeq.gradient_report(layer, x, {"free": "jacobian_free"})
-    # The layer's forward solve has a tolerance of 1e-3, but a linear cell of one slope is solved at once.
+    # The layer's forward solve has a tolerance of 1e-3, but a linear cell with one slope is solved
+    # exactly.
     np.testing.assert_allclose(report["free"][:4], [1.0, 0.5, 1.0, 0.5], rtol=1e-5)
 
 

@@ -22,8 +22,8 @@ from tfdeq.iteration import iterate
 
 Status = tfdeq.Status
 SOLVERS = GENERAL
-FEW = ("anderson", "broyden")  # in the fast run, of tests that compile much
-# Those for which an iterate costs one evaluation; the others make products with the Jacobian too.
+FEW = ("anderson", "broyden")  # for the fast run of tests with many compilations
+# Solvers whose iterates cost one evaluation; the others also make products with the Jacobian.
 ONE_EVALUATION = tuple(name for name in SOLVERS if not solvers.REGISTRY[name].uses_products)
 WITH_PRODUCTS = tuple(name for name in SOLVERS if solvers.REGISTRY[name].uses_products)
 SIZE = 5
@@ -40,7 +40,7 @@ def _tanh_case(batch, seed=0, gain=0.8, dtype="float32"):
 
 
 def _hostile(z, a, x):
-    """tanh(zA + x), except in rows whose first input is beyond 100: z runs off, or is NaN at once."""
+    """tanh(zA + x), except in rows whose first input is above 100, where z diverges or is NaN at once."""
     runaway = tf.abs(x[:, :1]) > 100.0
     return tf.where(runaway, x * (z + 1.0) ** 2, tf.tanh(tf.matmul(z, a) + x))
 
@@ -58,7 +58,7 @@ def _solve(x, a, solver, mode, **settings):
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("name", ONE_EVALUATION)
 def test_counts_freezes_and_returns_the_best_iterate(name, mode):
-    """Against a record of every state that f was given."""
+    """Compared with a record of all states at which f was evaluated."""
     a, x = _tanh_case(4, dtype="float64")
     x[1] *= 0.01
     record = Recorder(lambda z: tanh_cell(z, a, x))
@@ -111,7 +111,7 @@ def test_products_count_as_evaluations(name, budget):
 
 
 def test_best_iterate_is_kept_when_later_ones_are_worse():
-    """An expanding map: the start is the best there is."""
+    """For an expanding map, the start is the best iterate."""
     x = tf.constant([[1.0], [5.0]])
     f = lambda z: -3.0 * (z - x) + x  # noqa: E731
     z0 = x + 0.01
@@ -164,7 +164,7 @@ def test_budget_below_one_in_a_tensor_still_makes_one_evaluation():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_each_status_in_a_case_made_for_it(mode):
-    """Four samples of z <- s z + 1 under plain iteration, told apart by s."""
+    """Four samples of z <- s z + 1 with plain iteration and different s."""
     slope = tf.constant([[0.5], [0.999], [-1.0], [1e30]])
 
     def solve():
@@ -174,7 +174,7 @@ def test_each_status_in_a_case_made_for_it(mode):
     solution = in_mode(solve, mode)()
     expected = [Status.CONVERGED, Status.MAX_STEPS, Status.STAGNATED, Status.NON_FINITE]
     assert solution.status.numpy().tolist() == expected
-    # s = -1 cycles 0, 1, 0, ...: the second 0 says so.
+    # s = -1 cycles 0, 1, 0, ..., which the second 0 shows.
     assert solution.steps[2] == 3
     assert solution.steps[1] == 40
     assert np.isfinite(solution.z).all()
@@ -242,7 +242,7 @@ def test_non_finite_start(name, mode):
     z0[0, 0], z0[2, 1] = np.nan, np.inf
 
     def solve():
-        # tanh(inf A) may be finite, so that the first sample alone is sure to stay non-finite.
+        # tanh(inf A) may be finite, so only the first sample certainly remains non-finite.
         f = lambda z: linear(z, a, x)  # noqa: E731
         return iterate(f, tf.constant(z0), solvers.get(name))
 
@@ -259,7 +259,7 @@ _FUNCTIONS = {}
 
 
 def _batched_solver(name, mode):
-    """One function for each solver and mode: shapes seen before are not compiled again."""
+    """One function per solver and mode, so that known shapes are not compiled again."""
     if (name, mode) not in _FUNCTIONS:
         solver = solvers.get(name, max_steps=25, tolerance=1e-3)
 
@@ -273,8 +273,9 @@ def _batched_solver(name, mode):
 def _assert_same_sample(one, row, other, other_row, rtol=1e-5, atol=1e-6):
     for field in ("steps", "status"):
         assert getattr(one, field)[row] == getattr(other, field)[other_row], field
-    # A different batch size may sum in another order. One unit in the last place of z moves the
-    # residual, which has z's size as its unit, by 1e-7, whatever its own size: hence atol.
+    # A different batch size may sum in another order. One unit in the last place of z changes the
+    # residual, which is relative to the size of z, by 1e-7, independent of its own size: hence
+    # atol.
     np.testing.assert_allclose(one.z[row], other.z[other_row], rtol=rtol, atol=atol)
     residuals = one.residual[row], other.residual[other_row]
     np.testing.assert_allclose(*residuals, rtol=max(rtol, 1e-6), atol=atol)  # they are float32
@@ -283,7 +284,7 @@ def _assert_same_sample(one, row, other, other_row, rtol=1e-5, atol=1e-6):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", fast(FEW, SOLVERS))
 def test_a_sample_is_the_same_in_any_company(name, mode):
-    """Alone, first, last, in the middle, and beside samples that diverge or are NaN."""
+    """Alone, first, last, in the middle, and next to samples that diverge or are NaN."""
     a, x = _tanh_case(6, seed=3)
     x[4], x[5] = 1e18, np.nan
     x[2] *= 0.01
@@ -313,7 +314,8 @@ def test_a_sample_is_the_same_in_any_company(name, mode):
 )
 @hypothesis.settings(max_examples=6)
 def test_batch_invariance_holds_for_any_batch(name, seed, gain, order, poison, exponents):
-    # In float64: where f does not contract, a step of Anderson's may amplify rounding a thousand times.
+    # In float64, because if f is not a contraction, an Anderson step may amplify rounding a
+    # thousand times.
     a, x = _tanh_case(6, seed, gain, "float64")
     x[5] = poison
     tolerance = 10.0 ** -np.array(exponents, "float64")
@@ -382,13 +384,13 @@ def test_nothing_here_carries_a_gradient():
 
 
 def _filled_up(array, shape):
-    """array [1, …] with zeros behind it, up to [1, *shape[1:]]."""
+    """Returns array [1, …] padded with zeros to [1, *shape[1:]]."""
     missing = np.subtract(shape[1:], array.shape[1:])
     return np.pad(array, [(0, 0), *((0, count) for count in missing)])
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["broyden", "reversible"])  # whose states are of use
+@pytest.mark.parametrize("name", ["broyden", "reversible"])  # solvers whose states are used
 def test_state_is_that_of_the_samples_last_evaluation(name, mode):
     """As if each sample had been solved alone, with its own number of evaluations."""
     a, x = _tanh_case(3, dtype="float64")
@@ -402,11 +404,13 @@ def test_state_is_that_of_the_samples_last_evaluation(name, mode):
     _, together = in_mode(solve, mode)(tf.constant(x), tf.constant([2, 8, 4]))
     for sample, steps in enumerate((2, 8, 4)):
         alone = slice(sample, sample + 1)
-        # Compiled, the budget is not known, and the state has room for the solver's.
+        # In a graph the budget is not known, and the state has room for the solver's budget.
         solution, state = in_mode(solve, "graph")(tf.constant(x[alone]), tf.constant([steps]))
         assert solution.steps.numpy().tolist() == [steps]
         for one, other in zip(tf.nest.flatten(state), tf.nest.flatten(together), strict=True):
-            # Outside of XLA a history has the rows that were needed; zeros are behind them.
+            # Outside XLA a history has only the rows that were needed; here it is padded with
+            # zeros.
             one = _filled_up(one.numpy(), other.shape)
-            # Eager and compiled rounding, through small systems that divide by small steps.
+            # Rounding differs between eager and graph mode, amplified by small systems with small
+            # steps.
             np.testing.assert_allclose(one[0], other[sample], rtol=1e-6, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Solves inside TensorFlow's and Keras's loops: the gradients are those without a loop."""
+"""Solves inside TensorFlow's and Keras's loops have the same gradients as without a loop."""
 
 import functools
 
@@ -18,9 +18,9 @@ ELEMENTS = RANDOM.normal(size=(COUNT, BATCH, SIZE))
 FIRST = RANDOM.normal(size=(BATCH, SIZE))
 WEIGHTS = RANDOM.normal(size=(COUNT, BATCH, SIZE))
 
-# Cheap in eager mode, and to rounding: f contracts by a fifth.
+# Cheap in eager mode, and converged to rounding, because f contracts by a fifth.
 ITERATION = tfdeq.FixedPointIteration(20, 1e-12)
-# Every rule, with a solver that it works with.
+# Every adjoint, with a solver that it supports.
 RULES = {name: (rule(), ITERATION) for name, rule in adjoints.REGISTRY.items()}
 RULES["reversible_backprop"] = (tfdeq.ReversibleBackprop(), tfdeq.Reversible(25, 1e-12))
 RULES["shine"] = (tfdeq.Shine(), tfdeq.Broyden(12, 1e-5))
@@ -44,7 +44,7 @@ def solver_of(rule):
 
 
 def nested(solve):
-    """(a, x) -> z*, where a step of f solves for a state of its own."""
+    """(a, x) -> z*, where each step of f makes a solve."""
 
     def outer(a, x):
         def step(z, a, x):
@@ -56,7 +56,7 @@ def nested(solve):
 
 
 def with_tape(solve):
-    """(a, x) -> a gradient that is taken inside of the loop."""
+    """(a, x) -> a gradient that is computed inside the loop."""
 
     def gradient(a, x):
         x = tf.identity(x)
@@ -169,7 +169,7 @@ CARRYING = (scan, carried_while_loop, rnn)
 
 
 def gradients(loop, solve, mode, twice=False):
-    """Values, and the gradients towards a variable, a tensor, the elements and the first state."""
+    """Returns values, and gradients of a variable, a tensor, the elements and the first state."""
     a = tf.Variable(MATRIX)
 
     def values(*tensors):
@@ -205,10 +205,10 @@ def expected(rule, carried, inner=None, twice=False):
 
 
 def xla_cannot(loop, twice):
-    """What XLA has no operations for, and refuses with an error.
+    """Whether XLA lacks operations for a case, and raises an error.
 
-    That is tf.vectorized_map of any tf.while_loop that ends at another moment for each element; and second
-    derivatives of a loop in a loop, also of three plain steps in place of the solve.
+    These cases are tf.vectorized_map of a tf.while_loop that ends at different times for different
+    elements, and second derivatives of nested loops, even with three plain steps instead of the solve.
     """
     return loop is vectorized_map or (twice and loop is loop_in_loop)
 
@@ -298,7 +298,7 @@ def test_a_tape_inside(loop, rule, mode):
     "loop", [pytest.param(map_fn, marks=pytest.mark.slow), scan], ids=lambda loop: loop.__name__
 )
 def test_finite_differences(loop):
-    """Along one direction of everything, to the error of a central difference of step 1e-5."""
+    """Along one direction of all arguments, up to the error of a central difference with step 1e-5."""
     solve = solver_of("implicit")
     point = [MATRIX, SHIFT, ELEMENTS, FIRST]
     direction = [np.cos(3.0 * one + 1.0) for one in point]
@@ -325,7 +325,7 @@ def vectorized_map(solve, a, shift, elements, first):
     ("loop", "rule", "mode"), cases([vectorized_map], RULES, lambda loop, rule: rule == "implicit")
 )
 def test_a_gradient_from_outside_of_vectorized_map_is_refused(loop, rule, mode):
-    """A zero without a word would be worse. Plain backpropagation has no custom gradient to lose."""
+    """A zero without an error would be worse. Plain backpropagation has no custom gradient to lose."""
     solve = solver_of(rule)
     values = loop(solve, *map(tf.constant, (MATRIX, SHIFT, ELEMENTS, FIRST)))
     np.testing.assert_allclose(values, expected(rule, False)[0], rtol=1e-8, atol=1e-10)
@@ -342,7 +342,7 @@ def test_a_gradient_from_outside_of_vectorized_map_is_refused(loop, rule, mode):
 )
 @pytest.mark.slow
 def test_a_gradient_inside_of_vectorized_map(rule):
-    """As tf.map_fn has it."""
+    """The same as with tf.map_fn."""
     inputs = [*map(tf.constant, (MATRIX, SHIFT, ELEMENTS, FIRST))]
     solve = with_tape(solver_of(rule))
     found, known = (loop(solve, *inputs) for loop in (vectorized_map, map_fn))
@@ -352,7 +352,7 @@ def test_a_gradient_inside_of_vectorized_map(rule):
 
 @pytest.mark.slow
 def test_a_jacobian_by_vectorized_map():
-    """tape.jacobian maps over a backward pass that is there already."""
+    """tape.jacobian maps over an existing backward pass."""
     solve = solver_of("implicit")
     x = tf.constant(ELEMENTS[0])
     with tf.GradientTape(persistent=True) as tape:

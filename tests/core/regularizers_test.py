@@ -53,7 +53,7 @@ def test_noise_is_fresh_unless_seeded(mode):
     z, a, x = _case()
     fresh = in_mode(lambda: tfdeq.jacobian_penalty(tanh_cell, z, (a, x)), mode)
     seeded = in_mode(lambda s: tfdeq.jacobian_penalty(tanh_cell, z, (a, x), seed=s), mode)
-    # Signs of 12 elements, up to one for each sample: two draws in 512 may meet.
+    # Signs of 12 elements, up to one sign per sample: two of 512 draws may be equal.
     assert len({float(fresh()) for _ in range(5)}) > 2
     one, other = tf.constant([1, 2]), tf.constant([1, 3])
     assert float(seeded(one)) == float(seeded(one))
@@ -76,7 +76,7 @@ def test_gradient_against_finite_differences(mode):
 
     h = 1e-4
     zero = tf.zeros([], tf.float64)
-    # The same seed makes other noise under XLA (stateless_normal chooses another generator there).
+    # The same seed gives other noise under XLA (stateless_normal chooses another generator there).
     value_in_mode = in_mode(value, mode)
     low2, low1, high1, high2 = (value_in_mode(zero + step * h) for step in (-2, -1, 1, 2))
     difference = (8 * (high1 - low1) - (high2 - low2)) / (12 * h)
@@ -150,7 +150,7 @@ def test_power_steps_of_a_tiny_and_of_a_huge_jacobian():
 
 
 def test_noise_of_a_seed_meets_that_of_no_other():
-    """Seeds as a seed generator gives them: [s, t], [s, t + 1], …; probes and leaves of each."""
+    """Seeds as from a seed generator: [s, t], [s, t + 1], …; with probes and leaves for each."""
     w = tf.random.stateless_normal([40, 40], [1, 2], dtype=tf.float64)
     z = tf.zeros([2, 40], tf.float64)
 
@@ -171,7 +171,7 @@ def test_noise_of_a_seed_meets_that_of_no_other():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("power_steps", [0, 1, 2])
 def test_padding_does_not_count(power_steps, mode):
-    """A diagonal Jacobian, of which each estimate is exact, and a mask closed over in f."""
+    """A diagonal Jacobian, for which each estimate is exact, and a mask that f captures."""
     scale = tf.constant([[[2.0]], [[3.0]], [[50.0]]])
     mask = tf.sequence_mask([5, 2, 0], 8)[:, :, None]
     f = lambda z, s: tf.where(mask, s * z + 1.0, 0.0)  # noqa: E731

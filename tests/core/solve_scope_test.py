@@ -1,4 +1,4 @@
-"""`SolveScope`: settings that reach the solves inside a model, and their results."""
+"""`SolveScope`: settings for the solves inside a model, and their results."""
 
 import keras
 import numpy as np
@@ -139,7 +139,7 @@ def test_backward_solves_go_to_the_entry_of_their_forward_solve():
 @pytest.mark.parametrize("mode", ["eager", "graph", "unknown", "xla"])
 @pytest.mark.parametrize("rows", fast([1], [1, 3]))
 def test_starts_of_another_batch_are_refused(mode, rows):
-    """A start of one row is not one for all samples, and that of three has one that belongs to none."""
+    """A start with one row does not apply to all samples, and one with three rows has one too many."""
     _, layer = model_of()
     start = np.ones([rows, 3], np.float32)
 
@@ -226,6 +226,6 @@ def test_an_absolute_tolerance_below_what_float32_can_hold():
     with SolveScope(absolute_tolerance=1e-62) as scope:
         layer(tf.fill([2, 1], tf.constant(1e-60, tf.float64)))
     solution = scope.solutions["halving"]
-    # The distance halves from 1e-60 on: 2⁻⁷ of it is below.
+    # The distance halves, starting from 1e-60; 2⁻⁷ of it is below the tolerance.
     np.testing.assert_array_equal(solution.steps, [8, 8])
     np.testing.assert_array_equal(solution.status, [Status.CONVERGED] * 2)

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.spectral_norm: a bound, and nearly sharp, against numpy's singular values."""
+"""Tests of tfdeq.spectral_norm: a nearly sharp bound, compared with numpy's singular values."""
 
 import keras
 import numpy as np
@@ -54,7 +54,7 @@ def test_gradient_at_zero_is_zero(shape, mode):
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e30])
 def test_gradient_does_not_depend_on_the_scale(scale):
-    """The bound is homogeneous of degree 1: its gradient is that at any scale."""
+    """The bound is homogeneous of degree 1, so its gradient is the same at any scale."""
     matrix = tf.random.stateless_normal([5, 7], [1, 2])
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(matrix)
@@ -69,7 +69,7 @@ def test_only_matrices():
 
 
 def test_constraint_holds_while_a_layer_trains():
-    """A target that wants large weights; the bound is met after every update."""
+    """The target requires large weights, but the bound holds after every update."""
     layer = keras.layers.Dense(4, use_bias=False, kernel_constraint=tfdeq.SpectralNorm(0.7))
     model = keras.Sequential([keras.Input([4]), layer])
     model.compile(keras.optimizers.SGD(0.5), "mse")
@@ -105,7 +105,7 @@ def test_constraint_holds_for_the_weight_as_it_is_stored(dtype):
 
 
 def _worst_case_matrices():
-    """Of many sizes: one singular value that stands out, all equal, signs that rounding may favour."""
+    """Matrices of many sizes: with one dominant singular value, with equal ones, with signs."""
     random = np.random.default_rng(0)
     for size in (1, 2, 3, 8, 64):
         orthogonal = np.linalg.qr(random.normal(size=(size, size)))[0]
@@ -120,7 +120,7 @@ def _worst_case_matrices():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("bound", fast([0.9999], [0.9, 0.99, 0.9999]))
 def test_scaled_to_norm_bounds_the_rounded_matrix(bound, dtype, mode):
-    if mode == "xla":  # a compilation for each shape
+    if mode == "xla":  # one compilation per shape
         matrices = [np.random.default_rng(seed).normal(size=(8, 8)) for seed in range(20)]
     else:
         matrices = _worst_case_matrices()
@@ -130,7 +130,7 @@ def test_scaled_to_norm_bounds_the_rounded_matrix(bound, dtype, mode):
         kept = scaled(tf.constant(matrix.astype(source)))
         assert kept.dtype == dtype
         norm = np.linalg.norm(kept.numpy().astype("float64"), 2)
-        # Not much smaller: √d roundings of half precision, and what the bound is too large.
+        # Not much smaller: √d roundings of half precision, and the excess of the bound.
         exact = np.linalg.norm(matrix, 2)
         slack = {"bfloat16": 2**-7, "float16": 2**-10}.get(dtype, 1e-4)
         assert (
@@ -153,8 +153,8 @@ def test_scaled_to_norm_of_tiny_and_huge_matrices(scale, dtype):
 
 
 def test_rounding_that_adds_up_is_seen():
-    """Rounding to nearest takes every entry up here: nearest is too large, and the sure bound holds."""
-    # Just above the middle between two numbers of bfloat16, 1 / 8 of which is the norm's entry.
+    """Here rounding to nearest increases every entry, so the safe bound is needed."""
+    # Just above the middle between two bfloat16 numbers, divided by 8 for a norm of about one.
     matrix = np.full((8, 8), 0.99 * (1 + 2**-8 * 1.01) / 8, "float32")
     for bound in np.linspace(0.9, 0.99, 40):
         kept = scaled_to_norm(tf.constant(matrix), float(bound), "bfloat16").numpy()

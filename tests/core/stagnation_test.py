@@ -1,4 +1,4 @@
-"""Tests of when a solve that stands still is ended, and when not."""
+"""Tests of when a solve without progress ends, and when it does not."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ Status = tfdeq.Status
 
 
 def _case(length):
-    """One sample whose carry goes all the way, and one whose carry stops at the first zero."""
+    """Returns a sample whose carry travels all the way, and one whose carry stops at the first zero."""
     bits = np.ones([2, length], "float32")
     bits[1, length // 2 :: 3] = 0.0
     answer = np.concatenate([np.zeros([2, length]), np.ones([2, 1])], axis=1)[:, :length]
@@ -40,7 +40,7 @@ def test_an_answer_that_travels_is_waited_for(length, mode):
 
     solution = in_mode(solve, mode)()
     assert solution.converged.numpy().all()
-    # Carry, sum, and the evaluation that sees that nothing changes any more.
+    # Carry, sum, and the evaluation that detects convergence.
     assert solution.steps.numpy().tolist() == [length + 1, length // 2 + 2]
     np.testing.assert_array_equal(solution.z["sum"], answer)
     impatient = in_mode(lambda: solve(12), mode)()
@@ -50,7 +50,7 @@ def test_an_answer_that_travels_is_waited_for(length, mode):
 
 @pytest.mark.parametrize("name", fast(["anderson", "broyden"], GENERAL))
 def test_every_solver_waits_for_an_answer_that_travels(name):
-    """Whatever a method needs a place, it does not call the way there a standstill."""
+    """No method stagnates on the way, for any number of evaluations per place."""
     bits, z0, answer = _case(64)
     room = {"krylov_steps": 130} if solvers.REGISTRY[name].uses_products else {}
     solver = solvers.get(name, max_steps=1000, tolerance=1e-5, **room)
@@ -81,7 +81,7 @@ def test_broyden_solves_what_expands(normal, seed):
     ),
 )
 def test_a_weight_tied_stack_is_exact_whatever_its_activations(count, gain, activation):
-    """The residual of the state stands still while layer after layer becomes exact."""
+    """The residual of the state is constant while layer after layer becomes exact."""
     layers = [
         keras.layers.Dense(
             8, activation, use_bias=False, kernel_initializer=keras.initializers.Orthogonal(gain)
@@ -113,7 +113,7 @@ def test_plain_iteration_that_comes_back_is_ended(period, mode):
     solution = solve(lambda z: tf.matmul(z, shift), solver)
     assert (solution.status.numpy() == Status.STAGNATED).all()
     assert (solution.steps.numpy() <= 2 * period).all()
-    # The same residual in each step, at another place: nothing comes back.
+    # The same residual in each step, but at other states: no iterate recurs.
     away = solve(lambda z: z + 1.0, solver)
     assert (away.status.numpy() == Status.MAX_STEPS).all()
 
@@ -123,7 +123,7 @@ def test_below_the_precision_of_the_dtype_it_stagnates(name):
     a, x = _tanh_case(2)
     solver = solvers.get(name, max_steps=500, tolerance=1e-12)
 
-    # Bits that flip for ever: no exact fixed point in float32.
+    # Bits that flip forever: there is no exact fixed point in float32.
     def flip(z):
         f_z = tanh_cell(z, a, x)
         return f_z + tf.where(z > f_z, -6e-8, 6e-8)
@@ -148,7 +148,7 @@ class IncrementCell(keras.layers.Layer):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_patience_of_solver_call_and_layer(mode, tmp_path):
-    """Scalar or of each sample; more than the answer's way is as good as none."""
+    """A scalar or one per sample; a patience longer than the answer's way has no effect."""
     bits, z0, _ = _case(64)
     settings = {"max_steps": 80, "tolerance": 1e-5}
     expected = [Status.STAGNATED, Status.CONVERGED]
@@ -175,7 +175,7 @@ def test_patience_of_solver_call_and_layer(mode, tmp_path):
 
 
 def test_products_are_no_iterates():
-    """What a Krylov method spends on products is no standing still."""
+    """The products of a Krylov method do not count as iterates without progress."""
     problem = affine(0.99, normal=True)
     f = lambda z: problem.f(tf.experimental.numpy, z)  # noqa: E731
     solver = tfdeq.NewtonKrylov(200, 1e-8, krylov_steps=60, patience=1)

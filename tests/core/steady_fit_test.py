@@ -13,7 +13,7 @@ PLACES, DIGITS, WIDTH, BATCH = 81, 9, 96, 8
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
 class AttentionCell(layers.Layer):
-    """f(z, x): attention over the places, then an MLP, all of Keras's own initialisation."""
+    """f(z, x): attention over the places, then an MLP, with Keras's own initialisation."""
 
     def __init__(self, width, **kwargs):
         super().__init__(**kwargs)
@@ -28,7 +28,7 @@ class AttentionCell(layers.Layer):
 
 
 def examples(count, seed):
-    """Rows of digits; the first half of the answer is the row itself, the second its mirror image."""
+    """Returns rows of digits; the first half of the answer is the row, the second its mirror image."""
     x = np.random.default_rng(seed).integers(0, DIGITS, (count, PLACES))
     half = PLACES // 2
     return x, np.concatenate([x[:, :half], x[:, ::-1][:, half:]], axis=1)
@@ -44,7 +44,7 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def _trained(seed, callbacks, unrolled_steps=150, steps=400, **settings):
-    """Loss and residual on fresh examples after both kinds of training."""
+    """Returns loss and residual on new examples after both kinds of training."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((PLACES,), dtype="int32")
     x = layers.Embedding(DIGITS, WIDTH)(inputs)

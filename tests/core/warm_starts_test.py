@@ -9,7 +9,7 @@ from tests.support.cases import DenseCell, PairCell, fast, in_mode
 
 
 def _frames(number=6, batch=3, size=4):
-    """A slow stream: each frame a little further."""
+    """A slowly changing stream of frames."""
     random = np.random.default_rng(0)
     first, drift = (random.normal(size=(batch, size)).astype("float32") for _ in range(2))
     return [first + 1e-3 * index * drift for index in range(number)]
@@ -32,7 +32,7 @@ def test_streams_need_fewer_steps_and_end_at_the_same_states(graph):
     keys = tf.constant([11, 5, 8], tf.int64)
     for index, frame in enumerate(frames):
         cold = layer(frame, return_solution=True)
-        # Who stands where in the batch does not matter: the key decides.
+        # The position in the batch does not matter, only the key.
         order = np.roll([0, 1, 2], index)
         warm = advance(tf.gather(keys, order), tf.constant(frame[order]))
         np.testing.assert_allclose(warm.z, cold.z.numpy()[order], rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.data: what holds for every data set, and the data sets of bytes."""
+"""Tests of tfdeq.data: properties of all data sets, and the data sets of bytes."""
 
 import dataclasses
 import logging as python_logging
@@ -53,7 +53,7 @@ def _character_options(tmp_path, monkeypatch):
 
 
 def _stdlib_options(tmp_path, monkeypatch):
-    """The short files of the real one, which no split is too small for."""
+    """Selects the short files of the real library, so that no split is too small."""
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
     for document in python_stdlib.source_documents(folder):
         if len(document.text) < 6000:
@@ -72,7 +72,7 @@ def _text_options(tmp_path, monkeypatch):
 
 
 def _write_files(folder: pathlib.Path, count: int) -> list[bytes]:
-    """Writes files with contents of their own: bytes that are not UTF-8, and NUL at the ends."""
+    """Writes files with different contents: bytes that are not UTF-8, and NUL at the ends."""
     contents = [
         f"\nfile {i}: ".encode() + bytes(random.Random(i).sample(range(256), 256)) + b"\0\0"
         for i in range(count)
@@ -92,7 +92,7 @@ def _shakespeare_options(tmp_path, monkeypatch):
 
 
 def _pretend_original(file: pathlib.Path, monkeypatch) -> None:
-    """Writes a small file and has TFDS take it for the original."""
+    """Writes a small file and makes TFDS accept it as the original."""
     file.write_text("".join(f"{i}: Speak, speak.\n" for i in range(100)))
     url_infos = tfds.builder_cls("tiny_shakespeare").url_infos
     ((url, original),) = url_infos.items()
@@ -101,7 +101,7 @@ def _pretend_original(file: pathlib.Path, monkeypatch) -> None:
     monkeypatch.setitem(url_infos, url, small)
 
 
-# How to give each data set a small source; a new data set needs a line here.
+# A small source for each data set; add a line here for a new one.
 OPTIONS = {
     "ptb": _words_options(ptb, ptb.Ptb),
     "ptb_characters": _character_options,
@@ -198,7 +198,7 @@ def test_text_of_few_files_is_cut_contiguously(tmp_path):
     (tmp_path / "a.txt").write_bytes(first)
     (tmp_path / "b.txt").write_bytes(second)
     (tmp_path / "empty.txt").touch()
-    globs = [str(tmp_path / "?.txt"), str(tmp_path / "*.txt")]  # a file named twice counts once
+    globs = [str(tmp_path / "?.txt"), str(tmp_path / "*.txt")]  # a file given twice counts once
     loaded = data.load("text", files=",".join(globs), prepared_dir=str(tmp_path / "prepared"))
     assert loaded.train.tobytes() == first[:90] + b"\n" + second[:180]
     assert loaded.validation.tobytes() == first[90:95] + b"\n" + second[180:190]
@@ -230,7 +230,7 @@ def test_tiny_shakespeare_uses_the_users_file(by_name, tmp_path, monkeypatch):
     loaded = data.load("tiny_shakespeare", **options)
     streams = [getattr(loaded, split).tobytes() for split in data.SPLITS]
     assert b"".join(streams) == content
-    # Once prepared, it needs no original.
+    # After preparation the original is not needed.
     del options["data_dir"]
     assert data.load("tiny_shakespeare", **options).fingerprint == loaded.fingerprint
 
@@ -246,7 +246,7 @@ def test_tiny_shakespeare_refuses_another_file(tmp_path):
 
 def test_tiny_shakespeare_without_network_says_what_to_do(tmp_path, monkeypatch, caplog):
     for variable in ("HTTPS_PROXY", "https_proxy"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nothing listens there
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # no server there
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(variable, raising=False)
     with (
@@ -333,7 +333,7 @@ def test_damaged_copy_is_named(lost, tmp_path):
 
 
 class _Failing(prepared.DocumentsBuilder, skip_registration=True):
-    """Runs `before_writing` once preparation has begun."""
+    """Calls `before_writing` after preparation has begun."""
 
     name = "failing"
     before_writing = None

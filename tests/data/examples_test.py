@@ -70,7 +70,9 @@ def test_augmented_rows_follow_from_seed_and_step_alone():
         return [x.numpy()[:, 0] for x, _ in itertools.islice(found, count)]
 
     whole, plain = inputs(6), rows(6)
-    np.testing.assert_array_equal(np.floor(whole), plain)  # the examples are those without it
+    np.testing.assert_array_equal(
+        np.floor(whole), plain
+    )  # the same examples as without augmentation
     assert len(np.unique(np.array(whole) - plain)) == 24
     np.testing.assert_array_equal(inputs(3, start_step=3), whole[3:])
     parts = [inputs(6, shard=shard, shards=2) for shard in range(2)]

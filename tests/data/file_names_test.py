@@ -1,4 +1,4 @@
-"""--files: names with any characters, beside globs."""
+"""--files: names with any characters, and globs."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tfdeq.data.text.files import matching_files
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder and home, with what its names are."""
+    """The current folder, which is also the home folder, with its files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (
@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
         ("log [2020].txt", ["log [2020].txt"]),
         ("Smith, J.txt", ["Smith, J.txt"]),
         ("Smith", ["Smith"]),
-        ("what?.txt", ["what?.txt"]),  # what exists is meant itself
+        ("what?.txt", ["what?.txt"]),  # an existing name is literal
         ("what[?X].txt", ["what?.txt", "whatX.txt"]),
         (" spaces ", [" spaces "]),
         ("ü✓.txt", ["ü✓.txt"]),

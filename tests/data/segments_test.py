@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tfdeq.data import evaluation_segments, training_segments
 
 TOKENS = np.arange(100, dtype=np.int32)  # each token is its own place
-# (100 − 1 − 7) // 3 = 30 tokens a row: four steps, and two tokens left.
+# (100 − 1 − 7) // 3 = 30 tokens per row: four steps, and two tokens left over.
 OPTIONS = {"sequence_length": 7, "batch_size": 3, "seed": 5}
 STEPS = 4
 
@@ -42,9 +42,7 @@ def test_rows_go_on_until_the_text_begins_again(dtype):
         np.testing.assert_array_equal(inputs, inputs[:, :1] + np.arange(7))
         np.testing.assert_array_equal(targets, inputs + 1)
         np.testing.assert_array_equal(continues, [step % STEPS > 0] * 3)
-        np.testing.assert_array_equal(
-            np.diff(inputs[:, 0]), [30, 30]
-        )  # the rows stand side by side
+        np.testing.assert_array_equal(np.diff(inputs[:, 0]), [30, 30])  # the rows are adjacent
         if step % STEPS:
             np.testing.assert_array_equal(inputs[:, 0], batches[step - 1][0][:, -1] + 1)
 
@@ -54,14 +52,14 @@ def test_epochs_begin_elsewhere():
     firsts = np.array([inputs[0, 0] for inputs, _, _ in batches[::STEPS]])
     values, counts = np.unique(firsts, return_counts=True)
     np.testing.assert_array_equal(values, np.arange(7))
-    # 60 epochs, 7 places: 8.6 expected of each, give or take 2.7.
+    # 60 epochs and 7 places: 8.6 of each are expected, with standard deviation 2.7.
     assert counts.min() >= 2
     other = _batches(training_segments(TOKENS, **{**OPTIONS, "seed": 6}), 60 * STEPS)
     assert (firsts != [inputs[0, 0] for inputs, _, _ in other[::STEPS]]).any()
 
 
 def test_draws_are_those_of_every_machine():
-    # Fixed draws: checkpoints resume elsewhere only if this stays.
+    # Fixed draws, on which resuming from a checkpoint on another machine depends.
     dataset = training_segments(TOKENS, **{**OPTIONS, "seed": 0})
     firsts = [int(inputs[0, 0]) for inputs, _, _ in _batches(dataset, 6 * STEPS)[::STEPS]]
     assert firsts == [3, 5, 3, 6, 4, 1]
@@ -83,7 +81,7 @@ def test_training_starts_late_at_no_cost():
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 6])
 def test_shards_are_the_rows_of_the_whole_batch(shards):
-    """Each worker's rows go on too, since they are the same ones in every step."""
+    """Each worker's rows also continue, because they are the same in every step."""
     options = {"sequence_length": 5, "batch_size": 6, "seed": 2, "start_step": 1}
     whole = _batches(training_segments(TOKENS, **options), 5)
     parts = [
@@ -101,7 +99,7 @@ def test_shards_are_the_rows_of_the_whole_batch(shards):
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 40), st.integers(0, 1000))
 @example(length=1, rows=1, more=0, seed=0)
 def test_an_epoch_reads_no_token_twice_and_none_beyond_the_end(length, rows, more, seed):
-    """From the shortest stream on: each token is its own place, so a gap or an end would show."""
+    """Starting with the shortest stream. Each token is its own place, so gaps and ends are visible."""
     tokens = np.arange(rows * length + length + 1 + more)
     steps = ((len(tokens) - 1 - length) // rows) // length
     dataset = training_segments(tokens, sequence_length=length, batch_size=rows, seed=seed)
@@ -114,7 +112,7 @@ def test_an_epoch_reads_no_token_twice_and_none_beyond_the_end(length, rows, mor
         assert len(np.unique(inputs)) == inputs.size
         assert inputs[0, 0] < length
         assert [batch[2].all() for batch in epoch] == [step > 0 for step in range(steps)]
-        # What an epoch leaves out is less than a segment of each row, and one at the ends.
+        # An epoch omits less than one segment per row, and one at the ends.
         assert len(tokens) - inputs.size <= rows * length + length
 
 
@@ -138,7 +136,7 @@ def test_every_token_but_the_first_is_predicted_once(tokens, length, rows):
     assert (counted | (weights == 0)).all()
     np.testing.assert_array_equal(np.sort(targets[counted]), np.arange(1, tokens))
     np.testing.assert_array_equal(targets[counted], inputs[counted] + 1)
-    # Of each row what counts goes on from the row's first token, with nothing in between.
+    # In each row, the counted tokens start at the first one and have no gaps.
     assert (np.diff(counted.astype(int), axis=1) <= 0).all()
     for row, seen in zip(inputs, counted, strict=True):
         np.testing.assert_array_equal(np.diff(row[seen]), np.ones(max(seen.sum() - 1, 0)))
@@ -149,7 +147,7 @@ def test_evaluation_is_of_one_shape(dtype):
     dataset = evaluation_segments(TOKENS.astype(dtype), sequence_length=7, batch_size=3)
     assert [spec.shape for spec in dataset.element_spec] == [(3, 7)] * 3
     assert [spec.dtype for spec in dataset.element_spec] == [tf.int32, tf.int32, tf.float32]
-    # 99 predictions are 33 a row: four segments of 7, and one of 5 and two that do not count.
+    # 99 predictions are 33 per row: four segments of 7, and one of 5 and two that do not count.
     weights = [batch[2].sum() for batch in _batches(dataset)]
     assert weights == [21, 21, 21, 21, 15]
 
@@ -193,7 +191,7 @@ def test_the_shortest_stream():
     """B T + T + 1 tokens, as documented."""
     shortest = 3 * 7 + 7 + 1
     batches = _batches(training_segments(TOKENS[:shortest], **OPTIONS), 3)
-    assert [batch[2].any() for batch in batches] == [False] * 3  # each is an epoch
+    assert [batch[2].any() for batch in batches] == [False] * 3  # each batch is an epoch
     with pytest.raises(
         ValueError, match="28 tokens is too short for 3 rows of segments of 7 tokens"
     ):

@@ -49,7 +49,7 @@ def test_training_depends_on_seed_and_step_alone():
 
 
 def test_training_draws_are_those_of_every_machine():
-    # A fixed draw: checkpoints resume elsewhere only if this stays.
+    # A fixed draw, on which resuming from a checkpoint on another machine depends.
     inputs, _ = _batches(training_windows(TOKENS, sequence_length=1, batch_size=6, seed=0), 1)[0]
     np.testing.assert_array_equal(inputs[:, 0], [11, 92, 3, 95, 68, 18])
 
@@ -60,7 +60,8 @@ def test_training_starts_late_at_no_cost():
 
 
 def test_evaluation_predicts_every_token_once():
-    # 99 predictions are 14 windows of 7 and one of 1; 4 batches of 4 windows, one of them nothing.
+    # 99 predictions are 14 windows of 7 and one of 1; there are 4 batches of 4 windows, one window
+    # empty.
     dataset = evaluation_windows(TOKENS, sequence_length=7, batch_size=4)
     assert dataset.cardinality() == 4
     batches = _batches(dataset)
@@ -78,7 +79,7 @@ def test_evaluation_uses_the_last_window():
     np.testing.assert_array_equal(inputs.ravel(), np.arange(10))
     np.testing.assert_array_equal(targets.ravel(), np.arange(1, 11))
     np.testing.assert_array_equal(weights, np.ones([2, 5]))
-    # One target fewer, and the window is cut short.
+    # With one target fewer, the window is shorter.
     _, targets, weights = _batches(
         evaluation_windows(TOKENS[:10], sequence_length=5, batch_size=2)
     )[0]
@@ -89,7 +90,7 @@ def test_evaluation_uses_the_last_window():
     ("max_windows", "expected"), [(1, 1), (6, 6), (7, 7), (32, 32), (33, 33), (1000, 33)]
 )
 def test_evaluation_spreads_evenly(max_windows, expected):
-    """Exactly as many windows as were asked for, whatever the batch."""
+    """Exactly the requested number of windows, for any batch size."""
     dataset = evaluation_windows(TOKENS, sequence_length=3, batch_size=2, max_windows=max_windows)
     batches = _batches(dataset)
     starts = np.concatenate([inputs[weights[:, 0] > 0, 0] for inputs, _, weights in batches])

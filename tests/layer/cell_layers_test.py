@@ -1,4 +1,4 @@
-"""Every class in keras.layers inside a cell: what it does there is what it does in plain Keras calls."""
+"""Every class in keras.layers works in a cell as in plain Keras calls."""
 
 import keras
 import numpy as np
@@ -29,7 +29,8 @@ class LayerCell(keras.layers.Layer):
         self.layer, self.style, self.gain = layer, style, gain
 
     def build(self, z_shape, x_shape):
-        # As Keras asks of a layer whose parts make tensors when they are built (Normalization).
+        # As Keras requires for a layer whose parts create tensors when they are built
+        # (Normalization).
         if self.style == "on_z":
             self.layer.build(z_shape)
 
@@ -62,7 +63,7 @@ def _restore(layer, values):
 
 
 def _by_hand(cell, x, training, applications=40):
-    """Plain Keras calls, all with the weights, seeds and statistics of the beginning."""
+    """Makes plain Keras calls, all with the initial weights, seeds and statistics."""
     start, z = _state(cell), tf.zeros_like(x)
     for _ in range(applications):
         _restore(cell, start)
@@ -108,7 +109,7 @@ def test_a_layer_in_a_cell_does_what_keras_does(name, tmp_path):
             layer.cell.variables, _state(layer), after, strict=True
         ):
             np.testing.assert_allclose(received, kept, atol=2e-5, err_msg=variable.path)
-        # The regulariser's own values are of order 1e-2 and of float32.
+        # The regulariser's values are float32, of order 1e-2.
         np.testing.assert_allclose(np.sort(layer.losses), np.sort(losses), rtol=1e-4)
         weights = [variable.value for variable in layer.trainable_variables]
         for variable, gradient in zip(

@@ -1,4 +1,4 @@
-"""Segments whose examples have lengths of their own: what cells remember after each one's last position."""
+"""Segments whose examples have different lengths: the memory after each one's last position."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def _layer(name):
 
 
 def _past(layer):
-    """What the examples of a segment of two positions leave."""
+    """Returns the past after a segment of two positions."""
     x = _inputs(2, seed=1)
     segment = {"input": x, "past": layer.cell.initial_past(x)}
     return layer.cell.remember(layer(segment), layer.cell.inject(segment))
@@ -54,7 +54,7 @@ def _after(layer, segment, mask=None):
 def test_what_is_remembered_is_that_of_the_example_alone(name, mode):
     layer = _layer(name)
     mask = tf.sequence_mask(LENGTHS, LENGTH)
-    # What stands behind an example is no number, which would show wherever it got to.
+    # The padding after an example is NaN, which would be visible wherever it had an effect.
     x = tf.where(mask[:, :, None], _inputs(LENGTH), np.nan)
     x = tf.where(mask[:, :, None], x, 1e3)
     past = _past(layer)

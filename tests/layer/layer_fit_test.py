@@ -144,8 +144,8 @@ def test_export_answers_as_the_model(trained, tmp_path):
     served = tf.saved_model.load(str(tmp_path / "exported"))
     images, _ = image_data(images_per_class=4)
     for batch in (1, 3, 8):
-        # The exported graph is optimised differently from the model's: the last bits differ, and
-        # with them the iterate that meets the tolerance of 1e-3 by a little of it.
+        # The exported graph is optimised differently from the model's, so the last bits differ, and
+        # the iterate at which the tolerance of 1e-3 is met may differ slightly.
         np.testing.assert_allclose(
             served.serve(images[:batch]), model(images[:batch]), rtol=1e-4, atol=1e-4
         )
@@ -166,7 +166,8 @@ def _losses(rate, epochs=2, **settings):
 
 @pytest.mark.slow
 def test_compiled_by_xla_it_trains_to_the_same_losses():
-    # Four optimiser steps on equilibria to 1e-5: what the solves leave open enters the loss as such.
+    # Four optimiser steps on equilibria with tolerance 1e-5; the error of the solves affects the
+    # loss.
     np.testing.assert_allclose(
         _losses(0.0, jit_compile=True), _losses(0.0, jit_compile=False), rtol=1e-4
     )
@@ -174,8 +175,10 @@ def test_compiled_by_xla_it_trains_to_the_same_losses():
 
 @pytest.mark.slow
 def test_compiled_by_xla_with_dropout_it_trains_alike():
-    """Not to the same digits: TensorFlow's stateless_dropout takes rng_alg "auto_select", which is
-    another generator inside XLA than outside it, so the masks of the same seed differ."""
+    """With other digits: XLA has other dropout masks for the same seed.
+
+    TensorFlow's stateless_dropout uses rng_alg "auto_select", which chooses another generator in XLA.
+    """
     np.testing.assert_allclose(
         _losses(0.3, jit_compile=True), _losses(0.3, jit_compile=False), rtol=0.2
     )
@@ -245,5 +248,5 @@ def test_penalty_enters_the_loss_of_fit():
         return model.fit(x, x, batch_size=16, verbose=0).history["loss"][0]
 
     difference = first_loss(10.0) - first_loss(1e-6)
-    # ‖J‖_F² / D of a tanh cell whose matrix is 0.5 times orthogonal is below 0.25, and not far.
+    # ‖J‖_F² / D of a tanh cell whose matrix is 0.5 times an orthogonal one is slightly below 0.25.
     assert 0.2 < difference < 2.5

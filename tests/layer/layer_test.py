@@ -1,4 +1,4 @@
-"""Tests of tfdeq.layer: one call at a time. `layer_fit_test.py` trains, saves and exports."""
+"""Tests of tfdeq.layer: single calls. `layer_fit_test.py` trains, saves and exports."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def _relative_residual(f_z, z):
 
 
 class MaskedCell(DenseCell):
-    """Zero where the mask says so."""
+    """Zero outside the mask."""
 
     supports_masking = True
 
@@ -191,7 +191,7 @@ def _penalised(**settings):
     )
     x = tf.constant(_x(4, "float64"))
     layer(x, explicit_steps=1)  # builds it
-    # Not a multiple of an orthogonal matrix, whose products with signs are all of one length.
+    # Not a multiple of an orthogonal matrix, whose products with signs all have the same length.
     kernel = layer.cell.dense.kernel
     kernel.assign(0.3 * np.random.default_rng(9).normal(size=kernel.shape))
     return layer, x
@@ -211,7 +211,7 @@ def test_penalty_is_unbiased_and_fresh():
         return tf.add_n(layer.losses)
 
     values = np.array([float(penalty()) for _ in range(400)])
-    # 4 · 4 signs, up to one for each sample: 2^12 values at most, so about 20 of 400 meet again.
+    # 4 · 4 signs, up to one sign per sample, give at most 2^12 values, so about 20 of 400 repeat.
     assert len(set(values)) > 350
     assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(400)
 
@@ -225,7 +225,7 @@ def test_penalty_only_in_training():
 
 
 def test_gradient_of_the_penalty_against_finite_differences():
-    """The penalty as a function of the weights at the equilibrium that was found, which is fixed."""
+    """The penalty as a function of the weights, at the fixed equilibrium that was found."""
     layer, x = _penalised(convergence_metrics=False)
     kernel = layer.cell.dense.kernel
     seed = layer._seed_generator.state

@@ -1,4 +1,4 @@
-"""`DEQLayer` inside Keras's and TensorFlow's loops: as it is without one."""
+"""`DEQLayer` inside Keras's and TensorFlow's loops gives the same results as without one."""
 
 import keras
 import numpy as np
@@ -108,9 +108,9 @@ def test_values_gradients_and_metrics(run, reference, adjoint, mode):
         assert np.abs(one).max() > 1e-3
     report, known = layer.convergence_report(), other.convergence_report()
     if run in (rnn, map_fn, cond) and mode != "eager":
-        # TensorFlow lets no variable into the gradient of a loop or branch.
+        # TensorFlow allows no new variables in the gradient of a loop or branch.
         known = {name: known[name] for name in ("steps", "residual", "converged")}
-    # keras.layers.RNN calls its cell once before the loop, to see what it returns.
+    # keras.layers.RNN calls its cell once before the loop, to find the structure of its output.
     assert report == pytest.approx(known, rel=0.1 if run is rnn else 1e-3)
 
 
@@ -130,7 +130,7 @@ def test_a_sequence_of_unknown_length_cannot_train_in_time_distributed():
 
 @pytest.mark.parametrize("mode", ["graph", pytest.param("eager", marks=slow)])
 def test_the_penalty_of_a_solve_in_a_loop(mode):
-    """tfdeq.jacobian_penalty inside tf.map_fn: its gradient towards what lies outside of the loop."""
+    """tfdeq.jacobian_penalty inside tf.map_fn: its gradient with respect to tensors outside the loop."""
 
     def penalties(loop):
         def compute(a, x):
@@ -153,7 +153,7 @@ def test_the_penalty_of_a_solve_in_a_loop(mode):
 
 
 def test_a_layer_with_a_penalty_in_an_rnn_says_that_its_loss_stays_there():
-    """What the layer adds to the losses is of the loop's body; it is not zero without a word."""
+    """The layer's loss belongs to the loop's body; this raises an error instead of giving zero."""
     layer = make_layer(jacobian_penalty=0.5, jacobian_penalty_fraction=1.0)
 
     def compute(x):

@@ -45,14 +45,14 @@ def test_batches_of_one_cluster_and_of_other_integers(tokens):
 def test_every_cluster_starts_with_unit_variance():
     layer = _layer(vocabulary_size=60_000, width=64, cutoffs=[20_000, 40_000])
     rows = np.array(layer(tf.range(60_000))).reshape(3, 20_000, 64)
-    # The last cluster's projection is [4, 64]: its 256 numbers are few.
+    # The last cluster's projection [4, 64] has only 256 numbers.
     np.testing.assert_allclose(rows.var(axis=(1, 2)), 1.0, atol=0.25)
     np.testing.assert_allclose(rows[0].var(), 1.0, atol=0.01)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients(mode):
-    """float64: of a loss linear in each factor, central differences are exact but for rounding."""
+    """In float64: for a loss that is linear in each factor, central differences are exact up to rounding."""
     layer = _layer(dtype="float64")
     tokens = tf.constant([0, 4, 4, 5, 30, 30, 15])
     weights = tf.random.stateless_normal([7, 16], [1, 2], dtype=tf.float64)

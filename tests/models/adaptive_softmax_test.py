@@ -9,7 +9,7 @@ from tests.support.cases import MODES, in_mode
 from tfdeq.models import AdaptiveEmbedding, AdaptiveSoftmax
 
 VOCABULARY, WIDTH, CUTOFFS = 40, 16, (5, 15)
-# What `tied_to` can be: nothing, an embedding of the hidden state's width, one of another.
+# Values of `tied_to`: None, an embedding with the hidden state's width, one with another width.
 TIES = ("own", "tied", "tied, other width")
 
 
@@ -101,7 +101,7 @@ def test_whatever_clusters_the_batch_has(mode, targets):
     expected = _expected(layer, hidden, "tied")
     np.testing.assert_allclose(loss, -expected[range(len(targets)), targets], rtol=1e-5, atol=1e-5)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
-    # What no row asked for learns nothing.
+    # Clusters without a target get no gradient.
     for table, bounds in zip(layer.tables[1:], ((5, 15), (15, 40)), strict=True):
         position = [v is table for v in layer.trainable_variables].index(True)
         asked = any(bounds[0] <= target < bounds[1] for target in targets.numpy())
@@ -111,7 +111,7 @@ def test_whatever_clusters_the_batch_has(mode, targets):
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients(mode, ties):
-    """float64, against finite differences and the gradients of the whole computation."""
+    """In float64, compared with finite differences and with the gradients of the full computation."""
     layer = _layer(ties, dtype="float64")
     hidden = tf.Variable(_hidden(6, "float64"))
     targets = tf.constant([0, 7, 39, 4, 39, 16])
@@ -142,7 +142,7 @@ def test_gradients(mode, ties):
             values.append(float(short()))
         variable.assign(before)
         difference = (values[0] - values[1]) / 2e-5
-        # Differences of 1e-5 leave an error of 1e-10 from curvature, and 1e-11 from rounding.
+        # Differences of 1e-5 have errors of 1e-10 from curvature, and 1e-11 from rounding.
         np.testing.assert_allclose(np.sum(result * direction), difference, rtol=1e-7, atol=1e-8)
 
 
@@ -163,7 +163,7 @@ def test_tied_is_the_product_with_the_embedding():
 
 @pytest.mark.parametrize("ties", TIES)
 def test_first_logits_have_unit_scale(ties):
-    """Of each cluster: the spread of log p in a cluster is that of its logits."""
+    """For each cluster: the spread of log p in a cluster is that of its logits."""
     cutoffs = (4_000, 8_000)
     embedding = None
     if ties != "own":
@@ -172,7 +172,7 @@ def test_first_logits_have_unit_scale(ties):
     layer = AdaptiveSoftmax(12_000, cutoffs, tied_to=embedding)
     log_probabilities = layer(tf.random.stateless_normal([64, 64], [3, 4])).numpy()
     spreads = [np.std(part, axis=1).mean() for part in np.split(log_probabilities, cutoffs, axis=1)]
-    # The last cluster's width is 4 or 8: few numbers decide.
+    # The last cluster's width is only 4 or 8.
     np.testing.assert_allclose(spreads, 1.0, atol=0.25)
     np.testing.assert_allclose(spreads[0], 1.0, atol=0.05)
 
@@ -202,7 +202,7 @@ def test_graph_of_any_batch_size():
 
 
 def test_the_tail_sees_its_rows_only():
-    """In a graph, the widest product of a tail has the members' rows."""
+    """In a graph, the widest product of a tail has only the members' rows."""
     layer = _layer()
     seen, logits = [], layer._logits
 
@@ -224,7 +224,7 @@ def test_float32_under_mixed_policies(policy, ties):
     expected = _expected(layer, hidden, ties)
     np.testing.assert_allclose(layer(hidden), expected, rtol=1e-5, atol=1e-5)
 
-    # Inside a layer that computes in a short dtype too.
+    # Even inside a layer with a lower compute dtype.
     class Outer(keras.layers.Layer):
         def call(self, tokens):
             return layer.loss(hidden, tokens)
@@ -292,7 +292,7 @@ def test_config(ties):
 @pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("ties", TIES)
 def test_learns(ties, mode):
-    """What follows each token, of every cluster, by the short loss; tied: two uses of a matrix."""
+    """Learns the successor of each token in every cluster with `loss`; tied matrices have two uses."""
     layer = _layer(ties)
     embedding = layer.tied_to or AdaptiveEmbedding(VOCABULARY, WIDTH, CUTOFFS)
     tokens, targets = tf.range(36), tf.range(36) * 7 % 36
@@ -313,7 +313,7 @@ def test_learns(ties, mode):
     first = float(step())
     for _ in range(60):
         last = float(step())
-    # Not to zero: the last cluster's width is 1, which cannot tell its 25 tokens apart.
+    # Not to zero: with a width of 1, the last cluster cannot distinguish its 25 tokens.
     assert last < 0.5 * first
 
 

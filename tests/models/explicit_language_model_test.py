@@ -14,7 +14,7 @@ from tfdeq.models import ExplicitLanguageModel
 VOCABULARY, LENGTH, WIDTH = 11, 5, 8
 SEGMENTS = (4, 1, 7, 2)
 TEXT = sum(SEGMENTS)
-# One line for a new baseline.
+# Add one line for a new baseline.
 NETWORKS = {
     "lstm": lambda **kwargs: baselines.Recurrent(WIDTH, 2, **kwargs),
     "gru": lambda **kwargs: baselines.Recurrent(WIDTH, 1, "gru", **kwargs),
@@ -32,7 +32,7 @@ every_network_and_cutoffs = pytest.mark.parametrize(
 
 def _model(name, network=None, **settings):
     keras.utils.set_random_seed(0)
-    # A stack's layers add to its input; the others map it, and may have another width.
+    # A stack's layers add to its input; the other networks map it, and may have another width.
     width = WIDTH if name == "transformer" else 6
     made = NETWORKS[name](**(network or {}), dtype=settings.get("dtype"), name="network")
     model = ExplicitLanguageModel(VOCABULARY, LENGTH, width, made, **settings)
@@ -69,7 +69,7 @@ def test_segments_are_one_long_text(name, cutoffs):
     np.testing.assert_allclose(logits, whole, rtol=1e-5, atol=1e-5)
     _, at_once = _in_segments(model, tokens, [14])
     _assert_close(memory, at_once, rtol=1e-5, atol=1e-5)
-    # What stood before does matter.
+    # The earlier text matters.
     assert np.abs(model(tokens[:, -2:]) - logits[:, -2:]).max() > 1e-3
 
 
@@ -92,7 +92,7 @@ def test_losses_are_those_of_the_logits(name, cutoffs):
 
 @pytest.mark.parametrize(
     "name", fast(["lstm"], ["lstm", "transformer"])
-)  # the networks' own tests have all
+)  # the networks' own tests include all kinds
 def test_xla_does_as_eager_mode_does(name):
     model, tokens = _model(name), _tokens(length=LENGTH)
     _, memory = model(_tokens(seed=2), memory=model.initial_memory(3))

@@ -1,4 +1,4 @@
-"""Generation: the same tokens as solving the whole text again, for each sample its own."""
+"""Generation gives the same tokens as solving the whole text again, for each sample."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def model():
     model = contracting_language_model(
         VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=60, tolerance=1e-5)
     )
-    # Louder logits, so that no two tokens are as likely as each other.
+    # Larger logits, so that no two tokens are equally likely.
     model.readout.kernel.assign(5.0 * model.readout.kernel)
     return model
 
@@ -31,7 +31,7 @@ LENGTHS = np.int32([9, 1, 4, 7])
 
 @pytest.fixture(scope="module")
 def solved_again(model):
-    """Greedy continuation by a solve of the whole text for every token."""
+    """Returns the greedy continuation, with a solve of the whole text for every token."""
     logits = tf.function(
         lambda text: model(text)[0, -1], input_signature=[tf.TensorSpec([1, None], tf.int32)]
     )
@@ -51,14 +51,14 @@ def new_tokens(found, row):
 
 @pytest.mark.parametrize("settings", [{}, {"norm": "post", "query_key_norm": True}])
 def test_the_cell_after_its_past_is_the_cell_in_the_whole_text(settings):
-    """f at the last position from keys and values that are kept: equal, and so its fixed point."""
+    """f at the last position, from stored keys and values, is equal, and so is its fixed point."""
     x, z = tf.constant(np.random.default_rng(0).normal(size=[2, 2, 6, 16]), tf.float32)
     cell = TransformerCell(16, 2, LENGTH, recurrent_scale=1.0, **settings)
     whole = cell(z, cell.inject(x))
     kept = cell.remember(z, cell.inject(x))
     past = {name: tf.pad(w, [[0, 0], [0, 0], [0, 3], [0, 0]]) for name, w in kept.items()}
     for t in range(6):
-        # Places from the position on hold something: it is not looked at.
+        # Places at and after the position have contents that must be ignored.
         injected = cell.inject({"input": x[:, t], "position": tf.fill([2], t), "past": past})
         np.testing.assert_allclose(cell(z[:, t], injected), whole[:, t], atol=1e-5)
         for name, w in cell.remember(z[:, t], injected).items():
@@ -148,10 +148,10 @@ def test_draws_follow_the_models_distribution_and_the_seed(model):
     np.testing.assert_array_equal(again.tokens[:, 0], drawn[:10])
     expected = count * tf.nn.softmax(model(PROMPTS[:1])[0, -1] / 2.0).numpy().astype(np.float64)
     counts = np.bincount(drawn, minlength=VOCABULARY)
-    rare = expected < 5  # too few for the test's approximation: together
+    rare = expected < 5  # too few for the test's approximation, so pooled
     pooled = [*counts[~rare], counts[rare].sum()], [*expected[~rare], expected[rare].sum()]
     expected = np.array(pooled[1]) * count / np.sum(pooled[1])
-    # A right sampler fails one time in a thousand seeds; these seeds are fixed.
+    # A correct sampler fails for one seed in a thousand; these seeds are fixed.
     assert scipy.stats.chisquare(pooled[0], expected).pvalue > 1e-3
 
 
@@ -161,7 +161,7 @@ def test_successive_draws_are_independent_of_each_other(model):
         model, np.repeat(PROMPTS[:1], 500, axis=0), temperature=50.0, max_new_tokens=2, seed=seeds
     )
     first, second = found.tokens[:, 0].numpy(), found.tokens[:, 1].numpy()
-    # At this temperature tokens are all but uniform: equal about one time in thirteen.
+    # At this temperature tokens are almost uniform, and equal about one time in thirteen.
     assert 15 < (first == second).sum() < 75
 
 

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.models.language_model: long texts in segments, each with the memory of the last."""
+"""Tests of tfdeq.models.language_model: long texts in segments, with a carried memory."""
 
 import functools
 
@@ -13,14 +13,14 @@ from tests.support.memory_cases import training_step
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import LanguageModel
 
-# Texts here are longer than sequence_length, which is of no account with a memory.
+# Texts here are longer than sequence_length, which has no effect with a memory.
 VOCABULARY, LENGTH, WIDTH, SPAN = 11, 5, 8, 4
 SEGMENTS = (4, 1, 7, 2)
 TEXT = sum(SEGMENTS)
 SOLVER = tfdeq.FixedPointIteration(max_steps=100, tolerance=1e-6)
 KINDS = ("transformer", "trellis")
 every_kind = pytest.mark.parametrize("kind", KINDS)
-# For what the model does alike, whatever its cell: test_segments_are_one_long_text asks both.
+# For behaviour that does not depend on the cell; test_segments_are_one_long_text tests both.
 one_kind = pytest.mark.parametrize("kind", fast(["transformer"], KINDS))
 
 
@@ -46,7 +46,7 @@ def _tokens(batch=3, length=TEXT, seed=0):
 
 
 def _call(model, **settings):
-    """(tokens, memory) -> what the model returns, in one graph for segments of any length."""
+    """Returns (tokens, memory) -> the model's results, in one graph for segments of any length."""
     memory = tf.nest.map_structure(
         lambda leaf: tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype), model.initial_memory(1)
     )
@@ -59,7 +59,7 @@ def _call(model, **settings):
 
 @functools.cache
 def _usual(kind):
-    """The model, its call on a segment and its call on a text that is none; not to be changed."""
+    """Returns the model, its call on a segment and its call on a whole text; do not change them."""
     model = _model(kind)
     text = tf.TensorSpec([None, None], tf.int32)
     whole = tf.function(
@@ -69,7 +69,7 @@ def _usual(kind):
 
 
 def _in_segments(model, call, tokens, lengths=SEGMENTS):
-    """Logits [B, T, V] of the pieces, joined, and the memory that the last one leaves."""
+    """Returns the joined logits [B, T, V] of the pieces, and the memory after the last one."""
     memory, parts = model.initial_memory(tokens.shape[0]), []
     for piece in tf.split(tokens, lengths, axis=1):
         logits, _, memory = call(piece, memory)
@@ -78,7 +78,7 @@ def _in_segments(model, call, tokens, lengths=SEGMENTS):
 
 
 def _memory(kind):
-    """What another text of three rows leaves."""
+    """Returns the memory after another text of three rows."""
     model, call, _ = _usual(kind)
     return call(_tokens(seed=2), model.initial_memory(3))[2]
 
@@ -101,10 +101,10 @@ def test_segments_are_one_long_text(kind):
     # The solves stop at 1e-6 of the norm of all positions together.
     np.testing.assert_allclose(logits, whole, atol=1e-4)
     assert _perplexity(logits, tokens) == pytest.approx(_perplexity(whole, tokens), rel=1e-3)
-    # What stood before does matter.
+    # The earlier text matters.
     alone, _ = in_one_piece(tokens[:, -SEGMENTS[-1] :])
     assert np.abs(logits[:, -SEGMENTS[-1] :] - alone).max() > 1e-2
-    # In one piece, with a memory: the same is left.
+    # In one piece with a memory, the result is the same memory.
     _, at_once = _in_segments(model, call, tokens, [tokens.shape[1]])
     _assert_close(memory, at_once, atol=1e-4)
 
@@ -185,12 +185,12 @@ def test_losses_are_those_of_the_logits(kind):
 
 @pytest.mark.slow
 def test_xla_does_as_a_graph_does():
-    """A training step's forward and backward pass, with a memory that is not empty."""
+    """The forward and backward pass of a training step, with a memory that is not empty."""
     model = _model("transformer", solver=tfdeq.FixedPointIteration(100, 1e-7))
     tokens, memory = _tokens(), _memory("transformer")
     step = training_step(model)
     expected, actual = (in_mode(step, mode)(tokens, memory) for mode in ("graph", "xla"))
-    # float32, and solves that stop at 1e-7: near the last bit of sums over all positions.
+    # float32, and solves that stop at 1e-7, close to the last bit of sums over all positions.
     _assert_close(actual, expected, rtol=1e-3, atol=1e-5)
     assert all(np.abs(gradient).max() > 0 for gradient in actual[2])
 
@@ -224,7 +224,7 @@ def test_padding_behind_a_segment_changes_no_answer(kind):
     for row, length in enumerate((14, 9, 1)):
         np.testing.assert_allclose(padded[row, :length], exact[row, :length], atol=1e-4)
         np.testing.assert_array_equal(solution.z[row, length:], np.zeros([14 - length, WIDTH]))
-        # What is remembered ends with the row's own last token.
+        # The memory ends with the row's own last token.
         one = slice(row, row + 1)
         before = tf.nest.map_structure(lambda leaf, one=one: leaf[one], memory)
         _, _, expected = call(tokens[one, :length], before)

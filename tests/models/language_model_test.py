@@ -106,7 +106,7 @@ def test_fit_save_and_load(tmp_path):
 
 
 def test_policy_survives_saving(tmp_path):
-    """Saved under a mixed policy, it computes in that policy wherever it is loaded."""
+    """A model saved under a mixed policy computes in that policy under any policy at loading."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = _model(solver=tfdeq.Anderson(tolerance=2e-2))
     tokens = _tokens()

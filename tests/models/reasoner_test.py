@@ -1,4 +1,4 @@
-"""Reasoner: what it is made of, where a solve starts, and that it is saved."""
+"""Reasoner: its parts, the start of a solve, and saving."""
 
 import pathlib
 import subprocess
@@ -27,7 +27,7 @@ INPUTS = np.array([[0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]], "int32")
 
 
 def test_what_it_is_made_of():
-    """Embedding, equilibrium, norm and readout, one after the other."""
+    """Embedding, equilibrium, norm and readout in sequence."""
     model = _model()
     logits, solution = model(INPUTS, return_solution=True)
     x = tf.gather(model.embedding.embeddings, INPUTS)
@@ -58,7 +58,7 @@ def test_larger_inputs():
     ],
 )
 def test_places_outside_of_the_puzzle(cell, small, large):
-    """A puzzle beside a larger one has the answer, residual and steps that it has alone."""
+    """A puzzle next to a larger one has the same answer, residual and steps as alone."""
     keras.utils.set_random_seed(0)
     solver = FixedPointIteration(max_steps=60, tolerance=1e-5)
     model = Reasoner(3, 2, cell(), solver)
@@ -85,7 +85,7 @@ def test_starts_from_noise_in_training_alone():
     np.testing.assert_array_equal(
         model(INPUTS, z0=given, training=True, **rough), model(INPUTS, **rough)
     )
-    # The cell contracts: where a solve starts does not matter in the end.
+    # The cell is a contraction, so the start of a solve does not affect its result.
     settled = model(INPUTS, training=True)
     np.testing.assert_allclose(
         settled, model(INPUTS), atol=1e-4

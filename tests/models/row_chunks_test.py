@@ -64,7 +64,7 @@ def test_no_row(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_labels_of_others_need_make_no_sense(mode):
-    """Cross entropy of a label out of range is NaN, or an error: neither must come of others."""
+    """Cross entropy of a label out of range is NaN or an error, which labels of other rows must not cause."""
     rows, labels, matrix, _, d_y = _case(7)
     member = tf.constant(MEMBERS["one more"])
     nonsense = tf.where(member, labels, 1000)

@@ -1,4 +1,4 @@
-"""Drawing tokens: the distribution, its options, and its borders."""
+"""Drawing tokens: the distribution, its options and edge cases."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def draw(logits=LOGITS, uniform=None, temperature=1.0, top_k=0, top_p=0.0, jit_c
     ).numpy()
 
 
-# Options, and the shares that they make.
+# Options, and the resulting shares.
 CASES = [
     ({}, [0.05, 0.4, 0.2, 0.3, 0.05]),
     # p ** (1 / temperature), renormalised
@@ -36,7 +36,7 @@ CASES = [
     ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7, 0]),
     ({"top_p": 0.5}, [0, 4 / 7, 0, 3 / 7, 0]),
     ({"top_p": 0.85}, [0, 4 / 9, 2 / 9, 3 / 9, 0]),
-    # top_p counts what top_k has left: of 4/7 and 3/7 the first alone reaches 0.5
+    # top_p applies to the result of top_k: of 4/7 and 3/7, the first alone reaches 0.5
     ({"top_k": 2, "top_p": 0.5}, [0, 1, 0, 0, 0]),
     ({"top_k": 9, "top_p": 1.0}, [0.05, 0.4, 0.2, 0.3, 0.05]),
 ]
@@ -55,7 +55,7 @@ def test_distribution(options, expected, jit_compile):
     assert not counts[expected == 0].any()
     possible = expected > 0
     if possible.sum() > 1:
-        # A right sampler fails one time in a thousand seeds; this seed is fixed.
+        # A correct sampler fails for one seed in a thousand; this seed is fixed.
         assert scipy.stats.chisquare(counts[possible], expected[possible]).pvalue > 1e-3
 
 

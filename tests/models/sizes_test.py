@@ -1,4 +1,4 @@
-"""States of any size, equilibria at zero, and half precision: what is reported is what is there."""
+"""States of any size, equilibria at zero, and half precision: reported residuals are correct."""
 
 import itertools
 
@@ -26,7 +26,7 @@ RULES = ("implicit", "unrolled", "phantom_gradient", "shine")
 
 def _residual(z, f_z):
     z, f_z = np.asarray(z, "float64"), np.asarray(f_z, "float64")
-    size = np.abs(f_z).max(axis=-1, keepdims=True)  # whose squares would be 0 in float64 too
+    size = np.abs(f_z).max(axis=-1, keepdims=True)  # whose squares would be 0 even in float64
     z, f_z = z / size, f_z / size
     return np.linalg.norm(f_z - z, axis=-1) / np.linalg.norm(f_z, axis=-1)
 
@@ -46,7 +46,7 @@ def test_a_solve_is_the_same_in_any_unit(name, size, mode):
     run = in_mode(solve, mode)
     usual, scaled = run(tf.constant(x)), run(tf.constant(np.float32(size) * x))
     assert scaled.converged.numpy().all()
-    # Another unit rounds in other places, by a few units in the last of them.
+    # Another unit rounds differently, by a few units in the last place.
     np.testing.assert_allclose(scaled.z / size, usual.z, rtol=2e-3, atol=1e-4)
     z = np.asarray(scaled.z, "float64")
     true = _residual(z, z @ a.astype("float64") + np.float32(size).astype("float64") * x)
@@ -130,7 +130,7 @@ def test_gradients_in_any_unit(adjoint, size):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", [name for name in GENERAL if name != "gmres"])
 def test_an_absolute_tolerance_ends_a_solve_at_zero(name, mode):
-    """f(z) = Az with A symmetric: no relative residual tells that z is nearly there."""
+    """f(z) = Az with A symmetric: no relative residual shows that z is close to the equilibrium."""
     a, _ = linear_case(size=4, radius=0.4, seed=3)
     a = tf.constant((a + a.T) / 2)
     z0 = tf.constant(
@@ -148,7 +148,7 @@ def test_an_absolute_tolerance_ends_a_solve_at_zero(name, mode):
     distance = np.linalg.norm(solution.z @ a - solution.z, axis=1)
     assert (distance[:2] <= level.numpy()[:2]).all()
     assert solution.steps[0] <= solution.steps[1] < solution.steps[2]
-    # What is reported is of the state that is returned.
+    # The reported residual is that of the returned state.
     np.testing.assert_allclose(solution.residual, _residual(solution.z, solution.z @ a), rtol=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_absolute_tolerance_of_solver_and_layer():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_reversible_gradient_at_an_absolute_tolerance(mode):
-    """The rule differentiates the iterations that led to what is returned."""
+    """The adjoint differentiates the iterations that led to the returned state."""
     x = tf.constant([[1.0], [1e-5]], tf.float64)
     solver = tfdeq.Reversible(max_steps=60, tolerance=1e-300, absolute_tolerance=1e-3)
 
@@ -205,7 +205,7 @@ def test_residual_is_of_the_state_that_is_returned(name, dtype):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", fast([1e-6], [1.0, 1e-3, 1e-6]))
 def test_implicit_gradient_through_half_precision_leaves(size, mode):
-    """A nest of float32 and float16, cotangents that float16 alone could not hold."""
+    """A nest of float32 and float16, with cotangents that float16 could not represent."""
     x = tf.ones([4, 8])
 
     def f(z, x):
@@ -223,6 +223,6 @@ def test_implicit_gradient_through_half_precision_leaves(size, mode):
             loss = size * tf.reduce_sum(z["wide"])
         return tape.gradient(loss, x)
 
-    # wide = 0.35 wide + x. What passes through float16 is rounded to 5e-4.
+    # wide = 0.35 wide + x. Values that pass through float16 are rounded to 5e-4.
     found = in_mode(gradient, mode)(x)
     np.testing.assert_allclose(found, np.full([4, 8], size / 0.65), rtol=1e-3)

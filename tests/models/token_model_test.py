@@ -38,7 +38,7 @@ def _model(**settings):
 
 
 def _tokens(batch=7, length=LENGTH, seed=0):
-    """Of all clusters."""
+    """Returns tokens of all clusters."""
     tokens = np.random.default_rng(seed).permutation(batch * length) % VOCABULARY
     return tf.constant(tokens.reshape(batch, length), tf.int32)
 
@@ -65,13 +65,13 @@ def test_losses_are_those_of_the_logits(cutoffs, tied, state_width):
     assert logits.dtype == losses.dtype == tf.float32
     log_p = _log_softmax(logits)
     np.testing.assert_allclose(losses, -_picked(log_p, targets), rtol=1e-5, atol=1e-5)
-    if cutoffs:  # the logits are log p already
+    if cutoffs:  # the logits are already log p
         np.testing.assert_allclose(logits, log_p, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_losses_and_their_gradients_in_every_mode(mode):
-    """With cutoffs, against the gradients of the whole distribution."""
+    """With cutoffs, compared with the gradients of the full distribution."""
     model = _model(cutoffs=CUTOFFS, tied_output=True, dtype="float64")
     tokens, targets = _tokens(), _tokens(seed=1)
 
@@ -103,7 +103,7 @@ def test_losses_and_their_gradients_in_every_mode(mode):
     ),
 )
 def test_losses_in_chunks_are_the_losses(chunk, tied, state_width, mode):
-    """And their gradients: 42 positions in chunks that divide them, do not, and hold them all."""
+    """With their gradients: 42 positions in chunks that divide 42, that do not, and that hold all."""
     settings = {"tied_output": tied, "state_width": state_width, "dtype": "float64"}
     model, other = _model(loss_chunk=chunk, **settings), _model(**settings)
     tokens, targets = _tokens(), _tokens(seed=1)
@@ -153,7 +153,7 @@ def test_tied_is_the_embedding():
 @pytest.mark.parametrize("name", ["input_dropout", "output_dropout"])
 def test_dropout_is_locked_over_positions_and_in_training_alone(name, cutoffs):
     model = _model(**{name: 0.5}, cutoffs=cutoffs)
-    # The same token everywhere: what differs between positions is the masks.
+    # The same token everywhere, so only the masks differ between positions.
     tokens = tf.fill([64, LENGTH], 7)
     for arguments in ({}, {"targets": tokens}):
         still = model(tokens, **arguments)
@@ -187,7 +187,7 @@ def test_mixed_bfloat16_is_near_float32(cutoffs):
     for arguments in ({}, {"targets": targets}):
         found = half(tokens, **arguments)
         assert found.dtype == tf.float32
-        # bfloat16 has 8 bits: of logits of 4 that is 0.03, and two are subtracted.
+        # bfloat16 has 8 bits, which is 0.03 for logits of 4, and two are subtracted.
         np.testing.assert_allclose(found, exact(tokens, **arguments), atol=0.06)
 
 

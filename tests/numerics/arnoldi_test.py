@@ -1,4 +1,4 @@
-"""Tests of tfdeq.numerics.arnoldi by tfdeq.spectral_radius, against numpy's eigenvalues."""
+"""Tests of tfdeq.numerics.arnoldi through tfdeq.spectral_radius, compared with numpy's eigenvalues."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def _orthogonal(random, size):
 
 
 def _rotations(random, size):
-    """Planes that turn by angles of their own: size / 2 complex pairs of one modulus."""
+    """Rotations of planes by different angles: size / 2 complex pairs with the same modulus."""
     matrix = np.zeros((size, size))
     for place in range(0, size, 2):
         cosine, sine = np.cos(angle := random.uniform(0, 2 * np.pi)), np.sin(angle)
@@ -32,7 +32,7 @@ def _skew(random, size):
 
 
 def _complex_pair(random, size):
-    """A dominant complex pair of 0.9, not normal."""
+    """A dominant complex pair with modulus 0.9, not normal."""
     middle = np.diag(random.uniform(-0.6, 0.6, size))
     middle[:2, :2] = 0.9 * np.array([[0.6, -0.8], [0.8, 0.6]])
     basis = random.normal(size=(size, size)) + 2 * np.eye(size)
@@ -56,7 +56,7 @@ CASES = {
 
 
 def _radius(matrices, mode="graph", dtype="float32", **settings):
-    """The radius and its error of each matrix [n, n], each a sample's Jacobian."""
+    """Returns radius and error of each matrix [n, n], which is the Jacobian of a sample."""
     matrices = tf.constant(np.stack(matrices).astype(dtype))
     radius, error = in_mode(
         lambda z, a: tfdeq.spectral_radius(
@@ -78,13 +78,13 @@ def test_radius_and_its_error(size, mode):
     matrices = [make(np.random.default_rng(size), size) for make in CASES.values()]
     exact = _exact(matrices)
     radius, error = _radius(matrices, mode)
-    # Worst: random matrices of 200, whose eigenvalues fill a disk.
+    # The worst case is random matrices of size 200, whose eigenvalues fill a disk.
     assert (radius >= 0.95 * exact).all()
     assert (radius <= 1.05 * exact).all()
     # An estimate, and float32's rounding.
     assert (np.abs(radius - exact) <= error + 1e-5 * exact).all()
     if size <= 30:
-        # The space is the whole one; Jordan blocks of two lose half of the digits.
+        # The Krylov space is the whole space; Jordan blocks of size two lose half of the digits.
         blocks = np.array([kind == "jordan blocks" for kind in CASES])
         np.testing.assert_allclose(radius, exact, rtol=1e-3)
         np.testing.assert_allclose(radius[~blocks], exact[~blocks], rtol=2e-4)
@@ -95,22 +95,22 @@ NORMAL = ("orthogonal", "rotations", "shift", "symmetric", "skew")
 
 @pytest.mark.parametrize("steps", fast([45], [30, 45, 200]))
 def test_many_eigenvalues_of_one_modulus(steps):
-    """More than the space has vectors: the growth over the later half of all steps counts."""
+    """More than the space has vectors, so the growth over the later half of the steps is used."""
     matrices = [CASES[kind](np.random.default_rng(0), 200) for kind in NORMAL]
     np.testing.assert_allclose(_radius(matrices, steps=steps)[0], _exact(matrices), rtol=1e-3)
 
 
 @pytest.mark.parametrize("steps", fast([1, 5], [1, 2, 5, 12]))
 def test_few_steps_of_an_orthogonal_matrix_are_enough(steps):
-    """Its growth is its radius in each step."""
+    """In each step its growth equals its radius."""
     matrices = [0.5 * _orthogonal(np.random.default_rng(seed), 100) for seed in range(4)]
     np.testing.assert_allclose(_radius(matrices, steps=steps)[0], 0.5, rtol=1e-5)
 
 
 def test_a_shift_that_ends_in_zeros_seems_to_keep_what_it_keeps_for_all_steps():
-    """Nilpotent, radius 0: found where the steps reach the size, and else the growth, nearly 1."""
+    """A nilpotent matrix of radius 0: exact if the steps reach the size, else its growth, almost 1."""
     radius, error = _radius([np.diag(np.ones(7), 1)], dtype="float64")
-    # The eigenvalues of a Jordan block of 8 move by the eighth root of the rounding: 0.01.
+    # The eigenvalues of a Jordan block of size 8 change by the eighth root of the rounding: 0.01.
     assert radius < 0.02
     assert error > 1e-3
     radius, error = _radius([np.diag(np.ones(199), 1)])
@@ -140,7 +140,7 @@ def test_batch_of_unknown_size_and_a_sample_that_is_not_finite(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(dtype, mode):
-    """Products of half precision, all else in float32."""
+    """Products in half precision, everything else in float32."""
     matrix = tf.constant(CASES["orthogonal"](np.random.default_rng(0), 64), dtype)
     exact = np.abs(np.linalg.eigvals(matrix.numpy().astype("float64"))).max()
     radius, error = in_mode(
@@ -171,7 +171,7 @@ def test_against_exact_eigenvalues(kind, mode):
     )()
     jacobians = (1 - np.tanh(z @ a + x) ** 2)[:, None, :] * a[None]
     expected = np.abs(np.linalg.eigvals(jacobians)).max(axis=1)
-    # The third eigenvalue is below 0.6 of the first: 0.6^60 is beyond float64.
+    # The third eigenvalue is below 0.6 times the first, and 0.6^60 is below float64's precision.
     np.testing.assert_allclose(received, expected, rtol=1e-8)
 
 

@@ -1,4 +1,4 @@
-"""Blocks of places: their windows, their sides, and their turns."""
+"""Blocks of places: their windows, sides and order."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def _grid(sizes, block=3, halo=2, batch=2):
 
 @pytest.mark.parametrize("sizes", [(7,), (7, 5)])
 def test_windows_are_what_stands_around_a_block(sizes):
-    """Against a loop over the blocks, with zeros beyond the border."""
+    """Compared with a loop over the blocks, with zeros beyond the border."""
     values = np.random.default_rng(0).normal(size=(2, *sizes, 1)).astype("float32")
     grid = _grid(sizes)
     padded = grid.padded(tf.constant(values))
@@ -48,8 +48,8 @@ def test_a_side_that_moved_wakes_the_block_beside_it():
     change[0, 0] = 1.0  # the corner of the block in the middle
     moved = grid.moved(tf.constant(change)) > 0
     woken = grid.woken(tf.constant([4], tf.int64), moved, tf.constant([1, 9])).numpy()[0]
-    # It, and those that see this corner: above, beside, and across it. With a margin of 2 of 3 places the
-    # corner is not in the zones of the other sides.
+    # The block itself, and those that see this corner: above, next to, and diagonal to it. With a
+    # margin of 2 of 3 places, the corner is not in the zones of the other sides.
     assert np.flatnonzero(woken).tolist() == [0, 1, 3, 4]
 
 

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.numerics.closures: what f uses beside its arguments, and a gradient would have to reach."""
+"""Tests of tfdeq.numerics.closures: captured tensors of f that would need a gradient."""
 
 import keras
 import numpy as np

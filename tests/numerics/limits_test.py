@@ -1,4 +1,4 @@
-"""Tests of what a call says of a solve: tolerances, budgets, trace, throw, callbacks."""
+"""Tests of the settings of a call: tolerances, budgets, trace, throw, callbacks."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,8 @@ def test_the_tolerance_of_a_call_reaches_the_backward_solve():
     assert solution.converged.numpy().all()
     assert error(**settings, backward_tolerance=1e-2)[0] > 1e-4
     assert (error(**settings, backward_max_steps=5)[1].steps.numpy() == 5).all()
-    # A small budget forward is none of the gradient's; a solver of its own keeps its settings.
+    # A small forward budget does not apply to the gradient; the adjoint's own solver keeps its
+    # settings.
     assert error(solver=plain, max_steps=2)[1].steps.numpy().max() > 2
     assert error(adjoint=tfdeq.Implicit(plain), tolerance=1e-10)[1].residual.numpy().max() > 1e-6
 

@@ -33,7 +33,7 @@ def _start(z, iterates=()):
 
 
 def _evaluated(images, max_steps=3, iterates=()):
-    """The loop's state after z = 1 was evaluated to each row of images [n, B], one after another."""
+    """Returns the loop's state after z = 1 was evaluated to each row of images [n, B] in sequence."""
     z = tf.ones([len(images[0]), 1])
     settings = LoopSettings(SOLVER, StateLayout(z), False, False, None, iterates)
     state = _start(z, iterates)
@@ -54,7 +54,7 @@ def test_each_sample_is_booked_until_it_is_done():
     np.testing.assert_array_equal(status[:3], expected[:3])
     np.testing.assert_array_equal(steps[:3], [3, 1, 1])
     assert not running_of(state).numpy().any()
-    # The best of what was seen: |1.5 − 1| / 1.5.
+    # The best residual so far: |1.5 − 1| / 1.5.
     np.testing.assert_allclose(best_z[:2, 0], [1.5, 1.001])
     np.testing.assert_allclose(residual[:2], [1 / 3, 0.001 / 1.001], rtol=1e-4)
     np.testing.assert_allclose(trace[0], [1 / 2, 2 / 3, 1 / 3], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.numerics.safeguard: no worse than plain iteration where that converges."""
+"""Tests of tfdeq.numerics.safeguard: not worse than plain iteration if that converges."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tfdeq import solvers
 from tfdeq.iteration import iterate
 
 Status = tfdeq.Status
-# Those that have something to forget.
+# The solvers with a history.
 SAFEGUARDED = tuple(
     name
     for name in solvers.REGISTRY
@@ -21,7 +21,7 @@ SAFEGUARDED = tuple(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", fast(["anderson"], SAFEGUARDED))
 def test_safeguarded_steps_converge_where_plain_iteration_does(name, mode):
-    """Maps on which acceleration may run off; plain iteration contracts on all of them."""
+    """Maps on which acceleration may diverge; all of them are contractions."""
     random = np.random.default_rng(0)
     rotation = np.kron(np.eye(3), [[0.0, -0.95], [0.95, 0.0]])
     shear = 0.8 * np.eye(6) + np.diag(np.full(5, 0.5), 1)
@@ -29,7 +29,7 @@ def test_safeguarded_steps_converge_where_plain_iteration_does(name, mode):
     for a in (rotation, shear):
 
         def f(z, a=a):
-            # Flat far out, where a long step may land.
+            # Constant far from the solution, where a long step may end.
             return tf.clip_by_value(tf.matmul(z, a) + x, -50.0, 50.0)
 
         def solve(solver, f=f):
@@ -40,17 +40,17 @@ def test_safeguarded_steps_converge_where_plain_iteration_does(name, mode):
         plain = solve(tfdeq.FixedPointIteration(max_steps=2000, tolerance=1e-6))
         assert plain.converged.numpy().all()
         assert solution.converged.numpy().all()
-        # At worst every accelerated attempt, of up to fifteen steps, is refused before a plain streak,
-        # and the streaks double: up to 256, eight attempts.
+        # In the worst case, every accelerated attempt of up to fifteen steps is rejected before a
+        # series of plain steps, and these series double: up to 256, eight attempts.
         assert (solution.steps.numpy() <= 2 * plain.steps.numpy() + 8 * 15).all()
 
 
 def test_safeguard_goes_back_from_nan():
-    """The accelerated step leaves the domain of the root; the plain ones never do."""
+    """The accelerated step leaves the domain of the square root; plain steps never do."""
     calls = []
 
     class Overshooting(tfdeq.FixedPointIteration):
-        """Plain iteration that jumps out of the domain once it has come near the solution."""
+        """Plain iteration that leaves the domain once, when it is close to the solution."""
 
         def step(self, state, k, z, f_z):
             calls.append(int(k))

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.numerics.split_function: parts on the state's matrix."""
+"""Tests of tfdeq.numerics.split_function: splittings on the state's matrix."""
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +11,7 @@ from tfdeq.numerics.state_layout import StateLayout
 
 
 def test_a_state_of_several_tensors():
-    """The same solve whether the state is one tensor or two."""
+    """The solve is the same for a state of one tensor or two."""
     f, (w, x), exact = monotone_case()
     parts = lambda z: {"a": z[:, :2, None], "b": z[:, 2:]}  # noqa: E731
     whole = lambda z: tf.concat([z["a"][..., 0], z["b"]], 1)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.numerics.state_layout: nests of any dtypes as one matrix."""
+"""Tests of tfdeq.numerics.state_layout: nests of any dtypes in one matrix."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The real program, killed again and again, ends with what an undisturbed run ends with, bit for bit."""
+"""The real program, killed repeatedly, ends with the same results as an undisturbed run, bit for bit."""
 
 import json
 import os
@@ -33,7 +33,7 @@ FLAGS = (
     "--evaluation_windows=16",
     "--nojit_compile",  # compiling takes longer than these few steps
 )
-# What must be the same; times and memory are not.
+# Columns that must be the same; times and memory need not be.
 CURVES = (
     "step",
     "loss",
@@ -93,11 +93,11 @@ def test_killed_at_random_moments(tmp_path):
     for number in range(KILLS):
         process = start(tmp_path, workdir)
         before = _size(rows)
-        # Until this start has made progress of its own, or before it, now and then.
+        # Usually after this start has made progress, and sometimes before.
         if number % 5:
             wait_for(process, lambda before=before: _size(rows) > before, 60)
         if number % 2:
-            # A checkpoint is written under another name first.
+            # A checkpoint is first written under another name.
             seen = wait_for(process, lambda: (checkpoints / "unfinished").exists(), 5)
             while_writing += seen
         else:

@@ -1,4 +1,4 @@
-"""`~` in paths: every flag and argument that is one, of every program."""
+"""`~` in paths: in every flag and argument of every program that is a path."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from tfdeq.data.folders import checked_folder
 from tfdeq.programs import paths
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
-# Flags whose help speaks of files and folders, and that are several paths or none.
+# Flags whose help mentions files and folders, but whose value is several paths or none.
 OTHERS = {
     "files",  # globs, each expanded by tfdeq.data.text.files
     "models",  # NAME=FOLDER pairs, each folder expanded by export.serving_config

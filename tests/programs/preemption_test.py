@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C where they are noted, and where they end a program."""
+"""SIGTERM and Ctrl-C: where they are noted, and where they end a program."""
 
 import os
 import signal

@@ -11,7 +11,7 @@ from tfdeq.programs.preemption import EXIT_CODE, Preempted
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """A module `toy_run` that notes its flags in WORKDIR, or fails if told to."""
+    """A module `toy_run` that writes its flags to WORKDIR, or fails on request."""
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "toy_run.py").write_text(

@@ -25,7 +25,7 @@ FAST = ("trainers.report", "benchmarks.training.compare")
 
 
 def shown_by(module):
-    """What --help prints, in a process of its own: here other programs' flags are defined too."""
+    """Returns the output of --help from a separate process, without other programs' flags."""
     result = subprocess.run(
         [sys.executable, "-m", module, "--help"],
         cwd=ROOT,
@@ -68,5 +68,5 @@ def test_every_program_shows_its_own_flags_and_ends_well(module):
     assert PROGRAMS[module] in text
     assert "--verbosity" not in text
     assert "--helpfull lists" in text
-    if module == "benchmarks.training.compare":  # its own flags, then those of what it trains
+    if module == "benchmarks.training.compare":  # its own flags, then those of its trainer
         assert text.index("This program") < text.index("\nRun\n")

@@ -61,7 +61,7 @@ def test_curves_survive_a_half_written_line_and_rewind(tmp_path):
 
 
 def test_rows_of_older_runs_are_read(tmp_path):
-    """What is called validation now was called held_out."""
+    """Older runs have held_out instead of validation."""
     path = tmp_path / "curves.jsonl"
     path.write_text('{"step": 4, "held_out_loss": 2.0}\n')
     assert workdir.Curves(str(path)).columns() == {"step": [4], "validation_loss": [2.0]}

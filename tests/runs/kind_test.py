@@ -33,6 +33,6 @@ def test_leaves_become_what_the_model_takes():
     x, y = keras.Input((2,), name="x"), keras.Input((3,), name="y")
     named = keras.Model({"x": x, "y": y}, keras.layers.Concatenate()([x, y]))
     assert kind.packed(named, [1, 2]) == {"x": 1, "y": 2}
-    own = keras.Model()  # of a class of its own: it does not say what it takes
+    own = keras.Model()  # a subclassed model, which does not declare its inputs
     assert kind.packed(own, [1]) == 1
     assert kind.packed(own, [1, 2]) == [1, 2]

@@ -17,7 +17,7 @@ def test_a_measure_is_the_mean_of_each_example():
     log_p = LOGITS - np.log(np.exp(LOGITS).sum(axis=1, keepdims=True))
     found = measures.per_example(CROSS_ENTROPY)(TARGETS, LOGITS)
     np.testing.assert_allclose(found, -log_p[np.arange(3), TARGETS], rtol=1e-5)
-    # Of a sequence, the mean over its places.
+    # For a sequence, the mean over its places.
     places = measures.per_example("sparse_categorical_accuracy")(
         np.stack([TARGETS, TARGETS]), np.stack([LOGITS, -LOGITS])
     )
@@ -35,7 +35,7 @@ def test_what_is_written_is_read_as_the_same():
 
 
 def test_what_keras_gives_back_as_another_is_left_out():
-    """Huber's delta is not saved, and a function of the caller's is not known elsewhere."""
+    """Huber's delta is not saved, and a caller's function is not known in other processes."""
     given = {
         "huber": keras.losses.Huber(delta=0.1),
         "own": lambda targets, outputs: outputs[:, 0],

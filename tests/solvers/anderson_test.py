@@ -1,4 +1,4 @@
-"""Tests of tfdeq.solvers.anderson against numpy's least squares."""
+"""Tests of tfdeq.solvers.anderson, compared with numpy's least squares."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def _run(solver, calls):
 
 
 def _history(iterates, k, memory):
-    """g_k and the last differences of z and g, as columns."""
+    """Returns g_k and the last differences of z and g, as columns."""
     first = max(0, k - memory)
     z = np.stack(iterates[first : k + 1])
     g = np.stack([_map(row) - row for row in z])
@@ -51,20 +51,21 @@ def _gamma(g, d_g, ridge):
     ),
 )
 def test_each_step_minimises_the_regularised_residual(memory, damping, ridge):
-    """Every iterate is the one that numpy's least squares gives, past a full turn of the ring."""
+    """Every iterate is that of numpy's least squares, for more than one cycle of the ring."""
     iterates, _ = _run(tfdeq.Anderson(memory=memory, damping=damping, ridge=ridge), 9)
     np.testing.assert_allclose(iterates[1], damping * _map(np.zeros(SIZE)), rtol=1e-12)
     for k in range(1, 9):
         g, d_z, d_g = _history(iterates, k, memory)
         gamma = _gamma(g, d_g, ridge)
         expected = iterates[k] + damping * g - (d_z + damping * d_g) @ gamma
-        # The condition of the Gram matrix is at most m / ridge = 6e6: ten digits of sixteen.
+        # The condition number of the Gram matrix is at most m / ridge = 6e6, which leaves ten of
+        # sixteen digits.
         np.testing.assert_allclose(iterates[k + 1], expected, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("ridge", [1e-6, 0.1])
 def test_gamma_satisfies_the_normal_equations(ridge):
-    """γ read back from the step itself, put into (ΔGᵀΔG + ridge diag) γ − ΔGᵀg = 0."""
+    """γ, computed from the step itself, satisfies (ΔGᵀΔG + ridge diag) γ − ΔGᵀg = 0."""
     damping, memory = 0.7, 4
     iterates, _ = _run(tfdeq.Anderson(memory=memory, damping=damping, ridge=ridge), 7)
     g, d_z, d_g = _history(iterates, 6, memory)
@@ -94,13 +95,13 @@ def test_ridge_does_not_depend_on_the_scale(scale):
     scaled = iterate(lambda z: linear(z, a, x * scale), tf.zeros_like(x), solver)
     assert unit.converged.numpy().all()
     assert scaled.converged.numpy().all()
-    # Rounding differs with the scale, and an iteration more or less may come of it.
+    # Rounding depends on the scale, which may add or save an iteration.
     np.testing.assert_allclose(scaled.steps, unit.steps, atol=1)
     np.testing.assert_allclose(scaled.z / scale, unit.z, rtol=1e-9)
 
 
 def test_full_memory_solves_a_linear_problem_like_gmres():
-    """Walker and Ni 2011, theorem 2.2: in D + 1 steps, up to the ridge, here about nothing."""
+    """Walker and Ni 2011, theorem 2.2: in D + 1 steps, up to the ridge, which is negligible here."""
     a, x = linear_case(size=4, radius=3.0, seed=1)
     solver = tfdeq.Anderson(max_steps=7, tolerance=1e-8, memory=6, ridge=1e-14)
     solution = iterate(lambda z: linear(z, a, x), tf.zeros_like(x), solver)

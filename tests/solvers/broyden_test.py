@@ -1,4 +1,4 @@
-"""Tests of tfdeq.solvers.broyden against the dense update."""
+"""Tests of tfdeq.solvers.broyden, compared with the dense update."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def _map(z):
 
 
 def _run(solver, calls):
-    """The solver's states and iterates over a number of calls of step, from z = 0."""
+    """Returns the solver's states and iterates for a number of calls of step, from z = 0."""
     z = np.zeros([1, SIZE])
     state = solver.initial_state(tf.constant(z))
     iterates, states = [z[0]], []
@@ -33,7 +33,7 @@ def _run(solver, calls):
 
 
 def _dense(calls, damping):
-    """Broyden's good update with H as a matrix: iterates, and H after each call."""
+    """Makes Broyden's good update with H as a matrix; returns iterates, and H after each call."""
     z, h = np.zeros(SIZE), -np.eye(SIZE)
     g = _map(z) - z
     iterates, inverses = [z], [h]
@@ -69,7 +69,7 @@ def _apply_inverse(state, count, damping, v):
 
 @pytest.mark.parametrize("damping", [1.0, 0.7])
 def test_secant_equation_holds_after_each_step(damping):
-    """H y = s for the newest pair, and H as a whole is the dense one."""
+    """H y = s for the newest pair, and the whole H equals the dense one."""
     solver = tfdeq.Broyden(max_steps=20, damping=damping)
     iterates, states = _run(solver, 9)
     _, inverses = _dense(9, damping)
@@ -83,7 +83,7 @@ def test_secant_equation_holds_after_each_step(damping):
 
 @pytest.mark.parametrize("damping", [1.0, 0.7])
 def test_gram_matrix_is_that_of_the_steps(damping):
-    """It is never computed from the steps, so that it could drift."""
+    """It is never computed from the steps, so it could accumulate errors."""
     iterates, states = _run(tfdeq.Broyden(max_steps=12, damping=damping), 12)
     steps = states[-1].steps.numpy()[0]
     np.testing.assert_allclose(steps, np.diff(iterates, axis=0), atol=1e-12)
@@ -112,7 +112,7 @@ def test_linear_problem_ends_within_2d_steps(mode, size):
 
 
 def test_singular_update_starts_that_sample_afresh():
-    """f(z) = z + constant: y = 0, so the update divides by zero; the other sample goes on."""
+    """f(z) = z + constant: y = 0, so the update divides by zero; the other sample continues."""
     slope = tf.constant([[1.0], [0.5]], tf.float64)
     solver = tfdeq.Broyden(max_steps=8, tolerance=1e-10)
     solution = iterate(lambda z: slope * z + 1.0, tf.zeros([2, 1], tf.float64), solver)
@@ -124,7 +124,7 @@ def test_singular_update_starts_that_sample_afresh():
 
 
 def test_budget_beyond_the_memory_of_the_solver():
-    """max_steps of a call above the solver's own: the memory restarts and the solve goes on."""
+    """max_steps of a call above the solver's own: the estimate is reset and the solve continues."""
     a, x = linear_case(size=SIZE, radius=0.95, seed=2)
     solver = tfdeq.Broyden(max_steps=4, tolerance=1e-10)
     solution = iterate(lambda z: linear(z, a, x), tf.zeros_like(x), solver, max_steps=300)
@@ -133,7 +133,7 @@ def test_budget_beyond_the_memory_of_the_solver():
 
 
 def test_memory_shapes():
-    """All steps and no other vectors; with a memory that the budget fits in just the same."""
+    """All steps and no other vectors; the same with a memory that is larger than the budget."""
     for memory in (None, 9, 20):
         solver = tfdeq.Broyden(max_steps=9, memory=memory)
         state = tf.function(solver.initial_state, jit_compile=True)(tf.zeros([2, 7]))
@@ -142,9 +142,9 @@ def test_memory_shapes():
 
 
 def test_history_grows_outside_of_xla():
-    """A step costs what was kept so far, not what the budget allows."""
+    """The cost of a step depends on the stored steps, not on the budget."""
     _, states = _run(tfdeq.Broyden(max_steps=9), 12)
-    # After nine steps the solve starts afresh, in the rows that there are.
+    # After nine steps the estimate is reset, and uses the existing rows.
     assert [state.steps.shape[1] for state in states] == [*range(1, 10), 9, 9, 9]
 
 

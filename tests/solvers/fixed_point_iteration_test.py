@@ -21,7 +21,7 @@ def test_step_is_the_damped_map(damping):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("damping", [1.0, 0.7])
 def test_converges_at_the_rate_of_the_map(mode, damping):
-    """For f(z) = s z + x the error shrinks by 1 − α (1 − s) a step: the count is known."""
+    """For f(z) = s z + x the error shrinks by the factor 1 − α (1 − s) per step, so the count is known."""
     slope, tolerance = 0.5, 1e-6
 
     def solve():

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.solvers.forward_backward: its rate, its largest step, and functions without parts."""
+"""Tests of tfdeq.solvers.forward_backward: rate, largest step, and functions without a splitting."""
 
 import numpy as np
 import pytest

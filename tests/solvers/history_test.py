@@ -38,7 +38,7 @@ def test_with_row_replaces_one_row_and_leaves_the_old_history_alone(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_growing_history_is_a_full_one(mode):
-    """Its products are those of a history filled up with zeros, in a loop, also past its limit."""
+    """Its products are those of a history padded with zeros, in a loop, even beyond its limit."""
     rows, limit = np.random.default_rng(1).normal(size=(6, 2, 5)), 4
     v = tf.ones([2, 5], tf.float64)
 

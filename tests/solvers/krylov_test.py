@@ -1,4 +1,4 @@
-"""Tests of tfdeq.solvers.krylov against least squares over an explicit Krylov space."""
+"""Tests of tfdeq.solvers.krylov, compared with least squares over an explicit Krylov space."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_each_sample_has_its_own_target_and_allowance(mode):
 
 
 def test_a_small_space_ends_early():
-    """r is an eigenvector: one product, and no division by the zero that is left."""
+    """r is an eigenvector: one product, and no division by the remaining zero."""
     j, _ = _systems(batch=1)
     values, vectors = np.linalg.eigh((j[0] + j[0].T) / 2)
     symmetric = ((j[0] + j[0].T) / 2)[None]

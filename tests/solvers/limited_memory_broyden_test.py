@@ -1,4 +1,4 @@
-"""Tests of tfdeq.solvers.limited_memory_broyden against updates that are kept as matrices."""
+"""Tests of tfdeq.solvers.limited_memory_broyden, compared with updates stored as matrices."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def _run(solver, calls):
 
 
 def _dense(calls, memory, damping):
-    """The same method with its factors as matrices: iterates, and H at each call."""
+    """Makes the same updates with matrices; returns iterates, and H at each call."""
     factors, inverses = [], []
     z = np.zeros(SIZE)
     g = _map(z) - z
@@ -59,7 +59,7 @@ def _product(factors):
 @pytest.mark.parametrize("memory", [1, 2, 5])
 @pytest.mark.parametrize("damping", [1.0, 0.7])
 def test_iterates_are_those_of_the_matrices(memory, damping):
-    """Twelve calls: the ring turns more than twice with the longest memory."""
+    """Twelve calls, in which the ring is used more than twice with the longest memory."""
     received, _ = _run(tfdeq.Broyden(max_steps=20, memory=memory, damping=damping), 12)
     expected, _ = _dense(12, memory, damping)
     for one, other in zip(received, expected, strict=True):

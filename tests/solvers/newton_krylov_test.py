@@ -23,7 +23,7 @@ def test_a_cell_that_does_not_contract(mode):
 
 
 def test_convergence_is_fast_at_the_end():
-    """Exact linear solves: residuals fall quadratically, so a tolerance of 1e-12 costs one step more."""
+    """With exact linear solves, residuals fall quadratically, so a tolerance of 1e-12 costs one step more."""
     a, x = linear_case(batch=2, size=4, radius=1.2, seed=5)
     steps = []
     for tolerance in (1e-6, 1e-12):
@@ -42,7 +42,7 @@ def test_the_step_is_halved_where_it_leads_too_far(mode):
     def solve():
         solver = tfdeq.NewtonKrylov(tolerance=1e-10)
         start = tf.constant([[3.0], [10.0], [0.5]], tf.float64)
-        # ‖f(z)‖ at the root 0 is 0: the shift keeps the relative residual meaningful.
+        # ‖f(z)‖ is 0 at the root 0; the shift keeps the relative residual meaningful.
         return iterate(lambda z: z - tf.atan(z - 1.0), start + 1.0, solver)
 
     solution = in_mode(solve, mode)()

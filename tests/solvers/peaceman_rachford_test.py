@@ -1,4 +1,4 @@
-"""Tests of tfdeq.solvers.peaceman_rachford: its rate, any step size, starts, and what it refuses."""
+"""Tests of tfdeq.solvers.peaceman_rachford: rate, step sizes, starts, and errors."""
 
 import numpy as np
 import pytest

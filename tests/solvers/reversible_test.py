@@ -11,7 +11,7 @@ from tfdeq.iteration import iterate
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_iterates_are_those_of_the_coupled_states(mode):
-    """Against y and z of the paper, in turns."""
+    """Compared alternately with y and z in the paper."""
     a, x = linear_case(radius=0.8)
     record = Recorder(lambda z: tanh_cell(z, a, x))
     solver = tfdeq.Reversible(max_steps=9, tolerance=1e-13, relaxation=0.7)
@@ -36,7 +36,7 @@ def test_the_recursion_can_be_turned_round():
         trace.append(w)
     for k in range(8, 1, -1):
         before, w = (w - 0.8 * tanh_cell(before, a, x)) / 0.2, before
-        # Rounding grows by up to 1 / (1 − β) = 5 a step: 5^8 1e-16 = 4e-11.
+        # Rounding grows by up to 1 / (1 − β) = 5 per step: 5^8 1e-16 = 4e-11.
         np.testing.assert_allclose(w, trace[k - 1], rtol=1e-9)
         np.testing.assert_allclose(before, trace[k - 2], rtol=1e-9)
 

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.solvers.solver: what all solvers share."""
+"""Tests of tfdeq.solvers.solver: the common parts of all solvers."""
 
 import dataclasses
 import re

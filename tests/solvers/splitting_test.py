@@ -1,4 +1,4 @@
-"""Tests of tfdeq.solvers.splitting: every method that uses parts, on a state of several tensors."""
+"""Tests of tfdeq.solvers.splitting: every splitting method, on a state of several tensors."""
 
 import numpy as np
 import pytest
@@ -15,12 +15,12 @@ USES = [name for name in solvers.REGISTRY if solvers.REGISTRY[name].uses_splitti
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", USES)
 def test_solution_gradient_and_rows(name, mode):
-    """With samples that leave the batch as they are done and without."""
+    """With and without samples that leave the batch when they are done."""
     f, (w, x), exact = monotone_case(batch=6, monotonicity=1.0)
     tolerance = np.array([1e-12, 1e-12, 1e-3, 1e-12, 1e-2, 1e-12])
 
     class Batched:
-        """x first: of the samples."""
+        """With x first, which has a row per sample."""
 
         def __call__(self, z, x, w):
             return f(z, w, x)

@@ -12,9 +12,9 @@ from tfdeq.steadiness.layer_penalty import automatic_weight
 
 @keras.saving.register_keras_serializable(package="tfdeq_tests")
 class ScaledCell(keras.layers.Layer):
-    """f(z, x) = s z + x["add"], s = x["scale"] of each sample, times what all samples share.
+    """f(z, x) = s z + x["add"], with s = x["scale"] of each sample times a factor that all samples share.
 
-    With signs for noise the penalty of these rows is exactly the mean of their (s · shared)².
+    With signs as noise, the penalty of these rows is exactly the mean of their (s · shared)².
     """
 
     def initial_state(self, x):
@@ -40,7 +40,7 @@ def _x(scales):
 
 
 def _penalty(layer, mode, unknown_batch=False):
-    """x -> the layer's penalty; graphs do not know the batch's size."""
+    """Returns x -> the layer's penalty; graphs do not know the batch size."""
 
     def penalty(x):
         layer(x, training=True)
@@ -62,7 +62,7 @@ def test_rows_are_drawn_without_repetition_and_each_has_its_turn(fraction, rows,
     for unknown_batch in (False, True) if mode != "eager" else (False,):
         penalty = _penalty(layer, mode, unknown_batch)
         values = np.array([float(penalty(_x(scales))) for _ in range(60)])
-        # (4 / 2)² s² with powers of two: a mean of squares tells which rows it is of.
+        # (4 / 2)² s² with powers of two, so that a mean of squares shows which rows it is of.
         sums = values * rows / 0.25
         chosen = [[row for row in range(4) if round(s / 0.01) & (1 << (2 * row))] for s in sums]
         assert all(len(each) == rows for each in chosen)
@@ -81,11 +81,11 @@ def test_the_same_seed_draws_the_same_rows():
 
     first = run()
     assert first == run()
-    assert len(set(first)) == 2  # every second row, from the first or the second on
+    assert len(set(first)) == 2  # every second row, starting from the first or the second
 
 
 def test_masks_go_along_with_their_rows():
-    """Rows of which the mask makes f zero add nothing."""
+    """Rows in which the mask makes f zero add nothing."""
     layer = _layer(0.5)
     x = _x([0.5, 0.5, 0.5, 0.5])
     mask = {"add": tf.constant([True, True, False, True]), "scale": None}
@@ -145,7 +145,7 @@ def test_auto_lets_no_gradient_through_what_is_no_equilibrium(steps, mode):
         return tape.gradient(loss, x["add"], unconnected_gradients="zero"), layer.losses[0]
 
     gradient, penalty = in_mode(gradients, mode)()
-    # z* = 2 x["add"], of the factors 1/2 that all samples share.
+    # z* = 2 x["add"], for the factors 1/2 that all samples share.
     np.testing.assert_allclose(gradient, np.full([2, 2], 0.0 if steps == 2 else 2.0), rtol=1e-5)
     weight = 0.1 + 10 / 3 if steps == 2 else 0.1
     np.testing.assert_allclose(penalty, weight * 0.25, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.steadiness.residual_watch; `callbacks_test.py` has it at work."""
+"""Tests of tfdeq.steadiness.residual_watch; `callbacks_test.py` tests it in training."""
 
 import pytest
 import tensorflow as tf

@@ -13,18 +13,19 @@ from tfdeq import solvers
 from tfdeq.cells import TransformerCell
 from tfdeq.models import LanguageModel
 
-# The solvers of any f; the others want to know its parts: see tests/solvers/peaceman_rachford_test.py.
+# Solvers for any f; the others require a splitting, see tests/solvers/peaceman_rachford_test.py.
 GENERAL = tuple(name for name in solvers.REGISTRY if not solvers.REGISTRY[name].needs_splitting)
 EVERY_MODE = ("eager", "graph", "xla")
-# For parametrize. The fast run has the graph alone: what is not parametrized runs eagerly, and
-# conformance_test.py holds eager, graph and XLA against each other for every solver, rule, cell and model.
+# For parametrize. The fast run only has graph mode: tests that are not parametrized run eagerly,
+# and conformance_test.py compares eager mode, graph mode and XLA for every solver, adjoint, cell
+# and model.
 MODES = tuple(
     mode if mode == "graph" else pytest.param(mode, marks=pytest.mark.slow) for mode in EVERY_MODE
 )
 
 
 def fast(chosen: Sequence[Any], values: Iterable[Any]) -> list[Any]:
-    """Values for parametrize, of which the chosen ones are in the fast run and the others are slow."""
+    """Returns values for parametrize; the chosen ones are in the fast run, and the others are slow."""
     return [value if value in chosen else _slow(value) for value in values]
 
 
@@ -34,20 +35,20 @@ def _slow(value: Any) -> Any:
 
 
 def fast_pairs(left: Iterable[Any], right: Iterable[Any], chosen: Sequence[Any]) -> list[Any]:
-    """Pairs for parametrize; the fast run has those whose left or right one is among the chosen ones."""
+    """Returns pairs for parametrize; those whose left or right one is chosen are in the fast run."""
     pairs = [(one, other) for one in left for other in right]
     return fast([pair for pair in pairs if set(pair) & set(chosen)], pairs)
 
 
 def in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    """The function as it is, as a tf.function, or compiled by XLA."""
+    """Returns the function unchanged, as a tf.function, or compiled by XLA."""
     if mode == "eager":
         return function
     return tf.function(function, jit_compile=mode == "xla", autograph=False)
 
 
 def exact_solvers(max_steps: int = 150, tolerance: float = 1e-13) -> dict[str, solvers.Solver]:
-    """Every solver of any f, undamped and damped where it can be, set to float64 precision."""
+    """Returns every solver for any f, undamped and, if possible, damped, with float64 precision."""
     settings = {"max_steps": max_steps, "tolerance": tolerance}
     result = {name: solvers.get(name, **settings) for name in GENERAL}
     for name in GENERAL:
@@ -73,7 +74,7 @@ def tanh_cell(z, a, x):
 
 
 class Recorder:
-    """f that remembers every state it was given, in eager mode and inside a compiled graph."""
+    """f that records every state at which it is evaluated, in eager mode and in a compiled graph."""
 
     def __init__(self, f: Callable[..., Any]):
         self.f = f
@@ -208,7 +209,7 @@ def contracting_language_model(
 ) -> LanguageModel:
     """A small built model whose cell contracts well, as after training.
 
-    An iteration that does not settle amplifies rounding, and no two computations of it agree.
+    An iteration that does not converge amplifies rounding, so that no two computations agree.
     """
     keras.utils.set_random_seed(seed)
     cell = TransformerCell(16, 2, length, recurrent_scale=1.0)

@@ -1,4 +1,4 @@
-"""What lies in a folder of checkpoints, and what is restored from it."""
+"""The contents of a folder of checkpoints, and what is restored from it."""
 
 import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""A small disk of its own for a process, which fills up or becomes read-only at a chosen moment."""
+"""A small separate disk for a process, which fills up or becomes read-only at a chosen moment."""
 
 import ctypes
 import importlib
@@ -12,10 +12,10 @@ MAY_NOT_MOUNT = 77
 
 
 def put_on_a_disk(folder, place, call, how):
-    """Mounts folder/disk, seen by this process alone, and fills it or makes it read-only at a call."""
+    """Mounts folder/disk, visible only to this process, and fills it or makes it read-only at a call."""
     disk = os.path.join(folder, "disk")
     os.makedirs(disk, exist_ok=True)
-    # CLONE_NEWNS: nobody else sees the mount, and it ends with the process.
+    # CLONE_NEWNS: only this process sees the mount, which ends with it.
     if ctypes.CDLL(None).unshare(0x00020000):
         sys.exit(MAY_NOT_MOUNT)
     for command in (
@@ -46,6 +46,6 @@ def put_on_a_disk(folder, place, call, how):
         return original(*args, **kwargs)
 
     setattr(owner, name, function)
-    # What the disk holds in the end, for the test and for the next process.
+    # The final contents of the disk, for the test and for the next process.
     left = os.path.join(folder, "left")
     multiprocessing.util.Finalize(None, shutil.copytree, (disk, left), exitpriority=10)

@@ -1,6 +1,6 @@
-"""Runs the real trainer in a process of its own that is ended at a chosen moment.
+"""Runs the real trainer in a separate process that is ended at a chosen moment.
 
-What ends it is patched into that process alone: the program reads no setting of a test.
+The cause of the end is patched into that process only: the program reads no test settings.
 """
 
 import functools
@@ -29,11 +29,11 @@ def write_text(folder):
 
 
 def run(folder, workdir, *flags, hook=None, log=None, seconds=120):
-    """Runs the language model's trainer in a folder; returns its exit status and what it said.
+    """Runs the language model's trainer in a folder; returns its exit status and output.
 
     Args:
-        hook: (function, *arguments) that is called in its process before it starts; picklable.
-        log: file there for what it says. Default: named like workdir.
+        hook: (function, *arguments), picklable, called in its process before it starts.
+        log: file in the folder for its output. Default: named like workdir.
     """
     log = folder / (log or f"{workdir}.txt")
     arguments = [*FLAGS, *flags, f"--workdir={workdir}"]
@@ -60,7 +60,7 @@ def _train(folder, log, arguments, hook):
     with open(log, "w", encoding="utf-8") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    # As a program that a shell started.
+    # Like a program started by a shell.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["trainers.language_model", *arguments]
     from trainers import language_model
@@ -71,7 +71,7 @@ def _train(folder, log, arguments, hook):
 
 
 def signal_at(place, call, *numbers):
-    """Has this process send itself signals when a function is called for the so-manieth time.
+    """Makes this process send itself signals at a given call of a function.
 
     Args:
         place: "module:name" or "module:class.name" of the function.
@@ -101,11 +101,12 @@ _MOVERS = ((os, "replace"), (os, "rename"), (os, "remove"), (os, "unlink"), (os,
 def watch_moves(record=None, victim=None, before=True):
     """Watches where this process renames and removes files, and kills it at one of these places.
 
-    A place is a line of trainers/, what it calls, and the kind of file; it counts the first time.
+    A place is a line of trainers/, the function called there, and the kind of file; only the first time
+    counts.
 
     Args:
-        record: file that receives the places, one a line. victim: the place to be killed at, before or
-            after the call.
+        record: file for the places, one per line. victim: the place at which to kill the process,
+            before or after the call.
     """
     seen = set()
 
@@ -150,7 +151,7 @@ def _place(name, path):
 
 
 def results(workdir):
-    """What a run left that must not depend on how often it was ended."""
+    """Returns the results of a run that must not depend on how often it was ended."""
     import keras
 
     import tfdeq.models  # noqa: F401, registers the model that Keras loads
@@ -165,6 +166,6 @@ def results(workdir):
 
 
 def leftovers(workdir):
-    """Names of files and folders of a run that are only there while it writes."""
+    """Returns names of files and folders of a run that exist only while it writes."""
     temporary = re.compile(r"\.partial-.*|unfinished|finished")
     return sorted(path.name for path in workdir.rglob("*") if temporary.fullmatch(path.name))

@@ -20,7 +20,7 @@ flags.DEFINE_integer("pictures", 400, "Training pictures. Default: 400.")
 
 
 def pictures(count, seed):
-    """Bars that lie, stand, or both, in noise: [N, 8, 8, 1], and which of the three."""
+    """Returns noisy images [N, 8, 8, 1] of horizontal bars, vertical bars or both, and their labels."""
     random = np.random.default_rng(seed)
     kinds, places = random.integers(0, 3, count), random.integers(1, 7, (2, count))
     x = random.normal(scale=0.3, size=(count, 8, 8)).astype("float32")

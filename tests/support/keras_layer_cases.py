@@ -1,4 +1,4 @@
-"""How each class in keras.layers is made and called inside a cell; see cell_layers_test.py."""
+"""How each class in keras.layers is created and called inside a cell; see cell_layers_test.py."""
 
 import inspect
 
@@ -36,7 +36,7 @@ def as_recurrent_cell(layer, z, x, **settings):
 
 
 def on_tokens(layer, z, x, **settings):
-    """Integers 0 to 3 that the input x is cut into."""
+    """Calls the layer on integers 0 to 3, to which the input x is rounded."""
     tokens = ops.cast(ops.clip(ops.floor(2.0 + x), 0, 3), "int32")
     return layer(tokens, **settings)
 
@@ -74,7 +74,7 @@ _RECURRENT = {"kernel_initializer": _small, "recurrent_initializer": _small}
 
 
 def _made(kind, *args, **settings):
-    """A function that makes the layer, with initialisers of its own each time."""
+    """Returns a function that makes the layer, with new initialisers each time."""
     return lambda: kind(*args, **{k: v() if v is _small else v for k, v in settings.items()})
 
 
@@ -260,7 +260,7 @@ def _others():
 
 
 def _images():
-    """Layers that change pictures: they work on the input x, which is what they are made for."""
+    """Layers that change images, for which they are applied to the input x."""
     settings = {
         "AutoContrast": {"value_range": (-3, 3)},
         "CenterCrop": {"height": 4, "width": 4},
@@ -304,7 +304,7 @@ def _images():
 
 CASES = _table()
 
-# What no cell can hold, and why.
+# Layers that cannot be part of a cell, and why.
 EXCLUDED = {
     "AugMix": "draws from Python's random module, anew in every application",
     "CutMix": "mixes images with their labels: wants a dict of both",
@@ -321,10 +321,10 @@ EXCLUDED = {
     "Wrapper": "is the base class of wrappers",
 }
 
-# What plain Keras does not load from a .keras file either, and why.
+# Layers that plain Keras cannot load from a .keras file either, and why.
 NOT_LOADED = {"RandomShear": "its own get_config has factors that its constructor refuses"}
 
-# The quick part of the test: one of each kind of behaviour.
+# The fast part of the test: one layer for each kind of behaviour.
 QUICK = ["Dense", "BatchNormalization", "Dropout", "LSTM", "MultiHeadAttention", "Embedding"]
 
 

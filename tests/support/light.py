@@ -1,4 +1,4 @@
-"""Has a process import tfdeq.programs without the library above it, whose TensorFlow takes seconds."""
+"""Lets a process import tfdeq.programs without the library, whose TensorFlow import takes seconds."""
 
 import pathlib
 import sys

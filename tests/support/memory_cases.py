@@ -1,4 +1,4 @@
-"""Language models that remember, and ways to ask them, that several tests of the export share."""
+"""Language models with a carried memory, and requests to them, for several tests of the export."""
 
 import functools
 
@@ -18,7 +18,7 @@ VOCABULARY, LENGTH, WIDTH = 17, 10, 16
 
 
 def training_step(model):
-    """(tokens, memory) -> (loss, memory, gradients) of a language model that predicts its own tokens."""
+    """Returns (tokens, memory) -> (loss, memory, gradients) of a model that predicts its own tokens."""
 
     def step(tokens, memory):
         with tf.GradientTape() as tape:
@@ -116,7 +116,7 @@ def segments(texts, calls, padding=-7):
 
 
 def converse(served, texts, calls):
-    """Log likelihoods of each text after its first token, and the last answer."""
+    """Returns the log likelihoods of each text after its first token, and the last answer."""
     parts, answer = [[] for _ in texts], None
     for tokens, lengths in zip(segments(texts, calls), calls, strict=True):
         last = answer

@@ -1,7 +1,7 @@
-"""Versions that are not what was exported: each function changes one thing of a version in place.
+"""Versions that differ from what was exported: each function makes one change in a version in place.
 
-What is no plain damage of a file writes the manifest anew ("resealed"), so that its hashes fit: such a
-version must be found by what it says and answers.
+Changes other than damaged files rewrite the manifest ("resealed") so that its hashes fit. Such a
+version must be found by its card and answers.
 """
 
 import json
@@ -18,7 +18,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tests.support.verified_run import LENGTH, language_model
 from tfdeq.serving.versions import manifest, warm_up
 
-# What the checks are called that must find a mutant.
+# Names of the checks that must find a mutant.
 FILES = "files are whole"
 ANSWERS = "c: equal to the Keras model"
 CARD = "the card says what the model says"
@@ -34,11 +34,11 @@ RARE = np.arange(200, 210)
 
 
 class Mutant(NamedTuple):
-    """A change, and what must find it."""
+    """A change, and the check that must find it."""
 
     change: Callable[[pathlib.Path], None]
     found_by: str
-    asks: bool = True  # whether it is found by what the version answers
+    asks: bool = True  # whether it is found by the version's answers
     resealed: bool = True
 
     def make(self, version: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
@@ -51,7 +51,7 @@ class Mutant(NamedTuple):
 
 
 def _weights(path: pathlib.Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
-    """Rewrites the variables; change: alters them in place, by their place in the model's list."""
+    """Rewrites the variables; change: modifies them in place, by their index in the model's list."""
     prefix = str(path / "variables" / "variables")
     reader = tf.train.load_checkpoint(prefix)
     tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
@@ -70,7 +70,7 @@ def _key(place: int) -> str:
 
 
 def _place(part: str) -> int:
-    """The place of the weight whose path holds a text."""
+    """Returns the index of the weight whose path contains a text."""
     paths = [variable.path for variable in language_model().variables]
     (found,) = [place for place, name in enumerate(paths) if re.search(part, name)]
     return found
@@ -140,7 +140,7 @@ def card(*keys: Any, value: Any) -> Callable[[pathlib.Path], None]:
 
 
 def _swapped_places(index: dict[str, Any]) -> None:
-    """Two weights of one shape, given to each other's layer by load_model."""
+    """Two weights of the same shape, which load_model exchanges."""
     kept = [one for values in index["variables"].values() for one in values.values()]
     first, second = [one for one in kept if one["shape"] == [16, 48]]
     first["weight"], second["weight"] = second["weight"], first["weight"]
@@ -150,7 +150,7 @@ swapped_state = _json("keras_state/index.json", _swapped_places)
 
 
 def other_solver(path: pathlib.Path) -> None:
-    """load_model's solver stops after another number of steps."""
+    """The solver from load_model stops after another number of steps."""
     file = path / "assets.extra" / "keras_model.json"
     text = file.read_text()
     assert '"max_steps": 40' in text
@@ -175,7 +175,7 @@ def swapped_words(path: pathlib.Path) -> None:
 
 
 def _graph(path: pathlib.Path, name: str, change: Callable[[Any], None]) -> None:
-    """Rewrites the functions of a signature in the graph: what it answers a batch with."""
+    """Rewrites the functions of a signature in the graph that answer a batch."""
     file = path / "saved_model.pb"
     graph = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     (meta_graph,) = graph.meta_graphs
@@ -229,11 +229,11 @@ def always_converged(path: pathlib.Path) -> None:
 
 
 def score_of_other_weights(path: pathlib.Path) -> None:
-    """`score` of a model in which two matrices have changed places."""
+    """`score` of a model in which two matrices are exchanged."""
 
     def change(function):
         inputs = [each.name for each in function.signature.input_arg]
-        # Those of the injection and of query, key and value, which have one shape.
+        # Those of the injection and of query, key and value, which have the same shape.
         first, second = (name for name in inputs if re.search("injection|identity_1_read", name))
         for node in function.node_def:
             for place, given in enumerate(node.input):

@@ -1,10 +1,10 @@
-"""Random honest and hostile requests at a version in TensorFlow's C++ runtime, from many clients at once.
+"""Random valid and hostile requests to a version in TensorFlow's C++ runtime, from many clients.
 
     python -m tests.support.replay VERSION --requests=10000 --clients=32
 
-Rows are asked alone first. Then requests are made of them, of rows that cannot be answered, and of what no
-client of ours would send, and every answer is compared. Prints what was found as JSON. No Python of
-TensorFlow takes part, and a crash ends this process only.
+Rows are first requested alone. Then requests are made from them, from rows that cannot be answered, and
+from contents that the project's client would never send, and every answer is compared. The findings are
+printed as JSON. TensorFlow's Python package is not used, and a crash only ends this process.
 """
 
 import argparse
@@ -20,15 +20,16 @@ from tfdeq.serving.server import runtime
 
 INVALID, NON_FINITE = -1, 3
 CONVERGENCE = ("residual", "steps", "status")
-# Answers alone and in company differ by rounding: products of other sizes are summed in another order.
+# Answers alone and in a batch differ by rounding, because products of other sizes are summed in
+# another order.
 LIMIT = 1e-4
 POOL = 12  # rows of each signature
-ONE_TOO_MANY = 2**30  # a length, until the request's width is known
+ONE_TOO_MANY = 2**30  # replaced by a length when the request's width is known
 WIDEST = 7  # places of a size that a signature leaves open
 
 
 class AnyDtype(runtime.Runtime):
-    """Sends what it is given, as a server hands on what a client sent."""
+    """Sends its inputs unchanged, as a server passes on what a client sent."""
 
     def _to_tensor(self, name, value, info):
         number = runtime._NUMBERS[np.asarray(value).dtype]
@@ -36,7 +37,7 @@ class AnyDtype(runtime.Runtime):
 
 
 class Row(NamedTuple):
-    """One example, and what it gets alone."""
+    """One example, and its answer alone."""
 
     inputs: dict[str, np.ndarray]  # without the batch
     answer: dict[str, np.ndarray] | None  # None: a bad row
@@ -44,7 +45,7 @@ class Row(NamedTuple):
 
 
 class Version:
-    """A version with what its card says of it."""
+    """A version with the contents of its card."""
 
     def __init__(self, path: pathlib.Path):
         self.runtime = AnyDtype(path)
@@ -94,7 +95,7 @@ _SETTINGS = {
 
 
 def spoil(version: Version, signature: str, row: dict, random: np.random.Generator) -> Row:
-    """A row that cannot be answered, of one that can."""
+    """Turns a valid row into one that cannot be answered."""
     row = {name: value.copy() for name, value in row.items()}
     if "tokens" in row:
         ways = [("lengths", value) for value in (0, -1, ONE_TOO_MANY, 2**31 - 1)]
@@ -114,7 +115,7 @@ def spoil(version: Version, signature: str, row: dict, random: np.random.Generat
 
 
 def request_of(version: Version, signature: str, rows: list[Row], random: np.random.Generator):
-    """The inputs of several rows; texts are padded with anything, to any width."""
+    """Returns the inputs of several rows; texts are padded randomly, to any width."""
     inputs = {}
     for name in version.specs(signature):
         values = [row.inputs[name] for row in rows]
@@ -134,7 +135,7 @@ def request_of(version: Version, signature: str, rows: list[Row], random: np.ran
 
 
 def hostile(inputs: dict, random: np.random.Generator) -> dict:
-    """A request that must get an error, of one that is answered."""
+    """Turns a valid request into one that must get an error."""
     inputs = dict(inputs)
     name = random.choice(list(inputs))
     value = inputs[name]
@@ -156,7 +157,7 @@ def hostile(inputs: dict, random: np.random.Generator) -> dict:
 
 
 class Findings:
-    """What went wrong, and how much was asked."""
+    """The problems found, and the number of requests."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -184,7 +185,7 @@ def compare(findings: Findings, label: str, row: Row, answer: dict[str, np.ndarr
         return
     alone = row.answer
     if any(answer[name] != alone[name] for name in ("steps", "status")):
-        # Rounding decides on which side of the tolerance a residual lies.
+        # Rounding decides whether a residual meets the tolerance.
         if abs(int(answer["steps"]) - int(alone["steps"])) <= 1:
             findings.add(near=1)
             return
@@ -202,7 +203,7 @@ def compare(findings: Findings, label: str, row: Row, answer: dict[str, np.ndarr
 
 
 def pools(version: Version, random: np.random.Generator) -> dict[str, list[Row]]:
-    """Signature -> rows with what each gets alone."""
+    """Returns signature -> rows with their answers alone."""
     found = {}
     for signature in version.signatures:
         rows = []
@@ -215,7 +216,7 @@ def pools(version: Version, random: np.random.Generator) -> dict[str, list[Row]]
 
 
 def same_sizes(version: Version, signature: str, rows: list[Row]) -> list[Row]:
-    """Those that can stand in one request: of one size where the signature leaves it open."""
+    """Returns rows that fit in one request: with equal sizes where the signature leaves sizes open."""
     open_inputs = [
         name
         for name, spec in version.specs(signature).items()

@@ -1,4 +1,4 @@
-"""Servers on loopback that fail in the ways servers do, byte by byte, in HTTP/1.1 and in gRPC's HTTP/2.
+"""Servers on the loopback device that fail like real ones, in HTTP/1.1 and in gRPC's HTTP/2.
 
 Tests that import this module get the fixture `peers`.
 """
@@ -18,7 +18,7 @@ _ROWS = tf.TensorSpec([None], tf.float32)
 
 
 def metadata(**inputs):
-    """The signature of the model that these servers have; inputs: name -> tf.TensorSpec."""
+    """Returns the signature of these servers' model; inputs: name -> tf.TensorSpec."""
     inputs = inputs or {"x": tf.TensorSpec([None, 2], tf.float32)}
     counts = tf.TensorSpec([None], tf.int32)
     outputs = {"y": _ROWS, "residual": _ROWS, "steps": counts, "status": counts}
@@ -55,7 +55,7 @@ class Peer:
         self.port = self._listener.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
         self._threads = []
-        if script is None:  # it takes no connection: two fill the queue, and the next one hangs
+        if script is None:  # it accepts no connection: two fill the queue, and the next one hangs
             for _ in range(3):
                 waiting = socket.socket()
                 waiting.setblocking(False)
@@ -106,7 +106,7 @@ def peers():
 
 
 def free_port():
-    """A port where nobody listens."""
+    """Returns a port without a server."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -121,12 +121,12 @@ def drip(peer, connection, content):
 
 
 def hang_up(peer, connection, *_):
-    """Closes a connection at once, whoever else holds it."""
+    """Closes a connection at once, even if others hold it."""
     connection.shutdown(socket.SHUT_RDWR)
 
 
 def silent(peer, connection):
-    """Takes connections and says nothing."""
+    """Accepts connections and sends nothing."""
     peer.ended.wait()
 
 
@@ -142,11 +142,11 @@ def json_page(value):
 
 
 def rest(answer, described=None):
-    """A script: a server whose metadata are `described` and that answers anything else by `answer`.
+    """Returns a script of a server with the metadata `described`, which answers all else by `answer`.
 
     Args:
         answer: (peer, connection) -> None, or the bytes to send.
-        described: None: metadata too are answered by `answer`.
+        described: None: metadata are also answered by `answer`.
     """
 
     def script(peer, connection):
@@ -203,7 +203,7 @@ def grpc_answer(stream, content):
 
 
 def rpc(answer, described=None):
-    """A script: as `rest`, of a gRPC server; answer: (peer, connection, stream) -> None or bytes."""
+    """Like `rest`, for a gRPC server; answer: (peer, connection, stream) -> None or bytes."""
 
     def script(peer, connection):
         stream = connection.makefile("rb")

@@ -1,4 +1,4 @@
-"""A folder that takes long to fill, filled once for all workers of a test run."""
+"""A folder that takes long to fill, and is filled once for all workers of a test run."""
 
 import fcntl
 import os
@@ -12,17 +12,17 @@ import pytest
 def shared_folder(
     factory: pytest.TempPathFactory, name: str, fill: Callable[[pathlib.Path], object]
 ) -> pathlib.Path:
-    """Returns a folder of this run, filled by whichever process asks for it first.
+    """Returns a folder of this run, filled by the first process that needs it.
 
-    The others wait meanwhile. It is for reading: whoever changes something copies it.
+    The others wait for it. The folder is read-only: copy it to change something.
 
     Args:
         factory: the fixture `tmp_path_factory`.
-        name: of the folder; one for each `fill`.
-        fill: (the empty folder) -> anything; called again by the next one who asks, if it raises.
+        name: name of the folder; one for each `fill`.
+        fill: (the empty folder) -> anything; if it raises an error, the next process calls it again.
     """
     own = factory.getbasetemp()
-    # What pytest-xdist gives its workers lies side by side.
+    # The folders of pytest-xdist's workers have the same parent.
     run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     with open(run / f"{name}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

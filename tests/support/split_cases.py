@@ -1,4 +1,4 @@
-"""Functions that say what their parts are, for tests of splitting methods."""
+"""Functions with a splitting, for tests of splitting methods."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ from tfdeq.solvers.splitting import Splitting
 
 
 class SplitFunction:
-    """f(z, w, x) = P(z w + x), of arrays w [d, d] and x [B, d].
+    """f(z, w, x) = P(z w + x), with arrays w [d, d] and x [B, d].
 
     Args:
-        affine: (z, w, x) -> z w + x, or what stands for it. projection: P.
+        affine: (z, w, x) -> z w + x, or a replacement. projection: P.
     """
 
     def __init__(self, affine: Callable[..., Any], projection: Callable[[Any], Any]):
@@ -42,16 +42,17 @@ class SplitFunction:
 def monotone_case(
     batch: int = 4, size: int = 6, monotonicity: float = 0.3, symmetric: bool = False, seed: int = 0
 ):
-    """f(z) = P(z w + x) with P to the box [0, 1], args (w, x) and the fixed point, float64.
+    """Returns f(z) = P(z w + x), where P projects to the box [0, 1], args (w, x) and the fixed point.
 
-    The fixed point is made, not found: z with entries at both ends and inside, and an x that goes with it.
+    The fixed point is constructed: z has entries at both ends and inside, and x is chosen to fit. All
+    arrays are float64.
     """
     random = np.random.default_rng(seed)
     a, b = random.normal(size=(2, size, size))
     skew = 0 if symmetric else b - b.T
     w = (1 - monotonicity) * np.eye(size) - a @ a.T + skew
     exact = np.clip(random.normal(0.5, 1, size=(batch, size)), 0, 1)
-    # At the ends the argument of P may lie beyond.
+    # At the ends, the argument of P may be outside the box.
     beyond = np.where(exact == 0, -1, np.where(exact == 1, 1, 0)) * random.random((batch, size))
     x = exact + beyond - exact @ w
     f = SplitFunction(lambda z, w, x: tf.matmul(z, w) + x, lambda z: tf.clip_by_value(z, 0.0, 1.0))

@@ -49,9 +49,9 @@ def make_task(
     uniform_loss=None,
     lower_is_better=True,
 ):
-    """A small regression.
+    """Returns the task of a small regression.
 
-    at_step: (step, model) -> None, called before each batch. layers: what stands before the last one.
+    at_step: (step, model) -> None, called before each batch. layers: the layers before the last one.
     evaluate: (model) -> its validation error; None: some numbers. uniform_loss, lower_is_better: see Task
     and its score.
     """
@@ -93,7 +93,7 @@ def make_task(
 
 
 def make_trainer(folder, config=CONFIG, **settings):
-    """A trainer of `make_task`, and its model."""
+    """Returns a trainer of `make_task`, and its model."""
     task = make_task(**settings)
     schedule = ScalableSchedule(0.1)
     average = {"use_ema": True, "ema_momentum": config["ema"]} if config["ema"] else {}

@@ -12,17 +12,17 @@ from tfdeq.runs.kind import VOCABULARY as WORDS
 from tfdeq.serving.kinds import runs
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
-SAID = "exported.txt"  # what the program printed
+SAID = "exported.txt"  # the program's output
 VOCABULARY, LENGTH = 256, 12
 
 
 def language_model(seed: int = 3) -> LanguageModel:
-    """Models of one shape; another seed, other weights."""
+    """Returns a model of fixed shape; the seed determines its weights."""
     return contracting_language_model(VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=40), seed=seed)
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:
-    """Fills a folder as `trainers.language_model` would, and exports it by the real program."""
+    """Fills a folder like `trainers.language_model`, and exports it with the real program."""
     model = language_model()
     model.save(folder / "model.keras")
     for place in range(3):
@@ -51,6 +51,6 @@ def write(folder: pathlib.Path) -> pathlib.Path:
 
 
 def stream(folder: pathlib.Path):
-    """The test split's tokens of a folder that `write` filled."""
+    """Returns the test split's tokens of a folder that `write` filled."""
     config = json.loads((folder / "config.json").read_text())
     return runs.tokens_of_test(config, VOCABULARY, str(folder / "prepared"))[0]

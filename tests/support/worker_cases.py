@@ -1,4 +1,4 @@
-"""Starts the real trainer on several logical devices or as several workers on loopback."""
+"""Starts the real trainer on several logical devices, or as several workers on the loopback device."""
 
 import json
 import os
@@ -16,7 +16,7 @@ FLAGS = (
     "--width=16",
     "--heads=2",
     "--feedforward=32",
-    "--recurrent_scale=1",  # something to solve from the first step on
+    "--recurrent_scale=1",  # a nontrivial solve from the first step on
     "--warmup_share=0.2",
     "--shallow_share=0.2",
     "--evaluation_windows=16",
@@ -39,7 +39,8 @@ def start(folder, workdir, *flags, tf_config=None, before=""):
     environment.pop("TF_CONFIG", None)
     if tf_config is not None:
         environment["TF_CONFIG"] = json.dumps(tf_config)
-    # With a memory all of the validation and test text is read, and a number of windows is refused.
+    # With a memory all of the validation and test text is read, and a number of windows is not
+    # allowed.
     own = [f for f in FLAGS if "--carry_memory" not in flags or "windows" not in f]
     program = f"{before}\nfrom trainers import language_model\nlanguage_model.run()"
     how = ["-c", program] if before else ["-m", "trainers.language_model"]
@@ -56,7 +57,7 @@ def start(folder, workdir, *flags, tf_config=None, before=""):
 
 
 def start_workers(count, folder, workdir, *flags, before=None):
-    """Starts so many workers of one run, on free ports of loopback; the first is the chief.
+    """Starts several workers of one run, on free ports of the loopback device; the first is the chief.
 
     Args:
         before: index of a worker -> Python code that its process runs first.

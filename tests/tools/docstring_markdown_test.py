@@ -1,4 +1,4 @@
-"""Docstrings as the API pages show them."""
+"""Docstrings in the form that the API pages show."""
 
 import doctest
 

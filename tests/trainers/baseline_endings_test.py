@@ -1,4 +1,4 @@
-"""A run with --baseline that is asked to end while its baselines train, or one of which is."""
+"""A run with --baseline that is asked to end while its baselines train, or one baseline is."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import ending_cases as cases
 
-# The baselines evaluate often, so that they are still at it when the model is done.
+# The baselines evaluate often, so that they are still training when the model is done.
 FLAGS = (
     *cases.FLAGS,
     "--baseline",
@@ -43,7 +43,7 @@ def wait_for(condition, process, seconds=120):
 
 
 def baseline(process):
-    """The process id of its baseline's trainer, if it runs."""
+    """Returns the process id of its baseline's trainer, if it runs."""
     task = f"/proc/{process.pid}/task"
     for thread in os.listdir(task):
         for child in map(int, _read(f"{task}/{thread}/children").split()):
@@ -53,7 +53,7 @@ def baseline(process):
 
 
 def _read(path):
-    """The text of a file of /proc; "" where its thread or process has ended meanwhile."""
+    """Returns the text of a file in /proc; "" if its thread or process has ended in the meantime."""
     try:
         with open(path) as file:
             return file.read()
@@ -78,7 +78,7 @@ def test_ends_with_its_baselines_and_goes_on(tmp_path):
     cases.write_text(tmp_path)
     log = tmp_path / "run" / "baselines" / f"{BASELINE}.log"
     rows = tmp_path / "run" / "baselines" / BASELINE / "curves.jsonl"
-    # In turn: both while the model trains, one baseline alone, and the program while it waits.
+    # In sequence: both while the model trains, only one baseline, and the program while it waits.
     process = start(tmp_path)
     wait_for(lambda: rows.exists() and rows.read_text(), process)
     process.send_signal(signal.SIGTERM)
@@ -105,7 +105,7 @@ def test_ends_with_its_baselines_and_goes_on(tmp_path):
         wait_for(lambda process=process: baseline(process), process)
         child = baseline(process)
         os.kill(child, signal.SIGSTOP)
-        time.sleep(10)  # it waits for the baseline by now
+        time.sleep(10)  # by now it waits for the baseline
         process.send_signal(number)
         time.sleep(0.5)
         os.kill(child, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""The real program on short copy memory: it says what it would do, and learns."""
+"""The real program on short copy memory: a dry run, and learning."""
 
 import json
 import subprocess
@@ -43,6 +43,7 @@ def test_learns_that_most_positions_are_blank(tmp_path):
     )
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert "test: loss" in output
-    # ln 10 = 2.3 knows nothing; a third of the positions at ln 8, 0.69, knows all but the symbols.
+    # A uniform guess has ln 10 = 2.3; a third of the positions at ln 8, 0.69, is everything except
+    # the symbols.
     assert metrics["test"]["loss"] < 0.75
     assert set(metrics["test"]["by_budget"]) == {"0.5", "1.0", "2.0", "4.0"}

@@ -1,4 +1,4 @@
-"""A folder that is read-only, or full at any moment of a run: one line, and on from there."""
+"""A folder that is read-only, or full at any moment of a run: one line of error, and resumption."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from tests.support import ending_cases as cases
 from tests.support.disk_cases import MAY_NOT_MOUNT, put_on_a_disk
 from tfdeq.programs.workdir import Curves
 
-# what is being written -> the function that begins it, which call of it
+# what is being written -> the function that starts it, and which of its calls
 MOMENTS = {
     "the folder": ("tfdeq.training.experiment:check_configuration", 1),
     "environment.json": ("tfdeq.training.records.environment:record", 1),
@@ -58,7 +58,7 @@ def test_one_line_says_what_cannot_be_written(tmp_path, what, how):
         assert not cases.leftovers(left)
     curves = left / "run" / "curves.jsonl"
     assert not curves.exists() or curves.read_text()[-1:] in ("", "\n")
-    # With room again, the same command goes on.
+    # With free space again, the same command continues.
     shutil.rmtree(tmp_path / "disk")
     (left / "filler").unlink(missing_ok=True)
     left.rename(tmp_path / "disk")

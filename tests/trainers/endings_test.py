@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C at any moment of the real program: status 75, and the same bits afterwards."""
+"""SIGTERM and Ctrl-C at any moment of the real program: status 75, and then the same results."""
 
 import signal
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support import ending_cases as cases
 from tfdeq.programs.preemption import EXIT_CODE
 
-# name -> the function in which it happens, which call of it, what the program says
+# name -> the function in which it happens, which of its calls, the program's output
 MOMENTS = {
     "data are read": ("trainers.language_model:load", 1, "from the last checkpoint"),
     "the model is built": ("trainers.language_model:make_model", 1, "from the last checkpoint"),

@@ -1,4 +1,4 @@
-"""The real program on a disk that fills up: an error, the last good checkpoint, and on from there."""
+"""The real program on a disk that fills up: an error, the last good checkpoint, and resumption."""
 
 import json
 import os
@@ -19,7 +19,7 @@ FLAGS = ("--dataset=text", "--files=words.txt", "--prepared_dir=prepared", "--lo
 
 
 def run(folder, limit=None):
-    """Trains in a folder, where no file may become longer than a limit, as on a full disk."""
+    """Trains in a folder with a limit on the size of files, as on a full disk."""
 
     def set_limit():
         if limit is not None:

@@ -1,4 +1,4 @@
-"""SIGKILL at every place of a run that renames or removes a file: the same bits afterwards."""
+"""SIGKILL at every place of a run that renames or removes a file: then the same results, bit for bit."""
 
 import signal
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import ending_cases as cases
 
-# With removals of older checkpoints, and a best one that is written anew.
+# With removals of older checkpoints, and replacements of the best one.
 FLAGS = ("--train_steps=5", "--evaluate_every=2", "--checkpoint_every=1")
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def prepare(workdir):
-    """What an earlier process that was killed may have left, and the run has to remove."""
+    """Creates the leftovers of an earlier killed process, which the run has to remove."""
     unfinished = workdir / "checkpoints" / "unfinished"
     unfinished.mkdir(parents=True)
     (unfinished / "ckpt-1.index").write_bytes(b"half")
@@ -33,7 +33,7 @@ def check_killed(folder, number, place, before):
     name = f"{number}_{'before' if before else 'after'}"
     prepare(folder / name)
     hook = (cases.watch_moves, None, place, before)
-    # A prepared copy of its own, where that is what is cut off.
+    # A separate prepared copy, if its preparation is interrupted.
     flags = (*FLAGS, f"--prepared_dir=prepared_{name}") if "_data" in place else FLAGS
     status, said = cases.run(folder, name, *flags, hook=hook)
     assert status == -signal.SIGKILL, said
@@ -59,7 +59,7 @@ def test_after_a_move_of_the_first_checkpoint(folder, name):
 def test_at_every_place(folder, part):
     known = places(folder)
     for number, place in list(enumerate(known))[part::4]:
-        # What is after a removal is before the next one.
+        # After a removal is the same as before the next one.
         for before in (True, False) if place.startswith(("replace", "rename")) else (True,):
             print(f"{number}: killed {'before' if before else 'after'} {place}", flush=True)
             check_killed(folder, number, place, before)

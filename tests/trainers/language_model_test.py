@@ -1,4 +1,4 @@
-"""One short run of the real program, and what its user does next: resume, mistake a folder."""
+"""A short run of the real program, and later commands: resuming, and using a wrong folder."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SMALL = (
     "--sequence_length=16",
     "--width=16",
     "--heads=2",
-    "--recurrent_scale=1",  # something to solve from the first step on
+    "--recurrent_scale=1",  # a nontrivial solve from the first step on
     "--feedforward=32",
     "--evaluation_windows=16",
     "--nojit_compile",  # compiling takes longer than these few steps
@@ -65,7 +65,8 @@ def test_leaves_metrics_pictures_logs_checkpoint_and_model(trained):
     metrics = json.loads((workdir / "metrics.json").read_text())
     keys = {"bits_per_byte", "residual", "steps"}
     assert keys | {"by_budget"} <= set(metrics["test"])
-    # The last twentieth of the one file, every byte but the first; the last window is cut short.
+    # The last twentieth of the single file, every byte except the first; the last window is
+    # shorter.
     tokens = (trained / "words.txt").stat().st_size
     tokens -= round(0.95 * tokens) + 1
     assert metrics["test"]["tokens"] == tokens
@@ -74,7 +75,7 @@ def test_leaves_metrics_pictures_logs_checkpoint_and_model(trained):
     assert keys | {"by_budget", "name"} <= set(metrics["baseline"])
     assert set(metrics["test"]["by_budget"]) == {"0.5", "1.0", "2.0", "4.0"}
     assert all(keys <= set(row) for row in metrics["test"]["by_budget"].values())
-    # Fewer steps than the budget are spent at half of it, and the residual falls with the budget.
+    # With half the budget fewer steps are made, and the residual falls with the budget.
     rows = [metrics["test"]["by_budget"][budget] for budget in ("0.5", "1.0", "2.0")]
     assert rows[0]["steps"] < rows[1]["steps"]
     assert rows[0]["residual"] > rows[1]["residual"]
@@ -104,7 +105,7 @@ def test_a_dry_run_says_what_would_be_and_leaves_nothing(trained):
 
 @pytest.mark.slow
 def test_flags_from_a_file_and_sigterm(trained):
-    """Ended in the middle: the exit status says "again", and the same command goes on."""
+    """Ended in the middle: the exit status means "try again", and the same command continues."""
     file = trained / "flags.cfg"
     file.write_text("--train_steps=4000\n--checkpoint_every=100000\n")
     workdir = trained / "preempted"
@@ -168,7 +169,7 @@ def test_resumes_from_the_checkpoint_before_a_corrupt_one(trained):
     assert again["test"]["bits_per_byte"] == pytest.approx(whole["test"]["bits_per_byte"], rel=1e-5)
 
 
-@pytest.mark.slow  # the errors have tests of their own, and another configuration shows the line
+@pytest.mark.slow  # the errors have their own tests, and another configuration tests the line
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -32,7 +32,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def _train_steps_are_given(monkeypatch):
-    """As if by the flag, whether or not another test has parsed a command line."""
+    """As if set by the flag, even if another test has parsed a command line."""
     monkeypatch.setattr(flags.FLAGS["train_steps"], "using_default_value", False)
 
 
@@ -49,11 +49,11 @@ def train(folder, seed=0, **changes):
     return language_model.train({**defaults, **SMALL, **changes}, str(folder), text(seed))
 
 
-LSTM = {"model": "lstm", "depth": 1}  # quickly compiled
+LSTM = {"model": "lstm", "depth": 1}  # compiles quickly
 
 
 def column(metrics, name):
-    """step -> value of the rows that have one."""
+    """Returns step -> value, for the rows with a value."""
     rows = zip(metrics["train"]["step"], metrics["train"][name], strict=True)
     return {step: value for step, value in rows if value is not None}
 
@@ -63,7 +63,7 @@ def test_a_finished_run_goes_on_for_more_steps(tmp_path, capsys):
     weights = keras.models.load_model(tmp_path / "model.keras").get_weights()
     long = train(tmp_path, **LSTM, train_steps=9)
     assert "to 9 steps instead of 4" in capsys.readouterr().out
-    # The rows that were there stay, and the others follow.
+    # The existing rows remain, and the others follow.
     assert list(column(long, "loss")) == list(range(1, 10))
     assert column(short, "loss").items() <= column(long, "loss").items()
     # The rate follows the new length: higher than where the shorter one had ended.
@@ -120,7 +120,7 @@ def test_moved_text_is_the_same_and_changed_text_is_not(tmp_path):
 
 @pytest.mark.slow
 def test_baselines_are_made_longer_too(tmp_path):
-    """By the real program; the baselines' flags are those that they use."""
+    """With the real program; baselines only get the flags that they use."""
     words = np.random.default_rng(0).choice(["equilibrium", "solver", "residual"], 3000)
     (tmp_path / "words.txt").write_text(" ".join(words))
     arguments = (

@@ -1,4 +1,4 @@
-"""One of two workers is killed or asked to end: the other ends too, and both go on where they were."""
+"""One of two workers is killed or asked to end: the other ends too, and both can resume."""
 
 import signal
 import time
@@ -50,7 +50,7 @@ def test_the_other_ends_and_both_started_again_end_as_if_nothing_had_been(undist
     outputs = cases.finish(*cases.start_workers(2, undisturbed, workdir, *FLAGS))
     assert all("Resuming from" in output for output in outputs)
     found, expected = cases.read_metrics(workdir), cases.read_metrics(undisturbed / "whole")
-    # Two processes add in an order of their own, so not bit for bit.
+    # Two processes add in a varying order, so the results are not equal bit for bit.
     assert cases.losses(found) == pytest.approx(cases.losses(expected), rel=1e-5)
     assert found["test"]["bits_per_byte"] == pytest.approx(
         expected["test"]["bits_per_byte"], rel=1e-5

@@ -1,4 +1,4 @@
-"""A trainer that is one file, tests/support/image_classifier.py: all that a run can do, it does."""
+"""A trainer in a single file, tests/support/image_classifier.py, has all features of runs."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-import tfdeq.models  # noqa: F401  Keras finds the layers by their names
+import tfdeq.models  # noqa: F401  Keras finds the layers by name
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 SMALL = ("--batch_size=32", "--learning_rate=0.01", "--nojit_compile", "--inspect_every=0")
@@ -36,7 +36,7 @@ def train(folder, *arguments):
 
 
 def killed(folder, *arguments):
-    """Trains until the first checkpoint is there, and is killed then."""
+    """Trains until the first checkpoint exists, and is then killed."""
     program = command("tests.support.image_classifier", f"--workdir={folder}", *SMALL, *arguments)
     with subprocess.Popen(
         program, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -79,7 +79,7 @@ def test_it_is_evaluated_at_four_budgets(metrics):
     assert test["accuracy"] == test["by_budget"]["1.0"]["accuracy"] > 0.8
     assert test["by_budget"]["4.0"]["residual"] < test["by_budget"]["0.5"]["residual"]
     assert metrics["score"] == {"name": "accuracy", "unit": "", "lower_is_better": False}
-    # The best evaluation is the one of the highest accuracy.
+    # The best evaluation is that with the highest accuracy.
     train = metrics["train"]
     seen = [value for value in train["validation_accuracy"] if value is not None]
     assert train["best"]["score"] == max(seen)

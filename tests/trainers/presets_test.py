@@ -1,4 +1,4 @@
-"""Every preset's model has the size that it names."""
+"""Every preset's model has the documented size."""
 
 import pathlib
 import re
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 PRESETS = sorted((ROOT / "trainers" / "presets").glob("*.flags"))
-# Parameters in the papers, and how far off ours may be.
+# Numbers of parameters in the papers, and the allowed deviations.
 PUBLISHED = {
     "copy_memory": 14_000,
     "ptb_words": 5_000_000,

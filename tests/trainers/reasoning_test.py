@@ -1,4 +1,4 @@
-"""trainers.reasoning, by its real program: puzzles of every task, tested by size, grade and budget."""
+"""The real program trainers.reasoning: puzzles of every task, tested by size, grade and budget."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-import tfdeq.models  # noqa: F401  Keras finds the model by its name
+import tfdeq.models  # noqa: F401  Keras finds the model by name
 from tfdeq.data.puzzles import PUZZLES
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
@@ -20,7 +20,7 @@ SMALL = (
     "--train_puzzles=64", "--validation_puzzles=8", "--test_puzzles=4", "--width=12", "--nojit_compile",
     "--batch_size=8", "--train_steps=6",
 )  # fmt: skip
-# Of an equilibrium; a test may give other values behind them.
+# Flags of an equilibrium; a test may override them with later flags.
 SOLVES = (
     "--max_steps=6", "--training_max_steps=6", "--test_budget=2", "--inspect_every=0",
     "--start_noise=0.5",
@@ -81,7 +81,7 @@ def test_it_is_tested_by_size_and_budget(trained):
     by_set = test["by_set"]["24_bits"].values()
     for found in (test, *test["by_budget"].values(), *test["by_size"].values(), *by_set):
         assert {"exact", "places", "settled", "residual", "steps"} <= set(found)
-    assert metrics["config"]["width"] == 12  # given; what the recipe of the task says else
+    assert metrics["config"]["width"] == 12  # the given value instead of the recipe's
     assert metrics["score"]["lower_is_better"] is False
     said = _run("trainers.report", trained)
     assert f"size 40: {test['by_size']['40']['exact']:.3f}" in said
@@ -120,9 +120,9 @@ def test_ways_to_train(arguments, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
-    """The weights are those of the run that was not killed, to the bit; starts are random.
+    """The weights equal those of the run that was not killed, bit for bit; starts are random.
 
-    Compiled by XLA: without it sums of gradients may be taken in another order in another process.
+    Compiled by XLA, because otherwise sums of gradients may have another order in another process.
     """
     prepared = f"--prepared_dir={tmp_path / 'prepared'}"
     arguments = (*SMALL, *SOLVES, "--checkpoint_every=2", "--jit_compile", prepared)

@@ -1,4 +1,4 @@
-"""Every trainer, by its real program: killed after three steps and started again, it ends the same."""
+"""Every trainer's real program, killed after three steps and started again, has the same results."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TRAINERS = {
     "language_model": ("--dataset=text", "--files=words.txt", "--prepared_dir=prepared"),
     "copy_memory": ("--evaluation_batches=2",),
 }  # fmt: skip
-# Segments whose keys and values go on from step to step, and from checkpoint to continuation.
+# Segments whose keys and values are carried from step to step, and through a checkpoint.
 MEMORY = ("--carry_memory", "--attention_span=8", "--evaluation_rows=2")
 
 

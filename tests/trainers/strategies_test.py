@@ -1,4 +1,4 @@
-"""The real program on one device, on two logical ones, and as several processes: one result."""
+"""The real program has the same result on one device, on two logical ones and in several processes."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def one_device(folder):
 
 
 def check_same(metrics, expected, steps):
-    """Losses to 1e-5, as the sums over rows are rounded in another order; all else as it follows."""
+    """Losses agree to 1e-5, because sums over rows are rounded in another order; all else follows."""
     assert len(cases.losses(metrics)) == steps
     assert cases.losses(metrics) == pytest.approx(cases.losses(expected), rel=1e-5)
     for name in ("residual", "steps", "gradient_norm", "converged"):
@@ -52,7 +52,7 @@ def test_two_workers_and_what_they_leave(folder, one_device):
     check_same(cases.read_metrics(folder / "workers"), one_device, 10)
     names = {path.name for path in (folder / "workers").iterdir()}
     assert {"metrics.json", "model.keras", "config.json", "curves.jsonl"} <= names
-    # The other worker wrote elsewhere, and removed it.
+    # The other worker wrote its files elsewhere, and removed them.
     assert len(list((folder / "workers" / "tensorboard").glob("events*"))) == 1
 
 

@@ -1,10 +1,10 @@
-"""Workers whose clocks, scores and flags differ: the chief decides, and all of them do the same."""
+"""Workers with different clocks, scores and flags: the chief decides, and all of them do the same."""
 
 import pytest
 
 from tests.support import worker_cases as cases
 
-# A clock that goes 1.5 s ahead after its first look.
+# A clock that jumps 1.5 s ahead after its first reading.
 CLOCK = """
 import time, types
 from tfdeq.training.records import run_state
@@ -14,7 +14,7 @@ def monotonic():
     return time.monotonic() + 1.5 * (len(looks) > 1)
 run_state.time = types.SimpleNamespace(monotonic=monotonic)
 """
-# Every evaluation is better than the one before, whatever the chief finds.
+# Every evaluation is better than the previous one, independent of the chief.
 SCORES = """
 from tfdeq.training.evaluation import Evaluator
 evaluate, count = Evaluator.evaluate, []
@@ -30,7 +30,7 @@ SHORT = ("--train_steps=40", "--evaluate_every=4", "--log_every=2", "--inspect_e
 
 
 def check_same(found, expected):
-    # Two processes add in an order of their own, so not bit for bit.
+    # Two processes add in a varying order, so the results are not equal bit for bit.
     assert cases.losses(found) == pytest.approx(cases.losses(expected), rel=1e-5)
     assert found["test"]["bits_per_byte"] == pytest.approx(
         expected["test"]["bits_per_byte"], rel=1e-5

@@ -1,4 +1,4 @@
-"""The cosine of the training's gradient and a tight one: by hand, and that nothing of the layer changes."""
+"""The cosine of the training gradient and an accurate one, computed by hand; the layer does not change."""
 
 import keras
 import numpy as np
@@ -55,7 +55,7 @@ def _found(layer, max_steps=20):
     ],
 )
 def test_by_hand(adjoint, matrix):
-    """∂(cᵀz*)/∂b is (I − Aᵀ)⁻¹ c; a rule has its own matrix in place of the inverse."""
+    """∂(cᵀz*)/∂b is (I − Aᵀ)⁻¹ c; an adjoint has its own matrix in place of the inverse."""
     layer = _layer(adjoint)
     found = _found(layer)
     one, other = matrix @ C, np.linalg.solve(np.eye(2) - A.T, C)

@@ -50,7 +50,7 @@ def test_each_samples_solve_and_nothing_changes():
 
 @pytest.mark.slow
 def test_segments_are_inspected_as_texts_that_begin():
-    """The batch of a training step with a memory, of which the look takes some rows."""
+    """The batch of a training step with a memory, of which the inspection uses some rows."""
     keras.utils.set_random_seed(3)
     solver = FixedPointIteration(max_steps=30, tolerance=1e-5)
     model = LanguageModel(

@@ -50,7 +50,7 @@ def test_the_loss_and_the_measures_are_means_over_the_batch(steps):
         steps.get("explicit_steps", 0), tf.constant(steps.get("max_steps", 1)), True
     )
     found = made.task.loss(EXAMPLES.train, settings, ())
-    # A solve returns a state whose residual it knows: the last evaluation is of that.
+    # A solve returns a state with a known residual, so its last evaluation is at that state.
     applied = steps.get("explicit_steps") or steps["max_steps"] - 1
     losses, right = by_hand(cell, model, *EXAMPLES.train, applied)
     assert float(found.value) == pytest.approx(losses.mean(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Steps that go wrong: skipped, counted, and after a number in a row back to the last good checkpoint."""
+"""Steps that go wrong are skipped and counted; after several in a row the run returns to a checkpoint."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tfdeq.programs.preemption import Preempted
 
 
 def poison_once(at):
-    """Before a step, the first time that it is made, a weight becomes NaN."""
+    """Makes a weight NaN before a step, the first time that it is made."""
     poisoned = []
 
     def poison(step, model):
@@ -32,7 +32,7 @@ def test_a_step_that_is_not_finite_leaves_finite_weights_and_is_counted(tmp_path
 
 
 def test_a_skipped_step_changes_nothing(tmp_path):
-    """With the bad batches the run is the one that never saw them, but for the steps that it lost."""
+    """The run with bad batches equals one that never saw them, except for the lost steps."""
     trainer, model = make_trainer(tmp_path / "bad", nan_from=10)
     columns = trainer.train()
     short, short_model = make_trainer(tmp_path / "short", config={**CONFIG, "train_steps": 10})
@@ -44,12 +44,12 @@ def test_a_skipped_step_changes_nothing(tmp_path):
 
 
 def test_steps_that_go_wrong_in_a_row_return_the_run_to_its_last_checkpoint(tmp_path):
-    """Steps 9 to 11 go wrong the first time: back to step 8, with half the learning rate."""
+    """Steps 9 to 11 go wrong the first time: the run returns to step 8, with half the learning rate."""
     seen = []
     config = {**CONFIG, "max_rollbacks": 1}
     trainer, model = make_trainer(tmp_path, nan_from=9, nan_once=True, config=config, seen=seen)
     columns = trainer.train()
-    # In between, the diagnosis looks at the batch of the last finite report.
+    # In between, the diagnosis uses the batch of the last finite report.
     assert seen == [*range(12), 9, *range(8, 12)]
     assert columns["rollbacks"] == 1
     assert columns["all_skipped_steps"] == 3
@@ -81,7 +81,7 @@ def test_poisoned_weights_at_the_very_end_do_not_become_the_result(tmp_path):
 
 
 def test_a_return_takes_statistics_and_generators_with_it(tmp_path):
-    """They depend on the batches alone here, so that they end as in a run where nothing went wrong."""
+    """Here they depend only on the batches, so they end as in a run without problems."""
 
     def layers():
         return [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5, seed=5)]
@@ -118,7 +118,7 @@ def test_a_run_that_keeps_diverging_ends_with_a_diagnosis(tmp_path):
 
 
 def spoil_once(at, value=1e4):
-    """Before a step, the first time that it is made, a weight becomes huge."""
+    """Makes a weight huge before a step, the first time that it is made."""
     spoilt = []
 
     def spoil(step, model):
@@ -129,7 +129,7 @@ def spoil_once(at, value=1e4):
     return spoil
 
 
-# Nothing but divergence_patience says when to look.
+# Only divergence_patience determines when to check.
 SELDOM = {**CONFIG, "log_every": 1000, "evaluate_every": 1000, "checkpoint_every": 4}
 
 
@@ -150,7 +150,7 @@ def test_finite_losses_far_above_a_guess_return_the_run_to_its_last_good_checkpo
 
 
 def test_a_checkpoint_of_weights_that_were_bad_already_is_passed_over(tmp_path, capsys):
-    """What spoils the weights before step 8 was not seen yet when the checkpoint was written."""
+    """The weights were damaged before step 8, but this was not detected when the checkpoint was written."""
 
     config = {**CONFIG, "max_rollbacks": 1}
     trainer, model = make_trainer(tmp_path, config=config, uniform_loss=2.0)
@@ -207,7 +207,7 @@ def test_weights_that_are_lost_are_not_saved_at_the_end_of_a_process(tmp_path, c
 
 
 def test_a_spike_that_comes_right_by_itself_changes_nothing(tmp_path):
-    """Two steps of a loss ten times that of a guess are fewer than the patience."""
+    """Two steps with a loss ten times that of a guess are fewer than the patience."""
 
     def spike(step, model):
         kernel = model.weights[0]

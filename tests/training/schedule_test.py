@@ -9,7 +9,7 @@ def test_explicit_steps_follow_depth_and_the_shallow_start():
     assert schedule.explicit_steps_at(11, {**CONFIG, "depth": 4}) == 4
     assert schedule.explicit_steps_at(0, {**CONFIG, "shallow_share": 0.0}) == 0
     assert schedule.takeover_step(CONFIG) == 6
-    # It does not come again in a run that is made longer.
+    # It is not repeated in a run that is made longer.
     longer = {**CONFIG, "train_steps": 40, "shortest_train_steps": 12}
     assert schedule.takeover_step(longer) == 6
 

@@ -18,7 +18,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole, whole_model = make_trainer(tmp_path / "whole")
     whole.train()
     seen: list[int] = []
-    # The first part ends after a checkpoint and some rows beyond it, as a killed process does.
+    # The first part ends some rows after a checkpoint, like a killed process.
     interrupted, _ = make_trainer(tmp_path / "parts", nan_from=9, seen=seen)
     with pytest.raises(FloatingPointError, match="NaN or Inf in each of the last 3 steps"):
         interrupted.train()
@@ -100,7 +100,7 @@ def test_of_several_workers_the_chiefs_clock_decides(tmp_path, monkeypatch, is_c
     trainer, _ = make_trainer(tmp_path, config=config, at_step=hurry)
     trainer.train()
     found = (tmp_path / "checkpoints").glob("ckpt-*.index")
-    # Known before a step, told in it, done after it.
+    # Known before a step, exchanged in it, done after it.
     assert sorted(int(path.stem[5:]) for path in found) == expected
 
 

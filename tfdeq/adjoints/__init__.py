@@ -1,4 +1,4 @@
-"""Adjoints: one a file, each says how a fixed point carries a gradient."""
+"""Adjoints, one per file: each computes the gradient of a fixed point in its own way."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def get(adjoint: str | Adjoint, **settings: Any) -> Adjoint:
     """Returns an adjoint object for a name (with optional settings) or the object itself.
 
     Raises:
-        ValueError: for an unknown name, naming the known ones.
+        ValueError: for an unknown name; the message lists the known ones.
         TypeError: for anything that is neither a name nor an adjoint.
     """
     if isinstance(adjoint, Adjoint):

@@ -1,4 +1,4 @@
-"""What every adjoint is, and the pieces that several of them need."""
+"""The base class of adjoints, and functions that several of them use."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,13 +16,14 @@ from tfdeq.solvers import Solver
 
 
 class SolveSettings(NamedTuple):
-    """How one fixed point is to be solved and differentiated.
+    """Settings for solving and differentiating a fixed point.
 
     Attributes:
-        solver: of the forward solve. limits: what the call says of its end.
-        backward_limits: the same of the backward solves; None: what their solver says.
+        solver: solver of the forward solve. limits: the limits that the call sets.
+        backward_limits: the same for the backward solves; None: their solver's.
         backward_callback: receives the `Solution` of each first-order backward solve.
-        iterates: numbers of evaluations whose states are wanted too. trace: whether residuals are.
+        iterates: numbers of evaluations after which to keep the state. trace: whether to keep
+            residuals.
     """
 
     solver: Solver
@@ -49,7 +50,7 @@ class Adjoint:
     def solve(self, f: Callable[..., Any], z0: Any, args: Any, settings: SolveSettings) -> Solution:
         """Solves z = f(z, *args) and gives z its gradient with respect to args.
 
-        Args and errors: see `tfdeq.fixed_point`. Adjoints that solve nothing backward never call the
+        For args and errors see `tfdeq.fixed_point`. Adjoints without a backward solve never call the
         settings' backward_callback.
         """
         if not self.takes_iterates:
@@ -58,7 +59,7 @@ class Adjoint:
                 "solve()."
             )
         solution = iterate_with_states(BoundFunction(f, args), z0, settings)
-        # States on the way are no ends: what their backward solves say is not the solve's.
+        # Only the backward solve at the final state is reported, not those at earlier iterates.
         on_the_way = settings._replace(backward_callback=None)
         return solution._replace(
             z=self.attach_gradient(f, solution.z, args, settings),
@@ -70,7 +71,7 @@ class Adjoint:
 
     @property
     def takes_iterates(self) -> bool:
-        """Whether the adjoint gives single iterates of a solve a gradient."""
+        """Whether the adjoint can give a gradient to single iterates of a solve."""
         return type(self).attach_gradient is not Adjoint.attach_gradient
 
     def attach_gradient(
@@ -78,8 +79,8 @@ class Adjoint:
     ) -> Any:
         """Returns the nest z unchanged, with the gradient that it has as a fixed point of f.
 
-        Adjoints that need the whole solve, and not its result alone, override `solve` instead, and
-        refuse iterates.
+        Adjoints that need the whole solve, not only its result, override `solve` instead and refuse
+        iterates.
         """
         raise ValueError(
             f"{type(self).__name__} differentiates a whole solve, not single iterates of it. To "
@@ -95,7 +96,8 @@ class Adjoint:
         return cls(**config)
 
     def _require_whole_solve(self, settings: SolveSettings) -> Solver:
-        """Returns the solver, which must be of the adjoint's kind; there may be no iterates."""
+        """Returns the solver; raises an error unless it is of the adjoint's kind and no iterates are
+        asked for."""
         solver = settings.solver
         if settings.iterates:
             self.attach_gradient(None, None, None, settings)
@@ -109,12 +111,13 @@ class Adjoint:
 
 
 def iterate_with_states(f: BoundFunction, z0: Any, settings: SolveSettings) -> Solution:
-    """Solves as `iterate` does; a state after n evaluations is what a budget of n gives."""
+    """Solves as `iterate` does; the state after n evaluations is the result of a solve with budget n."""
     solver, numbers, limits = settings.solver, settings.iterates, settings.limits
     whole = {**limits._asdict(), "trace": settings.trace}
     if not (numbers and solver.uses_products):
         return iterate(f, z0, solver, **whole, iterates=numbers)
-    # How many products a linearisation is worth depends on the budget: each has a solve of its own.
+    # The number of products per linearisation depends on the budget, so each budget needs its own
+    # solve.
     most = solver.max_steps if limits.max_steps is None else limits.max_steps
     states = [
         iterate(f, z0, solver, **{**limits._asdict(), "max_steps": tf.minimum(most, number)}).z
@@ -124,13 +127,13 @@ def iterate_with_states(f: BoundFunction, z0: Any, settings: SolveSettings) -> S
 
 
 def attach(z: Any, args: Any, pullback: Callable[[Any, Any, Any], list[tf.Tensor]]) -> Any:
-    """Returns z unchanged, with the gradient towards args that `pullback` gives.
+    """Returns z unchanged, with the gradient with respect to args that `pullback` gives.
 
     Args:
-        z: nest of tensors that carry no gradient of their own.
+        z: nest of tensors without a gradient.
         args: nest of tensors; only its floating leaves receive a gradient.
-        pullback: (z, args, d_z) -> gradients for `floating_leaves(args)`. Its z is the attached
-            one: a derivative of the pullback then sees how z moves with args.
+        pullback: (z, args, d_z) -> gradients for `floating_leaves(args)`. Its z is the attached one, so
+            that a derivative of the pullback includes the dependence of z on args.
     """
     args = tf.nest.map_structure(tf.identity, args)  # integers too: see `differentiated`
     z_leaves = tf.nest.flatten(z)
@@ -174,11 +177,12 @@ def vector_jacobian_product(
 ) -> Any:
     """Returns cotangentᵀ ∂f(z, *args)/∂targets(z, args), zeros where f does not depend on a target.
 
-    Differentiable in z, args and cotangent. Where the cotangent of a half-precision leaf is float32,
-    so is the result, and f is given the cotangent in a unit in which it neither over- nor underflows.
+    The result is differentiable in z, args and cotangent. If the cotangent of a half-precision leaf is
+    float32, so is the result, and the cotangent is scaled so that it neither overflows nor underflows
+    in f.
     """
-    # Tensors of the graph that is built now: what a loop's body has captured before a tape watches it
-    # is known there by another name, and its gradient would be zero.
+    # Makes tensors of the current graph. A tensor that a loop's body captured before a tape watches
+    # it has another name there, and its gradient would be zero.
     z, args = tf.nest.map_structure(tf.identity, (z, args))
     wanted = targets(z, args)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -217,7 +221,7 @@ def argument_gradients(f: Callable[..., Any], z: Any, args: Any, cotangent: Any)
 
 
 def widened(leaf: tf.Tensor) -> tf.Tensor:
-    """Returns a leaf of half precision as float32, others as they are."""
+    """Returns a half-precision leaf as float32, and others unchanged."""
     return tf.cast(leaf, tf.float32) if leaf.dtype.size < 4 else leaf
 
 
@@ -230,5 +234,6 @@ def largest_entries(nest: Any) -> tf.Tensor:
 
 
 def common_unit(largest: tf.Tensor) -> tf.Tensor:
-    """Returns [] the power of two at or below the largest of [B] entries >= 0; 1 where there is none."""
+    """Returns the largest power of two that is at most the largest of [B] entries >= 0; 1 if there is
+    none."""
     return power_of_two(tf.reduce_max(tf.concat([largest, tf.zeros_like(largest[:1])], axis=0)))

@@ -1,4 +1,4 @@
-"""Functions with a gradient of their own, for reverse mode and forward mode."""
+"""Functions with a custom gradient, for reverse mode and forward mode."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,28 +8,28 @@ from tensorflow.python.eager import forwardprop_util, record
 
 from tfdeq.numerics.custom_gradient import custom_gradient_only
 
-# inputs -> (outputs, (outputs, *their cotangents) -> cotangents of the inputs, or None). The gradient is
-# handed the outputs as they are attached to the inputs, so that it can be differentiated itself.
+# inputs -> (outputs, (outputs, *their cotangents) -> cotangents of the inputs, or None). The
+# gradient receives the outputs attached to the inputs, so that it can be differentiated too.
 Differentiable = Callable[..., tuple[list[tf.Tensor], Callable[..., list[Any]]]]
 
 
 def differentiated(function: Differentiable, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns the function's outputs with the gradient that it gives, as `tf.custom_gradient` does.
+    """Returns the function's outputs with its own gradient, as `tf.custom_gradient` does.
 
-    tf.autodiff.ForwardAccumulator sees it too: its tangents are pushed through the transpose of the
-    gradient, which is linear in the cotangents. (What tf.custom_gradient does of itself for it is no
-    help: a gradient that uses a tape gets the wrong tangent there, or none.)
+    It also works with tf.autodiff.ForwardAccumulator: tangents are computed by the transpose of the
+    gradient, which is linear in the cotangents. (With tf.custom_gradient itself, a gradient that uses a
+    tape gets a wrong tangent, or none.)
 
     Args:
-        function: inputs -> (outputs, gradient). The outputs may carry no gradient otherwise; the
+        function: inputs -> (outputs, gradient). The outputs must not carry another gradient; the
             gradient must be differentiable in the cotangents.
         inputs: tensors.
 
     Raises:
-        ValueError: inside two accumulators, both of which see the inputs.
+        ValueError: inside two accumulators that both watch the inputs.
     """
-    # Of the graph that is built now: a backward pass inside a loop, whose own gradient is taken, knows
-    # no others.
+    # Makes tensors of the current graph. If a backward pass inside a loop is differentiated, only
+    # these are known.
     inputs = [tf.identity(leaf) for leaf in inputs]
     known = _tangents(inputs)
     attached: list[tf.Tensor] = []
@@ -39,7 +39,7 @@ def differentiated(function: Differentiable, inputs: Sequence[tf.Tensor]) -> lis
         outputs, gradient = function(*inputs)
         if known is None:
             outputs = custom_gradient_only(outputs, inputs)
-        # An accumulator asks at once, for a tangent that is not used.
+        # An accumulator calls this at once, for a tangent that is not used.
         return outputs, lambda *cotangents: gradient(attached or outputs, *cotangents)
 
     if tf.executing_eagerly():
@@ -64,7 +64,7 @@ def differentiated(function: Differentiable, inputs: Sequence[tf.Tensor]) -> lis
 
 
 def _tangents(inputs: list[tf.Tensor]) -> list[Any] | None:
-    """The tangents of the inputs, None where one has none; None if no accumulator looks on."""
+    """Returns the tangents of the inputs, None for inputs without; None if no accumulator is active."""
     packed = forwardprop_util.pack_tangents(inputs)
     looking_on = [pairs for pairs in packed.indices if pairs]
     if not looking_on:
@@ -86,10 +86,10 @@ def _transposed(
     attached: list[tf.Tensor],
     tangents: Sequence[Any],
 ) -> list[tf.Tensor]:
-    """Tangents of the outputs for those of the inputs: the gradient, differentiated once more."""
-    # Else an accumulator that asks for this switches tapes off.
+    """Returns the outputs' tangents for those of the inputs, by differentiating the gradient once more."""
+    # Otherwise the accumulator that asks for the tangents switches tapes off.
     with forwardprop_util.push_forwardprop_state():
-        # The gradient's own solves have no tangents to push: these are linear in the cotangents.
+        # The gradient's own solves need no tangents, because they are linear in the cotangents.
         _, gradient = function(*map(_without_tangent, inputs))
         outputs = [_without_tangent(output) for output in attached]
         cotangents = [tf.zeros_like(output) for output in outputs]
@@ -110,7 +110,7 @@ def _transposed(
 
 
 def _without_tangent(tensor: tf.Tensor) -> tf.Tensor:
-    """The same tensor for tapes, and a constant for accumulators."""
+    """Returns a tensor that is the same for tapes, and a constant for accumulators."""
     with record.stop_recording():
         copy = tf.identity(tensor)
     record.record_operation_backprop_only("Identity", [copy], [tensor], lambda d: [d])

@@ -1,4 +1,4 @@
-"""The implicit function theorem: gradients of any order at memory independent of depth."""
+"""The implicit function theorem: gradients of any order, with memory independent of depth."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,11 +27,11 @@ from tfdeq.solvers import Solver, get
 class Implicit(Adjoint):
     """Implicit differentiation of the fixed point.
 
-    With J = ∂f/∂z at z*, the cotangent dz of z* gives u = Jᵀu + dz, solved as a fixed point of its
-    own (per sample, one vector–Jacobian product per step; the result is the image of the best
-    iterate, so the last product is used too). The gradient is uᵀ ∂f/∂args. It is exact up to the
-    residuals of both solves. For derivatives of higher order the adjoint is applied to u again. z0 gets no
-    gradient, because the equilibrium does not depend on it.
+    With J = ∂f/∂z at z*, the cotangent dz of z* determines u by u = Jᵀu + dz. This fixed point is
+    solved like the first one, with one vector–Jacobian product per step and sample. The result is the
+    image of the best iterate, so the last product is used too. The gradient is uᵀ ∂f/∂args. It is exact
+    up to the residuals of both solves. For derivatives of higher order the adjoint is applied to u
+    again. z0 gets no gradient, because the equilibrium does not depend on it.
 
     Args:
         solver: solver of the backward solve, or its name; it has its own tolerance and budget. None: the
@@ -73,9 +73,9 @@ class Implicit(Adjoint):
 
 
 def _attach(f: Callable[..., Any], z: Any, args: Any, settings: SolveSettings) -> Any:
-    """Returns z unchanged, with the implicit gradient of z = f(z, *args) towards args.
+    """Returns z unchanged, with the implicit gradient of z = f(z, *args) with respect to args.
 
-    settings: of the backward solve.
+    settings: settings of the backward solve.
     """
 
     def pullback(z, args, d_z):
@@ -95,10 +95,10 @@ def solve_adjoint(
 ) -> Any:
     """Returns u = Jᵀu + d_z, itself differentiable in z, args and d_z.
 
-    Leaves of half precision have a u of float32, in which small cotangents have a place.
+    The u of half-precision leaves is float32, so that small cotangents do not underflow.
 
-    settings: of the backward solve: solver, limits and callback. start: a first guess of u, by
-    default d_z.
+    settings: solver, limits and callback of the backward solve. start: first guess of u, by default
+    d_z.
     """
     d_z = tf.nest.map_structure(widened, d_z)
     fixed_z, fixed_args, fixed_d_z = tf.nest.map_structure(tf.stop_gradient, (z, args, d_z))
@@ -106,8 +106,8 @@ def solve_adjoint(
     largest = largest_entries(fixed_d_z)
     scale = power_of_two(largest)
     fixed_d_z = _scaled(fixed_d_z, 1 / scale)
-    # Half precision sees u / unit, one unit for all: where f mixes samples, as BatchNormalization
-    # does in training, J commutes with nothing else.
+    # Half precision computes with u / unit. The unit is the same for all samples: if f mixes
+    # samples, as BatchNormalization does in training, J does not commute with a unit per sample.
     halves = any(leaf.dtype.size < 4 for leaf in tf.nest.flatten(z))
     unit = common_unit(largest) if halves else tf.ones([], scale.dtype)
     product = _scaled_product(f, fixed_z, fixed_args, scale, unit)
@@ -115,13 +115,13 @@ def solve_adjoint(
     def linear(u):
         return tf.nest.map_structure(tf.add, product(u), fixed_d_z)
 
-    # From u = d_z: one product is saved against zeros, whose image is d_z.
+    # Starting from u = d_z saves one product compared with zeros, whose image is d_z.
     if start is None:
         start = fixed_d_z
     else:
         start = tf.nest.map_structure(lambda leaf: tf.stop_gradient(widened(leaf)), start)
         start = _scaled(start, 1 / scale)
-    # The last product is put to use: its result is u one step further.
+    # The result of the last product is u one step further, so it is returned.
     solution = iterate(
         linear,
         start,
@@ -144,8 +144,8 @@ def solve_adjoint(
 def _scaled_product(
     f: Callable[..., Any], z: Any, args: Any, scale: tf.Tensor, unit: tf.Tensor
 ) -> Callable[[Any], Any]:
-    """v -> Jᵀ(v · scale) / scale, where f sees v · scale / unit. scale: [B]; unit: []."""
-    # Linearise once: the tape's residuals are loop invariants, so that a step is one product.
+    """Returns v -> Jᵀ(v · scale) / scale, computed with v · scale / unit. scale: [B]; unit: a scalar."""
+    # Linearise once: the tape's intermediates are loop invariants, so each step costs one product.
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(z)
         output = f(z, *args)

@@ -12,14 +12,14 @@ from tfdeq.solvers.solver import require_damping, require_positive_integer
 @keras.saving.register_keras_serializable(package="tfdeq")
 @dataclasses.dataclass(frozen=True)
 class PhantomGradient(Adjoint):
-    """The gradient of k damped applications of f that start from the stopped equilibrium.
+    """The gradient of k damped applications of f that start from the equilibrium without its gradient.
 
-    z ← (1 − λ) z + λ f(z, args), k times from z*: at an exact equilibrium
-    u = λ Σ_{i<k} (λ Jᵀ + (1 − λ) I)^i dz in place of u = (I − J)^(−T) dz, J = ∂f/∂z at z*. This is an
-    approximation, exact as k → ∞ if the damped map is a contraction. There is no backward solve. The k
-    applications are made when the gradient is computed, and only then are their intermediates in memory.
-    The solution is the equilibrium itself, with the forward solve's residual and steps. A second
-    derivative differentiates this adjoint, with the same approximation for how z* moves.
+    z ← (1 − λ) z + λ f(z, args), k times from z*: at an exact equilibrium u = λ Σ_{i<k} (λ Jᵀ + (1 − λ)
+    I)^i dz in place of u = (I − J)^(−T) dz, J = ∂f/∂z at z*. This is an approximation, exact as k → ∞
+    if the damped map is a contraction. There is no backward solve. The k applications are made when the
+    gradient is computed, so their intermediates are in memory only then. The solution is the
+    equilibrium itself, with the forward solve's residual and steps. A second derivative differentiates
+    this adjoint, with the same approximation for how z* moves.
 
     Args:
         steps: k >= 1. Default 5.

@@ -1,4 +1,4 @@
-"""Exact backpropagation through a reversible solve at memory independent of its length."""
+"""Exact backpropagation through a reversible solve, with memory independent of its length."""
 
 import dataclasses
 import math
@@ -16,8 +16,9 @@ from tfdeq.numerics.function_evaluation import residual_of
 from tfdeq.numerics.state_layout import StateLayout
 from tfdeq.solvers import Reversible, Solver
 
-# How much one stretch of the reversal may amplify rounding: of float64 states by a float64 f, and
-# of a float32 f that a compiler rounds another way than in the forward pass.
+# How much one segment of the reversal may amplify rounding errors: those of float64 states with a
+# float64 f, and those of a float32 f that a compiler may round differently than in the forward
+# pass.
 _AMPLIFICATION = {"float64": 1e6, "float32": 1e4}
 
 
@@ -26,13 +27,13 @@ _AMPLIFICATION = {"float64": 1e6, "float32": 1e4}
 class ReversibleBackprop(Adjoint):
     """Backpropagation through every step of a `Reversible` solve, which is reversed for the gradient.
 
-    From w_{k+1} = (1 − β) w_{k−1} + β f(w_k) follow, with a_k the cotangent of w_k,
+    With a_k the cotangent of w_k, the step w_{k+1} = (1 − β) w_{k−1} + β f(w_k) gives
     w_{k−1} = (w_{k+1} − β f(w_k)) / (1 − β),
     a_k ← a_k + β Jᵀ(w_k) a_{k+1},   a_{k−1} ← (1 − β) a_{k+1},   d args ← d args + β a_{k+1}ᵀ ∂f/∂args.
-    The gradient is exact for the iterations that led to the returned z, with each sample's own
-    number of them, converged or not. The start z0 gets no gradient. First derivatives only.
+    The gradient is exact for the iterations that led to the returned z, whose number may differ between
+    samples, converged or not. The start z0 gets no gradient. First derivatives only.
 
-    Memory: the start and the last two iterates, whatever the number of steps. The states are
+    Memory: the start and the last two iterates, for any number of steps. The states are
     float64, whatever the dtype of z; f runs in its own dtype. The reversal amplifies rounding errors, for a
     contraction by up to 1/(1 − β) per evaluation. So after every L evaluations (5 in float32 and 8
     in float64 at β = 0.8) the exact states are computed again from z0. Time: for n evaluations,
@@ -41,8 +42,8 @@ class ReversibleBackprop(Adjoint):
     Raises:
         ValueError: at the call for a solver that is not `Reversible`; for a second derivative.
 
-    Source: McCallum, Arora, Foster, Reversible Deep Equilibrium Models, arXiv:2509.12917; the
-        restarts from z0 are our addition.
+    Source: McCallum, Arora, Foster, Reversible Deep Equilibrium Models, arXiv:2509.12917; the restarts
+        from z0 are an addition.
 
     Example:
         >>> x = tf.ones([1, 1])
@@ -107,8 +108,8 @@ class ReversibleBackprop(Adjoint):
 
 
 class _Trace(NamedTuple):
-    solver: Any  # the reversible solver's own state: [B, D] the iterate before
-    point: tf.Tensor  # [B, D] w_j, the iterate of the lowest residual so far
+    solver: Any  # the reversible solver's own state: [B, D] the previous iterate
+    point: tf.Tensor  # [B, D] w_j, the iterate with the lowest residual so far
     before: tf.Tensor  # [B, D] w_{j−1}
     index: tf.Tensor  # [B] int32, j
     residual: tf.Tensor  # [B] of w_j
@@ -116,12 +117,12 @@ class _Trace(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Tracing(Solver):
-    """A reversible solver that remembers which of its iterates is returned, and the one before."""
+    """A reversible solver that records which of its iterates is returned, and the iterate before it."""
 
     computes_squares: ClassVar[bool] = False
 
     solver: Reversible | None = None
-    done: Any = 0.0  # [B] absolute tolerance, which makes an iterate the one that is returned too
+    done: Any = 0.0  # [B] absolute tolerance, which also decides which iterate is returned
 
     def initial_state(self, z, max_steps=None):
         batch = tf.shape(z)[:1]
@@ -163,14 +164,14 @@ def _reverse(
     beta: float,
     segment: int,
 ) -> list[tf.Tensor]:
-    """Gradients for the floating leaves of args, by running w_index back to w_0."""
+    """Returns gradients for the floating leaves of args, by reversing w_index back to w_0."""
     top = tf.reduce_max(trace.index)
     segments = (top + segment - 1) // segment
 
     def one_segment(number, *fields):
         state = tf.nest.pack_sequence_as(initial, list(fields))
         low, high = number * segment, (number + 1) * segment
-        # The last stretch begins at the states that the forward solve left.
+        # The last segment starts from the final states of the forward solve.
         count = tf.where(tf.equal(number, segments - 1), 0, high)
         current, before = _replay(f, args, start, trace.index, count, beta)
         behind = (trace.index > high)[:, None]
@@ -194,7 +195,7 @@ def _reverse(
 
 
 def _replay(f, args, start, index, count, beta):
-    """w_count and w_{count−1}, for samples whose index is not below count."""
+    """Computes w_count and w_{count−1} again, for samples whose index is at least count."""
 
     def body(k, current, before):
         image = (1 - beta) * before + beta * f(current, *args)
@@ -211,7 +212,7 @@ def _replay(f, args, start, index, count, beta):
 
 
 def _reverse_to(low, f, args, state, index, beta):
-    """Runs the pair (w_k, w_{k−1}) and its cotangents back to k = low."""
+    """Reverses the pair (w_k, w_{k−1}) and its cotangents back to k = low."""
 
     def body(*fields):
         state = tf.nest.pack_sequence_as(template, list(fields))
@@ -250,7 +251,7 @@ def _reverse_to(low, f, args, state, index, beta):
 
 
 def _once_differentiable(function: Callable[[Any, Any], list[tf.Tensor]], args: Any, d_z: Any):
-    """function(args, d_z), which refuses to be differentiated: a reversal is no part of a tape."""
+    """Returns function(args, d_z); differentiating it raises an error, because no tape records a reversal."""
     leaves = tf.nest.flatten((args, d_z))
 
     def refuse(*_):
@@ -269,7 +270,7 @@ def _once_differentiable(function: Callable[[Any, Any], list[tf.Tensor]], args: 
 
 
 def _segment(beta: float, dtype: tf.DType) -> int:
-    """Evaluations that may be reversed before rounding has grown too large."""
+    """Returns the number of evaluations that can be reversed before rounding errors grow too large."""
     return max(1, int(math.log(_AMPLIFICATION[dtype.name]) / -math.log(1 - beta)))
 
 

@@ -1,4 +1,4 @@
-"""SHINE: the forward solve's inverse estimate serves the backward pass too."""
+"""SHINE: the backward pass uses the forward solve's estimate of the inverse Jacobian."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from tfdeq.solvers.solver import require_integer
 @keras.saving.register_keras_serializable(package="tfdeq")
 @dataclasses.dataclass(frozen=True)
 class Shine(Adjoint):
-    """Broyden's inverse estimate, transposed, in place of a backward solve.
+    """Uses Broyden's inverse estimate, transposed, in place of a backward solve.
 
     u = −Hᵀ dz, where H ≈ (J − I)^(−1) is the forward solve's estimate of the inverse Jacobian of
     g(z) = f(z) − z; J = ∂f/∂z at z*. This is an approximation. It is best in the directions of the

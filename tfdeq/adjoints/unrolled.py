@@ -30,11 +30,11 @@ from tfdeq.solvers.solver import require_positive_integer
 class Unrolled(Adjoint):
     """Backpropagation through the last k applications z ← f(z, args).
 
-    The solver makes at most max_steps − k evaluations without gradient. Then f is applied k times
-    with gradient. The gradient is exactly that of these k applications, of any order. With J = ∂f/∂z at
-    z* it approximates u = (I − J)^(−T) dz by Σ_{i<k} (Jᵀ)^i dz, exact as k → ∞ if f is a contraction.
-    With k = max_steps there is no solve, only plain backpropagation from z0 (which also here
-    gets no gradient). A sample whose max_steps is below k has max_steps applications.
+    The solver makes at most max_steps − k evaluations without gradient. Then f is applied k times with
+    gradient. The gradient is exactly that of these k applications, of any order. With J = ∂f/∂z at z*
+    it approximates u = (I − J)^(−T) dz by Σ_{i<k} (Jᵀ)^i dz, exact as k → ∞ if f is a contraction. With
+    k = max_steps there is no solve, only plain backpropagation from z0 (which gets no gradient here
+    either). A sample whose max_steps is below k has max_steps applications.
 
     The solution is the result of the last application. Its residual takes one more evaluation, which
     `Solution.steps` counts: up to max_steps + 1. If plain iteration stays above the
@@ -85,7 +85,8 @@ class Unrolled(Adjoint):
             left = budget - recorded
             known = solver.max_steps if limits.max_steps is None else limits.max_steps
             known = tf.get_static_value(known)
-            # One evaluation is always made: for a sample that has none left it is left out here.
+            # A solve makes at least one evaluation; for samples without a remaining one it is
+            # discarded here.
             own = left if known is None else np.asarray(known) - self.steps
             solution = iterate(
                 fixed_f,
@@ -118,7 +119,7 @@ class Unrolled(Adjoint):
         return Solution(z, check.residual, steps, status, trace=trace)
 
     def _applied(self, f, z, args, recorded, most, layout):
-        """z after each sample's recorded applications of f, [B] int32."""
+        """Returns z after the given number of recorded applications of f for each sample, [B] int32."""
         apply = _checkpointed(f) if self.checkpointed else f
         for k in range(self.steps if most is None else min(self.steps, most)):
             image = apply(z, *args)
@@ -135,11 +136,11 @@ def _trace(
     most: int | None,
     budget: tf.Tensor,
 ) -> tf.Tensor:
-    """[B, max_steps + 1]: what the solve left, if there was one, and the residual of the result."""
+    """Returns [B, max_steps + 1]: the trace of the solve, if there was one, and the result's residual."""
     columns = (tf.reduce_max(budget) if most is None else most) + 1
     trace = tf.fill([tf.shape(steps)[0], columns], float("nan"))
     for part in solved:
-        # A sample that has converged is applied on: its solve's columns stand as they are.
+        # f is also applied to samples that have converged; the columns of their solve are kept.
         missing = columns - tf.shape(part)[1]
         trace = tf.pad(part, [[0, 0], [0, missing]], constant_values=float("nan"))
     last = tf.equal(tf.range(columns)[None], steps[:, None] - 1)
@@ -151,9 +152,9 @@ def _at_least_one(most: Any) -> Any:
 
 
 def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f, whose gradient keeps (z, *args) and evaluates f again. Differentiable any number of times.
+    """Returns f with a gradient that keeps only (z, *args) and evaluates f again.
 
-    (tf.recompute_grad has first derivatives only.)
+    It can be differentiated any number of times. (tf.recompute_grad has only first derivatives.)
     """
 
     def apply(z, *args):
@@ -164,7 +165,7 @@ def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
             return packed, with_floating_leaves(args, inputs[size:])
 
         def evaluate(*inputs):
-            # Nothing of the interior may be recorded here: it would stay in memory.
+            # No intermediate may be recorded here, because it would stay in memory.
             fixed_z, fixed_args = unpack([tf.stop_gradient(leaf) for leaf in inputs])
 
             def gradient(_, *cotangents):
@@ -191,10 +192,10 @@ def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _after(cotangent: tf.Tensor, leaf: tf.Tensor) -> tf.Tensor:
-    """Returns leaf, in a graph only once cotangent is there.
+    """Returns leaf; a graph computes it only after cotangent.
 
-    Else a compiler sees the same computation twice and keeps the first one's interior. XLA ignores
-    control dependencies; a sum of zero that it cannot foresee it must wait for.
+    Otherwise a compiler sees the same computation twice and keeps the intermediates of the first. XLA
+    ignores control dependencies, but it must wait for a sum that it cannot prove to be zero.
     """
     if tf.executing_eagerly():
         return leaf

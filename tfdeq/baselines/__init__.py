@@ -1,4 +1,4 @@
-"""Explicit networks that an equilibrium is compared with: causal layers of a fixed depth."""
+"""Explicit networks to compare equilibria with: causal layers of a fixed depth."""
 
 from tfdeq.baselines.recurrent import Recurrent
 from tfdeq.baselines.segment_layer import SegmentLayer

@@ -16,14 +16,15 @@ class Recurrent(SegmentLayer):
         width: d, units of every layer.
         layers: L. Default 1.
         kind: "lstm" or "gru". Default "lstm".
-        dropout: rate on the input of each layer and on the output, in [0, 1]: one mask a sample, the
-            same at all positions (variational dropout). Default 0.
+        dropout: rate for the input of each layer and for the output, in [0, 1]: one mask per sample,
+            the same at all positions (variational dropout). Default 0.
 
-    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The carried memory is a list, of each layer
-    a list of its states [B, d]: h and c, or h. Returns [B, T, d], or that and the next one.
+    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The carried memory is a list with one
+    list of states [B, d] per layer: h and c, or h. Returns [B, T, d], or a pair of it and the next
+    memory.
 
-    On a GPU Keras hands eager calls and plain graphs to cuDNN, which XLA cannot compile: there the
-    same equations run as a loop.
+    On a GPU, Keras uses cuDNN in eager mode and in graphs. XLA cannot compile cuDNN's layers, so under
+    XLA the same equations run as a loop.
 
     Raises:
         ValueError: for sizes below 1 or another kind.

@@ -1,4 +1,4 @@
-"""What the baselines share: texts that come in segments, and padding behind them."""
+"""The base class of the baselines, for texts in segments with padding after them."""
 
 import keras
 from keras import ops
@@ -10,29 +10,29 @@ from tfdeq.solvers.solver import require_positive_integer
 class SegmentLayer(keras.layers.Layer):
     """(y, m') = layer(x, m): a causal layer, whose memory m holds all that y needs of the text before x.
 
-    A text in segments, each with the carried memory that the call before returned, has the same outputs as in
-    one piece. This is the base class of the baselines. They define their memory (`_memory_spec`) and the
-    computation for a segment (`_advance`).
+    A text in segments, each with the carried memory that the previous call returned, has the same
+    outputs as in one piece. This is the base class of the baselines. They define their memory
+    (`_memory_spec`) and the computation for a segment (`_advance`).
 
     Args:
         width: d, features of the output.
-        layers: depth, counted as the subclass says.
-        dropout: rate, in [0, 1]; one mask a sample, the same at all positions of a call.
+        layers: depth, as the subclass defines it.
+        dropout: rate, in [0, 1]; one mask per sample, the same at all positions of a call.
 
     Call arguments:
         x: [B, T, n].
         memory: None, or what `initial_memory` or an earlier call with the same n returned.
-        mask: [B, T] bool or None, False at padding, which must follow the text. A segment that another
-            one continues must not have padding. Keras passes a mask from layer to layer only without a
-            memory; with a memory, pass the mask yourself.
+        mask: [B, T] bool or None, False at padding, which must follow the text. A segment that is
+            continued by another one must not have padding. Keras passes a mask from layer to layer only
+            without a memory; with a memory, pass the mask yourself.
 
     Returns:
-        [B, T, d], zero where the mask is False; with a memory, also that of the next segment, which
-        passes no gradient on.
+        [B, T, d], zero where the mask is False; with a memory, also that of the next segment, without a
+        gradient.
 
     Raises:
-        ValueError: for sizes below 1; at build for an input that is not [B, T, n]; in the call for
-            another layer's carried memory.
+        ValueError: for sizes below 1; at build for an input that is not [B, T, n]; in the call for the
+            carried memory of another layer.
 
     Source: segments without gradients between them: Dai et al., Transformer-XL, arXiv:1901.02860,
         section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287.
@@ -51,7 +51,7 @@ class SegmentLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.width = width
-        # Not self.layers: Keras takes that for a list of layers.
+        # Not self.layers, which Keras would take for a list of layers.
         self.depth = layers
         require_positive_integer("width", width)
         require_positive_integer("layers", layers)
@@ -59,7 +59,7 @@ class SegmentLayer(keras.layers.Layer):
         self.features = None  # n, once built
 
     def initial_memory(self, batch_size):
-        """Returns the carried memory of a text that nothing stands before: zeros.
+        """Returns the carried memory at the beginning of a text: zeros.
 
         Args:
             batch_size: B, an integer or a scalar tensor.
@@ -68,7 +68,7 @@ class SegmentLayer(keras.layers.Layer):
             A nest of tensors [B, …].
 
         Raises:
-            ValueError: if inputs are remembered and the layer is not built, so that n is not known.
+            ValueError: if the memory holds inputs and the layer is not built, so that n is unknown.
         """
         return keras.tree.map_structure(
             lambda place: ops.zeros((batch_size, *place.shape[1:]), place.dtype),
@@ -85,7 +85,7 @@ class SegmentLayer(keras.layers.Layer):
 
     def call(self, x, memory=None, training=None, mask=None):
         if mask is not None:
-            # Padding may be anything, and zero times not-a-number would reach the gradients.
+            # Padding may contain NaN, and zero times NaN would reach the gradients.
             x = ops.where(mask[:, :, None], x, 0)
         before = None if memory is None else self._checked(memory)
         output, after = self._advance(x, before, training)
@@ -96,11 +96,11 @@ class SegmentLayer(keras.layers.Layer):
         return output, keras.tree.map_structure(ops.stop_gradient, after)
 
     def _memory_spec(self):
-        """The carried memory as a nest of KerasTensors, whose batch is None."""
+        """The carried memory as a nest of KerasTensors with an unknown batch size."""
         raise NotImplementedError(f"{type(self).__name__} must define _memory_spec().")
 
     def _advance(self, x, memory, training):
-        """The output [B, T, d] and the next memory, which may be anything if memory is None."""
+        """Returns the output [B, T, d] and the next memory, which is ignored if memory is None."""
         raise NotImplementedError(f"{type(self).__name__} must define _advance().")
 
     def _known_features(self) -> int:
@@ -112,11 +112,11 @@ class SegmentLayer(keras.layers.Layer):
         return self.features
 
     def _place(self, *shape, dtype=None):
-        """One tensor of a carried memory."""
+        """The spec of one tensor of a carried memory."""
         return keras.KerasTensor((None, *shape), dtype=dtype or self.compute_dtype)
 
     def _checked(self, memory):
-        """The carried memory, in the structure and dtypes of its spec."""
+        """Returns the carried memory in the structure and dtypes of its spec."""
         spec = self._memory_spec()
         leaves, places = keras.tree.flatten(memory), keras.tree.flatten(spec)
         received = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
@@ -145,7 +145,7 @@ class SegmentLayer(keras.layers.Layer):
 
 
 def linear(units: int, normalization: str | None = None, use_bias: bool = False, **settings):
-    """Returns a linear map whose weights start as N(0, 1 / fan_in), a bias as zero.
+    """Returns a linear map whose weights start as N(0, 1 / fan_in) and whose bias starts as zero.
 
     Args:
         units, normalization, use_bias, settings: see `tfdeq.cells.normalized_dense`.
@@ -161,14 +161,14 @@ def linear(units: int, normalization: str | None = None, use_bias: bool = False,
 
 
 def causal_windows(joined, kernel_size: int, dilation: int = 1):
-    """Returns what a causal convolution sees at each position, so that a matrix product does the rest.
+    """Returns what a causal convolution sees at each position, to be multiplied by its weights.
 
     Args:
-        joined: [B, (k − 1) D + T, n]: the T positions, after those that the first of them sees.
-        kernel_size: k, the positions that are seen. dilation: D, the distance between them. Default 1.
+        joined: [B, (k − 1) D + T, n]: the T positions, preceded by those that the first of them sees.
+        kernel_size: k, number of visible positions. dilation: D, the distance between them. Default 1.
 
     Returns:
-        [B, T, k n], the oldest first, the own one last.
+        [B, T, k n], from the oldest to the position itself.
 
     Example:
         >>> causal_windows(keras.ops.ones([2, 4 + 5, 3]), kernel_size=3, dilation=2).shape

@@ -11,20 +11,20 @@ from tfdeq.solvers.solver import require_positive_integer
 class TemporalConvolution(SegmentLayer):
     """h_b = relu(skip(h_{b−1}) + F_b(h_{b−1})), F_b = (drop ∘ relu ∘ conv) twice, for b = 0 … L − 1.
 
-    The convolutions of block b are causal, with taps 2^b apart, a bias, and weight normalisation:
-    the length and the direction of each output's weights are learned apart. skip is the identity, or
-    a 1 × 1 convolution where n is not d. Weights start as N(0, 1 / fan_in), biases as zero.
+    The convolutions of block b are causal, with taps 2^b apart, a bias, and weight normalisation: the
+    length and the direction of each output's weights are learned separately. skip is the identity, or a
+    1 × 1 convolution if n differs from d. Weights start as N(0, 1 / fan_in), biases as zero.
 
     Args:
         width: d, channels of every convolution.
-        layers: L, the blocks, of two convolutions each.
-        kernel_size: k, the taps of a convolution. Default 3.
-        dropout: rate after each convolution, in [0, 1]: one mask a sample, the same at all positions.
+        layers: L, the number of blocks with two convolutions each.
+        kernel_size: k, the number of taps of a convolution. Default 3.
+        dropout: rate after each convolution, in [0, 1]: one mask per sample, the same at all positions.
             Default 0.
 
-    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The carried memory is a list of dicts: of
-    each block the last (k − 1) 2^b positions of what its two convolutions see, first [B, …, n or d]
-    and second [B, …, d]. Returns [B, T, d], or that and the next one.
+    Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The carried memory is a list with a
+    dict for each block, which has the last (k − 1) 2^b positions that its two convolutions see: first
+    [B, …, n or d] and second [B, …, d]. Returns [B, T, d], or a pair of it and the next memory.
 
     Raises:
         ValueError: for sizes below 1.
@@ -52,7 +52,7 @@ class TemporalConvolution(SegmentLayer):
             [self._locked_dropout(f"{place}_dropout_{block}") for block in range(layers)]
             for place in ("first", "second")
         )
-        self.skip = None  # made at build, where n is not d
+        self.skip = None  # made at build, if n differs from d
 
     def build(self, x_shape):
         super().build(x_shape)
@@ -88,14 +88,14 @@ class TemporalConvolution(SegmentLayer):
         return h, after
 
     def _convolve(self, place: str, block: int, before, h):
-        """relu(conv(h)) and the positions of h that the next segment sees."""
+        """Returns relu(conv(h)) and the positions of h that the next segment sees."""
         joined = ops.concatenate([before, h], axis=1)
         windows = causal_windows(joined, self.kernel_size, 2**block)
         output = ops.relu(getattr(self, place)[block](windows))
         return output, joined[:, ops.shape(h)[1] :]
 
     def _reach(self, block: int) -> int:
-        """How far back a convolution of a block sees."""
+        """Returns how many positions back a block's convolution sees."""
         return (self.kernel_size - 1) * 2**block
 
     def _convolution(self, name: str) -> keras.layers.Layer:

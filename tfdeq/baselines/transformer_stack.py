@@ -1,4 +1,4 @@
-"""An ordinary causal Transformer: layers with weights of their own."""
+"""An ordinary causal Transformer, with different weights in each layer."""
 
 import keras
 from keras import ops
@@ -12,31 +12,31 @@ _EPSILON = 1e-5  # of the norms, as in TransformerCell
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class TransformerStack(SegmentLayer):
-    """a = x + drop(Attention(norm(x))), x ← a + drop(MLP(norm(a))), L times, each with own weights.
+    """a = x + drop(Attention(norm(x))), x ← a + drop(MLP(norm(a))), L times with different weights.
 
-    Made of what `tfdeq.cells.TransformerCell` is made of: root-mean-square norms without gains,
-    linear maps without biases that start as N(0, 1 / fan_in), causal attention that sees distances by
-    a learned bias per head and distance (`tfdeq.cells.distance_bias`), here one table a layer, and an
-    MLP with the tanh form of GELU. The output is not normalised.
+    It has the same parts as `tfdeq.cells.TransformerCell`: root-mean-square norms without gains, linear
+    maps without biases that start as N(0, 1 / fan_in), causal attention with a learned bias per head
+    and distance (`tfdeq.cells.distance_bias`), here one table per layer, and an MLP with the tanh form
+    of GELU. The output is not normalised.
 
     Args:
         width: d, divisible by heads; also n, the features of the input.
         heads: attention heads.
-        sequence_length: the longest T, where there is no span.
+        sequence_length: the longest T, if there is no span.
         layers: L.
         feedforward: hidden size of the MLPs. Default: 4 · width.
-        dropout: rate on the attention's and the MLP's output, in [0, 1]: one mask a sample, the same
-            at all positions. Default 0.
-        span: how many positions attention sees, the own one the last: T may then be anything, and the
-            memory then holds span − 1 positions. Default: all of the T, and none is carried.
+        dropout: rate for the outputs of attention and MLP, in [0, 1]: one mask per sample, the same at
+            all positions. Default 0.
+        span: number of positions that attention sees, including its own. T is then unlimited, and the
+            memory holds span − 1 positions. Default: all T positions, without a memory.
 
-    Call arguments: x [B, T, d], memory, mask: see `SegmentLayer`. The carried memory is a dict: length [B]
-    int32, how many places are taken, the last ones; key and value, lists, of each layer
-    [B, span − 1, heads, d / heads]. Returns [B, T, d], or that and the next memory.
+    Call arguments: x [B, T, d], memory, mask: see `SegmentLayer`. The carried memory is a dict: length
+    [B] int32, how many places are filled, counted from the end; key and value, lists with one tensor
+    [B, span − 1, heads, d / heads] per layer. Returns [B, T, d], or a pair of it and the next memory.
 
     Raises:
-        ValueError: for sizes below 1, a width that heads do not divide, an input of another width, a T
-            beyond sequence_length without a span; for the memory of a layer without a span.
+        ValueError: for sizes below 1, a width that is not divisible by heads, an input of another
+            width, a T beyond sequence_length without a span, or a memory without a span.
 
     Source: Vaswani et al., arXiv:1706.03762, section 3; pre-norm: Xiong et al., arXiv:2002.04745;
         linear biases: Press, Smith, Lewis, arXiv:2108.12409; memory: Dai et al., Transformer-XL,
@@ -119,7 +119,7 @@ class TransformerStack(SegmentLayer):
                 x, _, _ = block(x, training=training)
             return x, None
         length, places = ops.shape(x)[1], self.span - 1
-        # Of a text with fewer positions before it the first places are empty.
+        # If there are fewer earlier positions than places, the first places are empty.
         empty = ops.arange(places + length)[None, :] < places - memory["length"][:, None]
         taken = ops.minimum(memory["length"] + length, places)
         after = {"key": [], "length": taken, "value": []}
@@ -171,7 +171,7 @@ class _Block(keras.layers.Layer):
         return x, key, value
 
     def _attend(self, x, past, empty):
-        """Attention to x and to what is before it, and all keys and values, [B, P + T, …]."""
+        """Returns attention to x and the positions before it, and all keys and values, [B, P + T, …]."""
         batch, length, width = ops.shape(x)
         split = (batch, length, 3, self.heads, self.size)
         query, key, value = ops.unstack(ops.reshape(self.query_key_value(x), split), axis=2)
@@ -183,7 +183,7 @@ class _Block(keras.layers.Layer):
             key, value = (
                 ops.concatenate(pair, axis=1) for pair in zip(past, (key, value), strict=True)
             )
-        # Keras takes the root in float32, whatever the dtype.
+        # Keras would compute the square root in float32 for every dtype.
         attended = ops.dot_product_attention(query, key, value, bias, scale=self.size**-0.5)
         return ops.reshape(attended, (batch, length, width)), key, value
 

@@ -11,29 +11,29 @@ from tfdeq.solvers.solver import require_positive_integer
 class TrellisNetwork(SegmentLayer):
     """h'_t = σ(o_t) tanh(c'_t) with c'_t = σ(f_t) c_{t−1} + σ(i_t) tanh(g_t), L times from h = c = 0.
 
-    h and c are of the layer below, h' and c' of the layer. All layers share the convolution of the
+    h and c belong to the layer below, h' and c' to this layer. All layers share the convolution of the
     gates, here of kernel size k = 2: (i, o, g, f)_t = h_{t−1} W_1 + h_t W_2 + x_{t−1} U_1 + x_t U_2 +
-    b. Of the positions before the first, h, c and x are zero, or the memory's.
+    b. Before the first position, h, c and x are zero, or come from the memory.
 
-    The weights are those of `tfdeq.cells.TrellisCell`, in the same order, and as L grows the output
-    goes to the equilibrium of that cell, where it is stable. W and U start as N(0, 1 / fan_in), b as
+    The weights are those of `tfdeq.cells.TrellisCell`, in the same order. As L grows, the output
+    converges to the equilibrium of that cell, if it is stable. W and U start as N(0, 1 / fan_in), b as
     zero.
 
     Args:
         width: d, size of h and c per position.
         layers: L.
-        kernel_size: k >= 1, the positions that a gate sees, its own the last. Default 2.
-        dropout: rate on the h that enters the convolution, in [0, 1]: one mask a sample, the same at
+        kernel_size: k >= 1, number of positions that a gate sees, ending with its own. Default 2.
+        dropout: rate for the h that enters the convolution, in [0, 1]: one mask per sample, the same at
             all positions and in all layers (variational dropout). Default 0.
-        weight_dropout: rate on the entries of W, in [0, 1]: one mask for the batch, the same in all
+        weight_dropout: rate for the entries of W, in [0, 1]: one mask for the batch, the same in all
             layers (DropConnect). Default 0.
-        normalization: of W and U: None, "weight" or "spectral"; see
-            `tfdeq.cells.normalized_dense`. Default "weight", as in the source.
+        normalization: of W and U. None, "weight" or "spectral"; see `tfdeq.cells.normalized_dense`.
+            Default "weight", as in the source.
 
     Call arguments: x [B, T, n], memory, mask: see `SegmentLayer`. The carried memory is a dict: input
-    [B, k − 1, n], the last positions; h and c, lists, of each layer but the last: its last h
-    [B, k − 1, d] and c [B, d]. Returns [B, T, d], or that and the next memory. In half precision the
-    gates are applied, and c is kept, in float32.
+    [B, k − 1, n], the last positions; h and c, lists with the last h [B, k − 1, d] and c [B, d] of each
+    layer but the last. Returns [B, T, d], or a pair of it and the next memory. In half precision the
+    gates are applied and c is stored in float32.
 
     Raises:
         ValueError: for sizes below 1 or another normalization.
@@ -90,7 +90,7 @@ class TrellisNetwork(SegmentLayer):
         joined_x = ops.concatenate([memory["input"], x], axis=1)
         injected = self.injection(causal_windows(joined_x, self.kernel_size))
         recur = self._recurrence(batch, training)
-        # Below the first layer there is nothing, before the segment as in it.
+        # Below the first layer, h and c are zero, before the segment and in it.
         nothing = ops.zeros((batch, self.kernel_size - 1 + length, self.width), self.compute_dtype)
         h = nothing[:, self.kernel_size - 1 :]
         c = ops.cast(h, self._exact)
@@ -108,7 +108,7 @@ class TrellisNetwork(SegmentLayer):
         return h, after
 
     def _recurrence(self, batch, training):
-        """h, after those that it sees, -> its part of the gates, with the same masks in all layers."""
+        """Returns a function from h to its part of the gates, with the same masks in all layers."""
         kernel = ops.convert_to_tensor(self.recurrent.kernel)
         kernel = self.kernel_dropout(kernel, training=training)
         kept = self.hidden_dropout(
@@ -123,14 +123,14 @@ class TrellisNetwork(SegmentLayer):
         return recur
 
     def _gated(self, gates, c):
-        """h' and c', [B, T, d] each, of c one position earlier."""
+        """Returns h' and c', [B, T, d] each, from c one position earlier."""
         i, o, g, f = ops.split(ops.cast(gates, self._exact), 4, axis=-1)
         c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
         return ops.cast(ops.sigmoid(o) * ops.tanh(c), self.compute_dtype), c
 
     @property
     def _exact(self) -> str:
-        """c grows with the layers: half precision would lose what is added last."""
+        """The dtype of c, which grows with the layers: half precision would lose the last terms."""
         return "float64" if self.compute_dtype == "float64" else "float32"
 
     def get_config(self):

@@ -1,4 +1,4 @@
-"""Batches that are computed in parts: what a layer draws for the whole batch is the same in each part."""
+"""Batches that are computed in parts, where a layer draws the same random numbers in each part."""
 
 import contextlib
 import math
@@ -12,10 +12,10 @@ _ACTIVE = threading.local()
 
 
 class BatchPart:
-    """One of the equal parts of a batch, in their order: replicas' shares, or parts of these.
+    """One of the equal parts of a batch, in order: the share of a replica, or a part of it.
 
     Args:
-        index: which part, from 0: an integer or [] int32. count: how many there are.
+        index: index of the part, from 0: an integer or a scalar int32. count: number of parts.
         seed: [2] integers, the same for all parts of a batch and new for each batch.
     """
 
@@ -25,7 +25,7 @@ class BatchPart:
         self._draws = 0
 
     def next_seed(self) -> tf.Tensor:
-        """Returns [2] int64: another one in each call, the same ones in every part."""
+        """Returns a seed, [2] int64, that differs between calls but is the same in every part."""
         self._draws += 1
         return tf.random.experimental.stateless_fold_in(
             self._seed, tf.constant(self._draws, tf.int64)
@@ -34,10 +34,10 @@ class BatchPart:
 
 @contextlib.contextmanager
 def part_of_batch(index: Any, count: int, seed: Any) -> Iterator[None]:
-    """Inside the context, layers of this thread are called with one part of a batch; see `BatchPart`.
+    """A context in which layers of this thread are called with one part of a batch; see `BatchPart`.
 
-    Every part has to make the same calls in the same order. The mean over the parts of what a layer
-    adds to the loss is what it would add for the whole batch.
+    Every part must make the same calls in the same order. The mean over the parts of what a layer adds
+    to the loss equals what it would add for the whole batch.
     """
     before = current()
     _ACTIVE.part = BatchPart(index, count, seed)
@@ -48,28 +48,29 @@ def part_of_batch(index: Any, count: int, seed: Any) -> Iterator[None]:
 
 
 def current() -> BatchPart | None:
-    """Returns the part that this thread computes, or None: the batch is all there is."""
+    """Returns the part that this thread computes; None if it computes the whole batch."""
     return getattr(_ACTIVE, "part", None)
 
 
 class ChosenRows(NamedTuple):
-    """Rows of a part that were chosen, and which of all that were chosen in the batch they are."""
+    """The chosen rows of a part, and their positions among all chosen rows of the batch."""
 
-    total: Any  # how many were chosen in the whole batch, R: an integer, or [] int32
-    numbers: tf.Tensor | None  # [m] int32, their places among these; None: they are all of them
-    rows: tf.Tensor  # [m] int32, where they stand in the part
-    there: tf.Tensor | None  # [m] bool, False for what only fills the shape up; None: all are
+    total: Any  # R, number of chosen rows in the whole batch: an integer, or a scalar int32
+    numbers: tf.Tensor | None  # [m] int32, their positions among these; None: they are all
+    rows: tf.Tensor  # [m] int32, their indices in the part
+    there: tf.Tensor | None  # [m] bool, False for padding of the shape; None: no padding
 
 
 def choose_rows(batch: Any, fraction: float, seed: Any, part: BatchPart | None) -> ChosenRows:
-    """Chooses a share of a batch's rows, evenly spread from a random first one; each is as likely.
+    """Chooses a share of a batch's rows, evenly spaced from a random first row, all equally likely.
 
-    Spread evenly, they fall as evenly on the parts, whatever their number.
+    Since they are evenly spaced, they are also evenly divided among any number of parts.
 
     Args:
-        batch: rows of the part, an integer or [] int32. fraction: in (0, 1], rounded up to rows.
+        batch: number of rows of the part, an integer or a scalar int32. fraction: in (0, 1], rounded up
+            to whole rows.
         seed: [2] integers, the same in all parts.
-        part: which part the rows are of, or None.
+        part: the part that the rows belong to, or None.
     """
     index, parts = (0, 1) if part is None else (part.index, part.count)
     whole = batch * parts
@@ -81,8 +82,8 @@ def choose_rows(batch: Any, fraction: float, seed: Any, part: BatchPart | None) 
         most = -(-total // parts)
     batch, whole, chosen, index = (tf.cast(n, tf.int64) for n in (batch, whole, total, index))
     chosen, spacing = tf.maximum(chosen, 1), tf.maximum(whole, 1)
-    # Row r of the batch has the integers [r · chosen, (r + 1) · chosen); each number-th one is
-    # first + number · whole, which meets every row's with the same probability.
+    # Row r of the batch owns the integers [r · chosen, (r + 1) · chosen). The chosen rows own the
+    # integers first + number · whole, which hit every row with the same probability.
     first = tf.random.stateless_uniform(
         [], tf.cast(seed, tf.int64), minval=0, maxval=spacing, dtype=tf.int64
     )

@@ -1,4 +1,4 @@
-"""A layer's solve by blocks of places, where its cell sees but a neighbourhood."""
+"""A layer's solve by blocks of places, for cells that see only a neighbourhood."""
 
 from typing import Any
 
@@ -19,13 +19,15 @@ class BlockCall:
     """Solves by blocks for a layer.
 
     Args:
-        cell: the layer's, with `reach`: how many places away an application sees along each dimension; its
-            call takes a mask [B, places], outside of which it holds the state at zero.
-        solver: the layer's.
-        block: places of a block along each dimension.
+        cell: the layer's cell, with the attribute `reach`: how many places away an application sees
+            along each dimension. Its call takes a mask [B, places] and keeps the state at zero outside
+            it.
+        solver: the layer's solver.
+        block: size of a block along each dimension, in places.
 
     Raises:
-        ValueError: a cell without a reach, a block below it, or another solver than plain iteration.
+        ValueError: for a cell without `reach`, a block smaller than it, or a solver other than plain
+            iteration.
     """
 
     def __init__(self, cell: keras.layers.Layer, solver: Solver, block: int):
@@ -49,7 +51,7 @@ class BlockCall:
     def fits(compaction: bool, iterates: Any, trace: bool) -> bool:
         """Whether a call can be solved by blocks: not compiled by XLA, and without a trace.
 
-        compaction: whether what is done may leave the solve; it may not in training.
+        compaction: whether settled parts may leave the solve, which is not allowed in training.
         """
         return compaction and iterates is None and not trace and not compiles_with_xla()
 
@@ -59,7 +61,8 @@ class BlockCall:
         """Returns the solution of one call.
 
         Args:
-            x: what `inject` returned, leaves [B, places, ...]. mask: [B, places] bool, or None: all.
+            x: the result of `inject`, leaves [B, places, ...]. mask: [B, places] bool, or None: all
+                places.
         """
         x = tf.nest.map_structure(without_mask, x)
         if mask is None:

@@ -1,4 +1,4 @@
-"""The limits of one call of a `DEQLayer`: the call's own, else a scope's, else the layer's."""
+"""The limits of one call of a `DEQLayer`: those of the call, else of a scope, else of the layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,9 @@ def call_limits(
     """Returns the limits of a call's solve.
 
     Args:
-        scoped: the call. solver: the layer's. z0: the start, a nest of [B, ...].
-        given: what the call names.
-        own: max_steps of the layer for a call and a scope that name none: an integer or [] int32;
+        scoped: the call. solver: the layer's solver. z0: the start, a nest of [B, ...].
+        given: the limits that the call sets.
+        own: max_steps of the layer, if neither call nor scope sets it: an integer or a scalar int32;
             None: the solver's.
         trace: whether the solve keeps a trace.
     """
@@ -27,7 +27,7 @@ def call_limits(
     batch = tf.shape(first)[:1]
     never = tf.int32.max if solver.patience is None else solver.patience
     steps = given.max_steps
-    # XLA has to know how long a trace can become.
+    # XLA must know the largest length of a trace.
     if trace and compiles_with_xla() and not scoped.known:
         steps = own if steps is None else steps
     else:
@@ -44,13 +44,13 @@ def call_limits(
 
 
 def checked_training_steps(budget: Any, most: int) -> int | tuple[int, int] | None:
-    """Returns training_max_steps, as `DEQLayer` takes it, as None, a number or a pair.
+    """Returns the training_max_steps of `DEQLayer` as None, a number or a pair, after checking it.
 
     Args:
-        budget: what was given. most: the solver's max_steps.
+        budget: the given value. most: the solver's max_steps.
 
     Raises:
-        ValueError: for what is neither, or above the solver's.
+        ValueError: for other values, or values above the solver's max_steps.
     """
     if budget is None:
         return None
@@ -68,10 +68,10 @@ def checked_training_steps(budget: Any, most: int) -> int | tuple[int, int] | No
 def drawn_training_steps(
     budget: int | tuple[int, int] | None, next_seed: Callable[[], tf.Tensor]
 ) -> int | tf.Tensor | None:
-    """Returns the budget of one call in training: of a pair a number between them, [] int32.
+    """Returns the budget of one call in training; for a pair, a random number between the two.
 
     Args:
-        budget: as `checked_training_steps` returned it. next_seed: gives [2] integers.
+        budget: from `checked_training_steps`. next_seed: () -> a seed, [2] integers.
     """
     if not isinstance(budget, tuple):
         return budget

@@ -1,4 +1,4 @@
-"""Values that a compiled function asks for at each of its calls, not when it is traced."""
+"""Values that a compiled function reads at each of its calls, not when it is traced."""
 
 from collections.abc import Callable, Hashable
 
@@ -20,14 +20,14 @@ def current_graph() -> tf.Graph | None:
 
 
 def function_graph(graph: tf.Graph | None) -> tf.Graph | None:
-    """Returns the graph of the function that a loop's or a branch's graph is part of."""
+    """Returns the graph of the function that contains the graph of a loop or branch."""
     while isinstance(graph, _CONTROL_FLOW):
         graph = graph.outer_graph
     return graph
 
 
 def can_ask(graph: tf.Graph | None) -> bool:
-    """Whether the graph is that of a function, which is called after it was traced."""
+    """Whether the graph belongs to a function, which is called after it was traced."""
     return isinstance(function_graph(graph), FuncGraph)
 
 
@@ -37,21 +37,21 @@ def call_time_value(
     spec: tf.TensorSpec,
     default: Callable[[], tf.Tensor],
 ) -> tf.Tensor:
-    """Returns a tensor that is `ask()` of each call of the function that is being traced.
+    """Returns a tensor whose value is that of `ask()` at each call of the function being traced.
 
-    As `FuncGraph.capture_call_time_value`, but also inside loops and branches, and `ask` is called in
-    the context of each caller: also while another function is traced that calls this one.
+    Like `FuncGraph.capture_call_time_value`, but it also works inside loops and branches, and `ask` is
+    called in the context of each caller, even if the caller is another function that is being traced.
 
     Args:
-        key: of the value; a function asks once for each.
-        ask: returns a tensor of the caller's context, like spec.
+        key: key of the value; a function calls `ask` once per key.
+        ask: returns a tensor like spec, in the caller's context.
         spec: the tensor's dtype and shape.
-        default: what the function has when it is saved; the same eager tensor each time.
+        default: the value in a saved function; must be the same eager tensor each time.
     """
     graph = function_graph(current_graph())
     captures = graph.function_captures
     if key not in captures.by_ref_internal:
-        # No device or dependency of the place where it is first needed.
+        # Without the device and the control dependencies of the place where it is first needed.
         with graph.as_default(), tf.device(None), tf.control_dependencies(None):
             placeholder = tf.compat.v1.placeholder(spec.dtype, spec.shape, "call_time_value")
 

@@ -1,4 +1,4 @@
-"""One call of a layer around a Keras cell: its pure function, and what the cell does besides."""
+"""One call of a layer around a Keras cell: its pure function and the cell's side effects."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -11,46 +11,46 @@ from tfdeq.solvers.splitting import Splitting
 
 
 class Finish(NamedTuple):
-    """What the cell left behind at the equilibrium."""
+    """The side effects of the cell at the equilibrium."""
 
-    losses: list[tf.Tensor]  # [] each: those of add_loss and of activity regularisers
-    masks: tuple  # of the output's leaves, as its layers put them there; None where there is none
+    losses: list[tf.Tensor]  # scalars, from add_loss and activity regularisers
+    masks: tuple  # of the output's leaves, as the cell's layers set them; None for no mask
 
 
 @dataclasses.dataclass
 class Seen:
-    """What a cell was seen to do besides returning its output, in training or in inference."""
+    """The side effects that a cell has had so far, in training or in inference."""
 
     assigns: bool = False
     adds_losses: bool = False
     puts_masks: bool = False
-    # Variables that it assigns and Keras does not count among its own: the state of a stateful
-    # recurrent layer, the seed of noise that is drawn without a SeedGenerator.
+    # Variables that it assigns but that Keras does not count as the cell's: the state of a stateful
+    # recurrent layer, or the seed of noise that is drawn without a SeedGenerator.
     untracked: list = dataclasses.field(default_factory=list)
     traced: bool = False
 
     @property
     def anything(self) -> bool:
-        """Whether there is something to do at the equilibrium."""
+        """Whether there are side effects to apply at the equilibrium."""
         return self.assigns or self.adds_losses or self.puts_masks
 
 
 class CellFunction:
     """f(z, x, theta, masks) without side effects, for one call of the layer.
 
-    Every application sees the same weights, seeds and statistics: those of the call's beginning. What
-    else the cell does (it assigns variables, adds losses, puts masks on its output) is noted here and
-    happens once, at the equilibrium, in `finish`.
+    Every application sees the same weights, seeds and statistics: those at the start of the call. The
+    cell's side effects (it assigns variables, adds losses, sets masks on its output) are recorded here
+    and take place once, at the equilibrium, in `finish`.
 
     Args:
         pure_cell: the `PureCell`.
         training: whether the cell is in training.
-        masks: of the argument and of x.
-        seen: what earlier calls have shown; this one adds to it.
+        masks: masks of the argument and of x.
+        seen: the side effects in earlier calls, to which this call adds.
 
     Attributes:
         theta: the trainable weights, as tensors.
-        masks: those of argument and x, and of the state once `find_state_masks` has looked.
+        masks: masks of argument and x, and of the state after `find_state_masks`.
         seen: as above.
     """
 
@@ -64,27 +64,28 @@ class CellFunction:
 
     def __call__(self, z: Any, x: Any, theta: Any, masks: Any = ()) -> Any:
         output = self._apply(z, x, theta, masks).output
-        # How an application was reached must not matter to the next one.
+        # The next application must not see the masks that this one set.
         return tf.nest.map_structure(
             lambda new, old: without_mask(tf.cast(new, old.dtype)), output, z
         )
 
     def splitting(self, x: Any, theta: Any, masks: Any = ()) -> Splitting | None:
-        """Returns what the cell says of its parts, by a method splitting(x); None: nothing."""
-        del theta, masks  # all that a step needs is in x
+        """Returns the splitting that the cell's method splitting(x) declares; None if there is none."""
+        del theta, masks  # a step needs only x
         cell = self._pure_cell.cell
         return cell.splitting(x) if hasattr(cell, "splitting") else None
 
     def arguments(self, x: Any) -> tuple:
-        """Returns (x, theta), and the masks as a third, if there are any, for `__call__`."""
+        """Returns (x, theta), or (x, theta, masks) if there are masks, for `__call__`."""
         masks = self.masks.leaves()
         return (x, self.theta, masks) if masks else (x, self.theta)
 
     def trace(self, z: Any, x: Any) -> None:
-        """Sees what the cell does without computing anything."""
+        """Finds the cell's side effects by tracing, without computing anything."""
 
         def apply(z, *args):
-            # A name for the cell's own to stand in: a graph takes none that begins with "_".
+            # A name scope for the cell's names, because a graph accepts no name that begins with
+            # "_".
             with tf.name_scope("cell"):
                 return self(z, *args)
 
@@ -92,7 +93,7 @@ class CellFunction:
         function.get_concrete_function(z, *self.arguments(x))
 
     def adopt(self) -> bool:
-        """Freezes the untracked variables that were seen; returns whether there were new ones."""
+        """Freezes the untracked variables found; returns whether there were new ones."""
         known = {id(variable) for variable in self._non_trainable}
         new = [variable for variable in self.seen.untracked if id(variable) not in known]
         self._non_trainable += new
@@ -100,10 +101,10 @@ class CellFunction:
         return bool(new)
 
     def find_state_masks(self, z: Any, x: Any) -> None:
-        """Finds the masks that the state carries in an iteration of the cell by plain Keras calls.
+        """Finds the masks that the state would carry if the cell were iterated by plain Keras calls.
 
-        There the mask of one output is that of the next application's z. z, x: like the state and the
-        input; the masks may not depend on the values of z.
+        There, the mask of an output is the mask of z in the next application. z, x: like the state and
+        the input; the masks must not depend on the values of z.
         """
         count = len(tf.nest.flatten(z))
         for _ in range(count + 1):
@@ -116,10 +117,10 @@ class CellFunction:
                 return
 
     def finish(self, z: Any, x: Any) -> Finish:
-        """Assigns what the cell assigns, and returns its losses and masks, at the equilibrium z.
+        """Makes the cell's assignments at the equilibrium z, and returns its losses and masks.
 
-        The losses are differentiable in z, x and the weights. Nothing is evaluated for a cell that was
-        not seen to do any of that.
+        The losses are differentiable in z, x and the weights. For a cell without side effects, nothing
+        is evaluated.
         """
         if not self.seen.anything:
             return Finish([], ())
@@ -135,7 +136,7 @@ class CellFunction:
         variables = [*self._trainable, *self._non_trainable]
         mapping = list(zip(variables, [*theta, *self._frozen], strict=True))
         masks = self.masks.with_leaves(mask_leaves) if mask_leaves else self.masks
-        # The scope too would round what it is given.
+        # The scope would also round the values that it is given.
         with self._pure_cell.exactly(lambda: _Scope(mapping)) as scope:
             output = self._pure_cell.apply(
                 attach_masks(z, masks.z),
@@ -163,14 +164,14 @@ class CellFunction:
         )
 
     def _frozen_values(self, variables: list) -> list[tf.Tensor]:
-        # Of a weight that was frozen by itself, as LoRA does, TensorFlow's variable stays trainable.
+        # If a weight was frozen directly, as LoRA does, TensorFlow's variable remains trainable.
         return [tf.stop_gradient(value) for value in self._values(variables)]
 
     def _own_masks(self, output: Any, masks: CellMasks) -> tuple:
-        """The masks on the output's leaves.
+        """Returns the masks on the output's leaves.
 
-        Keras's default compute_mask passes the argument's mask on whatever the output's shape is:
-        there it has to fit.
+        Keras's default compute_mask passes on the argument's mask for every shape of the output, so it
+        is used only if it fits.
         """
         leaves, found = keras.tree.flatten(output), masks_of(output)
         if not self._pure_cell.computes_masks and any(map(masks.passed_on, found)):
@@ -185,14 +186,14 @@ class CellFunction:
         )
 
     def _forget_losses(self, losses: list[tf.Tensor]) -> None:
-        # Keras's layers keep the ids of the losses that they gave to a scope.
+        # Keras's layers store the ids of the losses that they added to a scope.
         ids = {id(loss) for loss in losses}
         for layer in self._pure_cell.cell._flatten_layers() if ids else ():
             layer._loss_ids -= ids
 
 
 class _Scope(keras.StatelessScope):
-    """A scope that knows which variables were assigned in it, those without a given value too."""
+    """A scope that records which variables were assigned in it, including those without a given value."""
 
     def __init__(self, mapping: list):
         super().__init__(mapping, collect_losses=True)
@@ -206,5 +207,5 @@ class _Scope(keras.StatelessScope):
 class _Application(NamedTuple):
     output: Any  # like z
     assigned: list  # pairs of a variable and its new value
-    losses: list[tf.Tensor]  # [] each
+    losses: list[tf.Tensor]  # scalars
     masks: tuple  # of the output's leaves

@@ -12,13 +12,14 @@ from tfdeq.solution import Solution
 
 
 class CellLayer(keras.layers.Layer):
-    """What a layer knows of its cell before it solves anything; `DEQLayer` adds the solve.
+    """The part of `DEQLayer` that handles its cell: shapes, dtypes, masks and start, without the solve.
 
     Args:
         cell: see `DEQLayer`.
 
     Raises:
-        ValueError: at construction for what is no cell; at build for a cell whose output is unlike z.
+        ValueError: at construction if `cell` is not a cell; at build for a cell whose output is unlike
+            z.
     """
 
     def __init__(self, cell: keras.layers.Layer, **kwargs: Any):
@@ -107,17 +108,17 @@ class CellLayer(keras.layers.Layer):
         )
 
     def compute_mask(self, x, previous_mask=None):
-        """Returns the masks of the equilibrium's leaves, for x's mask or nest of masks; None: none.
+        """Returns the masks of the equilibrium's leaves, for x's mask or nest of masks; None for no mask.
 
-        In a call these are for the leaves on which the cell's layers have put none. A cell with a
-        compute_mask(z, previous_mask) of its own says what they are. Else a state that starts as zeros
-        like x has x's masks, and any other has x's mask on those leaves that have x's length.
+        In a call they apply to the leaves on which the cell's layers have set no mask. If the cell
+        defines compute_mask(z, previous_mask), that determines them. Otherwise a state that starts as
+        zeros like x has x's masks, and any other state has x's mask on the leaves that have x's length.
         """
         if all(mask is None for mask in keras.tree.flatten(previous_mask)):
             return None
         symbolic = all(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(x))
         if self._pure_cell.computes_masks and not symbolic:
-            return None  # The cell was asked in its call.
+            return None  # The cell's own compute_mask was used in its call.
         state = self._pure_cell.state_spec(x)
         if self._pure_cell.computes_masks:
             return self.cell.compute_mask(state, previous_mask)
@@ -132,7 +133,7 @@ class CellLayer(keras.layers.Layer):
         super().build_from_config(config)
 
     def _usual_start(self, x: Any, z0: Any) -> Any:
-        """The start for x; beside a z0, only what a start is like, if x does not say more."""
+        """Returns the start for x; with a z0, its spec is enough if x does not determine the sizes."""
         try:
             return self._pure_cell.start(x)
         except UnknownSizeError:
@@ -141,7 +142,7 @@ class CellLayer(keras.layers.Layer):
             return self._pure_cell.state_spec(x, z0)
 
     def _given_start(self, z0: Any, usual: Any) -> Any:
-        """Returns the caller's z0 as a state; it must be like the usual start."""
+        """Returns the caller's z0 as a state; raises an error unless it is like the usual start."""
         usual = self._pure_cell.declared_state(usual)
         received, expected = keras.tree.flatten(z0), keras.tree.flatten(usual)
         fits = len(received) == len(expected) and all(
@@ -178,7 +179,7 @@ def _dtype_name(leaf: Any) -> str:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether nests of symbolic tensors have as many leaves, of shapes that may be the same."""
+    """Whether nests of symbolic tensors have the same number of leaves, with compatible shapes."""
     shapes = [
         [tf.TensorShape(leaf.shape) for leaf in keras.tree.flatten(spec)] for spec in (one, other)
     ]

@@ -1,4 +1,4 @@
-"""How solves went, as Keras metrics: what `fit` and `evaluate` show of an equilibrium."""
+"""The convergence of solves as Keras metrics, which `fit` and `evaluate` show."""
 
 import sys
 
@@ -12,17 +12,16 @@ from tfdeq.solution import Solution
 def in_evaluation() -> bool:
     """Whether the test_step of a Keras model is on the stack.
 
-    `evaluate` shows convergence; `predict` and exported functions must not write variables, and
-    neither tells itself apart from `evaluate` by its arguments. Nothing else was found as sound: the
-    model's `stop_evaluating` stays as evaluate leaves it; a test_step that is wrapped when a layer first
-    meets its model is wrapped too late; a wrapped `make_test_function` changes Keras for all its users,
-    and misses a test_step that is called without it; and values that wait until `compute_metrics` asks
-    the metric for its result never come out of a loop in the graph, and what a callback's call of
-    the model left is booked with them.
+    `evaluate` shows convergence, but `predict` and exported functions must not write variables, and
+    their arguments are the same as those of `evaluate`. Other ways were found to be unreliable. The
+    model's `stop_evaluating` keeps its value after evaluate. A test_step wrapped when a layer first
+    sees its model is wrapped too late. A wrapped `make_test_function` changes Keras for all its users,
+    and misses a test_step that is called without it. Values that wait until `compute_metrics` reads the
+    metric cannot leave a loop in the graph, and would include those of a callback's call of the model.
     """
     frame = sys._getframe()
     while frame is not None:
-        # The name first: to ask a frame for its variables copies them.
+        # The name is checked first, because reading a frame's variables copies them.
         if frame.f_code.co_name == "test_step" and isinstance(
             frame.f_locals.get("self"), keras.Model
         ):
@@ -35,9 +34,9 @@ _GRADIENTS = (while_v2._WhileBodyGradFuncGraph, cond_v2._CondGradFuncGraph)
 
 
 def in_gradient_of_control_flow() -> bool:
-    """Whether what is traced now is the gradient of a loop's body or a branch, or within it.
+    """Whether the gradient of a loop's body or of a branch is being traced.
 
-    TensorFlow lets no variable into that graph that came by no tensor of the body or branch.
+    TensorFlow allows only variables in that graph that the body or branch itself uses.
     """
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
@@ -63,11 +62,11 @@ class ConvergenceMetrics:
         return self.steps, self.residual, self.converged
 
     def report(self, prefix: str) -> dict[str, float]:
-        # By way of numpy: under a tf.distribute strategy each device has a part of the count.
+        # Through numpy, because under a tf.distribute strategy each device has a part of the count.
         if float(keras.ops.convert_to_numpy(self.steps.count)) == 0.0:
             return {}
         names = ["steps", "converged"]
-        # Where no sample had a residual, there is no mean either.
+        # If no sample had a residual, there is no mean.
         if float(keras.ops.convert_to_numpy(self.residual.count)):
             names.insert(1, "residual")
         values = {f"{prefix}{name}": float(getattr(self, name).result()) for name in names}
@@ -76,16 +75,16 @@ class ConvergenceMetrics:
         return values
 
     def totals(self) -> tuple[float, float, float]:
-        """Returns what was added up since the last reset: residuals, samples that have one, samples."""
+        """Returns sums since the last reset: of residuals, of samples with a residual, and of samples."""
         variables = (self.residual.total, self.residual.count, self.steps.count)
-        # By way of numpy: under a tf.distribute strategy each device has a part of the count.
+        # Through numpy, because under a tf.distribute strategy each device has a part of the count.
         return tuple(float(keras.ops.convert_to_numpy(variable)) for variable in variables)
 
     def __call__(self, solution: Solution) -> None:
         if in_gradient_of_control_flow():
             return
         self.steps.update_state(solution.steps)
-        # Samples without a residual (f was not finite at their start) would drown the mean.
+        # Samples without a residual (f was not finite at their start) would dominate the mean.
         known = solution.residual < solution.residual.dtype.max
         self.residual.update_state(solution.residual, sample_weight=tf.cast(known, tf.float32))
         self.converged.update_state(solution.converged)

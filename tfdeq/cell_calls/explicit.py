@@ -13,9 +13,9 @@ from tfdeq.solution import Solution, Status
 def apply_explicitly(
     f: Callable[..., Any], z: Any, args: Any, steps: int, unroll: bool
 ) -> Solution:
-    """z after a number of plain applications of f, differentiated by backpropagation.
+    """Returns z after a number of plain applications of f, differentiated by backpropagation.
 
-    unroll: write the applications out, which trains faster; else a loop, which compiles faster.
+    unroll: whether to unroll the applications, which trains faster; a loop compiles faster.
     """
     if unroll:
         for _ in range(steps):

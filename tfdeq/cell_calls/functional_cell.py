@@ -1,4 +1,4 @@
-"""Functional models as cells: how many of the inputs are the state, and where a solve starts."""
+"""Functional models as cells: which inputs are the state, and where a solve starts."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 class UnknownSizeError(ValueError):
-    """The input does not say how large the state is."""
+    """The input does not determine the size of the state."""
 
 
 def is_functional(cell: keras.layers.Layer) -> bool:
@@ -28,10 +28,10 @@ def declared_state(cell: keras.Model, batch: int | None, dtype: str) -> Any:
 
 
 def zeros_for(cell: keras.Model, x: Any) -> Any:
-    """Returns zeros like the model's state; sizes that it does not declare are those of x.
+    """Returns zeros like the model's state; sizes that it does not declare are taken from x.
 
     Raises:
-        UnknownSizeError: where x has no tensor of the state's rank to take them from.
+        UnknownSizeError: if x has no tensor of the state's rank to take them from.
     """
     leaves = tf.nest.flatten(x)
     zeros = [_zeros(cell, spec, leaves) for spec in cell.inputs[: len(cell.outputs)]]
@@ -62,7 +62,7 @@ def _zeros(cell: keras.Model, spec: keras.KerasTensor, leaves: list[tf.Tensor]) 
 
 
 def _source(spec: keras.KerasTensor, leaves: list[tf.Tensor]) -> tf.Tensor | None:
-    """The first tensor of x that is like the state, or else of its rank."""
+    """Returns the first tensor of x that is like the state, or else has its rank."""
     ranked = [leaf for leaf in leaves if len(leaf.shape) == len(spec.shape)]
     shape = tf.TensorShape([None, *spec.shape[1:]])
     alike = [leaf for leaf in ranked if shape.is_compatible_with(leaf.shape)]

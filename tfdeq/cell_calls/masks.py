@@ -1,4 +1,4 @@
-"""Keras's masks around a cell: what its layers see, and what its equilibrium carries."""
+"""Keras's masks around a cell: those that its layers see and those that its equilibrium carries."""
 
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ class CellMasks(NamedTuple):
     """The masks of one call of a cell; each a [B, T] bool tensor, or None."""
 
     argument: Any = None  # nest like the layer's x, for a cell whose call takes `mask`; or None
-    x: tuple = ()  # of the leaves of what stands for x
+    x: tuple = ()  # of the leaves of the injected x
     z: tuple = ()  # of the leaves of the state
 
     def leaves(self) -> list[tf.Tensor]:
-        """Returns the tensors among them, each once."""
+        """Returns the tensors among the masks, each once."""
         return list(_by_identity(self).values())
 
     def with_leaves(self, leaves: Any) -> "CellMasks":
@@ -23,20 +23,20 @@ class CellMasks(NamedTuple):
         return keras.tree.map_structure(lambda mask: new.get(id(mask)), self)
 
     def passed_on(self, mask: Any) -> bool:
-        """Whether a mask is that of the cell's argument itself."""
+        """Whether a mask is that of the cell's argument."""
         own = keras.tree.flatten(self.argument)
         return mask is not None and any(mask is leaf for leaf in own)
 
 
 def masks_of(nest: Any) -> tuple:
-    """The mask that Keras has put on each leaf, or None."""
+    """Returns the mask that Keras has set on each leaf, or None."""
     return tuple(getattr(leaf, "_keras_mask", None) for leaf in keras.tree.flatten(nest))
 
 
 def attach_masks(nest: Any, masks: Any) -> Any:
-    """Returns the nest with these masks on its leaves, where Keras's layers look for them.
+    """Returns the nest with these masks set on its leaves, where Keras's layers look for them.
 
-    A leaf whose mask is None stays as it is; so does all if there is not one mask for each leaf.
+    A leaf whose mask is None is unchanged. If there is not one mask for each leaf, all are unchanged.
     """
     leaves, masks = keras.tree.flatten(nest), keras.tree.flatten(masks)
     if len(leaves) != len(masks) or all(mask is None for mask in masks):
@@ -50,7 +50,7 @@ def without_mask(leaf: tf.Tensor) -> tf.Tensor:
 
 
 def fits(leaf: Any, mask: Any) -> bool:
-    """Whether a mask [B, T] can stand on a state's leaf [B, T, ...], by what is known of the shapes."""
+    """Whether a mask [B, T] fits a state's leaf [B, T, ...], as far as the shapes are known."""
     shape, rank = tf.TensorShape(leaf.shape), len(mask.shape)
     return (
         shape.rank is not None
@@ -66,7 +66,7 @@ def _by_identity(masks: Any) -> dict[int, tf.Tensor]:
 def _marked(leaf: Any, mask: Any) -> Any:
     if mask is None:
         return leaf
-    # A copy: the caller's own tensor is not to change.
+    # A copy, so that the caller's tensor does not change.
     leaf = tf.identity(leaf)
     leaf._keras_mask = mask
     return leaf

@@ -1,4 +1,4 @@
-"""What a solve needs of a Keras layer used as cell: a pure function, its parameters, a start."""
+"""A Keras layer as the cell of a solve: a pure function, its parameters and a start."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ class PureCell:
 
     Args:
         cell: see `DEQLayer`.
-        compute_dtype: name of the dtype that the layer around it computes in.
+        compute_dtype: name of the compute dtype of the layer around the cell.
 
     Attributes:
         cell: the cell.
-        exactly: calls a function where variables are read in their own dtype.
-        computes_masks: whether the cell says by a compute_mask of its own what mask its output carries.
+        exactly: calls a function in which variables are read in their own dtype.
+        computes_masks: whether the cell's own compute_mask determines the mask of its output.
     """
 
     def __init__(self, cell: keras.layers.Layer, compute_dtype: str):
@@ -43,8 +43,7 @@ class PureCell:
     def function(self, training: bool, mask: Any = None, x: Any = ()) -> CellFunction:
         """Returns f(z, x, theta, masks) for one call of the layer.
 
-        mask: that of the layer's input; x: what stands for it in the applications, whose leaves may
-        carry masks.
+        mask: the mask of the layer's input; x: the injected input, whose leaves may carry masks.
         """
         return CellFunction(self, training, CellMasks(mask, masks_of(x)), self._seen[training])
 
@@ -56,11 +55,11 @@ class PureCell:
         solve: Callable[[bool], Any],
         compaction: bool,
     ) -> Any:
-        """Returns solve(compaction), where f is set as the cell needs it.
+        """Returns the result of solve(compaction), with f prepared for the cell's side effects.
 
-        Before the first solve a trace shows what that is: noise and statistics want the batch as it
-        is, and masks that the cell makes are those of the next application's z. Should a cell change
-        its ways later, the solve shows it, and is made again.
+        Before the first solve, the cell is traced to find them: noise and statistics need the whole
+        batch, and masks that the cell makes are those of z in the next application. If the cell shows
+        new side effects during the solve, the solve is repeated.
         """
         seen = f.seen
         if not seen.traced:
@@ -77,8 +76,8 @@ class PureCell:
                 return result
 
     def apply(self, z, x, training=None, mask=None):
-        """Calls the cell as its kind wants to be called."""
-        # What the cell solves inside is part of one evaluation.
+        """Calls the cell with the arguments that its kind takes."""
+        # Solves inside the cell are part of one evaluation.
         with scope_stack.suspended():
             if is_functional(self.cell):
                 inputs = [*keras.tree.flatten(z), *keras.tree.flatten(x)]
@@ -91,7 +90,7 @@ class PureCell:
             return self.cell(z, x, training=training, **extra)
 
     def inject(self, x: Any) -> Any:
-        """Returns what stands for the layer's input x in every application."""
+        """Returns what every application receives in place of the layer's input x."""
         if not hasattr(self.cell, "inject"):
             return x
         with keras.name_scope(self.cell.name):
@@ -106,15 +105,15 @@ class PureCell:
         return self.as_state(tf.nest.map_structure(tf.zeros_like, x))
 
     def as_state(self, z: Any) -> Any:
-        """Casts to the dtype that the solver works in: never below float32."""
+        """Casts to the dtype that the solver works in, at least float32."""
         dtype = tf.float64 if self._compute_dtype == "float64" else tf.float32
         return tf.nest.map_structure(lambda leaf: tf.cast(leaf, dtype), z)
 
     def state_spec(self, x: Any, z0: Any = None) -> Any:
-        """The state's shapes, by tracing `start` (nothing is computed), as KerasTensors.
+        """Returns the state's shapes as KerasTensors, by tracing `start`, without computing anything.
 
-        x: tensors, symbolic or not. Where a functional cell leaves sizes open they are z0's; without
-        a z0, those that `start` takes from x, or unknown.
+        x: tensors, symbolic or not. Sizes that a functional cell does not declare are those of z0;
+        without a z0, those that `start` takes from x, or unknown.
         """
         specs = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), x)
         try:
@@ -140,17 +139,17 @@ class PureCell:
         return is_functional(self.cell) and not hasattr(self.cell, "initial_state")
 
     def declared_state(self, z: Any) -> Any:
-        """What a start z0 has to be like: the usual state z, where a functional cell declares less."""
+        """Returns the spec that a start z0 must have; sizes that the cell does not declare are those of z."""
         if not self._declares_state:
             return z
         leaves = keras.tree.flatten(z)
         return declared_state(self.cell, leaves[0].shape[0], leaves[0].dtype)
 
     def note_shapes(self, x: Any, z: Any) -> None:
-        """Notes which of the state's leaves have their second dimension from the symbolic input x.
+        """Records which leaves of the state take their second dimension from the symbolic input x.
 
-        Those can carry x's mask [B, T]; one of another origin, such as a fixed number of slots, cannot,
-        also where the numbers happen to agree.
+        These can carry x's mask [B, T]. A leaf whose dimension has another origin, such as a fixed
+        number of slots, cannot, even if the sizes happen to agree.
         """
         leaves, inputs = keras.tree.flatten(z), keras.tree.flatten(x)
         seconds = {leaf.shape[1] for leaf in inputs if len(leaf.shape) > 1}
@@ -165,20 +164,21 @@ class PureCell:
         try:
             probe = self.state_spec(keras.tree.map_structure(any_length, x))
         except Exception:
-            return  # A start that wants a known length: what agrees has to do.
+            return  # The start needs a known length; carried_masks compares sizes instead.
         self._follows = [
             follows and leaf.shape[1] is None
             for follows, leaf in zip(self._follows, keras.tree.flatten(probe), strict=True)
         ]
 
     def carried_masks(self, mask: Any, leaves: Sequence[Any]) -> list:
-        """Returns the mask, or None, that each leaf of the state carries if the layer passes x's on.
+        """Returns the mask, or None, that each leaf of the state carries if the layer passes on x's mask.
 
-        A state that starts as zeros like x has x's masks, leaf by leaf; any other has x's one mask on
-        the leaves that have x's length. mask: nest like x; leaves: the state's.
+        A state that starts as zeros like x has x's masks, leaf by leaf. Any other state has x's single
+        mask on the leaves that have x's length. mask: nest like x; leaves: those of the state.
         """
         masks = keras.tree.flatten(mask)
-        # A cell in another cell was never asked: more than a vector for each sample is a sequence.
+        # For a cell inside another cell nothing was recorded; leaves with more than two dimensions
+        # count as sequences.
         follows = self._follows or [len(leaf.shape) > 2 for leaf in leaves]
         if hasattr(self.cell, "initial_state") or is_functional(self.cell):
             known = {id(one): one for one in masks if one is not None}
@@ -191,10 +191,10 @@ class PureCell:
         ]
 
     def output_spec(self, z: Any, x: Any) -> tuple[Any, Any]:
-        """The state and the shapes of the cell's output for symbolic z and x; builds the cell.
+        """Returns the state and the shapes of the cell's output for symbolic z and x; builds the cell.
 
-        The state is z; or, where that does not go together with x and a functional cell leaves sizes
-        open, the state that it declares, for which a call then has to give a z0.
+        The state is z. If z does not fit x and a functional cell has undeclared sizes, it is the state
+        that the cell declares, and calls must then pass a z0.
         """
         try:
             return z, self._output_spec(z, x)
@@ -210,22 +210,22 @@ class PureCell:
         leaves = keras.tree.flatten((z, x))
         if all(None not in leaf.shape[1:] for leaf in leaves):
             return self.apply(z, self.inject(x))
-        # By tracing: what is not known yet, as a sequence's length, is a tensor there.
+        # By tracing, where an unknown size, such as a sequence's length, is a tensor.
         traced = _Traced(lambda z, x: self.apply(z, self.inject(x)))
         try:
             return traced.compute_output_spec(z, x)
         except Exception:
-            # Keras's own words are about the operation here: the cell's say more.
+            # The cell's own error is more helpful than Keras's, which is about the tracing.
             if traced.error is None:
                 raise
             raise traced.error from None
 
 
 def require_two_inputs(cell: keras.layers.Layer) -> None:
-    """Refuses a layer of one input, whose call would take x for something else.
+    """Raises an error for a layer with one input, whose call would misinterpret x.
 
     Raises:
-        ValueError: naming what the call takes.
+        ValueError: for such a layer; the message lists the arguments of its call.
     """
     advice = "Use it inside a functional model keras.Model([z, x], output), or in a layer with call(z, x)."
     if is_functional(cell):
@@ -254,10 +254,11 @@ def _at_once(function: Callable[[], Any]) -> Any:
 
 
 class _Exactly(keras.layers.Layer):
-    """Calls a function where variables are read in their own dtype.
+    """Calls a function in which variables are read in their own dtype.
 
-    Under a mixed policy Keras rounds a weight for the layer that reads it, except for layers that say
-    autocast=False. The cell's own layers read what they are given from here, each in its precision.
+    Under a mixed policy, Keras rounds a weight for the layer that reads it, except in layers with
+    autocast=False. The weights passed on from here are exact, and each layer of the cell reads them in
+    its own precision.
     """
 
     def __init__(self):
@@ -272,7 +273,7 @@ class _Exactly(keras.layers.Layer):
 
 
 class _Traced(keras.Operation):
-    """A function whose output's shapes are found by tracing; `error` is what it raised."""
+    """A function whose output shapes are found by tracing; `error` is the exception that it raised."""
 
     def __init__(self, function: Callable[..., Any]):
         super().__init__()
@@ -288,5 +289,5 @@ class _Traced(keras.Operation):
 
 
 def _packed_like(z: Any, output: Any) -> Any:
-    """The output in the structure of the state z."""
+    """Returns the output in the structure of the state z."""
     return keras.tree.pack_sequence_as(z, keras.tree.flatten(output))

@@ -1,4 +1,4 @@
-"""The scopes that are in force: a stack of each thread, which the threads of replicas inherit."""
+"""The active scopes: a stack for each thread, which the threads of replicas inherit."""
 
 import collections
 import contextlib
@@ -15,11 +15,11 @@ _ACTIVE = threading.local()
 
 
 class Entry:
-    """One time that a scope was entered.
+    """One entry into a scope.
 
     Attributes:
-        scope: the scope; None where all scopes are hidden.
-        solutions, backward_solutions: what the calls since then returned, by name.
+        scope: the scope; None if all scopes are hidden.
+        solutions, backward_solutions: the results of calls since then, by name.
     """
 
     def __init__(self, scope: Any):
@@ -36,7 +36,7 @@ class Entry:
         return self._entered_in() is graph
 
     def is_of_function(self, graph: tf.Graph | None) -> bool:
-        """The same, where the loops and branches of a function are one with it."""
+        """The same, where loops and branches count as part of their function."""
         return function_graph(self._entered_in()) is function_graph(graph)
 
     def _entered_in(self) -> Any:
@@ -50,9 +50,9 @@ _GONE = object()
 
 
 class _Carrier:
-    """Takes a thread's stack to the threads of `strategy.run`, which copy the creators of variables.
+    """Passes a thread's stack to the threads of `strategy.run`, which copy the variable creators.
 
-    As a creator of variables it changes nothing. (MirroredStrategy hands nothing else of a thread on.)
+    As a variable creator it changes nothing. (MirroredStrategy passes on nothing else from a thread.)
     """
 
     def __init__(self, stack: list[Entry]):
@@ -71,13 +71,13 @@ def push(entry: Entry) -> None:
 
 
 def pop() -> None:
-    """Takes the entry that this thread pushed last off its stack."""
+    """Removes the last entry from the stack of this thread."""
     _stack().pop().creators.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
 def suspended() -> Iterator[None]:
-    """Hides all scopes from the evaluations of a cell, whose results a loop cannot hand out."""
+    """Hides all scopes from a cell's evaluations, because their results cannot leave the solver's loop."""
     stack = _stack()
     stack.append(Entry(None))
     try:
@@ -87,7 +87,7 @@ def suspended() -> Iterator[None]:
 
 
 def innermost() -> Entry | None:
-    """Returns what was put on this thread's stack last, or None."""
+    """Returns the last entry of this thread's stack, or None."""
     stack = _stack()
     return stack[-1] if stack else None
 

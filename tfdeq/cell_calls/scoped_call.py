@@ -1,4 +1,4 @@
-"""What the scopes around one call of a `DEQLayer` say of it."""
+"""The settings of the scopes around one call of a `DEQLayer`."""
 
 import collections
 import functools
@@ -16,18 +16,18 @@ from tfdeq.solution import Solution
 from tfdeq.solve_scope import SolveScope
 from tfdeq.solvers.solver import require_integer
 
-# How often each name was called in the graph of a function.
+# Number of calls of each name in the graph of a function.
 _CALLS: weakref.WeakKeyDictionary[Any, collections.Counter[str]] = weakref.WeakKeyDictionary()
 
 
 class ScopedCall:
     """One call of a layer, named, and the settings of the scopes around it.
 
-    In eager mode, and in a function where the innermost scope was entered in that function too, the
-    settings are known. Any other function asks for them at each of its calls.
+    The settings are known in eager mode, and in a function if the innermost scope was entered inside
+    that function. Any other function reads them at each of its calls.
 
     Args:
-        name: the layer's.
+        name: the layer's name.
     """
 
     def __init__(self, name: str):
@@ -51,7 +51,7 @@ class ScopedCall:
         return scope is None or scope.compaction
 
     def explicit_steps(self, given: int | None, own: int) -> int:
-        """Returns the applications of this call: its own, the scope's, or the layer's; 0: a solve."""
+        """Returns the number of applications: the call's, else the scope's, else the layer's; 0: a solve."""
         if given is not None:
             require_integer("explicit_steps", given, lowest=0)
             return given
@@ -61,14 +61,14 @@ class ScopedCall:
     def limit(
         self, name: str, given: Any, own: Any, usual: Any, batch: tf.Tensor, dtype: tf.DType
     ) -> Any:
-        """Returns a setting of this call: what it names itself, else the scope's, else the layer's own.
+        """Returns a setting of this call: the call's own, else the scope's, else the layer's.
 
         Args:
-            name: of a field of `Limits`.
-            given: what the call names, or None.
-            own: of the layer, for this call; None: the solver's.
-            usual: scalar; the solver's.
-            batch: [1] int32, B. dtype: of the setting.
+            name: name of a field of `Limits`.
+            given: the value that the call sets, or None.
+            own: the layer's value for this call; None: the solver's.
+            usual: scalar; the solver's value.
+            batch: [1] int32, the batch size. dtype: dtype of the setting.
         """
         if given is not None:
             return given
@@ -81,17 +81,17 @@ class ScopedCall:
         if value is None:
             return own
         if value.shape.rank is None:
-            # A scalar, or [B]: a reshape, which XLA checks too.
+            # A scalar or [B]; a reshape, because XLA checks it too.
             value = tf.broadcast_to(
                 tf.reshape(value, batch[: tf.minimum(tf.rank(value), 1)]), batch
             )
         return own_unless_positive(value, usual if own is None else own)
 
     def start(self, z0: Any, usual: Any, checked: Callable[[Any], Any]) -> Any:
-        """Returns the start of this call: what it names itself, else the scope's, else the usual one.
+        """Returns the start of this call: the call's own, else the scope's, else the usual one.
 
         Args:
-            z0: what the call names, or None.
+            z0: the start that the call sets, or None.
             usual: the layer's start for the input, a nest [B, ...].
             checked: returns a start as a state; raises ValueError unless it is like the usual one.
         """
@@ -111,7 +111,7 @@ class ScopedCall:
     def _start_of_call(
         self, index: int, leaf: tf.Tensor, checked: Callable[[Any], Any]
     ) -> tf.Tensor:
-        """One leaf of the start that the scope of each call of the function names; NaN for none."""
+        """Returns one leaf of the start that the scope sets at each call of the function; NaN for none."""
         shape, dtype = tf.TensorShape([None, *leaf.shape[1:]]), leaf.dtype
 
         def of_scope(scope):
@@ -126,7 +126,7 @@ class ScopedCall:
             lambda: _nothing(dtype, nothing),
         )
         size, none = tf.shape(leaf), tf.equal(tf.shape(given)[0], 0)
-        given = tf.reshape(given, tf.where(none, tf.shape(given), size))  # refuses other rows
+        given = tf.reshape(given, tf.where(none, tf.shape(given), size))  # XLA checks it too
         missing = size - tf.shape(given)
         given = tf.pad(
             given, tf.stack([tf.zeros_like(missing), missing], 1), constant_values=float("nan")
@@ -135,12 +135,12 @@ class ScopedCall:
         return given
 
     def record(self, solution: Solution) -> None:
-        """Keeps what the solve returned, where the scope can hand it out."""
+        """Stores the result of the solve in the scope, if the scope can return it."""
         if self._records():
             self._entry.solutions[self.name] = solution
 
     def backward_recorder(self) -> Callable[[Solution], None] | None:
-        """Returns what keeps the backward solve's result; None without a scope that can."""
+        """Returns a function that stores the backward solve's result; None without a scope for it."""
         if not self._records():
             return None
         entry, name = self._entry, self.name
@@ -165,14 +165,14 @@ def own_unless_positive(value: Any, own: Any) -> tf.Tensor:
 
 
 def with_rows_of(usual: Any, z0: Any) -> Any:
-    """Returns the start, whose leaves must have a row for each sample of the usual one."""
+    """Returns the start; raises an error unless it has a row for each sample of the usual one."""
     first = tf.nest.flatten(usual)[0]
     if not tf.is_tensor(first):
-        return z0  # a specification: the input does not say how large the state is
+        return z0  # a spec, because the input does not determine the size of the state
     batch = tf.shape(first)[:1]
     z0 = with_rows("z0", z0, batch[0], shared=False)
 
-    def fixed(leaf):  # not a broadcast: XLA too refuses another number of rows
+    def fixed(leaf):  # not a broadcast: XLA too checks the number of rows
         reshaped = tf.reshape(leaf, tf.concat([batch, tf.shape(leaf)[1:]], 0))
         reshaped.set_shape(leaf.shape)
         return reshaped
@@ -181,7 +181,7 @@ def with_rows_of(usual: Any, z0: Any) -> Any:
 
 
 def _is_known(entry: scope_stack.Entry | None, graph: tf.Graph | None) -> bool:
-    """Whether the settings here are known, and not those of each call of a function."""
+    """Whether the settings are known now, rather than at each call of a function."""
     return not can_ask(graph) or (entry is not None and entry.is_of_function(graph))
 
 
@@ -191,7 +191,7 @@ def _ask(
     spec: tf.TensorSpec,
     default: Callable[[], tf.Tensor],
 ) -> tf.Tensor | None:
-    """What the scope in force says, or None; in a function that is called later, what it will say."""
+    """Returns a setting of the active scope, or None; in a function, that of each later call."""
     entry, graph = scope_stack.innermost(), current_graph()
     if _is_known(entry, graph):
         return None if entry is None or entry.scope is None else of_scope(entry.scope)
@@ -205,7 +205,7 @@ def _ask(
 
 
 def _refuse_explicit_steps(entry: scope_stack.Entry | None) -> None:
-    """Refuses what a function that is compiled cannot follow any more."""
+    """Raises an error for a setting that an already compiled function cannot follow."""
     scope = None if entry is None else entry.scope
     if scope is not None and scope.explicit_steps is not None:
         raise ValueError(
@@ -218,7 +218,7 @@ def _refuse_explicit_steps(entry: scope_stack.Entry | None) -> None:
 def _as_limit(name: str, value: Any, dtype: tf.DType) -> tf.Tensor | None:
     if value is None:
         return None
-    # Not tf.cast of a number: it goes through float32, where 1e-60 is 0.
+    # Not tf.cast of a Python number, which goes through float32, where 1e-60 is 0.
     value = tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(np.asarray(value), dtype)
     if value.shape.rank not in (0, 1, None):
         raise ValueError(
@@ -229,8 +229,8 @@ def _as_limit(name: str, value: Any, dtype: tf.DType) -> tf.Tensor | None:
 
 @functools.cache
 def _nothing(dtype: tf.DType, shape: tuple[int, ...]) -> tf.Tensor:
-    """What stands for no setting: zero, which means the layer's own, or a start without rows."""
-    # The same one each time: a function that is saved keeps it as a constant.
+    """Returns the value for no setting: zero, which means the layer's own, or a start without rows."""
+    # The same tensor each time, because a saved function keeps it as a constant.
     with tf.init_scope(), tf.device("CPU:0"):
         return tf.zeros(shape, dtype)
 
@@ -250,7 +250,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _where_finite(given: Any, usual: Any) -> Any:
-    """The given start where all of a sample's is finite, else the usual one."""
+    """Returns the given start for samples where all of it is finite, else the usual start."""
     finite = tf.constant(True)
     for leaf in tf.nest.flatten(given):
         finite &= tf.reduce_all(tf.math.is_finite(leaf), axis=range(1, leaf.shape.rank))

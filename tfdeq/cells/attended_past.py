@@ -1,4 +1,4 @@
-"""Keys and values of earlier positions: what attention goes on from."""
+"""Keys and values of earlier positions, to which attention continues to attend."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from keras import ops
 
 
 def empty_past(like: Any, places: int, heads: int, size: int) -> dict[str, Any]:
-    """Returns the past of a text that nothing stands before.
+    """Returns the past at the beginning of a text.
 
     Args:
-        like: [B] floating, of the past's dtype. places: how many the past has.
+        like: [B] floating, with the past's dtype. places: number of places in the past.
 
     Returns:
-        A dict. key, value: [B, heads, places, size], zeros. length: [B] int32, how many of the places
-        are taken, the last ones.
+        A dict. key, value: [B, heads, places, size], zeros. length: [B] int32, how many places are
+        filled, counted from the end.
     """
     zeros = ops.zeros_like(like)
     filled = ops.tile(zeros[:, None, None, None], (1, heads, places, size))
@@ -21,13 +21,13 @@ def empty_past(like: Any, places: int, heads: int, size: int) -> dict[str, Any]:
 
 
 def joined_past(past: dict[str, Any], own: dict[str, Any], kept: int, lengths: Any = None) -> Any:
-    """Returns the past of the segment that follows one.
+    """Returns the past of the segment that follows this one.
 
     Args:
-        past: of the segment, as this or `empty_past` returned it.
-        own: key and value of the segment's T positions, [B, heads, T, size].
-        kept: places of the result.
-        lengths: [B] int32, 0 … T, how many positions each example has; None: T.
+        past: past of this segment, from this function or `empty_past`.
+        own: keys and values of the segment's T positions, [B, heads, T, size].
+        kept: number of places in the result.
+        lengths: [B] int32, 0 … T, number of positions in each example; None: T.
     """
     joined = {name: ops.concatenate([past[name], own[name]], axis=2) for name in own}
     if lengths is None:
@@ -43,10 +43,10 @@ def joined_past(past: dict[str, Any], own: dict[str, Any], kept: int, lengths: A
 
 
 def attend_with_past(query, key, value, past, past_bias, own_bias):
-    """Attention of one position a sample to its past and itself.
+    """Attention of one position per sample to its past and itself.
 
     Args:
-        query, key, value: [B, heads, size], of the position.
+        query, key, value: [B, heads, size], those of the position.
         past: a dict of key and value [B, heads, P, size].
         past_bias: [B, heads, P], own_bias: [1, heads, 1]: added to the logits.
 
@@ -54,7 +54,8 @@ def attend_with_past(query, key, value, past, past_bias, own_bias):
         [B, heads, size].
     """
     query *= query.shape[-1] ** -0.5
-    # The past is not joined with the position's own key: that would copy it in every application.
+    # The past is not concatenated with the position's own key, which would copy it in every
+    # application.
     logits = ops.squeeze(ops.matmul(past["key"], query[..., None]), -1) + past_bias
     own = ops.sum(query * key, axis=-1, keepdims=True) + own_bias
     weights = ops.softmax(ops.concatenate([own, logits], axis=-1), axis=-1)

@@ -1,4 +1,4 @@
-"""Cells one after another as one cell."""
+"""Several cells in sequence as one cell."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ class ComposedCell(keras.layers.Layer):
     Args:
         cells: at least one, each on states like the input, such as `RecallConvolution`.
 
-    Call arguments: z like the input; x as it comes from `inject`; mask: handed to every cell, if all take
-    one. Returns the same as z.
+    Call arguments: z like the input; x from `inject`; mask: passed to every cell, if all take one.
+    Returns the same as z.
 
     Raises:
-        ValueError: no cells, or cells of different widths.
+        ValueError: without cells, or for cells of different widths.
 
     Example:
         >>> from tfdeq import DEQLayer
@@ -42,12 +42,12 @@ class ComposedCell(keras.layers.Layer):
 
     @property
     def reach(self) -> int | None:
-        """How many places away one application sees; None where a cell does not say its own."""
+        """How many places away one application sees; None if one of the cells has no `reach`."""
         each = [getattr(cell, "reach", None) for cell in self.cells]
         return None if None in each else sum(each)
 
     def inject(self, x):
-        """Returns what each cell's `inject` makes of the input: {"0": …, "1": …}."""
+        """Returns the result of each cell's `inject` for the input: {"0": …, "1": …}."""
         return {
             str(place): cell.inject(x) if hasattr(cell, "inject") else x
             for place, cell in enumerate(self.cells)
@@ -66,7 +66,7 @@ class ComposedCell(keras.layers.Layer):
     def get_config(self):
         cells = [keras.saving.serialize_keras_object(cell) for cell in self.cells]
         for cell in cells:
-            cell.pop("build_config", None)  # they are built when they are first called
+            cell.pop("build_config", None)  # the cells are built when they are first called
         return {**super().get_config(), "cells": cells}
 
     @classmethod

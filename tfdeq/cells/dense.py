@@ -1,4 +1,4 @@
-"""A dense cell, as small as a cell can be, that can promise to converge."""
+"""A dense cell, the smallest cell, whose convergence can be guaranteed."""
 
 import keras
 from keras import ops
@@ -7,7 +7,7 @@ from tfdeq.cells.normalized_dense import normalized_dense
 from tfdeq.solvers.solver import require_positive_integer
 from tfdeq.spectral_norm import scaled_to_norm
 
-# |φ(a) − φ(b)| <= |a − b|, so that the cell contracts when its matrix does.
+# |φ(a) − φ(b)| <= |a − b|, so the cell is a contraction if its matrix is.
 _NON_EXPANSIVE = ("linear", "tanh", "relu", "sigmoid", "softsign", "softplus", "leaky_relu", "elu")
 
 
@@ -29,11 +29,11 @@ class DenseCell(keras.layers.Layer):
         units: size of the state.
         activation: φ, a Keras activation or its name. Default "tanh".
         contraction: γ in (0, 1), or None: W as it is. Default None.
-        normalization: of W and U: None, "weight" or "spectral" (W only, if both; see
+        normalization: of W and U. None, "weight" or "spectral" (W only, if both; see
             `tfdeq.cells.normalized_dense`). Default None.
         recurrent_initializer: of W. Default: orthogonal times 0.5.
 
-    Call arguments: z [B, ..., units]; x as it comes from `inject`. Returns [B, ..., units].
+    Call arguments: z [B, ..., units]; x from `inject`. Returns [B, ..., units].
 
     Raises:
         ValueError: for settings out of range; for a contraction with an activation that may expand.
@@ -95,7 +95,7 @@ class DenseCell(keras.layers.Layer):
         )
 
     def inject(self, x):
-        """Returns what of the input x [B, ..., d] is the same in every application.
+        """Returns the terms of the input x [B, ..., d] that are the same in every application.
 
         input: x U + b [B, ..., units]. kernel: W [1, units, units], bounded.
         """

@@ -1,4 +1,4 @@
-"""A learned bias of attention by head and distance, which also says what is seen."""
+"""A learned bias of attention by head and distance, which also hides positions."""
 
 import keras
 from keras import ops
@@ -8,20 +8,21 @@ _MASKED = -1e9  # attention logit of a position that must not be seen
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class DistanceBias(keras.layers.Layer):
-    """What is added to the logits of attention to a position some way back.
+    """A bias for attention logits that depends on the head and the distance between positions.
 
-    One number a head and distance, learned; −10⁹ where the distance is not one of 0 … reach − 1. They
-    start as −slope · distance, with the heads' slopes a geometric sequence, 1/2 … 1/256.
+    It has one learned number per head and distance, and −10⁹ for distances outside 0 … reach − 1. The
+    numbers start as −slope · distance, where the slopes of the heads are a geometric sequence from 1/2
+    to 1/256.
 
     Args:
-        reach: distances that are seen, 0 … reach − 1.
+        reach: number of visible distances, 0 … reach − 1.
         heads: attention heads.
-        slope: what the slopes at the start are multiplied by; 0: no distance is preferred. Default 1.
+        slope: factor of the initial slopes; 0: no distance is preferred. Default 1.
 
-    Call arguments: distance [...] integers; lowest: the smallest distance that is seen. Default 0.
-    Returns [..., heads].
+    Call arguments: distance [...] integers; lowest: the smallest visible distance. Default 0. Returns
+    [..., heads].
 
-    Source: Press, Smith, Lewis, arXiv:2108.12409, for the start.
+    Source: Press, Smith, Lewis, arXiv:2108.12409, for the initial values.
 
     Example:
         >>> DistanceBias(reach=4, heads=2)(keras.ops.array([0, 1, 4])).shape
@@ -46,10 +47,10 @@ class DistanceBias(keras.layers.Layer):
         return ops.where(seen[..., None], bias, ops.cast(_MASKED, bias.dtype))
 
     def causal(self, length, before=0):
-        """Returns the bias of each of `length` positions on those `before` them all, and on them.
+        """Returns the bias between `length` positions and the `before` earlier ones together with themselves.
 
         Args:
-            length: T. before: P, places that stand before the first of the T positions.
+            length: T. before: P, number of places before the first of the T positions.
 
         Returns:
             [1, heads, T, P + T].
@@ -76,5 +77,5 @@ class DistanceBias(keras.layers.Layer):
 
 
 def hidden_where(empty, bias):
-    """bias [1, heads, T, N], with what is empty [B, N] hidden from all: [B, heads, T, N]."""
+    """Hides the empty places [B, N] in a bias [1, heads, T, N]; returns [B, heads, T, N]."""
     return ops.where(empty[:, None, None, :], ops.cast(_MASKED, bias.dtype), bias)

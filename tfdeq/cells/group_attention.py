@@ -29,18 +29,18 @@ class GroupAttention(keras.layers.Layer):
     Args:
         width: d, size of the state at every place, divisible by heads.
         heads: attention heads, divisible by the kinds of groups.
-        kinds: of groups, among "row", "column" and "box". Default: all three.
+        kinds: kinds of groups, from "row", "column" and "box". Default: all three.
         feedforward: hidden size of the MLP (GELU). Default: 4 · width.
         recurrent_scale: scale of W at the start, >= 0. Default 1.
 
-    Call arguments: z [B, n, n, d]; x as it comes from `inject`; mask: [B, n, n] bool or None: places where
-    it is False are held at zero, and no place sees them. Returns the same as z.
+    Call arguments: z [B, n, n, d]; x from `inject`; mask: [B, n, n] bool or None: places where it is
+    False are kept at zero, and no place sees them. Returns the same as z.
 
     Raises:
-        ValueError: for sizes below 1, widths and heads that do not divide, other kinds, or boxes in a grid
-            that has none.
+        ValueError: for sizes below 1, a width or a number of heads that is not divisible, other kinds,
+            or boxes in a grid that has none.
 
-    Source: Vaswani et al., arXiv:1706.03762, section 3; normed queries and keys: Henry et al.,
+    Source: Vaswani et al., arXiv:1706.03762, section 3; normalised queries and keys: Henry et al.,
         arXiv:2010.04245.
 
     Example:
@@ -84,7 +84,8 @@ class GroupAttention(keras.layers.Layer):
         self.contract = linear(width, 0.5, name="contract", dtype=self.dtype_policy)
 
     def build(self, input_shape):
-        # Of the logits, one a head: normed vectors alone could not point at one place among many.
+        # A scale of the logits per head: without it, normalised vectors cannot attend to a single
+        # place among many.
         self.sharpness = self.add_weight(
             name="sharpness",
             shape=(self.heads,),
@@ -93,7 +94,7 @@ class GroupAttention(keras.layers.Layer):
         super().build(input_shape)
 
     def inject(self, x):
-        """Returns what of the input x [B, n, n, d] is the same in every application.
+        """Returns the terms of the input x [B, n, n, d] that are the same in every application.
 
         skip: the input. query_key_value: x U [B, n, n, 3d].
         """
@@ -129,7 +130,7 @@ class GroupAttention(keras.layers.Layer):
             query = norm(query) * ops.exp(self.sharpness[own])[:, None]
             seen = None if mask is None else _grouped(mask, kind)
             attended = _attention(query, norm(key), value, seen)
-            found.append(_grouped(attended, kind))  # its own inverse, for each kind
+            found.append(_grouped(attended, kind))  # for each kind, grouping is its own inverse
         return ops.reshape(ops.concatenate(found, axis=3), (*shape, self.width))
 
     def get_config(self):
@@ -144,7 +145,7 @@ class GroupAttention(keras.layers.Layer):
 
 
 def _attention(query, key, value, seen):
-    """Of each group's places to one another: [B, G, n, heads, d / heads] each, and returned.
+    """Attention within groups; the arguments and the result are [B, G, n, heads, d / heads].
 
     seen: [B, G, n] bool, the places that others see; None: all.
     """
@@ -157,7 +158,7 @@ def _attention(query, key, value, seen):
 
 
 def _grouped(x, kind: str):
-    """[B, n, n, …] as [B, groups, places of a group, …]."""
+    """Rearranges [B, n, n, …] as [B, groups, places of a group, …]."""
     if kind == "row":
         return x
     if kind == "column":

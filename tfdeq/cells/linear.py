@@ -1,4 +1,4 @@
-"""What the cells are made of: linear maps that start at a scale, and a norm without gains."""
+"""Parts of cells: linear maps with a scale for their initial weights, and a norm without gains."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ _EPSILON = 1e-5  # also keeps the norm of a zero state at zero
 def linear(
     units: int, scale: float = 1.0, *, normalization: str | None = None, **settings: Any
 ) -> keras.layers.Layer:
-    """Returns a linear map whose weights start as N(0, 1 / fan_in) times a scale.
+    """Returns a linear map whose initial weights are N(0, 1 / fan_in) times a scale.
 
     Args:
         units: outputs.
         scale: >= 0; 0: the weights start at zero. Default 1.
         normalization: see `normalized_dense`. Default None.
-        settings: name, dtype, use_bias, as of `keras.layers.Dense`; without a bias by default.
+        settings: name, dtype, use_bias, as for `keras.layers.Dense`; no bias by default.
     """
     initializer = "zeros"
     if scale:
@@ -34,10 +34,10 @@ def norm(x: Any) -> Any:
 
 
 def checked_scale(name: str, value: float) -> float:
-    """Returns the scale of a matrix at the start.
+    """Returns the initial scale of a matrix.
 
     Raises:
-        ValueError: below 0, or NaN.
+        ValueError: if it is below 0 or NaN.
     """
     if not float(value) >= 0:
         raise ValueError(f"{name} must be >= 0; received {value!r}.")

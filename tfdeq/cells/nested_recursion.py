@@ -1,4 +1,4 @@
-"""A cell that thinks several times before it answers: an answer and a latent state, by one inner cell."""
+"""A cell that updates a latent state several times, and then an answer, with one inner cell."""
 
 import keras
 from keras import ops
@@ -9,7 +9,7 @@ from tfdeq.solvers.solver import require_positive_integer
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class NestedRecursion(keras.layers.Layer):
-    """f([y, l], x): n times l ← g(l, x + norm(y)), then y ← g(y, norm(l)).
+    """f([y, l], x): l ← g(l, x + norm(y)) n times, then y ← g(y, norm(l)).
 
     y is the answer and l a latent state, both [B, places, d]; the cell g is used for both. The state is the
     concatenation of the two, [B, places, 2d], and a model reads only y. The norms (root mean square) keep
@@ -19,17 +19,17 @@ class NestedRecursion(keras.layers.Layer):
         cell: g, on states [B, places, d] with inputs of the same shape, such as `GroupAttention`.
         inner_steps: n >= 1. Default 6.
 
-    Call arguments: z [B, places, 2d]; x [B, places, d]; mask: handed to g, if it takes one. Returns the same
-    as z.
+    Call arguments: z [B, places, 2d]; x [B, places, d]; mask: passed to g, if it takes one. Returns the
+    same as z.
 
     Attributes:
         width: 2d, the size of the state at a place. input_width: d.
 
     Raises:
-        ValueError: a cell without a width, or no inner steps.
+        ValueError: for a cell without a width, or fewer than one inner step.
 
     Source: Jolicoeur-Martineau, Less is More: Recursive Reasoning with Tiny Networks, arXiv:2510.04871,
-        section 4; there g has residual connections from the state and norms after them.
+        section 4; there, g has residual connections from the state, followed by norms.
 
     Example:
         >>> from tfdeq import DEQLayer
@@ -52,7 +52,7 @@ class NestedRecursion(keras.layers.Layer):
 
     @property
     def reach(self) -> int | None:
-        """How many places away one application sees; None where the cell does not say its own."""
+        """How many places away one application sees; None if the cell has no `reach`."""
         each = getattr(self.cell, "reach", None)
         return None if each is None else each * (self.inner_steps + 1)
 
@@ -78,7 +78,7 @@ class NestedRecursion(keras.layers.Layer):
 
     def get_config(self):
         cell = keras.saving.serialize_keras_object(self.cell)
-        cell.pop("build_config", None)  # it is built when it is first called
+        cell.pop("build_config", None)  # the cell is built when it is first called
         return {**super().get_config(), "cell": cell, "inner_steps": self.inner_steps}
 
     @classmethod

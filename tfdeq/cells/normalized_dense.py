@@ -19,8 +19,8 @@ class WeightNormalizedDense(keras.layers.Layer):
     Args:
         units: outputs.
         use_bias: whether there is b, which starts at zero. Default True.
-        kernel_initializer: of W; columns of zeros get random directions v, and g = 0, so that they
-            can be learned from. Default "glorot_uniform", as in `keras.layers.Dense`.
+        kernel_initializer: initializer of W; columns of zeros get random directions v and g = 0, so
+            that they can be trained. Default "glorot_uniform", as in `keras.layers.Dense`.
 
     Source: Salimans and Kingma, Weight Normalization, arXiv:1602.07868, equation (2).
 
@@ -44,14 +44,15 @@ class WeightNormalizedDense(keras.layers.Layer):
 
     def build(self, input_shape):
         shape = (input_shape[-1], self.units)
-        # A zero matrix has no directions: random ones, of length zero, can be learned from.
+        # A zero matrix has no directions; random directions with length zero can be trained.
         zero = isinstance(self.kernel_initializer, keras.initializers.Zeros)
         self.direction = self.add_weight(
             name="direction",
             shape=shape,
             initializer="glorot_uniform" if zero else self._directions,
         )
-        # The initializer gives the same values again: a variable cannot be read while it is made.
+        # Calls the initializer again, which gives the same values: a variable cannot be read while
+        # it is created.
         self.gain = self.add_weight(
             name="gain",
             shape=(self.units,),
@@ -64,9 +65,10 @@ class WeightNormalizedDense(keras.layers.Layer):
         )
 
     def _directions(self, shape, dtype):
-        """The initializer's matrix, with random columns where it has zeros."""
+        """Returns the initializer's matrix, with random columns in place of columns of zeros."""
         kernel = self.kernel_initializer(shape, dtype=dtype)
-        # A seed of its own: no random number of the model's is spent where there are no zeros.
+        # A separate seed, so that the model's random numbers do not depend on whether there are
+        # zeros.
         other = keras.initializers.GlorotUniform(seed=0)(shape, dtype=dtype)
         return ops.where(_lengths(kernel) == 0, other, kernel)
 
@@ -97,16 +99,16 @@ class WeightNormalizedDense(keras.layers.Layer):
 
 
 def _lengths(kernel):
-    """[inputs, units] -> [1, units], the columns' norms, float32 at least."""
+    """Returns the columns' norms, [inputs, units] -> [1, units], in at least float32."""
     kernel, largest = _scaled(kernel)
     squares = ops.sum(ops.square(kernel), axis=0, keepdims=True)
-    zero = squares == 0  # where the root has no gradient
+    zero = squares == 0  # where the square root has no finite gradient
     return largest * ops.where(zero, 0, ops.sqrt(ops.where(zero, 1, squares)))
 
 
 def _scaled(kernel):
-    """Columns with largest entry 1, of which no square over- or underflows, and what they were
-    divided by; a constant for the gradient, as lengths are homogeneous."""
+    """Returns columns with largest entry 1, whose squares cannot overflow or underflow, and their
+    divisors. The divisors count as constants for the gradient, because lengths are homogeneous."""
     if keras.backend.standardize_dtype(kernel.dtype) in ("float16", "bfloat16"):
         kernel = ops.cast(kernel, "float32")
     largest = ops.stop_gradient(ops.max(ops.abs(kernel), axis=0, keepdims=True))
@@ -119,9 +121,9 @@ def normalized_dense(units: int, normalization: str | None, **settings) -> keras
 
     Args:
         units: outputs.
-        normalization: None: none. "weight": `WeightNormalizedDense`. "spectral": the kernel's
-            spectral norm is kept at 1 at most (`tfdeq.SpectralNorm`, a Keras constraint).
-        settings: use_bias, kernel_initializer, dtype, name, as of `keras.layers.Dense`.
+        normalization: None: none. "weight": `WeightNormalizedDense`. "spectral": the kernel's spectral
+            norm is kept at or below 1 (`tfdeq.SpectralNorm`, a Keras constraint).
+        settings: use_bias, kernel_initializer, dtype, name, as for `keras.layers.Dense`.
 
     Raises:
         ValueError: for another name.

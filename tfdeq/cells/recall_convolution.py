@@ -9,13 +9,14 @@ from tfdeq.solvers.solver import require_positive_integer
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class RecallConvolution(keras.layers.Layer):
-    """f(z, x) = x + D gelu(C norm(z) + U x + b), C and U over the neighbours of every place.
+    """f(z, x) = x + D gelu(C norm(z) + U x + b), where C and U read the neighbours of each place.
 
-    An answer may depend on distant places. Each application carries information one place further, and the
-    equilibrium is reached once it has arrived everywhere. So a cell that was trained on small inputs
-    can solve larger ones with more evaluations. The input x takes the place of z in a residual block, and
-    also enters the inner sum (recall), so every application sees the input, however long the solve. The norm
-    is a root-mean-square norm of each place without gains. It bounds C norm(z), and therefore the state.
+    An answer may depend on distant places. Each application carries information one place further, and
+    the equilibrium is reached when it has arrived everywhere. So a cell that was trained on small
+    inputs can solve larger ones with more evaluations. The input x takes the place of z in a residual
+    block, and also enters the inner sum (recall), so every application sees the input, even in a long
+    solve. The norm is a root-mean-square norm of each place without gains. It bounds C norm(z), and
+    therefore the state.
 
     Neighbours are read as shifted copies and one matrix product, which XLA runs well on CPUs; places
     beyond the border are zeros. U x + b does not depend on z, so `inject` computes it once per solve.
@@ -24,13 +25,13 @@ class RecallConvolution(keras.layers.Layer):
         width: d, size of the state at every place.
         rank: dimensions of the places, 1 or 2. With 1 a place sees itself and the two beside it, with 2
             itself and the four beside it. Default 2.
-        hidden: size of what gelu is applied to. Default: 2 · width.
+        hidden: size of the hidden layer (GELU). Default: 2 · width.
         recurrent_scale: scale of C at the start, >= 0: its entries start as N(0, 1 / fan_in) times it.
             Default 1.
 
-    Call arguments: z [B, places, d]; x as it comes from `inject`; places is [T] or [H, W], of any
-    sizes. mask: [B, places] bool or None: places where it is False are held at zero, as those beyond the
-    border are; the input must be zero there too. Returns the same as z.
+    Call arguments: z [B, places, d]; x from `inject`; places is [T] or [H, W], of any size. mask: [B,
+    places] bool or None: places where it is False are kept at zero, like those beyond the border; the
+    input must be zero there too. Returns the same as z.
 
     Raises:
         ValueError: for sizes below 1, another rank, or an input of another rank.
@@ -77,7 +78,7 @@ class RecallConvolution(keras.layers.Layer):
         return 1
 
     def inject(self, x):
-        """Returns what of the input x [B, places, d] is the same in every application.
+        """Returns the terms of the input x [B, places, d] that are the same in every application.
 
         skip: the input. hidden: U x + b [B, places, hidden].
         """
@@ -109,7 +110,7 @@ class RecallConvolution(keras.layers.Layer):
 
 
 def _with_neighbours(x):
-    """[B, T, d] -> [B, T, 3d], or [B, H, W, d] -> [B, H, W, 5d]: each place and those beside it."""
+    """[B, T, d] -> [B, T, 3d], or [B, H, W, d] -> [B, H, W, 5d]: each place and its neighbours."""
     copies = [x]
     for axis in range(1, len(x.shape) - 1):
         copies += [_shifted(x, axis, 1), _shifted(x, axis, -1)]
@@ -117,7 +118,7 @@ def _with_neighbours(x):
 
 
 def _shifted(x, axis: int, by: int):
-    """x moved by one place along an axis, with zeros where nothing comes from."""
+    """Returns x moved by one place along an axis, with zeros at the free end."""
     kept, padding = [slice(None)] * len(x.shape), [[0, 0] for _ in x.shape]
     kept[axis] = slice(None, -1) if by > 0 else slice(1, None)
     padding[axis] = [1, 0] if by > 0 else [0, 1]

@@ -16,7 +16,7 @@ class StackedCell(keras.layers.Layer):
     Args:
         a, b: as for `stacked`.
 
-    Call arguments: z: the pair of a's and b's states; x as it comes from `inject`; mask: of x. b's input
+    Call arguments: z: the pair of a's and b's states; x from `inject`; mask: the mask of x. b's input
     has the mask that a's state carries (see `DEQLayer.compute_mask`). Returns a pair like z.
     """
 
@@ -44,7 +44,7 @@ class StackedCell(keras.layers.Layer):
         return self._pure_a.inject(x)
 
     def initial_state(self, x: Any) -> tuple[Any, Any]:
-        """Returns a's start for x, and b's for that."""
+        """Returns a's initial state for x, and b's initial state for a's."""
         start = self._pure_a.start(x)
         return start, self._pure_b.start(start)
 
@@ -52,7 +52,7 @@ class StackedCell(keras.layers.Layer):
         z_a, z_b = z
         input_of_b = z_a
         if self.b.autocast:
-            # b.inject is called as by a DEQLayer around b: with what b computes in.
+            # Calls b.inject as a DEQLayer around b would, in b's compute dtype.
             input_of_b = keras.tree.map_structure(
                 lambda leaf: ops.cast(leaf, self.b.compute_dtype), z_a
             )
@@ -68,7 +68,7 @@ class StackedCell(keras.layers.Layer):
         )
 
     def _mask_of_b(self, z_a: Any, mask: Any) -> Any:
-        """The mask of a's state, which is b's input: its own, or a's input's where that fits."""
+        """Returns the mask of a's state, b's input: the state's own mask, or that of a's input if it fits."""
         own = masks_of(z_a)
         if all(one is None for one in own):
             own = self._pure_a.carried_masks(mask, keras.tree.flatten(z_a))
@@ -92,36 +92,36 @@ class StackedCell(keras.layers.Layer):
 
 def _serialised(cell: keras.layers.Layer) -> dict[str, Any]:
     config = keras.saving.serialize_keras_object(cell)
-    # The layer around the pair builds both by calling them, with more than the first argument's shape.
+    # The layer around the pair builds both by calling them, because the first argument's shape is
+    # not enough.
     config.pop("build_config", None)
     return config
 
 
 def stacked(a: keras.layers.Layer, b: keras.layers.Layer, **kwargs: Any) -> StackedCell:
-    """One cell whose equilibrium is that of cell b on top of that of cell a.
+    """One cell whose equilibrium is that of cell b, applied to that of cell a.
 
-    f((z_a, z_b), x) = (a(z_a, x), b(z_b, z_a)), whose fixed points are the pairs with
-    z_a = a(z_a, x) and z_b = b(z_b, z_a): the equilibria of a for x, and of b for z_a. So
-    `DEQLayer(stacked(a, b))(x)` is the pair of `DEQLayer(a)(x)` and `DEQLayer(b)` of that, with the
-    same gradients, from one solve. The Jacobian is block triangular: its eigenvalues are those of a
-    and of b, so plain iteration converges if it does for both. In the joint solve, b starts with
-    a z_a that has not converged yet. The residual is that of the pair, so use a smaller tolerance if z_b is
-    much smaller than z_a.
+    f((z_a, z_b), x) = (a(z_a, x), b(z_b, z_a)), whose fixed points are the pairs with z_a = a(z_a, x)
+    and z_b = b(z_b, z_a): the equilibria of a for x, and of b for z_a. So `DEQLayer(stacked(a, b))(x)`
+    is the pair of `DEQLayer(a)(x)` and `DEQLayer(b)` applied to it, with the same gradients, from one
+    solve. The Jacobian is block triangular: its eigenvalues are those of a and of b, so plain iteration
+    converges if it does for both. In the joint solve, b starts with a z_a that has not converged yet.
+    The residual is that of the pair, so use a smaller tolerance if z_b is much smaller than z_a.
 
-    For three: stacked(stacked(a, b), c), where c's input is the pair of a's and b's states; or
-    stacked(a, stacked(b, c)), where c's input is b's state alone, the usual stack.
+    For three cells: stacked(stacked(a, b), c), where c's input is the pair of a's and b's states; or
+    stacked(a, stacked(b, c)), where c's input is only b's state, as in an ordinary stack.
 
     Args:
         a: a cell as for `DEQLayer`, with inject and initial_state if it has them.
-        b: a cell whose input is the state of a. Its inject is evaluated in every application, as a's
-            state changes; its initial_state gets a's start.
+        b: a cell whose input is the state of a. Its inject is evaluated in every application, because
+            a's state changes; its initial_state receives a's initial state.
         **kwargs: name and dtype of the cell; a and b compute in their own dtypes.
 
     Returns:
-        The cell, for `DEQLayer`; its state is the pair of a's and b's, each as it is, nests too.
+        The cell, for `DEQLayer`; its state is the pair of a's and b's states, which may be nests.
 
     Raises:
-        ValueError: for what is no cell, or one cell twice.
+        ValueError: if an argument is not a cell, or if both are the same cell.
 
     Source: Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv:1909.01377, section 3 and appendix
         (universality of single-layer DEQs).

@@ -1,4 +1,4 @@
-"""A cell whose places are mixed by a matrix: an MLP over the places, then one over the features."""
+"""A cell that mixes places by a matrix: an MLP over the places, then one over the features."""
 
 import keras
 from keras import ops
@@ -9,11 +9,11 @@ from tfdeq.solvers.solver import require_positive_integer
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class TokenMixing(keras.layers.Layer):
-    """f(z, x) = a + MLP(norm(a)) with a = x + M' gelu(M norm(z) + N x), M, N and M' over the places.
+    """f(z, x) = a + MLP(norm(a)) with a = x + M' gelu(M norm(z) + N x); M, N and M' act on the places.
 
-    For inputs of a fixed size in which every place may depend on every other by position, as
-    on a board. With few places it is cheaper than attention. The input x takes the place of z in a residual
-    block, and is also mixed in, so every application sees it. Norms are root-mean-square norms
+    Use it for inputs of a fixed size in which every place may depend on every other one by position, as
+    on a board. With few places it is cheaper than attention. The input x takes the place of z in a
+    residual block, and is also mixed in, so every application sees it. Norms are root-mean-square norms
     without gains; linear maps have no biases.
 
     N x does not depend on z, so `inject` computes it once per solve.
@@ -21,14 +21,14 @@ class TokenMixing(keras.layers.Layer):
     Args:
         width: d, size of the state at every place.
         places: number of places: the product of the sizes between batch and features.
-        mixed: size of what gelu is applied to, in place of the places. Default: 2 · places.
+        mixed: hidden size of the MLP over the places (GELU). Default: 2 · places.
         feedforward: hidden size of the MLP over the features (GELU). Default: 4 · width.
         recurrent_scale: scale of M at the start, >= 0. Default 1.
 
-    Call arguments: z [B, …, d]; x as it comes from `inject`. Returns the same as z.
+    Call arguments: z [B, …, d]; x from `inject`. Returns the same as z.
 
     Raises:
-        ValueError: for sizes below 1, or an input of another number of places.
+        ValueError: for sizes below 1, or an input with another number of places.
 
     Source: Tolstikhin et al., MLP-Mixer, arXiv:2105.01601, section 2; for puzzles on a board:
         Jolicoeur-Martineau, Less is More, arXiv:2510.04871, section 4.5.
@@ -66,7 +66,7 @@ class TokenMixing(keras.layers.Layer):
         self.contract = linear(width, 0.5, name="contract", dtype=self.dtype_policy)
 
     def inject(self, x):
-        """Returns what of the input x [B, …, d] is the same in every application.
+        """Returns the terms of the input x [B, …, d] that are the same in every application.
 
         skip: the input. mixed: N x [B, d, mixed].
         """

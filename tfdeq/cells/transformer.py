@@ -13,55 +13,56 @@ from tfdeq.solvers.solver import require_positive_integer
 class TransformerCell(keras.layers.Layer):
     """f(z, x) = a + MLP(norm(a)) with a = x + Attention(norm(z) W + x U).
 
-    There is no direct path from z to f(z): the input x takes the place of z in a residual block, and also
-    enters the queries, keys and values (x U). Together with `jacobian_penalty` this keeps long training
-    stable. Attention is causal, and represents distances by a learned bias per head and distance; see
-    `DistanceBias`. The norms are root-mean-square norms without gains, the linear maps have no
-    biases; weights start as N(0, 1 / fan_in), and W as recurrent_scale times that. With W = 0, the
-    default, the first equilibrium is f(0, x) itself: training starts from a cell that needs no
+    There is no direct path from z to f(z): the input x takes the place of z in a residual block, and
+    also enters the queries, keys and values (x U). Together with `jacobian_penalty` this keeps long
+    training stable. Attention is causal, and represents distances by a learned bias per head and
+    distance; see `DistanceBias`. The norms are root-mean-square norms without gains, and the linear
+    maps have no biases. Weights start as N(0, 1 / fan_in), and W as recurrent_scale times that. With W
+    = 0, the default, the first equilibrium is f(0, x) itself: training starts from a cell that needs no
     solve, and the dependence on z grows only if it helps. The formula above is pre-norm; post-norm is
     f(z, x) = norm(a + MLP(a)) with a = norm(x + Attention(z W + x U)).
 
     x U and the bias do not depend on z, so `inject` computes them once per solve.
 
-    Attention is causal, so the equilibrium of a position does not change when others follow it. `remember`
-    keeps what later positions need of solved ones, so they can be solved alone, one by one or in
-    segments; see `inject`. With a span, a long text has the same equilibria in segments as in one piece.
+    Attention is causal, so the equilibrium of a position does not change when others follow it.
+    `remember` stores what later positions need of solved ones, so these can be solved alone, one by one
+    or in segments; see `inject`. With a span, a long text has the same equilibria in segments as in one
+    piece.
 
     Args:
         width: d, size of the state per position, divisible by heads.
         heads: attention heads.
-        sequence_length: the longest T, if there is no span. If T is unknown when a graph is
-            made, a longer T cannot be refused; attention then sees this many positions.
+        sequence_length: the longest T, if there is no span. If T is unknown when a graph is traced, a
+            longer T cannot be refused; attention then sees only this many positions.
         feedforward: hidden size of the MLP (GELU). Default: 4 · width.
         dropout: rate on the attention's and the MLP's output, in [0, 1); one mask for the whole solve.
             Default 0.
         recurrent_scale: scale of W at the start, >= 0. Default 0.
-        normalization: of all linear maps: None, "weight" (lengths and directions of their columns
-            learned apart) or "spectral" (spectral norms of at most 1, kept by a Keras constraint); see
-            `tfdeq.cells.normalized_dense`. Neither makes the cell a contraction: attention has no
+        normalization: of all linear maps: None, "weight" (lengths and directions of their columns are
+            learned separately) or "spectral" (spectral norms of at most 1, kept by a Keras constraint);
+            see `tfdeq.cells.normalized_dense`. Neither makes the cell a contraction: attention has no
             Lipschitz constant. Default None.
         span: number of positions that attention sees, including its own. T is then unlimited, and
-            segments keep the span − 1 positions before them. Default: all T positions.
+            segments store the span − 1 positions before them. Default: all T positions.
         norm: "pre" or "post". Default "pre".
         distance_slope: see `DistanceBias`; 0 if far positions matter as much as near ones. Default 1.
         locked_dropout: whether the dropout masks are the same at all positions (variational dropout).
             Default False.
-        query_key_norm: whether each head's queries and keys are normalised. The logits of attention, without
-            the bias of the distance, are then within ± sqrt(d / heads), however large W and U are,
-            which keeps training with large learning rates stable. Default False.
+        query_key_norm: whether each head's queries and keys are normalised. The logits of attention,
+            without the bias of the distance, are then within ± sqrt(d / heads), even if W and U are
+            large, which keeps training with large learning rates stable. Default False.
 
-    Call arguments: z [B, T, d]; x as it comes from `inject`; mask [B, T] bool or None: positions
-    where it is False are held at zero, and so take no part in residuals. Returns [B, T, d].
+    Call arguments: z [B, T, d]; x from `inject`; mask [B, T] bool or None: positions where it is False
+    are kept at zero, and so do not contribute to residuals. Returns [B, T, d].
 
     Raises:
-        ValueError: for sizes below 1, a width that heads do not divide, another norm, or a T beyond
-            sequence_length.
+        ValueError: for sizes below 1, a width that is not divisible by heads, another norm, or a T
+            beyond sequence_length.
 
     Source: Vaswani et al., arXiv:1706.03762, section 3; injection into queries, keys and values: Bai,
         Kolter, Koltun, arXiv:1909.01377, section 3.2; carried memory: Dai et al., Transformer-XL,
-        arXiv:1901.02860, section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287; normed queries
-        and keys: Henry et al., arXiv:2010.04245.
+        arXiv:1901.02860, section 3.2; one dropout mask: Gal, Ghahramani, arXiv:1512.05287; normalised
+        queries and keys: Henry et al., arXiv:2010.04245.
 
     Example:
         >>> from tfdeq import DEQLayer
@@ -125,24 +126,24 @@ class TransformerCell(keras.layers.Layer):
         )
 
     def inject(self, x):
-        """Returns what of the input stays the same in every application.
+        """Returns the terms of the input that are the same in every application.
 
         Args:
-            x: [B, T, d]; or, to solve what follows earlier positions, a dict of input and past. For a
-                segment: input [B, T, d], and past as `initial_past` or `remember` returned it; where
-                padding follows the examples, also lengths [B] int32, 0 … T, how many positions each
-                has, for `remember` (the mask is given apart). For one further position of each
-                example, with a state [B, d]: input [B, d]; position [B] int32, where it stands; past:
-                a dict of key and value [B, heads, P, d / heads], where place p of an example holds
-                what `remember` returned of its position p. Places from an example's position on are
-                not looked at.
+            x: [B, T, d]; or, to solve positions after earlier ones, a dict of input and past. For a
+                segment: input [B, T, d], and past as returned by `initial_past` or `remember`; if
+                padding follows the examples, also lengths [B] int32, 0 … T, the number of positions in
+                each, for `remember` (the mask is passed separately). For one further position of each
+                example, with a state [B, d]: input [B, d]; position [B] int32, its index; past: a dict
+                of key and value [B, heads, P, d / heads], where place p of an example holds what
+                `remember` returned for its position p. Places at or after an example's position are
+                ignored.
 
         Returns:
             skip: the input. query_key_value: x U [B, T, 3d]. bias: [1, heads, T, T], added to the
-            attention's logits: the learned bias of the distance, and what is not seen. Of a segment:
-            past and lengths too, and bias [B, heads, T, P + T]. Of one further position, all without T:
-            query_key_value [B, 3d], past, and bias [1, heads, 1] of the position itself and past_bias
-            [B, heads, P].
+            attention's logits: the learned bias of the distance, which also hides positions. For a
+            segment also past and lengths, and bias [B, heads, T, P + T]. For one further position, all
+            without T: query_key_value [B, 3d], past, and bias [1, heads, 1] of the position itself and
+            past_bias [B, heads, P].
         """
         if isinstance(x, dict):
             return self._inject_next(**x) if "position" in x else self._inject_segment(**x)
@@ -160,10 +161,11 @@ class TransformerCell(keras.layers.Layer):
         }
 
     def _inject_segment(self, input, past, lengths=None):
-        """What `inject` returns for a segment [B, T, d] that has a past."""
+        """Returns the result of `inject` for a segment [B, T, d] with a past."""
         places = past["key"].shape[2]
         bias = self.distance_bias.causal(ops.shape(input)[1], before=places)
-        # The newest stand last: an example with fewer positions before it has none in the first places.
+        # The newest positions are last. If an example has fewer earlier positions, the first places
+        # are empty.
         empty = ops.arange(places)[None, :] < places - past["length"][:, None]
         empty = ops.pad(empty, [[0, 0], [0, ops.shape(input)[1]]], constant_values=False)
         return {
@@ -175,7 +177,7 @@ class TransformerCell(keras.layers.Layer):
         }
 
     def _inject_next(self, input, position, past):
-        """What `inject` returns for one position a sample, [B, d], that has a past."""
+        """Returns the result of `inject` for one position per sample, [B, d], with a past."""
         distance = position[:, None] - ops.arange(past["key"].shape[2])[None, :]
         past_bias = self.distance_bias(distance, lowest=1)  # [B, P, heads]
         own = self.distance_bias(ops.zeros((1,), "int32"))
@@ -188,14 +190,14 @@ class TransformerCell(keras.layers.Layer):
         }
 
     def initial_past(self, x):
-        """Returns the past of segments that nothing stands before: zeros.
+        """Returns the past of segments at the beginning of a text: zeros.
 
         Args:
             x: [B, T, d], an input.
 
         Returns:
-            A dict. key, value: [B, heads, span − 1, d / heads]. length: [B] int32, how many of the
-            places are taken, the last ones.
+            A dict. key, value: [B, heads, span − 1, d / heads]. length: [B] int32, how many places are
+            filled, counted from the end.
 
         Raises:
             ValueError: for a cell without a span.
@@ -213,15 +215,15 @@ class TransformerCell(keras.layers.Layer):
         return ops.zeros_like(x["input"] if isinstance(x, dict) else x)
 
     def remember(self, z, x):
-        """Returns what later positions see of equilibria, to be kept as their past.
+        """Returns what later positions see of equilibria, to be stored as their past.
 
         Args:
-            z: [B, T, d] or [B, d], solved. x: what `inject` returned for their input.
+            z: [B, T, d] or [B, d], the equilibria. x: the result of `inject` for their input.
 
         Returns:
-            A dict of key and value: [B, heads, T, d / heads], or without T. Of a segment with a past:
-            the next segment's past, for each example that after its own last position where the
-            segment has lengths.
+            A dict of key and value: [B, heads, T, d / heads], or without T. For a segment with a past:
+            the past of the next segment. If the segment has lengths, that is the past after the last
+            position of each example.
         """
         _, key, value = self._project(z, x)
         if "past_bias" in x:
@@ -235,7 +237,7 @@ class TransformerCell(keras.layers.Layer):
         return joined_past(x["past"], own, self.span - 1, x.get("lengths"))
 
     def call(self, z, x, mask=None):
-        if isinstance(mask, dict):  # Keras hands on the masks of a segment as they were found
+        if isinstance(mask, dict):  # Keras passes the masks of a segment in a dict
             mask = mask["input"]
         query, key, value = self._project(z, x)
         if "past_bias" in x:
@@ -258,11 +260,11 @@ class TransformerCell(keras.layers.Layer):
         return output if mask is None else ops.where(mask[:, :, None], output, 0)
 
     def _project(self, z, x):
-        """Queries, keys and values, [B, T, heads, d / heads] each, or without T."""
+        """Returns queries, keys and values, [B, T, heads, d / heads] each, or without T."""
         z = z if self.norm == "post" else norm(z)
         projected = self.query_key_value(z) + x["query_key_value"]
         split = (3, self.heads, self.width // self.heads)
-        # Of one position only the batch is unknown: nothing is computed about the shape.
+        # For one position only the batch size is unknown, so no operation on shapes is needed.
         batch = (-1,) if "past_bias" in x else ops.shape(z)[:2]
         query, key, value = ops.unstack(ops.reshape(projected, (*batch, *split)), axis=-3)
         if self.query_key_norm:

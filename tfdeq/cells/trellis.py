@@ -6,7 +6,7 @@ from keras import ops
 from tfdeq.cells.normalized_dense import normalized_dense
 from tfdeq.solvers.solver import require_positive_integer
 
-_HISTORY = ("c", "h", "input")  # what a segment needs of the one before it
+_HISTORY = ("c", "h", "input")  # what a segment needs from the one before it
 _LEVELS_OF_AN_UNKNOWN_LENGTH = 20  # doublings: enough for 2^20 positions
 
 
@@ -15,36 +15,36 @@ class TrellisCell(keras.layers.Layer):
     """f(h, x)_t = σ(o_t) tanh(c_t) with c_t = σ(f_t) c_{t−1} + σ(i_t) tanh(g_t).
 
     The gates come from a causal convolution, here of kernel size k = 2, over the state and the input:
-    (i, o, g, f)_t = h_{t−1} W_1 + h_t W_2 + x_{t−1} U_1 + x_t U_2 + b. Of the positions before the
-    first, h, c and x are zero, or a history: see `inject`.
+    (i, o, g, f)_t = h_{t−1} W_1 + h_t W_2 + x_{t−1} U_1 + x_t U_2 + b. Before the first position, h, c
+    and x are zero, or come from a history; see `inject`.
 
-    The state is h alone. TrellisNet's layers pass on (h, c), and c_{t−1} is the layer's below; at the
-    equilibrium the layers agree, so that there c obeys the recurrence above, which is linear in c
-    once the gates are known. It is solved here exactly, in log2 T doublings, in every application.
-    The equilibria are the same; but c no longer travels one position an application, the solver's
-    memory is half, and the answer is the layer's output as it is.
+    The state is only h. TrellisNet's layers pass on (h, c), where c_{t−1} comes from the layer below.
+    At the equilibrium all layers agree, so c obeys the recurrence above, which is linear in c for given
+    gates. Each application solves it exactly, in log2 T doublings. The equilibria are the same as with
+    the state (h, c). But c does not need one application per position to travel, the solver needs half
+    the memory, and the state is the layer's output.
 
-    W starts as N(0, 1 / fan_in) times recurrent_scale. With W = 0, the default, the first equilibrium
-    is f(0, x) itself: training starts from a cell that has nothing to solve. `jacobian_penalty` keeps
-    what grows from there easy. U starts as N(0, 1 / fan_in), b as zero. x U + b does not depend on
-    h, so `inject` computes it once per solve.
+    W starts as N(0, 1 / fan_in) times recurrent_scale. With W = 0, the default, the first equilibrium is
+    f(0, x) itself: training starts from a cell that needs no solve. `jacobian_penalty` keeps equilibria
+    easy to find as W grows. U starts as N(0, 1 / fan_in), b as zero. x U + b does not depend on h, so
+    `inject` computes it once per solve.
 
     Args:
         width: d, size of h and c per position.
-        kernel_size: k >= 1, the positions that a gate sees, its own the last. Default 2.
-        dropout: rate on the h that enters the convolution, in [0, 1): one mask a sample, the same at
+        kernel_size: k >= 1, number of positions that a gate sees, ending with its own. Default 2.
+        dropout: rate for the h that enters the convolution, in [0, 1): one mask per sample, the same at
             all positions and in all applications (variational dropout). Default 0.
-        weight_dropout: rate on the entries of W, in [0, 1): one mask for the batch, the same in all
+        weight_dropout: rate for the entries of W, in [0, 1): one mask for the batch, the same in all
             applications (DropConnect). Default 0.
         recurrent_scale: scale of W at the start, >= 0. Default 0.
-        normalization: of W and U: None, "weight" (lengths and directions of their columns learned
-            apart, as in the source) or "spectral" (spectral norms of at most 1); see
+        normalization: of W and U. None, "weight" (lengths and directions of their columns are learned
+            separately, as in the source) or "spectral" (spectral norms of at most 1); see
             `tfdeq.cells.normalized_dense`. Neither makes the cell a contraction. Default None.
 
-    Call arguments: z [B, T, d], that is h; x as it comes from `inject`; mask [B, T] bool or None:
-    positions where it is False, which must follow the text, are held at zero. Returns [B, T, d].
-    In half precision the gates are applied, and c is summed, in float32. T may be unknown while a
-    graph is made; 20 doublings are made then, which suffice for 2^20 positions.
+    Call arguments: z [B, T, d], that is h; x from `inject`; mask [B, T] bool or None: positions where
+    it is False, which must follow the text, are kept at zero. Returns [B, T, d]. In half precision the
+    gates are applied and c is summed in float32. If T is unknown when a graph is traced, 20 doublings
+    are made, which suffice for 2^20 positions.
 
     Raises:
         ValueError: for settings out of range; for an input that is not [B, T, n], or a history that
@@ -101,24 +101,24 @@ class TrellisCell(keras.layers.Layer):
         )
 
     def build(self, z_shape):
-        # Weight dropout reads the kernel without calling the layer that has it.
+        # Weight dropout reads the kernel without calling its layer, so the layer is built here.
         if not self.recurrent.built:
             self.recurrent.build((None, None, self.kernel_size * self.width))
 
     def inject(self, x):
-        """Returns what of the input stays the same in every application.
+        """Returns the terms of the input that are the same in every application.
 
         Args:
-            x: [B, T, n]; or, to go on after an earlier segment, a dict: input [B, T, n]; past: what
-                `remember` returned of that segment; where padding follows the examples, also lengths
-                [B] int32, 0 … T, how many positions each has, for `remember` (the mask is given
-                apart). Gradients reach the past too: for truncated backpropagation pass it through
-                `keras.ops.stop_gradient`.
+            x: [B, T, n]; or, to continue after an earlier segment, a dict: input [B, T, n]; past: what
+                `remember` returned for that segment; if padding follows the examples, also lengths [B]
+                int32, 0 … T, the number of positions in each, for `remember` (the mask is passed
+                separately). Gradients also reach the past: for truncated backpropagation pass it
+                through `keras.ops.stop_gradient`.
 
         Returns:
-            A dict. gates: x U + b [B, T, 4d]. Of the positions before the first: h [B, k − 1, d] and
-            c [B, d]; and for `remember` input [B, k − 1, n], the segment's last ones, and lengths, if
-            given.
+            A dict. gates: x U + b [B, T, 4d]. For the positions before the first: h [B, k − 1, d] and c
+            [B, d]. For `remember`: input [B, k − 1, n], that of the segment's last positions, and
+            lengths, if given.
         """
         past = lengths = None
         if isinstance(x, dict):
@@ -141,19 +141,19 @@ class TrellisCell(keras.layers.Layer):
         }
 
     def initial_state(self, x):
-        """Returns zeros [B, T, d] for an input as `inject` takes it."""
+        """Returns zeros [B, T, d] for an input of `inject`."""
         x = x["input"] if isinstance(x, dict) else x
         return _zeros(x, (1, 1, self.width))
 
     def remember(self, z, x):
-        """Returns what the next segment needs of a solved one, without dropout.
+        """Returns what the next segment needs from a solved one, computed without dropout.
 
         Args:
-            z: [B, T, d], solved, without padding, unless its segment has lengths. x: what `inject`
-                returned for its input.
+            z: [B, T, d], the equilibria, without padding unless the segment has lengths. x: the result
+                of `inject` for its input.
 
         Returns:
-            A dict, of each example's last positions: h [B, k − 1, d]; c [B, d]; input [B, k − 1, n].
+            A dict for each example's last positions: h [B, k − 1, d]; c [B, d]; input [B, k − 1, n].
         """
         z, lengths = ops.cast(z, self.compute_dtype), x.get("lengths")
         _, c = self._gated(z, x, training=False)
@@ -166,17 +166,17 @@ class TrellisCell(keras.layers.Layer):
         }
 
     def call(self, z, x, training=None, mask=None):
-        if isinstance(mask, dict):  # Keras hands on the masks of a segment as they were found
+        if isinstance(mask, dict):  # Keras passes the masks of a segment in a dict
             mask = mask["input"]
         output, _ = self._gated(z, x, training)
         output = ops.cast(output, self.compute_dtype)
         return output if mask is None else ops.where(mask[:, :, None], output, 0)
 
     def _gated(self, z, x, training):
-        """f(h, x) and c, [B, T, d] each."""
+        """Returns f(h, x) and c, [B, T, d] each."""
         h = self.hidden_dropout(ops.concatenate([x["h"], z], axis=1), training=training)
         gates = self._recur(self._windows(h), training) + x["gates"]
-        # c is a sum over all positions so far: half precision would lose its last terms.
+        # c is a sum over all positions so far; half precision would lose the last terms.
         exact = "float64" if self.compute_dtype == "float64" else "float32"
         i, o, g, f = ops.split(ops.cast(gates, exact), 4, axis=-1)
         fresh = ops.sigmoid(i) * ops.tanh(g)
@@ -190,13 +190,13 @@ class TrellisCell(keras.layers.Layer):
         return ops.matmul(windows, self.kernel_dropout(kernel, training=training))
 
     def _windows(self, joined):
-        """[B, k − 1 + T, n] -> [B, T, k n]: each position with those before it, the oldest first."""
+        """[B, k − 1 + T, n] -> [B, T, k n]: each position with the k − 1 before it, the oldest first."""
         last = self.kernel_size - 1
         taps = [joined[:, tap : tap - last or None] for tap in range(self.kernel_size)]
         return ops.concatenate(taps, axis=-1)
 
     def initial_past(self, x):
-        """Returns the past of segments that nothing stands before: zeros, for an input [B, T, n]."""
+        """Returns the past of segments at the beginning of a text: zeros, for an input [B, T, n]."""
         x = ops.cast(x, self.compute_dtype)
         before = self.kernel_size - 1
         return {
@@ -206,7 +206,7 @@ class TrellisCell(keras.layers.Layer):
         }
 
     def _checked_segment(self, x):
-        """The input, the past and the lengths, or None, of a dict that has them."""
+        """Returns the input, the past and the lengths (or None) from a dict."""
         if {*x} - {"lengths"} != {"input", "past"} or sorted(x["past"]) != sorted(_HISTORY):
             names = {key: sorted(w) if isinstance(w, dict) else "tensor" for key, w in x.items()}
             raise ValueError(
@@ -243,10 +243,10 @@ class TrellisCell(keras.layers.Layer):
 
 
 def _recurrence(forget, fresh, first):
-    """c_t = forget_t c_{t−1} + fresh_t for t = 1 … T, where c_0 = first.
+    """Returns c_t = forget_t c_{t−1} + fresh_t for t = 1 … T, where c_0 = first.
 
-    Every position combines with the one 1, 2, 4, … before it: after level l, c_t is the sum, and
-    product_t the factor, over the last 2^l positions.
+    Each position is combined with the one 1, 2, 4, … positions before it. After level l, c_t is the sum
+    and product_t the factor over the last 2^l positions.
 
     Args:
         forget, fresh: [B, T, d]. first: [B, d].
@@ -264,7 +264,7 @@ def _recurrence(forget, fresh, first):
 
 
 def _later(values, steps, fill):
-    """values [B, T, d], moved to later positions; also by more steps than there are."""
+    """Moves values [B, T, d] to later positions, possibly by more than T."""
     return ops.concatenate(
         [ops.full_like(values[:, :steps], fill), values[:, :-steps]],
         axis=1,
@@ -272,7 +272,7 @@ def _later(values, steps, fill):
 
 
 def _last(joined, count, lengths):
-    """The last positions [B, count, n] of segments [B, T, n], each of its own length, or of T.
+    """Returns the last positions [B, count, n] of segments [B, T, n] with their own lengths, or T.
 
     Args:
         joined: [B, count + T, n]: the segment after the `count` positions before it.
@@ -284,7 +284,7 @@ def _last(joined, count, lengths):
 
 
 def _zeros(like, tiles):
-    """Zeros of a tensor's leading sizes, which need not be known, times those of tiles."""
+    """Returns zeros whose sizes are the tensor's leading ones (possibly unknown) times those of tiles."""
     return ops.tile(ops.zeros_like(like[..., :1]), tiles)
 
 

@@ -16,8 +16,8 @@ class WeightTiedCell(keras.layers.Layer):
         layers: as for `weight_tied`.
 
     Call arguments: z: tuple of all layers' outputs [B, ...]; x: one tensor [B, ...], the first layer's
-    input; mask: the first layer's, which goes on through the layers as in any Keras model. Returns a
-    tuple like z, whose parts carry the masks that their layers put there.
+    input; mask: the first layer's mask, which passes through the layers as in any Keras model. Returns
+    a tuple like z, whose parts carry the masks that their layers set.
     """
 
     def __init__(self, layers: Sequence[keras.layers.Layer], **kwargs: Any):
@@ -30,15 +30,15 @@ class WeightTiedCell(keras.layers.Layer):
         """Returns zeros like every layer's output for the input x [B, ...].
 
         Raises:
-            ValueError: for a layer that cannot take the output of the one before it, or whose own is
-                not one floating tensor with the batch in front.
+            ValueError: for a layer that cannot take the output of the one before it, or whose output is
+                not a single floating tensor [B, ...].
         """
         specs = self._output_specs(x)
         if all(None not in spec.shape[1:] for spec in specs):
             batch = ops.shape(x)[0]
             return tuple(ops.zeros((batch, *spec.shape[1:]), dtype=spec.dtype) for spec in specs)
-        # A size that only the running graph knows: the layers say what they make of it. What they
-        # draw or count on the way is dropped.
+        # For a size that is unknown until the graph runs, the layers are called to find the shapes
+        # of their outputs. The scope discards the random numbers and counts that they update.
         zeros = []
         with keras.StatelessScope():
             for layer in self.layers:
@@ -59,11 +59,11 @@ class WeightTiedCell(keras.layers.Layer):
         return tuple(outputs)
 
     def compute_mask(self, z, previous_mask=None):
-        # The layers have put on their outputs what masks there are.
+        # The layers have already set the masks on their outputs.
         return None
 
     def get_config(self):
-        # A layer that stands in several places is one layer again after loading.
+        # A layer that occurs several times must be a single layer again after loading.
         unique = list({id(layer): layer for layer in self.layers}.values())
         places = {id(layer): place for place, layer in enumerate(unique)}
         return {
@@ -79,7 +79,7 @@ class WeightTiedCell(keras.layers.Layer):
         return cls([unique[place] for place in config.pop("order")], **config)
 
     def _output_specs(self, x: tf.Tensor) -> list[keras.KerasTensor]:
-        """Every layer's output for an input like x, without computing it; builds the layers."""
+        """Returns the specs of every layer's output for an input like x, and builds the layers."""
         if not hasattr(x, "shape"):
             raise ValueError(
                 f"A weight-tied stack takes one tensor as x; received {x!r}. Join the parts before it."
@@ -104,13 +104,13 @@ class WeightTiedCell(keras.layers.Layer):
 def weight_tied(layers: Sequence[keras.layers.Layer], **kwargs: Any) -> WeightTiedCell:
     """A stack of L different layers as one cell that is applied L times.
 
-    The state holds the outputs of all layers, and one application computes each from the one before:
-    f((z_1, …, z_L), x) = (layer_1(x), layer_2(z_1), …, layer_L(z_{L−1})).
-    After k applications, z_1 … z_k equal the outputs of the stack, from any finite start. After L
-    applications all of them do, and this is the only fixed point. The width of the state is the sum of the
-    layers' widths. ∂f/∂z is nilpotent, so plain iteration is exact after L evaluations, and needs one more
-    to detect it, forward and backward. The gradient of the equilibrium equals ordinary backpropagation
-    through the stack. Each evaluation applies all L layers, so this is a proof that runs, not a faster
+    The state holds the outputs of all layers, and one application computes each from the previous one:
+    f((z_1, …, z_L), x) = (layer_1(x), layer_2(z_1), …, layer_L(z_{L−1})). After k applications, z_1 …
+    z_k equal the outputs of the stack, from any finite start. After L applications all of them do, and
+    this is the only fixed point. The width of the state is the sum of the layers' widths. ∂f/∂z is
+    nilpotent, so plain iteration is exact after L evaluations, and needs one more to detect it, forward
+    and backward. The gradient of the equilibrium equals ordinary backpropagation through the stack.
+    Each evaluation applies all L layers, so this is a demonstration of universality, not a faster
     network.
 
     The stack's output is the last part of the state: `DEQLayer(weight_tied(layers))(x)[-1]`. Give the
@@ -188,7 +188,7 @@ def _output_spec(
 ) -> keras.KerasTensor:
     if layer.built:
         return layer.compute_output_spec(spec)
-    # Weights belong to no graph that happens to be traced.
+    # Weights must not belong to a graph that is being traced.
     with tf.init_scope(), keras.name_scope(scope):
         return layer(spec)
 

@@ -15,40 +15,42 @@ from tfdeq.solvers.solver import require_positive
 def certified_radius(model: Any, inputs: Any, lipschitz: float | None = None) -> tf.Tensor:
     """Returns how far each input may move, in l2, before the model's answer can change.
 
-    The answer is the class i of the largest logit. Let S = (I − W + (I − W)ᵀ)/2 = C Cᵀ >= m I be that of a
-    monotone cell. The equilibria of two inputs x and y differ by a δ with ‖Cᵀδ‖² <= δᵀU (x − y), a ball, and
-    r_ij, the difference of two rows of a linear readout, changes over it by no more than κ_ij ‖x − y‖,
+    The answer is the class i of the largest logit. Let S = (I − W + (I − W)ᵀ)/2 = C Cᵀ >= m I for a
+    monotone cell. The equilibria of two inputs x and y differ by a δ with ‖Cᵀδ‖² <= δᵀU (x − y), which
+    is a ball. Let r_ij be the difference of two rows of a linear readout. Over this ball, r_ij · δ is
+    at most κ_ij ‖x − y‖, with
     κ_ij = (‖UᵀS^(−1) r_ij‖ + ‖C^(−1) r_ij‖ ‖C^(−1) U‖) / 2.
-    So no other class j is larger within min_j (logit_i − logit_j) / κ_ij. κ_ij is never more than
-    ‖r_ij‖ ‖U‖ / m, the published constant, to which it comes down for S = m I and r_ij along U. Layers
+    So no other class j can become larger within the radius min_j (logit_i − logit_j) / κ_ij. κ_ij is at
+    most ‖r_ij‖ ‖U‖ / m, the published constant, with equality for S = m I and r_ij along U. Layers
     before the equilibrium multiply it by their Lipschitz constants.
 
-    It is a bound: norms are singular values in float64 of the weights as the cell uses them, a convolution's
-    the largest over all frequencies, and nothing comes from power iteration, which estimates from below.
-    What the solve has left undone counts: with ρ = z − f(z), in float64, the equilibrium is within
-    ‖C^(−1) W ρ‖ of f(z) in that metric, which times ‖C^(−1) r_ij‖ is taken off the margin twice, once for the
-    input and once for a neighbour whose solve leaves as much. So a sample whose solve is far from done
-    has radius 0.
+    The radius is a bound, not an estimate. Norms are singular values, computed in float64, of the
+    weights as the cell uses them; the norm of a convolution is the largest over all frequencies. Power
+    iteration, which estimates from below, is not used. The error of the solve is included: with ρ = z −
+    f(z), in float64, the equilibrium is within ‖C^(−1) W ρ‖ of f(z) in that metric. This times ‖C^(−1)
+    r_ij‖ is subtracted from the margin twice, once for the input and once for a neighbour whose solve
+    has the same error. So a sample whose solve is far from converged has radius 0.
 
     Args:
-        model: a Keras model: layers one after another, of which one is a `DEQLayer` of a monotone cell
-            (`tfdeq.cells.MonotoneDense` with inputs [B, n], or `MonotoneConvolution`), after it linear
-            ones, the last of which gives [B, classes]; a softmax at its end does not matter. With
-            lipschitz: any function of inputs that returns logits [B, classes].
+        model: a Keras model: a sequence of layers, one of which is a `DEQLayer` of a monotone cell
+            (`tfdeq.cells.MonotoneDense` with inputs [B, n], or `MonotoneConvolution`). The layers after
+            it must be linear, and the last one returns [B, classes]; a softmax at the end is ignored.
+            With lipschitz: any function of inputs that returns logits [B, classes].
         inputs: [B, ...], as for the model.
-        lipschitz: L > 0 with ‖logits(x) − logits(y)‖₂ <= L ‖x − y‖₂ for all x and y, where you know one: the
-            radius is then min_j (logit_i − logit_j) / (√2 L), of the logits as they are. Default None: from
-            the model.
+        lipschitz: L > 0 with ‖logits(x) − logits(y)‖₂ <= L ‖x − y‖₂ for all x and y, if you know one.
+            The radius is then min_j (logit_i − logit_j) / (√2 L), from the logits as returned. Default
+            None: computed from the model.
 
     Returns:
         [B] float32, in units of the inputs; 0 where nothing is certified.
 
     Raises:
-        ValueError: for a model without such a chain, naming the layer that does not fit.
+        ValueError: for a model that is not such a sequence; the message names the layer that does not
+            fit.
 
-    Source: Pabbaraju, Winston, Kolter, Estimating Lipschitz constants of monotone deep equilibrium models,
-        ICLR 2021, theorem 1, for ‖U‖ / m; here strong monotonicity is used with S in place of m I. Margins:
-        Tsuzuku, Sato, Sugiyama, Lipschitz-Margin Training, arXiv:1802.04034, section 3.
+    Source: Pabbaraju, Winston, Kolter, Estimating Lipschitz constants of monotone deep equilibrium
+        models, ICLR 2021, theorem 1, for ‖U‖ / m; here S takes the place of m I. Margins: Tsuzuku,
+        Sato, Sugiyama, Lipschitz-Margin Training, arXiv:1802.04034, section 3.
 
     Example:
         >>> cell = tfdeq.cells.MonotoneDense(8, monotonicity=1.0)
@@ -64,7 +66,7 @@ def certified_radius(model: Any, inputs: Any, lipschitz: float | None = None) ->
         radius = _smallest(logits, lengths, tf.zeros_like(lengths), tf.zeros_like(logits[:, 0]))
     else:
         radius = _of_chain(*_chain(model), inputs)
-    # Rounded down; NaN is no radius.
+    # Rounded down; NaN becomes 0.
     radius = tf.cast(radius * (1 - 1e-6), tf.float32)
     return tf.where(tf.math.is_finite(radius) & (radius > 0), radius, 0)
 
@@ -88,7 +90,7 @@ def _of_chain(before: list, layer: DEQLayer, after: list, inputs: Any) -> tf.Ten
 
 
 def _chain(model: Any) -> tuple[list, DEQLayer, list]:
-    """The layers before the equilibrium, its layer, and those after it.
+    """Returns the layers before the equilibrium, its layer, and those after it.
 
     Raises:
         ValueError: for another model.
@@ -100,7 +102,7 @@ def _chain(model: Any) -> tuple[list, DEQLayer, list]:
         )
     layers, (tensor,) = [], model.outputs
     while True:
-        # A layer may stand in several models: what counts is how it was called for this one.
+        # A layer may belong to several models, so this follows the calls made for this model.
         made_by, node = tensor._keras_history[:2]
         if isinstance(made_by, keras.layers.InputLayer):
             break
@@ -133,7 +135,8 @@ class _Metric:
         symmetric = (parts.operator + transposed) / 2
         finite = tf.reduce_all(tf.math.is_finite(symmetric))
         identity = tf.eye(tf.shape(symmetric)[-1], dtype=tf.float64)
-        # Weights that are NaN make logits that are, and so no radius: here only the error is avoided.
+        # With NaN in the weights, the logits are NaN and the radius is 0; this only avoids an error
+        # here.
         self._factor = tf.linalg.cholesky(tf.where(finite, symmetric, identity))
 
     def length(self, states: tf.Tensor) -> tf.Tensor:
@@ -148,11 +151,11 @@ class _Metric:
         return self._norms(tf.matmul(self._parts.injection, solved))
 
     def norm(self, blocks: tf.Tensor) -> tf.Tensor:
-        """The largest ‖C^(−1) Uᵀ‖₂ of blocks U [n, c, d], []."""
+        """Returns the largest ‖C^(−1) Uᵀ‖₂ of blocks U [n, c, d], a scalar."""
         return matrix_norm(self._solved(blocks)) * (1 + ROUNDING)
 
     def _norms(self, coordinates: tf.Tensor) -> tf.Tensor:
-        """Of what has the coordinates [n, c, R], [R]."""
+        """Returns the norms [R] of vectors with the coordinates [n, c, R]."""
         squares = tf.reduce_sum(tf.square(coordinates), axis=1)
         weighted = tf.reduce_sum(self._parts.weights[:, None] * squares, axis=0)
         return tf.sqrt(weighted) * (1 + ROUNDING)

@@ -1,4 +1,4 @@
-"""What stands between an equilibrium and the logits, where it is linear, in float64."""
+"""The linear layers between an equilibrium and the logits, in float64."""
 
 from collections.abc import Callable
 
@@ -8,22 +8,22 @@ from keras import layers, ops
 
 from tfdeq.certificates.lipschitz import activation_name
 
-# Functions at the end of a model that keep the order of the logits.
+# Functions at the end of a model that do not change the order of the logits.
 _KEEP_THE_ORDER = ("linear", "softmax", "log_softmax")
 
 
 def readout(head: list[keras.layers.Layer], states: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the logits of states, and their gradients, which are the same everywhere.
+    """Returns the logits of states, and their gradients, which are the same for all states.
 
     Args:
-        head: the layers from the state to the logits; softmax at the end is left out.
+        head: the layers from the state to the logits; a softmax at the end is omitted.
         states: [B, …] float64.
 
     Returns:
-        logits [B, K], and rows [K, …], so that row k times a change of the state is that of logit k.
+        logits [B, K], and rows [K, …]: row k times a change of the state is the change of logit k.
 
     Raises:
-        ValueError: for a layer that is not linear, or no logits at the end.
+        ValueError: for a layer that is not linear, or if the last output is not logits.
     """
     head = list(head)
     while head and _is_softmax(head[-1]):
@@ -56,7 +56,7 @@ def _is_softmax(layer: keras.layers.Layer) -> bool:
 
 
 def _linear(layer: keras.layers.Layer, last: bool) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The layer as a function of float64."""
+    """Returns the layer as a function on float64 tensors."""
     known = _KEEP_THE_ORDER if last else ("linear",)
     fits = not hasattr(layer, "activation") or activation_name(layer) in known
     if type(layer) not in _LINEAR or not fits:

@@ -1,4 +1,4 @@
-"""Lipschitz constants of ordinary Keras layers, from above."""
+"""Upper bounds of the Lipschitz constants of ordinary Keras layers."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,11 @@ from keras import layers, ops
 
 from tfdeq.cells.monotone import circular
 
-# Of what is computed in float64 here; far above its rounding.
+# Margin for float64 computations here, far above their rounding errors.
 ROUNDING = 1e-9
 # |φ(a) − φ(b)| <= |a − b|.
 _NON_EXPANSIVE = ("linear", "relu", "tanh", "sigmoid", "softsign", "softplus", "leaky_relu", "elu")
-# ‖layer(x) − layer(y)‖ <= ‖x − y‖ in inference, whatever the settings.
+# ‖layer(x) − layer(y)‖ <= ‖x − y‖ in inference, for all settings.
 _AT_MOST_ONE = (
     layers.InputLayer,
     layers.Flatten,
@@ -28,10 +28,10 @@ _AT_MOST_ONE = (
 
 
 def lipschitz_bound(layer: keras.layers.Layer) -> tf.Tensor:
-    """Returns L, [] float64, with ‖layer(x) − layer(y)‖₂ <= L ‖x − y‖₂ for all x and y, in inference.
+    """Returns a float64 scalar L with ‖layer(x) − layer(y)‖₂ <= L ‖x − y‖₂ for all x and y in inference.
 
     Raises:
-        ValueError: for a layer of which no bound is known.
+        ValueError: for a layer without a known bound.
     """
     for kind, bound in _BOUNDS.items():
         if type(layer) is kind:
@@ -43,7 +43,7 @@ def lipschitz_bound(layer: keras.layers.Layer) -> tf.Tensor:
 
 
 def matrix_norm(matrices: tf.Tensor) -> tf.Tensor:
-    """Returns [] float64, the largest ‖M‖₂ of matrices [n, rows, columns], rounded up."""
+    """Returns the largest ‖M‖₂ of matrices [n, rows, columns], a float64 scalar, rounded up."""
     values = tf.linalg.svd(tf.cast(matrices, tf.float64), compute_uv=False)
     return tf.reduce_max(values) * (1 + ROUNDING)
 
@@ -51,7 +51,7 @@ def matrix_norm(matrices: tf.Tensor) -> tf.Tensor:
 def activation_name(layer: keras.layers.Layer) -> str | None:
     """Returns the name of the layer's activation if it is one of Keras's own."""
     name = getattr(layer.activation, "__name__", None)
-    # A function of one's own may have any name.
+    # A user's function may have any name.
     known = isinstance(name, str) and hasattr(keras.activations, name)
     return name if known and layer.activation is keras.activations.get(name) else None
 
@@ -73,7 +73,7 @@ def _dense(layer: keras.layers.Layer) -> tf.Tensor:
 
 
 def _convolution(layer: keras.layers.Layer) -> tf.Tensor:
-    """Of a circular convolution of the image with a border of zeros, cut and thinned out after that."""
+    """Bounds a convolution by the circular one of the zero-padded image, of which it returns a part."""
     plain = (
         layer.groups == 1
         and layer.dilation_rate == (1, 1)
@@ -88,7 +88,7 @@ def _convolution(layer: keras.layers.Layer) -> tf.Tensor:
     kernel = tf.cast(ops.cast(layer.kernel, layer.compute_dtype), tf.float64)
     down, across = layer.kernel_size
     size = max(down, across) // 2 * 2 + 1
-    # Where the kernel's middle is does not matter to the norm.
+    # The norm does not depend on the position of the kernel's middle.
     kernel = tf.pad(kernel, [[0, size - down], [0, size - across], [0, 0], [0, 0]])
     rows, columns = layer.input.shape[1:3]
     symbol = circular.symbol(kernel, (rows + size - 1, columns + size - 1))

@@ -3,7 +3,7 @@
     data = load("python_stdlib")
     batches = training_windows(data.train, sequence_length=256, batch_size=32, seed=0)
 
-Texts are named in `tfdeq.data.text.registry`.
+`tfdeq.data.text.registry` lists the texts.
 """
 
 import importlib
@@ -28,7 +28,7 @@ __all__ = [*_PLACES]
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported until it is asked for: a trainer of images needs no text.
+    # Imported on first use: a trainer of images needs no text.
     if name in _PLACES:
         return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The copy memory task: ten symbols, a long nothing, and the ten symbols again."""
+"""The copy memory task: ten symbols, many blanks, and then the ten symbols again."""
 
 import tensorflow as tf
 
@@ -21,10 +21,10 @@ def copy_memory_batches(
     """Yields batches of new examples, without end.
 
     An example is x = (s₁ … s₁₀, T − 1 blanks, eleven times 9) with targets (T + 10 blanks, s₁ … s₁₀).
-    (seed, step) alone determine the examples of a step.
+    The examples of a step depend only on (seed, step).
 
     Args:
-        memory_length: T >= 1, steps that the symbols are to be remembered for.
+        memory_length: T >= 1, number of steps for which the symbols must be remembered.
         batch_size: B, over all replicas.
         seed: any 64-bit integer.
         start_step: number of batches to skip, at no cost.
@@ -36,8 +36,8 @@ def copy_memory_batches(
     Raises:
         ValueError: for a T below 1, or an invalid shard.
 
-    Source: Hochreiter and Schmidhuber, Neural Computation 9(8), 1997; as set by Bai, Kolter, Koltun,
-        arXiv:1803.01271, section 4.
+    Source: Hochreiter and Schmidhuber, Neural Computation 9(8), 1997; in the form of Bai, Kolter,
+        Koltun, arXiv:1803.01271, section 4.
     """
     if memory_length < 1:
         raise ValueError(f"memory_length must be 1 or more; received {memory_length}.")
@@ -51,7 +51,7 @@ def copy_memory_batches(
             minval=1,
             maxval=SYMBOLS + 1,
             dtype=tf.int32,
-            alg="philox",  # named, so that every machine draws the same
+            alg="philox",  # fixed, so that every machine draws the same numbers
         )[rows]
         count = symbols.shape[0]
         blanks = tf.zeros([count, memory_length - 1], tf.int32)

@@ -1,4 +1,4 @@
-"""Examples with targets in memory: shuffled ones to train on, each once to evaluate on."""
+"""Examples with targets in memory: shuffled for training, each once for evaluation."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def training_examples(
 ) -> tf.data.Dataset:
     """Yields batches of a split without end, each epoch in its own order.
 
-    (seed, step) alone determine the examples of a step. A batch may span two epochs.
+    The examples of a step depend only on (seed, step). A batch may span two epochs.
 
     Args:
         split: inputs and targets, N examples.
@@ -49,19 +49,19 @@ def training_examples(
         seed: any 64-bit integer.
         start_step: number of batches to skip, at no cost.
         shard, shards: yield the shard-th of `shards` equal parts of each batch; shards must divide B.
-        augment: (inputs, targets, seed [2] int32) -> as its inputs and targets, called in the graph with
-            each whole batch, of which the shard's rows are then taken; its seed follows from (seed, step).
-            So a row is the same however many shards there are. None: the examples as they are.
+        augment: (inputs, targets, seed [2] int32) -> like inputs and targets. It is called in the graph
+            for each whole batch, before the shard's rows are taken, with a seed computed from (seed,
+            step). So a row does not depend on the number of shards. None: no augmentation.
 
     Returns:
         An infinite tf.data.Dataset of (inputs, targets), each [B / shards, …].
 
     Raises:
-        ValueError: no examples, other numbers of inputs and targets, or an invalid shard.
+        ValueError: for no examples, different numbers of inputs and targets, or an invalid shard.
     """
     count = _count(split)
     rows = shard_rows(batch_size, shard, shards)
-    # What is augmented is so as a whole batch: a row's random numbers depend on its place there.
+    # Augmentation needs the whole batch, because a row's random numbers depend on its place in it.
     places = tf.range(batch_size, dtype=tf.int64)[rows if augment is None else slice(None)]
     leaves = tf.nest.map_structure(tf.constant, split)
     key = tf.constant([seed % 2**31, seed // 2**31 % 2**31], tf.int64)
@@ -69,8 +69,9 @@ def training_examples(
     def batch(step: tf.Tensor) -> Any:
         place = step * batch_size + places
         seeds = tf.concat([tf.tile(key[None], [len(places), 1]), (place // count)[:, None]], axis=1)
-        # The place in a permutation of the epoch's examples, without a list of them. (The raw op takes a
-        # seed for each index, tf.random.experimental.index_shuffle one for all.)
+        # The position in a permutation of the epoch's examples, without storing the permutation.
+        # (The raw op takes a seed for each index, tf.random.experimental.index_shuffle only one for
+        # all.)
         order = tf.raw_ops.RandomIndexShuffle(
             index=place % count, seed=seeds, max_index=tf.constant(count - 1, tf.int64)
         )
@@ -87,16 +88,16 @@ def training_examples(
 
 
 def evaluation_examples(split: Split, batch_size: int) -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """Yields each example once, in batches of one shape.
+    """Yields each example once, in batches of the same shape.
 
     Yields:
-        (inputs, targets, weights), where weights [B] float32 is 0 for copies that fill the last batch up.
+        (inputs, targets, weights), where weights [B] float32 is 0 for copies that pad the last batch.
 
     Raises:
-        ValueError: no examples, or other numbers of inputs and targets.
+        ValueError: for no examples, or different numbers of inputs and targets.
     """
     count = _count(split)
-    # As few rows as possible that fill up the last batch.
+    # With as few padding rows in the last batch as possible.
     batch_size = -(-count // -(-count // batch_size))
     for start in range(0, count, batch_size):
         rows = np.arange(start, start + batch_size)

@@ -1,4 +1,4 @@
-"""Checks of the folder that a user names for a data set's original files."""
+"""Checks of the folder that a user gives for a data set's original files."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ def checked_folder(data_dir: str, instructions: str) -> pathlib.Path:
 
 
 def required_folder(data_dir: str | None, instructions: str) -> pathlib.Path:
-    """Returns `checked_folder` of a folder that must be named; raises ValueError if it is not."""
+    """Returns `checked_folder` of a required folder; raises ValueError if it is not given."""
     if data_dir is None:
         raise ValueError(
             f"The data set needs its original files, and no --data_dir was given. {instructions}"
@@ -27,6 +27,6 @@ def required_folder(data_dir: str | None, instructions: str) -> pathlib.Path:
 
 
 def listing(folder: pathlib.Path) -> str:
-    """Returns the first names in a folder, for error texts."""
+    """Returns the first names in a folder, for error messages."""
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"

@@ -1,7 +1,7 @@
-"""Prepared copies: writes texts with TensorFlow Datasets (TFDS) once, and reads them back whole.
+"""Prepared copies: texts are written once with TensorFlow Datasets (TFDS) and then read from there.
 
-A copy lies in `<prepared_dir>/<builder name>/<config name>/<version>`. The config name carries a
-digest of the content, so a copy is never stale: other content is another copy.
+A copy is in `<prepared_dir>/<builder name>/<config name>/<version>`. The config name contains a digest
+of the content, so a copy is never stale: different content has a different copy.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ from tfdeq.data.token_data import SPLITS
 class Document(NamedTuple):
     """One text of a data set, which becomes one TFDS example."""
 
-    path: str  # names the text to people; relative to the data set's folder
+    path: str  # a readable name of the text, relative to the data set's folder
     text: bytes
 
 
 class DocumentsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """TFDS builder of examples {"path": string, "text": bytes}, one a document, in the order given.
+    """TFDS builder of examples {"path": string, "text": bytes}, one per document, in the given order.
 
     Args:
-        config_name: names the content; see `content_name`.
+        config_name: identifies the content; see `content_name`.
         prepared_dir: folder of the prepared copies; None: TFDS's own.
-        documents: returns the documents of each split, is called when a copy is prepared; a subclass
-            that overrides `split_documents` needs none.
+        documents: returns the documents of each split; called when a copy is prepared. A subclass that
+            overrides `split_documents` does not need it.
     """
 
-    # Raise it when the splits of the same content change: it names the prepared copies.
+    # Increase it when the splits of the same content change: it is part of the copies' names.
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(
@@ -48,7 +48,7 @@ class DocumentsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(config=tfds.core.BuilderConfig(name=config_name), data_dir=prepared_dir)
 
     def split_documents(self, manual_dir: Callable[[], str]) -> Mapping[str, Sequence[Document]]:
-        """Returns the documents of each split; `manual_dir()` is the folder that the user named."""
+        """Returns the documents of each split; `manual_dir()` is the folder that the user gave."""
         del manual_dir
         return self._documents()
 
@@ -95,18 +95,18 @@ def is_prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> bool:
 def read_texts(
     make_builder: Callable[[], tfds.core.DatasetBuilder], *, manual_dir: str | None = None
 ) -> dict[str, list[bytes]]:
-    """Prepares a copy where there is none, and reads it.
+    """Reads a copy, which is prepared first if there is none.
 
     Args:
-        make_builder: returns a new builder. It is called again where another process prepared the
-            same copy meanwhile.
+        make_builder: returns a new builder. It is called again if another process prepared the same
+            copy in the meantime.
         manual_dir: folder of the user's own files, for a builder that reads one.
 
     Returns:
         The texts of "train", "validation" and "test", in the order in which they were written.
 
     Raises:
-        ValueError: the prepared copy is damaged.
+        ValueError: if the prepared copy is damaged.
     """
     with _quiet():
         builder = make_builder()
@@ -130,13 +130,14 @@ def _prepare(
 ) -> tfds.core.DatasetBuilder:
     try:
         with _quiet():
-            # TFDS writes to a folder `incomplete.*`, which it renames at the end or removes.
+            # TFDS writes to a folder `incomplete.*`, which it renames at the end, or removes after
+            # an error.
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
             )
         return builder
     except Exception:
-        # The rename fails where another process was first. Its copy has the same content.
+        # The rename fails if another process was faster. Its copy has the same content.
         with _quiet():
             builder = make_builder()
             if not builder.is_prepared():
@@ -145,7 +146,7 @@ def _prepare(
 
 
 def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> list[bytes]:
-    # One shard after the other: interleaved shards would mix the order.
+    # One shard after another, because interleaved shards would change the order.
     read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(split=split, read_config=read_config, shuffle_files=False)
     return [example["text"] for example in dataset.as_numpy_iterator()]
@@ -160,7 +161,7 @@ def _damaged(builder: tfds.core.DatasetBuilder, reason: object) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS's progress bars, prints and log lines off the terminal; the bars stay off."""
+    """Hides TFDS's progress bars, prints and log lines; the bars also remain off afterwards."""
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Segments of a token stream in its order: rows of texts that each batch goes on with."""
+"""Segments of a token stream in order: each batch continues the rows of the previous one."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,26 +17,26 @@ def training_segments(
     shard: int = 0,
     shards: int = 1,
 ) -> tf.data.Dataset:
-    """Yields batches whose rows continue those of the batch before, without end.
+    """Yields an endless sequence of batches whose rows continue those of the previous batch.
 
-    The stream is cut into B rows of equal length, which are read from left to right, T tokens a
-    step. When they end, the stream is cut again, from another of its first T tokens on, so that
-    segments begin elsewhere. (seed, step) alone determine the tokens of a step.
+    The stream is divided into B rows of equal length, which are read from left to right, T tokens per
+    step. At their end the stream is divided again, starting at another of its first T tokens, so that
+    segments begin elsewhere. The tokens of a step depend only on (seed, step).
 
     Args:
         tokens: [N] integer ids, at least B T + T + 1.
-        sequence_length: T, tokens of a segment.
-        batch_size: B, rows (over all replicas).
+        sequence_length: T, number of tokens in a segment.
+        batch_size: B, number of rows (over all replicas).
         seed: any 64-bit integer.
         start_step: number of batches to skip, at no cost.
         shard, shards: yield the shard-th of `shards` equal parts of each batch; shards must divide B.
 
     Returns:
         An infinite tf.data.Dataset of (inputs, targets, continues): [B / shards, T] int32 twice;
-        targets[:, t] follows inputs[:, t]; [B / shards] bool: False where the text begins.
+        targets[:, t] follows inputs[:, t]; [B / shards] bool: False at the beginning of the text.
 
     Raises:
-        ValueError: a stream too short, or an argument out of range.
+        ValueError: for a stream that is too short, or an argument out of range.
     """
     _check(tokens, sequence_length, batch_size)
     row = (len(tokens) - 1 - sequence_length) // batch_size
@@ -58,7 +58,7 @@ def training_segments(
             seed=tf.stack([seed, step // steps]),
             maxval=sequence_length,
             dtype=tf.int64,
-            alg="philox",  # named, so that every machine draws the same
+            alg="philox",  # fixed, so that every machine draws the same numbers
         )
         place = step % steps
         inputs, targets = read(first + rows + place * sequence_length)
@@ -71,21 +71,21 @@ def training_segments(
 def evaluation_segments(
     tokens: np.ndarray, *, sequence_length: int, batch_size: int
 ) -> tf.data.Dataset:
-    """Yields the whole stream once, in batches whose rows continue those of the batch before.
+    """Yields the whole stream once, in batches whose rows continue those of the previous batch.
 
-    The stream is cut into B rows; every token but the first is the target of exactly one prediction
-    with weight 1. What fills up the last segments has weight 0.
+    The stream is divided into B rows; every token but the first is the target of exactly one prediction
+    with weight 1. Padding of the last segments has weight 0.
 
     Args:
         tokens: [N] integer ids, N >= 2.
-        sequence_length: T, tokens of a segment. batch_size: B, rows.
+        sequence_length: T, number of tokens in a segment. batch_size: B, number of rows.
 
     Returns:
         A tf.data.Dataset of known cardinality of (inputs, targets, weights), all [B, T]: int32, int32
         and float32.
 
     Raises:
-        ValueError: a stream too short, or an argument out of range.
+        ValueError: for a stream that is too short, or an argument out of range.
     """
     _check(tokens, sequence_length, batch_size)
     predictions = len(tokens) - 1

@@ -1,14 +1,14 @@
-"""Which rows of a batch are whose, when several workers share it."""
+"""The division of a batch's rows among workers."""
 
 
 def shard_rows(batch_size: int, shard: int, shards: int) -> slice:
-    """Returns the rows of the shard-th of so many equal parts of a batch.
+    """Returns the rows of the shard-th of `shards` equal parts of a batch.
 
     Args:
-        batch_size: B, over all replicas. shard: in [0, shards). shards: parts; they divide B.
+        batch_size: B, over all replicas. shard: in [0, shards). shards: number of parts; must divide B.
 
     Raises:
-        ValueError: for an invalid shard, or parts that would not be equal.
+        ValueError: for an invalid shard, or if shards does not divide B.
     """
     if not 0 <= shard < shards or batch_size % shards:
         raise ValueError(

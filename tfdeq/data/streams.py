@@ -1,4 +1,4 @@
-"""What windows and segments of a token stream share."""
+"""Functions shared by windows and segments of a token stream."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def check_stream(tokens: np.ndarray, *, sequence_length: int, batch_size: int) -> None:
-    """Raises ValueError for sizes below 1, or tokens that are no [N] integers."""
+    """Raises ValueError for sizes below 1, or tokens that are not [N] integers."""
     for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more; received {value}.")
@@ -23,7 +23,7 @@ def reader(
 ) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Returns a function from [B] int64 starts to (inputs, targets), both [B, T] int32.
 
-    Behind the stream's end stands its last token again.
+    After the end of the stream its last token is repeated.
     """
     with tf.device("/CPU:0"):  # where input pipelines run; a stream on the GPU would be copied back
         stream = tf.constant(tokens)
@@ -38,8 +38,9 @@ def reader(
 
 
 def prefetched(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns batches that are made ahead, and that workers share as `distribute` says."""
+    """Returns batches that are prefetched and shared among workers by `distribute`."""
     options = tf.data.Options()
-    # Workers share the batches; there are no files to share, which AUTO would warn about at length.
+    # Workers share the batches. There are no files to share, about which AUTO would print a long
+    # warning.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -1,4 +1,4 @@
-"""TokenData: what every data set of the trainers loads to."""
+"""`TokenData`: the result of loading a data set of text."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ SPLITS = ("train", "validation", "test")
 
 
 class TokenData(NamedTuple):
-    """Three streams of token ids, in reading order, and what the ids stand for."""
+    """Three streams of token ids, in reading order, and the meaning of the ids."""
 
     train: np.ndarray  # [N_train] uint8 for bytes, int32 for words; read-only
     validation: np.ndarray  # [N_validation], same dtype
     test: np.ndarray  # [N_test], same dtype
     vocabulary_size: int  # every id is in [0, vocabulary_size)
-    unit: Literal["byte", "word"]  # what one token is
+    unit: Literal["byte", "word"]  # the kind of token
     vocabulary: tuple[str, ...] | None  # words by id; None for bytes, whose id is their value
     fingerprint: str  # hex SHA-256 of the streams and the vocabulary: equal only for equal data
 
@@ -29,7 +29,7 @@ def token_data(
     unit: Literal["byte", "word"],
     vocabulary: tuple[str, ...] | None = None,
 ) -> TokenData:
-    """Checks three streams and fingerprints them.
+    """Checks three streams and computes their fingerprint.
 
     Args:
         streams: the [N] integer token ids of "train", "validation" and "test".
@@ -41,7 +41,7 @@ def token_data(
         The TokenData; its arrays are read-only.
 
     Raises:
-        ValueError: a stream is empty.
+        ValueError: if a stream is empty.
     """
     digest = hashlib.sha256(repr((unit, vocabulary_size)).encode())
     for word in vocabulary or ():
@@ -53,7 +53,8 @@ def token_data(
             raise ValueError(
                 f"The {split} split is empty ({unit}s received: {sizes}). Give more text."
             )
-        # The length separates the streams: moving the border between two of them shows.
+        # The length separates the streams, so that moving the border between two changes the
+        # digest.
         digest.update(f"{split} {stream.dtype.str} {stream.size}\n".encode())
         digest.update(np.ascontiguousarray(stream).data)
         stream.flags.writeable = False

@@ -1,4 +1,4 @@
-"""Windows of a token stream: random ones to train on, consecutive ones to evaluate on."""
+"""Windows of a token stream: random ones for training, consecutive ones for evaluation."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,26 +17,25 @@ def training_windows(
     shard: int = 0,
     shards: int = 1,
 ) -> tf.data.Dataset:
-    """Yields batches of windows at random places of a stream, without end.
+    """Yields an endless sequence of batches of windows at random places of a stream.
 
-    (seed, step) alone determine the places of a step: a data set that starts at step s yields
-    the same as one that started at 0 yields from its batch s on.
+    The places of a step depend only on (seed, step): a data set that starts at step s yields the same
+    batches as one that started at 0 yields from batch s on.
 
     Args:
         tokens: [N] integer ids, N > sequence_length.
-        sequence_length: T, tokens in a window.
-        batch_size: B, windows in a batch (over all replicas).
+        sequence_length: T, number of tokens in a window.
+        batch_size: B, number of windows in a batch (over all replicas).
         seed: any 64-bit integer.
         start_step: number of batches to skip, at no cost.
-        shard, shards: of each batch's B windows yield the shard-th of so many equal parts; they
-            divide B.
+        shard, shards: yield the shard-th of `shards` equal parts of each batch; shards must divide B.
 
     Returns:
         An infinite tf.data.Dataset of (inputs, targets), both [B / shards, T] int32; targets[:, t]
         follows inputs[:, t].
 
     Raises:
-        ValueError: a stream shorter than T + 1, or an argument out of range.
+        ValueError: for a stream shorter than T + 1, or an argument out of range.
     """
     _check(tokens, sequence_length=sequence_length, batch_size=batch_size)
     if start_step < 0:
@@ -52,7 +51,7 @@ def training_windows(
             seed=tf.stack([seed, step]),
             maxval=places,
             dtype=tf.int64,
-            alg="philox",  # named, so that every machine draws the same places
+            alg="philox",  # fixed, so that every machine draws the same places
         )
         return read(starts[rows])
 
@@ -67,25 +66,25 @@ def evaluation_windows(
     batch_size: int,
     max_windows: int | None = None,
 ) -> tf.data.Dataset:
-    """Yields batches of consecutive windows that do not overlap, once.
+    """Yields batches of consecutive windows without overlap, once.
 
     Without `max_windows` every token but the first of the stream is the target of exactly one
-    prediction with weight 1. What fills up the last window, and the last batch, has weight 0. With
-    `max_windows`, exactly so many windows are spread evenly over the stream, or all where it has no
-    more.
+    prediction with weight 1. Padding of the last window and the last batch has weight 0. With
+    `max_windows`, exactly this many windows are spread evenly over the stream, or all windows if it has
+    fewer.
 
     Args:
         tokens: [N] integer ids.
-        sequence_length: T, tokens in a window.
-        batch_size: B, windows in a batch.
-        max_windows: windows at most, 1 or more; None: all.
+        sequence_length: T, number of tokens in a window.
+        batch_size: B, number of windows in a batch.
+        max_windows: largest number of windows, at least 1; None: all.
 
     Returns:
         A tf.data.Dataset of known cardinality of (inputs, targets, weights), all [B, T]: int32, int32
         and float32.
 
     Raises:
-        ValueError: a stream shorter than T + 1, or an argument out of range.
+        ValueError: for a stream shorter than T + 1, or an argument out of range.
     """
     _check(tokens, sequence_length=sequence_length, batch_size=batch_size)
     if max_windows is not None and max_windows < 1:
@@ -94,7 +93,7 @@ def evaluation_windows(
     available = window_count(tokens, sequence_length)
     kept = available if max_windows is None else min(max_windows, available)
     starts = np.arange(kept, dtype=np.int64) * available // kept * sequence_length
-    # Behind the stream's end nothing is predicted: such rows fill up the last batch.
+    # Rows that start at the end of the stream predict nothing; they pad the last batch.
     starts = np.pad(starts, (0, -kept % batch_size), constant_values=predictions)
     read = reader(tokens, sequence_length)
     offsets = tf.range(sequence_length, dtype=tf.int64)
@@ -108,7 +107,7 @@ def evaluation_windows(
 
 
 def window_count(tokens: np.ndarray, sequence_length: int) -> int:
-    """Returns how many windows of T tokens a stream has, the last one cut short where it ends."""
+    """Returns the number of windows of T tokens in a stream; the last one may be shorter."""
     return -(-(len(tokens) - 1) // sequence_length)
 
 

@@ -1,4 +1,4 @@
-"""An embedding of many types that spends its width on the frequent ones."""
+"""An embedding for large vocabularies, with wider vectors for frequent tokens."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,25 +13,27 @@ from tfdeq.solvers.solver import require_positive_integer
 class AdaptiveEmbedding(keras.layers.Layer):
     """Token t of cluster i -> E_i[t − b_i] P_i, with E_i of width d_i = d / factor^i.
 
-    Tokens are sorted by frequency, 0 the most frequent. Cluster i holds those from b_i up to b_{i+1},
-    where b = (0, *cutoffs, V). P_i is [d_i, d]; the first cluster has the full width and no P.
+    Tokens are sorted by frequency; 0 is the most frequent. Cluster i holds the tokens from b_i to
+    b_{i+1} − 1, where b = (0, *cutoffs, V). P_i is [d_i, d]; the first cluster has the full width and
+    no projection P.
 
     E starts as N(0, 1) and P_i as N(0, 1 / d_i): a component of an output is a sum of d_i products of
     variance 1 / d_i, so the outputs of all clusters have unit variance, that of `LanguageModel`'s
-    embedding. Without cutoffs it is that embedding.
+    embedding. Without cutoffs it is the same as that embedding.
 
     Args:
         vocabulary_size: V.
         width: d, divisible by factor^(number of cutoffs).
-        cutoffs: where a new cluster begins, increasing, in 1 … V − 1. Default (): one cluster.
+        cutoffs: tokens at which a new cluster begins, increasing, in 1 … V − 1. Default (): one
+            cluster.
         factor: how much narrower each cluster is than the one before, >= 1. Default 4.
 
     Call arguments:
-        tokens: integers in 0 … V − 1, of any shape [..]. On a CPU, outside XLA, others raise an error, as in
-            `tf.gather`.
+        tokens: integers in 0 … V − 1, of any shape [..]. On a CPU outside XLA, other values raise an
+            error, as in `tf.gather`.
 
     Returns:
-        [.., d], of the dtype that the layer computes in.
+        [.., d], in the layer's compute dtype.
 
     Raises:
         ValueError: for sizes below 1, cutoffs that do not increase or lie outside 1 … V − 1, or a
@@ -55,7 +57,7 @@ class AdaptiveEmbedding(keras.layers.Layer):
         factor: int = 4,
         **kwargs,
     ):
-        # Tokens are no numbers to round, and a table need not be rounded for the rows it gives.
+        # Tokens must not be rounded, and a table need not be rounded to gather its rows.
         super().__init__(autocast=False, **kwargs)
         self.bounds = cluster_bounds(vocabulary_size, cutoffs)
         self.widths = cluster_widths(width, len(self.bounds) - 1, factor)
@@ -74,7 +76,7 @@ class AdaptiveEmbedding(keras.layers.Layer):
             )
             for i, width in enumerate(self.widths)
         ]
-        # Of the clusters after the first: the full width needs no projection.
+        # For the clusters after the first; the full width needs no projection.
         self.projections = [
             self.add_weight(
                 name=f"projection_{i}",
@@ -87,15 +89,16 @@ class AdaptiveEmbedding(keras.layers.Layer):
 
     def call(self, tokens):
         tokens = tf.convert_to_tensor(tokens)
-        if tokens.dtype != tf.int64:  # Keras' inputs are floats unless told; bytes hold no cutoffs
+        if tokens.dtype != tf.int64:  # floats by default; 8-bit integers cannot hold the cutoffs
             tokens = tf.cast(tokens, tf.int32)
         tail = (tokens >= self.bounds[1]) & (tokens < self.vocabulary_size)
-        # What is no token at all stays an index of the first table, where gather refuses it.
+        # An invalid token remains an index into the first table, where gather raises an error.
         result = self._rows(self.tables[0], tf.where(tail, 0, tokens))
         for i, projection in enumerate(self.projections, start=1):
             member = (tokens >= self.bounds[i]) & (tokens < self.bounds[i + 1])
             rows = self._rows(self.tables[i], tf.where(member, tokens - self.bounds[i], 0))
-            # For all tokens, whatever their cluster: a fixed shape, for d_i / d of a dense layer.
+            # Computed for all tokens, so that the shape is fixed; this costs d_i / d of a dense
+            # layer.
             projected = tf.tensordot(rows, tf.cast(projection, self.compute_dtype), 1)
             result = tf.where(member[..., None], projected, result)
         return result
@@ -117,7 +120,7 @@ class AdaptiveEmbedding(keras.layers.Layer):
 
 
 def cluster_bounds(vocabulary_size: int, cutoffs: Sequence[int]) -> tuple[int, ...]:
-    """Returns (0, *cutoffs, vocabulary_size): cluster i holds the tokens from one to the next.
+    """Returns (0, *cutoffs, vocabulary_size): cluster i holds the tokens from entry i up to the next.
 
     Args:
         vocabulary_size: V >= 1.
@@ -155,8 +158,8 @@ def cluster_widths(width: int, clusters: int, factor: int) -> tuple[int, ...]:
     """Returns the clusters' widths: width / factor^i for i = 0, 1, ….
 
     Args:
-        width: of the first cluster, divisible by factor^(clusters − 1).
-        clusters: how many there are.
+        width: width of the first cluster, divisible by factor^(clusters − 1).
+        clusters: number of clusters.
         factor: >= 1.
 
     Raises:

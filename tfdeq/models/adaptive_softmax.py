@@ -1,4 +1,4 @@
-"""Next-token probabilities over many types, whose training computes only those that it needs."""
+"""Next-token probabilities for large vocabularies; training computes only those that it needs."""
 
 from collections.abc import Sequence
 
@@ -13,33 +13,33 @@ from tfdeq.solvers.solver import require_positive_integer
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class AdaptiveSoftmax(keras.layers.Layer):
-    """log p(t) = log p(i) + log p(t | i): of the cluster i of a token, and of the token in it.
+    """log p(t) = log p(i) + log p(t | i), where i is the cluster of the token t.
 
-    Tokens are sorted by frequency, 0 the most frequent. The head is a softmax over the tokens below
-    the first cutoff and one entry C_i for each later cluster; cluster i holds those from b_i up to
-    b_{i+1}, b = (0, *cutoffs, V), and has a softmax of its own:
+    Tokens are sorted by frequency; 0 is the most frequent. The head is a softmax over the tokens below
+    the first cutoff and one entry C_i for each later cluster. Cluster i holds the tokens from b_i to
+    b_{i+1} − 1, where b = (0, *cutoffs, V), and has its own softmax:
 
         head: softmax of s h [E_0; C]ᵀ, cluster i: softmax of s_i (h P_iᵀ) E_iᵀ
 
-    with E_i of width d_i = d / factor^i and P_i [d_i, d]. A call computes all of it; `loss` sends a row
-    through the head and its target's cluster only, so it costs little more than the head if most
-    targets are frequent.
+    with E_i of width d_i = d / factor^i and P_i [d_i, d]. A call computes all probabilities. `loss`
+    computes only the head and the cluster of each row's target, so it costs little more than the head
+    if most targets are frequent.
 
-    Of its own, E_i starts as N(0, 1 / d_i), P_i as N(0, 1 / d), s = 1. With `tied_to`, E_i and, where
-    h has the embedding's width, P_i are the embedding's, and s = d^-1/2: a token's logit is
-    d^-1/2 h · embedding(t). In both, h of unit scale gives first logits of unit scale. For an h of
-    another width, all clusters, also the first, have a P_i of their own, and s_i = d_i^-1/2.
+    Without `tied_to`, E_i starts as N(0, 1 / d_i), P_i as N(0, 1 / d), and s = 1. With it, E_i and, if
+    h has the embedding's width, P_i are those of the embedding, and s = d^-1/2: a token's logit is
+    d^-1/2 h · embedding(t). In both cases, h of unit scale gives initial logits of unit scale. For an h
+    of another width, all clusters, including the first, have their own P_i, and s_i = d_i^-1/2.
 
-    There are no biases, and without cutoffs this is the softmax of a matrix. All is computed in
-    float32, or float64 for float64 weights, whatever dtype the policy computes in.
+    There are no biases, and without cutoffs this is an ordinary softmax layer. Everything is computed
+    in float32, or in float64 for float64 weights, under every dtype policy.
 
     Args:
         vocabulary_size: V.
-        cutoffs: where a new cluster begins, increasing, in 1 … V − 1; (): one cluster.
+        cutoffs: tokens at which a new cluster begins, increasing, in 1 … V − 1; (): one cluster.
         factor: how much narrower each cluster is than the one before, >= 1. Default 4.
-        tied_to: an `AdaptiveEmbedding` of the same clusters and factor, whose matrices are used.
-            Saved and loaded within one model they stay shared; a layer made by `from_config` alone has
-            a new embedding. Default None.
+        tied_to: an `AdaptiveEmbedding` with the same clusters and factor, whose matrices are used. They
+            remain shared if both are saved and loaded in one model; a layer made by `from_config` alone
+            has a new embedding. Default None.
 
     Call arguments:
         hidden: h [.., d], of unit scale; d divisible by factor^(number of cutoffs), unless tied.
@@ -49,7 +49,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
 
     Raises:
         ValueError: for sizes below 1, cutoffs that do not increase or lie outside 1 … V − 1, a width
-            that is not divisible, or a tied_to that is no embedding of these clusters.
+            that is not divisible, or a tied_to that is not an embedding with these clusters.
 
     Source: Grave, Joulin, Cissé, Grangier, Jégou, arXiv:1609.04309, section 4; tied: Dai et al.,
         Transformer-XL, arXiv:1901.02860, and Baevski and Auli, arXiv:1809.10853, section 3.
@@ -73,7 +73,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         tied_to: AdaptiveEmbedding | None = None,
         **kwargs,
     ):
-        # The hidden state of a wider dtype is not rounded on its way in.
+        # A hidden state of a wider dtype must not be rounded.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         self.bounds = cluster_bounds(vocabulary_size, cutoffs)
@@ -113,7 +113,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
             widths = self.tied_to.widths
             same = width == widths[0]
             self._scales = tuple((width if same else inner) ** -0.5 for inner in widths)
-        # The projections that the embedding cannot lend.
+        # The projections that the embedding does not have.
         self._first_projected = self.tied_to is not None and width != widths[0]
         self._own_projections = []
         if self.tied_to is None or self._first_projected:
@@ -122,14 +122,14 @@ class AdaptiveSoftmax(keras.layers.Layer):
                 self._matrix(f"projection_{i}", widths[i], width, width**-0.5)
                 for i in range(first, clusters)
             ]
-        # Further rows of the first table.
+        # More rows for the first table.
         self.cluster_table = None
         if clusters > 1:
             spread = widths[0] ** -0.5 if self.tied_to is None else 1.0
             self.cluster_table = self._matrix("cluster_table", clusters - 1, widths[0], spread)
 
     def _matrix(self, name, rows, columns, spread):
-        # autocast=False: also inside of a model that computes in a short dtype it stays what it is.
+        # autocast=False, so that a model with a lower compute dtype does not round it.
         return self.add_weight(
             name=name,
             shape=(rows, columns),
@@ -139,12 +139,12 @@ class AdaptiveSoftmax(keras.layers.Layer):
 
     @property
     def tables(self):
-        """E_i [tokens of the cluster, d_i], the embedding's where tied."""
+        """E_i [tokens of the cluster, d_i], those of the embedding if tied."""
         return self._own_tables if self.tied_to is None else self.tied_to.tables
 
     @property
     def projections(self):
-        """P_i [d_i, d], of all clusters or of those after the first, which then has none."""
+        """P_i [d_i, d] of all clusters, or only of those after the first."""
         return self._own_projections or ([] if self.tied_to is None else self.tied_to.projections)
 
     def call(self, hidden):
@@ -160,20 +160,20 @@ class AdaptiveSoftmax(keras.layers.Layer):
     def loss(self, hidden, targets):
         """Returns −log p(target), in nats, without the probabilities of other clusters' tokens.
 
-        Rows are sent to their target's cluster alone. XLA knows no shapes that depend on values:
-        there they go in chunks of 64, in a loop that is as long as the cluster's rows need, and the
-        loss can be differentiated once.
+        Each row is computed only in the cluster of its target. XLA does not support shapes that depend
+        on values. Under XLA the rows are therefore computed in chunks of 64, in a loop with as many
+        iterations as the cluster's rows need, and the loss can be differentiated only once.
 
         Args:
             hidden: [.., d], as for a call, for example [N, d].
-            targets: [..] integers in 0 … V − 1. Others are refused on a CPU outside XLA, and NaN
-                elsewhere.
+            targets: [..] integers in 0 … V − 1. Other values raise an error on a CPU outside XLA, and
+                give NaN elsewhere.
 
         Returns:
             [..], float32, or float64 for float64 weights.
 
         Raises:
-            ValueError: for targets that are no integers or do not fit hidden.
+            ValueError: for targets that are not integers or do not fit hidden.
         """
         hidden, targets = self._wide(hidden), tf.convert_to_tensor(targets)
         if not targets.dtype.is_integer or not hidden.shape[:-1].is_compatible_with(targets.shape):
@@ -182,7 +182,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
                 f"{targets.dtype.name} of shape {targets.shape} for hidden of shape {hidden.shape}."
             )
         if targets.dtype != tf.int64:
-            targets = tf.cast(targets, tf.int32)  # bytes hold no cutoffs
+            targets = tf.cast(targets, tf.int32)  # 8-bit integers cannot hold the cutoffs
         if not self.built:
             self.build(tuple(hidden.shape))
         rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
@@ -193,7 +193,8 @@ class AdaptiveSoftmax(keras.layers.Layer):
         first, places, members = self.bounds[1], targets, []
         add = _add_in_chunks if compiles_with_xla() else _add_to_members
         for i in range(1, len(self.bounds) - 1):
-            # The last cluster takes what is beyond the vocabulary too, and its softmax refuses it.
+            # The last cluster also takes targets beyond the vocabulary, and its softmax raises the
+            # error.
             above = targets >= self.bounds[i]
             last = i == len(self.bounds) - 2
             members.append(above if last else above & (targets < self.bounds[i + 1]))
@@ -215,7 +216,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         return self._logits(i, hidden, *self._weights(i))
 
     def _weights(self, i):
-        """What cluster i multiplies by: its table, of the head with C behind it, and P_i if any."""
+        """Returns the weights of cluster i: its table (for the head, with C appended), and P_i if any."""
         table = self._wide(self.tables[i])
         if i == 0 and self.cluster_table is not None:
             table = tf.concat([table, self._wide(self.cluster_table)], axis=0)
@@ -264,12 +265,12 @@ def _cross_entropy(logits, labels):
 
 
 def _add_to_members(loss, function, member, hidden, labels, weights):
-    """loss [N] plus function(hidden, labels, *weights) of the members, which are taken out."""
+    """Returns loss [N] plus function(hidden, labels, *weights) for the members, which are gathered."""
     rows = tf.where(member)
     part = function(tf.gather_nd(hidden, rows), tf.gather_nd(labels, rows), *weights)
     return tf.tensor_scatter_nd_add(loss, rows, part)
 
 
 def _add_in_chunks(loss, function, member, hidden, labels, weights):
-    """The same by shapes that do not depend on who is a member."""
+    """The same with shapes that do not depend on the number of members."""
     return loss + chunked(function, member, hidden, labels, weights)

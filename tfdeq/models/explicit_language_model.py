@@ -1,11 +1,11 @@
-"""A causal language model around an explicit network: what an equilibrium is compared with."""
+"""A causal language model around an explicit network, to compare equilibria with."""
 
 from typing import Any
 
 import keras
 from keras import ops
 
-import tfdeq.baselines  # noqa: F401  a saved model names its network, which must be registered
+import tfdeq.baselines  # noqa: F401  registers the networks, which saved models refer to by name
 from tfdeq.models.token_model import TokenModel
 
 
@@ -19,7 +19,7 @@ class ExplicitLanguageModel(TokenModel):
         **kwargs: tied_output, cutoffs, cutoff_factor, input_dropout, output_dropout of `TokenModel`,
             and Keras's own.
 
-    Call arguments: as `LanguageModel`, without a solver's.
+    Call arguments: like `LanguageModel`, without those of a solver.
 
     Returns:
         logits [B, T, V] float32, or losses [B, T]; with a carried memory (logits, memory).
@@ -44,7 +44,7 @@ class ExplicitLanguageModel(TokenModel):
 
     @property
     def remembers(self) -> bool:
-        """Whether `call` takes and returns a carried memory of the text before."""
+        """Whether `call` takes and returns a carried memory of the preceding text."""
         return getattr(self.network, "span", 0) is not None
 
     def build_states(self, shape):
@@ -52,7 +52,7 @@ class ExplicitLanguageModel(TokenModel):
         self.network.build(shape)
 
     def initial_memory(self, batch_size: int) -> Any:
-        """Returns the carried memory of texts that nothing stands before: a nest of zeros [B, …]."""
+        """Returns the carried memory at the beginning of texts: a nest of zeros [B, …]."""
         return self.network.initial_memory(batch_size)
 
     def call(self, tokens, targets=None, memory=None, mask=None, training=None):

@@ -1,4 +1,4 @@
-"""Text from a `LanguageModel`, one token after the other, each from a solve of its own position."""
+"""Text generation with a `LanguageModel`: each new token costs a solve of its own position."""
 
 from typing import Any, NamedTuple
 
@@ -10,21 +10,21 @@ from tfdeq.models.language_model import LanguageModel
 from tfdeq.models.sampling import sample
 from tfdeq.solve_scope import SolveScope
 
-# Why a text ended.
+# The reasons why a text ended.
 STOP_TOKEN, MAX_NEW_TOKENS, SEQUENCE_LENGTH = 0, 1, 2
 
 
 class Generation(NamedTuple):
-    """What `generate` returns."""
+    """The result of `generate`."""
 
-    tokens: tf.Tensor  # [B, sequence_length] int32: the new tokens; −1 behind the last
-    lengths: tf.Tensor  # [B] int32: how many there are
-    # [B] int32: STOP_TOKEN (it is the last token), MAX_NEW_TOKENS, SEQUENCE_LENGTH
+    tokens: tf.Tensor  # [B, sequence_length] int32: the new tokens; −1 after the last
+    lengths: tf.Tensor  # [B] int32: number of new tokens
+    # [B] int32: STOP_TOKEN (which is then the last token), MAX_NEW_TOKENS or SEQUENCE_LENGTH
     finish: tf.Tensor
-    residual: tf.Tensor  # [B] float32: the largest of the sample's solves
-    steps: tf.Tensor  # [B] int32: evaluations of the cell, of all the sample's solves
-    prompt_steps: tf.Tensor  # [B] int32: those of them that were on the whole prompt
-    status: tf.Tensor  # [B] int32: the worst of the sample's solves
+    residual: tf.Tensor  # [B] float32: the largest in the sample's solves
+    steps: tf.Tensor  # [B] int32: evaluations of the cell in all the sample's solves
+    prompt_steps: tf.Tensor  # [B] int32: those in the solve of the prompt
+    status: tf.Tensor  # [B] int32: the worst in the sample's solves
 
 
 class _Settings(NamedTuple):
@@ -33,20 +33,20 @@ class _Settings(NamedTuple):
     top_k: tf.Tensor  # [B] int32
     top_p: tf.Tensor  # [B]
     stop_token: tf.Tensor  # [B] int32
-    uniform: tf.Tensor  # [B, sequence_length] the draws, one a token
+    uniform: tf.Tensor  # [B, sequence_length] the draws, one per token
     tolerance: tf.Tensor  # [B]
     max_steps: tf.Tensor  # [B] int32
 
 
 class _State(NamedTuple):
-    n: tf.Tensor  # [] int32, tokens drawn so far, by those who go on
-    past: Any  # key, value: [B, heads, sequence_length, d / heads]; or what the cell remembers
+    n: tf.Tensor  # scalar int32, tokens drawn so far for texts that have not ended
+    past: Any  # key, value: [B, heads, sequence_length, d / heads]; or the cell's own past
     z: tf.Tensor  # [B, d] equilibrium of the last solved position
-    token: tf.Tensor  # [B] int32, drawn last, not solved yet
-    position: tf.Tensor  # [B] int32, where it stands
+    token: tf.Tensor  # [B] int32, last drawn token, not solved yet
+    position: tf.Tensor  # [B] int32, position of this token
     tokens: tf.Tensor  # [B, sequence_length] int32
     lengths: tf.Tensor  # [B] int32
-    finish: tf.Tensor  # [B] int32, −1 while the text goes on
+    finish: tf.Tensor  # [B] int32, −1 while the text has not ended
     residual: tf.Tensor  # [B] float32
     steps: tf.Tensor  # [B] int32
     status: tf.Tensor  # [B] int32
@@ -69,13 +69,13 @@ def generate(
 ) -> Generation:
     """Continues prompts.
 
-    The prompt is solved once. The cell is causal, so solved positions do not change. The part of them that
-    later positions see is kept (`TransformerCell.remember`; for another cell, what it passes on between
-    segments), and each new token costs only the solve of its own position. Works in eager mode, in
-    tf.function and under XLA. The result has no gradient for training.
+    The prompt is solved once. The cell is causal, so solved positions do not change. What later
+    positions see of them is stored (`TransformerCell.remember`; for another cell, the memory that it
+    passes on between segments), and each new token costs only the solve of its own position. This works
+    in eager mode, in tf.function and under XLA. The result has no gradient for training.
 
     Args:
-        model: built, one that `can_generate`.
+        model: a built model for which `can_generate` is true.
         tokens: [B, T] integers, T >= 1: the prompts, each with at least one token. Tokens beyond
             the model's sequence_length are cut off.
         lengths: [B] integers, 1 … T: number of tokens of each prompt; later ones are ignored. None: T.
@@ -86,15 +86,16 @@ def generate(
             this probability. Not in (0, 1): all.
         stop_token: scalar or [B] integers; a text ends after this token. < 0: none.
         seed: scalar or [B] integers; the same seed gives a prompt the same text in every batch.
-        tolerance, max_steps: scalars or [B], of each solve; if not > 0, the model's own.
+        tolerance, max_steps: scalar or [B], for each solve; if not > 0, the model's own.
         compaction: whether prompts that have ended leave the batch.
 
     Returns:
         A `Generation`.
 
     Raises:
-        ValueError: for a model of explicit applications: its positions depend on others' states
-            before the last application, which are not kept. For a cell that has no past to go on from.
+        ValueError: for a model of explicit applications, whose positions depend on states of others
+            before the last application, which are not stored; for a cell that has no past to continue
+            from.
 
     Example:
         >>> import tfdeq
@@ -146,14 +147,14 @@ def generate(
 
 
 def can_generate(model: Any) -> bool:
-    """Whether `generate` works for a model: an equilibrium of a cell that goes on from a past."""
+    """Whether `generate` works for a model: an equilibrium whose cell can continue from a past."""
     if getattr(model, "equilibrium", None) is None or model.explicit_steps:
         return False
     return _has_places(model) or model.remembers
 
 
 def _refusal(model: Any) -> str:
-    """Why `generate` does not work for a model."""
+    """Returns why `generate` does not work for a model."""
     if getattr(model, "equilibrium", None) is None:
         return f"model must be a tfdeq.models.LanguageModel; received {type(model).__name__}."
     if model.explicit_steps:
@@ -168,14 +169,14 @@ def _refusal(model: Any) -> str:
 
 
 def _has_places(model: LanguageModel) -> bool:
-    """Whether the past has a place for each position, and not what the last segment handed on."""
+    """Whether the past has a place for each position, rather than the memory of the last segment."""
     return isinstance(model.cell, TransformerCell)
 
 
 def _draws(seed: tf.Tensor, count: int) -> tf.Tensor:
-    """Uniform numbers in [0, 1) for each sample by its own seed, [B, count]."""
+    """Returns uniform numbers in [0, 1) from each sample's own seed, [B, count]."""
     return tf.map_fn(
-        # A named algorithm: the default one differs between devices, and under XLA.
+        # The algorithm is fixed, because the default differs between devices and under XLA.
         lambda number: tf.random.stateless_uniform([count], [number, 0], alg="philox"),
         seed,
         fn_output_signature=tf.TensorSpec([count], tf.float32),
@@ -194,7 +195,7 @@ def _after_prompt(
     x = model.embed(tf.where(valid, tokens, 0), training=False)
     if not _has_places(model):
         x = {"input": x, "past": model.cell.initial_past(x), "lengths": lengths}
-    # By a scope: a layer's call would round the tolerance to the dtype that it computes in.
+    # In a scope, because a layer's call would round the tolerance to its compute dtype.
     with SolveScope(settings.tolerance, settings.max_steps, compaction=compaction):
         solution = model.equilibrium(x, mask=valid, return_solution=True, training=False)
     past = model.cell.remember(solution.z, model.cell.inject(x))
@@ -227,14 +228,14 @@ def _after_prompt(
 
 
 def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _State:
-    """Solves the position of the token drawn last, for those who go on, and draws the next."""
+    """Solves the position of the last drawn token, for texts that have not ended, and draws the next."""
     going = state.finish < 0
     x, z0 = model.embedding(state.token), state.z
     if _has_places(model):
         x = {"input": x, "position": state.position, "past": state.past}
     else:  # a segment of one position
         x, z0 = {"input": x[:, None], "past": state.past}, z0[:, None]
-    # Without compaction: a position is less work than moving its past.
+    # Without compaction, because moving the past costs more than solving a position.
     with SolveScope(
         tf.where(going, settings.tolerance, tf.float32.max),
         tf.where(going, settings.max_steps, 1),
@@ -242,7 +243,7 @@ def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _S
     ):
         solution = model.equilibrium(
             x,
-            z0=z0,  # the neighbour's equilibrium: nearer than zero, most of the time
+            z0=z0,  # the previous position's equilibrium, usually closer than zero
             return_solution=True,
             training=False,
         )
@@ -261,7 +262,7 @@ def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _S
 
 
 def _grown(model: LanguageModel, state: _State, kept: Any) -> Any:
-    """The past with what is kept of the position that was solved last."""
+    """Returns the past including the last solved position."""
     if not _has_places(model):
         return tf.nest.map_structure(
             lambda new, old: tf.ensure_shape(new, old.shape), kept, state.past
@@ -271,7 +272,7 @@ def _grown(model: LanguageModel, state: _State, kept: Any) -> Any:
 
 
 def _with_row(past: tf.Tensor, place: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-    """past [B, heads, P, c] with row [B, heads, c] at each sample's place."""
+    """Returns past [B, heads, P, c] with row [B, heads, c] at each sample's place."""
     batch, heads = tf.shape(past)[0], past.shape[1]
     b, h = tf.meshgrid(tf.range(batch), tf.range(heads), indexing="ij")
     indices = tf.stack([b, h, tf.broadcast_to(place[:, None], tf.shape(b))], axis=-1)
@@ -279,7 +280,7 @@ def _with_row(past: tf.Tensor, place: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
 
 
 def _drawn(model: LanguageModel, state: _State, settings: _Settings) -> _State:
-    """Draws a token after the last equilibrium, and ends the texts that it ends."""
+    """Draws a token from the last equilibrium, and marks the texts that end with it."""
     going = state.finish < 0
     token = sample(
         model.logits(state.z),
@@ -290,7 +291,7 @@ def _drawn(model: LanguageModel, state: _State, settings: _Settings) -> _State:
     )
     lengths = state.lengths + tf.cast(going, tf.int32)
     here = going[:, None] & (tf.range(model.sequence_length) == state.n)[None]
-    # The later line wins.
+    # Later lines override earlier ones.
     finish = tf.where(state.position + 1 >= model.sequence_length, SEQUENCE_LENGTH, -1)
     finish = tf.where(lengths >= settings.max_new_tokens, MAX_NEW_TOKENS, finish)
     finish = tf.where(token == settings.stop_token, STOP_TOKEN, finish)

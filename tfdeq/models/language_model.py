@@ -15,16 +15,16 @@ from tfdeq.solution import Solution
 class LanguageModel(TokenModel):
     """Embedding -> `DEQLayer` of a cell -> norm -> next-token logits.
 
-    A long text can be passed in segments, each with the carried memory that the call before returned: the
-    equilibria of a segment see those of earlier segments. The carried memory has no gradient.
+    A long text can be passed in segments, each with the carried memory that the previous call returned.
+    The equilibria of a segment then see those of earlier segments. The carried memory has no gradient.
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
         sequence_length: the longest T of a model without a carried memory; the longest text of `generate`.
-        cell: a causal cell on [B, T, d], such as a `tfdeq.cells.TransformerCell` or `TrellisCell`, which
-            also gives the positions. The model has a carried memory if the cell has `initial_past` and,
-            of attention, a span.
-        width: of the embedding. Default: the cell's.
+        cell: a causal cell on [B, T, d], such as a `tfdeq.cells.TransformerCell` or `TrellisCell`,
+            which also encodes positions. The model has a carried memory if the cell has `initial_past`
+            and, in the case of attention, a span.
+        width: width of the embedding. Default: the cell's.
         solver, adjoint, jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps:
             see `DEQLayer`.
         explicit_steps: 0 for the equilibrium; L > 0 for L explicit applications of the same cell
@@ -39,7 +39,7 @@ class LanguageModel(TokenModel):
         memory: what `initial_memory` or the call on the preceding text returned.
         mask: [B, T] bool or None, False at padding, which must follow the text. Padding changes neither
             answers nor residuals.
-        tolerance, max_steps: scalars or [B].
+        tolerance, max_steps: scalar or [B].
         explicit_steps: overrides the constructor's for this call.
         iterates: numbers of evaluations. Also return answers, with gradients, after each of these
             (fixed-point correction).
@@ -99,7 +99,7 @@ class LanguageModel(TokenModel):
 
     @property
     def explicit_steps(self) -> int:
-        """Applications of the cell instead of a solve; 0: a solve."""
+        """Number of applications of the cell instead of a solve; 0: a solve."""
         return self.equilibrium.explicit_steps
 
     @property
@@ -108,7 +108,7 @@ class LanguageModel(TokenModel):
 
     @property
     def remembers(self) -> bool:
-        """Whether `call` takes and returns a carried memory of the text before."""
+        """Whether `call` takes and returns a carried memory of the preceding text."""
         return hasattr(self.cell, "initial_past") and getattr(self.cell, "span", 0) is not None
 
     def build_states(self, shape):
@@ -116,7 +116,7 @@ class LanguageModel(TokenModel):
         self.equilibrium.build(shape)
 
     def initial_memory(self, batch_size: int) -> Any:
-        """Returns the carried memory of texts that nothing stands before: a nest of zeros [B, …]."""
+        """Returns the carried memory at the beginning of texts: a nest of zeros [B, …]."""
         if not self.remembers:
             return super().initial_memory(batch_size)
         return self.cell.initial_past(ops.zeros((batch_size, 1, self.width), self.compute_dtype))
@@ -138,7 +138,7 @@ class LanguageModel(TokenModel):
         if memory is not None:
             x = {"input": x, "past": keras.tree.map_structure(ops.stop_gradient, memory)}
             if mask is not None:
-                # What is remembered is what stands before an example's padding.
+                # The memory ends before an example's padding.
                 x["lengths"] = ops.sum(ops.cast(mask, "int32"), axis=1)
         solution = self.equilibrium(
             x,
@@ -150,7 +150,7 @@ class LanguageModel(TokenModel):
             explicit_steps=explicit_steps,
             iterates=iterates,
         )
-        # A solution is of the solver's dtype.
+        # A solution has the solver's dtype.
         z, states = keras.tree.map_structure(
             lambda state: ops.cast(state, self.compute_dtype), (solution.z, solution.iterates)
         )
@@ -190,7 +190,7 @@ class LanguageModel(TokenModel):
         layer = self.equilibrium
         return {
             **super().get_config(),
-            # As the layer's: without a build_config, since build() builds the cell.
+            # As in the layer's config, without a build_config, because build() builds the cell.
             "cell": layer.get_config()["cell"],
             "solver": keras.saving.serialize_keras_object(layer.solver),
             "adjoint": keras.saving.serialize_keras_object(layer.adjoint),

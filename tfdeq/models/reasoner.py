@@ -15,10 +15,10 @@ from tfdeq.solvers.solver import require_positive_integer
 class Reasoner(keras.Model):
     """Embedding -> `DEQLayer` of a cell -> norm -> logits at every place.
 
-    For puzzles: the input is the content of each place, the output is the answer at each place. Only the
-    cell distinguishes places by position. With a cell that takes inputs of any size, such as
-    `tfdeq.cells.RecallConvolution`, the model does too: trained on small inputs, it can solve larger ones
-    with more evaluations.
+    It is made for puzzles: the input is the content of each place, the output is the answer at each
+    place. Only the cell distinguishes places by position. With a cell that takes inputs of any size,
+    such as `tfdeq.cells.RecallConvolution`, the model does too: trained on small inputs, it can solve
+    larger ones with more evaluations.
 
     Args:
         tokens: inputs are 0 … tokens − 1.
@@ -28,20 +28,20 @@ class Reasoner(keras.Model):
             `tfdeq.cells.NestedRecursion`.
         solver, adjoint, explicit_steps, block: see `DEQLayer`.
         jacobian_penalty, jacobian_penalty_fraction, jacobian_penalty_power_steps: see `DEQLayer`.
-        start_noise: in training a solve starts from normal noise of this standard deviation instead of
-            the cell's initial state, so that answers do not come to depend on the start. Default 0.
-        path_noise: in training, normal noise is added to a start that the call gives, such as the state of an
-            earlier solve. Its standard deviation is this share of the start's root mean square, for each
-            example. Answers then do not come to depend on the path. Default 0.
+        start_noise: in training, a solve starts from normal noise of this standard deviation instead of
+            the cell's initial state, so that answers do not depend on the start. Default 0.
+        path_noise: in training, normal noise is added to a start that the call gives, such as the state
+            of an earlier solve. Its standard deviation is this share of the start's root mean square,
+            for each example. This keeps answers from depending on the path. Default 0.
 
     Call arguments:
-        inputs: [B, places] integers, with places in one dimension or two. Places with a number below 0
-            are outside of the puzzle, as if they did not exist. So puzzles of several sizes can share
-            a batch, with a cell that takes a mask.
+        inputs: [B, places] integers; the places have one or two dimensions. Places with a number below
+            0 are outside the puzzle, as if they did not exist. So puzzles of several sizes can share a
+            batch, if the cell takes a mask.
         z0: a start [B, places, width].
-        tolerance, max_steps: scalars or [B].
+        tolerance, max_steps: scalar or [B].
         explicit_steps: overrides the constructor's for this call.
-        return_solution: return the `Solution` too.
+        return_solution: also return the `Solution`.
 
     Returns:
         logits [B, places, classes] float32; with return_solution a tuple (logits, solution).
@@ -155,7 +155,7 @@ class Reasoner(keras.Model):
     def embed(self, inputs):
         """Returns x [B, places, d], and a mask [B, places] of the places that are in the puzzle.
 
-        The mask is None where the cell takes none.
+        The mask is None if the cell takes none.
         """
         inside = inputs >= 0
         x = self.embedding(ops.where(inside, inputs, 0))
@@ -172,20 +172,20 @@ class Reasoner(keras.Model):
         return self.start_noise * ops.cast(noise, initial.dtype)
 
     def _perturbed(self, z):
-        """Returns a state [B, places, width] with the noise of the path."""
+        """Returns a state [B, places, width] with path noise added."""
         noise = ops.cast(keras.random.normal(ops.shape(z), seed=self.seed_generator), z.dtype)
         axes = tuple(range(1, len(z.shape)))
         return z + self.path_noise * ops.sqrt(ops.mean(z**2, axis=axes, keepdims=True)) * noise
 
     def applied(self, z, inputs):
-        """Returns f(z, x), differentiable, of a state [B, places, width] and inputs [B, places]."""
+        """Returns f(z, x), differentiable, for a state [B, places, width] and inputs [B, places]."""
         x, mask = self.embed(inputs)
         given = {} if mask is None else {"mask": mask}
         x = self.cell.inject(x) if hasattr(self.cell, "inject") else x
         return ops.cast(self.cell(ops.cast(z, self.compute_dtype), x, **given), z.dtype)
 
     def read(self, z):
-        """Returns the logits [B, places, classes] float32 of a state [B, places, width]."""
+        """Returns the float32 logits [B, places, classes] of a state [B, places, width]."""
         z = self.cell.answer(z) if hasattr(self.cell, "answer") else z
         return ops.cast(self.readout(norm(ops.cast(z, self.compute_dtype))), "float32")
 
@@ -195,7 +195,7 @@ class Reasoner(keras.Model):
             **super().get_config(),
             "tokens": self.tokens,
             "classes": self.classes,
-            # As the layer's: without a build_config, since build() builds the cell.
+            # As in the layer's config, without a build_config, because build() builds the cell.
             "cell": layer.get_config()["cell"],
             "solver": keras.saving.serialize_keras_object(layer.solver),
             "adjoint": keras.saving.serialize_keras_object(layer.adjoint),

@@ -1,4 +1,4 @@
-"""Work on some rows of a batch where shapes are fixed, as under XLA: a chunk of them after the other."""
+"""Work on some rows of a batch, in chunks, where shapes are fixed, as under XLA."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,19 +15,20 @@ def chunked(
     weights: Sequence[tf.Tensor],
     chunk: int = CHUNK,
 ) -> tf.Tensor:
-    """Returns y [N]: y_n = function(rows, labels, *weights)_n where n is a member, else 0.
+    """Returns y [N] with y_n = function(rows, labels, *weights)_n if n is a member, else 0.
 
-    ⌈members / chunk⌉ calls of function, in a loop whose length depends on values where no shape does.
-    A call's intermediates are not kept: the gradient calls function again, so neither pass holds more
-    than one chunk of them. Differentiable once, towards rows and weights.
+    It calls function ⌈members / chunk⌉ times, in a loop whose length, but no shape, depends on values.
+    The intermediates of a call are not kept: the gradient calls function again, so neither pass holds
+    more than one chunk of them. The result is differentiable once, with respect to rows and weights.
 
     Args:
         function: rows [chunk, d], labels [chunk], *weights -> [chunk], each from its own row.
         member: [N] bool.
         rows: [N, d] floating.
-        labels: [N] integers; those of members need make sense, and function takes 0 from any row.
+        labels: [N] integers; only those of members must be valid, and function must accept 0 for any
+            row.
         weights: floating tensors of any shapes.
-        chunk: how many rows at a time. Default 64.
+        chunk: number of rows at a time. Default 64.
 
     Example:
         >>> member = tf.constant([True, False, True])
@@ -38,15 +39,16 @@ def chunked(
         [10.0, 0.0, 30.0]
     """
     if rows.shape[0] == 0:
-        return function(rows, labels, *weights)  # nothing that a loop's body could take rows from
-    # A chunk's other rows must give numbers: their gradients are multiplied by zero, which NaN survives.
+        return function(rows, labels, *weights)  # no rows that a loop's body could gather
+    # The other rows of a chunk must be finite: their gradients are multiplied by zero, but zero
+    # times NaN is NaN.
     labels = tf.where(member, labels, tf.zeros_like(labels))
     count = tf.reduce_sum(tf.cast(member, tf.int32))
-    # Members first; row 0 behind the last, so that every chunk is full.
+    # Members first, then padding with row 0, so that every chunk is full.
     order = tf.pad(tf.argsort(tf.cast(~member, tf.int32)), [[0, chunk]])
 
     def taken(k):
-        """The k-th chunk's rows, and which of them are members."""
+        """Returns the k-th chunk's rows, and which of them are members."""
         return tf.slice(order, [k * chunk], [chunk]), k * chunk + tf.range(chunk) < count
 
     def loop(body, start):

@@ -1,4 +1,4 @@
-"""Draws a token from logits: temperature, top-k and top-p, for each sample its own."""
+"""Draws tokens from logits, with a temperature, top-k and top-p for each sample."""
 
 import tensorflow as tf
 
@@ -10,16 +10,16 @@ def sample(
     top_k: tf.Tensor,
     top_p: tf.Tensor,
 ) -> tf.Tensor:
-    """Returns one token a sample, by the inverse of the distribution function.
+    """Returns one token per sample, by inversion of the distribution function.
 
-    p = softmax(logits / temperature), of its top_k likeliest tokens (renormalised), of these the
-    fewest likeliest whose probabilities reach top_p (renormalised). Of equal logits the smaller
-    token comes first.
+    The distribution is p = softmax(logits / temperature), restricted to the top_k most likely tokens
+    and renormalised, then to the fewest most likely of these whose probabilities reach top_p and
+    renormalised again. For equal logits, the smaller token comes first.
 
     Args:
         logits: [B, V].
         uniform: [B] in [0, 1), the draws.
-        temperature: [B]; not > 0: the likeliest token.
+        temperature: [B]; not > 0: the most likely token.
         top_k: [B] int32; <= 0: all.
         top_p: [B]; not in (0, 1): all.
 
@@ -36,7 +36,7 @@ def sample(
     """
     likeliest = tf.argmax(logits, axis=-1, output_type=tf.int32)
     warm = temperature > 0
-    # Sorting a vocabulary costs more than the rest; greedy batches need not.
+    # Sorting a vocabulary costs more than the rest, so greedy batches skip it.
     return tf.cond(
         tf.reduce_any(warm),
         lambda: tf.where(warm, _draw(logits, uniform, temperature, top_k, top_p), likeliest),
@@ -46,7 +46,7 @@ def sample(
 
 def _draw(logits, uniform, temperature, top_k, top_p):
     size = logits.shape[-1]
-    # From the maximum down, so that a small temperature cannot overflow.
+    # Relative to the maximum, so that a small temperature cannot overflow.
     logits -= tf.reduce_max(logits, axis=-1, keepdims=True)
     logits /= tf.where(temperature > 0, temperature, 1.0)[:, None]
     ordered, tokens = tf.math.top_k(logits, size, index_type=tf.int32)
@@ -56,6 +56,6 @@ def _draw(logits, uniform, temperature, top_k, top_p):
     p = tf.where(tf.cumsum(p, axis=-1, exclusive=True) < bound, p, 0.0)
     reached = tf.cumsum(p, axis=-1)
     place = tf.reduce_sum(tf.cast(reached <= uniform[:, None] * reached[:, -1:], tf.int32), axis=-1)
-    # Rounding may lead behind the last token that can be drawn.
+    # Rounding may lead past the last token that can be drawn.
     place = tf.minimum(place, tf.reduce_sum(tf.cast(p > 0, tf.int32), axis=-1) - 1)
     return tf.gather(tokens, place, batch_dims=1)

@@ -1,4 +1,4 @@
-"""What language models share: tokens in, logits or losses out, and a memory carried between segments."""
+"""The base class of language models: tokens in, logits or losses out, and a carried memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,31 +15,31 @@ from tfdeq.solvers.solver import require_integer, require_positive_integer
 
 
 class TokenModel(keras.Model):
-    """Embedding -> what a subclass makes of it -> norm -> next-token logits.
+    """Embedding -> the computation of a subclass -> norm -> next-token logits.
 
-    A subclass has a `call`, and says by `remembers` whether segments have a carried memory.
+    A subclass defines `call`, and `remembers`: whether segments have a carried memory.
 
     Attributes:
-        equilibrium: the `tfdeq.DEQLayer` that makes the states; None: an explicit network does.
-        explicit_steps: > 0: its cell is applied so often instead of solved for.
+        equilibrium: the `tfdeq.DEQLayer` that computes the states; None for an explicit network.
+        explicit_steps: if > 0, its cell is applied this many times instead of solving.
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
-        sequence_length: the longest T, for models that do not remember.
-        width: d, of the embedding.
-        state_width: of what the readout reads. Default: width.
-        tied_output: logits from the transposed embedding instead of a matrix of their own; states of
-            another width than the embedding's are mapped to it first. Default False.
-        cutoffs: for large vocabularies, whose tokens are sorted by frequency: where a new cluster of
-            the `AdaptiveEmbedding` and the `AdaptiveSoftmax` begins. Default (): an embedding and a
-            matrix.
+        sequence_length: the longest T, for models without a carried memory.
+        width: d, width of the embedding.
+        state_width: width of the states that the readout reads. Default: width.
+        tied_output: whether to compute logits with the transposed embedding instead of a separate
+            matrix; states of another width than the embedding's are first mapped to it. Default False.
+        cutoffs: for large vocabularies whose tokens are sorted by frequency: the tokens at which a new
+            cluster of the `AdaptiveEmbedding` and the `AdaptiveSoftmax` begins. Default (): an ordinary
+            embedding and an output matrix.
         cutoff_factor: how much narrower each cluster is than the one before. Default 4.
-        input_dropout, output_dropout: rates on the embeddings and on what the readout reads, in
-            [0, 1); one mask for all positions of an example. Default 0.
-        loss_chunk: > 0: losses (`targets`) come from the logits of so many positions at a time, which
-            the gradient computes once more: the memory of a training step is then that of the states,
-            for four products with the readout's matrix instead of three. Default 0: of all positions
-            at once. With cutoffs it is not looked at.
+        input_dropout, output_dropout: rates for the embeddings and for the states that the readout
+            reads, in [0, 1); one mask for all positions of an example. Default 0.
+        loss_chunk: if > 0, losses (`targets`) are computed from the logits of this many positions at a
+            time, and the gradient computes these logits again. A training step then needs only the
+            memory of the states, and four products with the readout's matrix instead of three. Default
+            0: all positions at once. Ignored with cutoffs.
 
     Raises:
         ValueError: for settings out of range.
@@ -90,7 +90,7 @@ class TokenModel(keras.Model):
 
     @property
     def remembers(self) -> bool:
-        """Whether `call` takes and returns a carried memory of the text before."""
+        """Whether `call` takes and returns a carried memory of the preceding text."""
         return False
 
     def build(self, tokens_shape):
@@ -102,11 +102,11 @@ class TokenModel(keras.Model):
                 layer.build(states)
 
     def build_states(self, shape):
-        """Builds what stands between embedding and readout, for embeddings of a shape."""
+        """Builds the layers between embedding and readout, for embeddings of a shape."""
         raise NotImplementedError(f"{type(self).__name__} must build what makes its states.")
 
     def embed(self, tokens, training=None):
-        """Tokens [B, T] -> what the cell, or network, reads [B, T, d]."""
+        """Tokens [B, T] -> the input [B, T, d] of the cell or network."""
         length = tokens.shape[1]
         if not self.remembers and length is not None and length > self.sequence_length:
             raise ValueError(
@@ -116,7 +116,7 @@ class TokenModel(keras.Model):
         return self.input_dropout(self.embedding(tokens), training=training)
 
     def initial_memory(self, batch_size: int) -> Any:
-        """Returns the carried memory of texts that nothing stands before: a nest of zeros [B, …]."""
+        """Returns the carried memory at the beginning of texts: a nest of zeros [B, …]."""
         raise ValueError(f"{type(self).__name__} {self.name!r} has no memory between segments.")
 
     def logits(self, z, training=None):
@@ -126,9 +126,9 @@ class TokenModel(keras.Model):
         return ops.cast(logits, "float32")
 
     def _output_matrix(self):
-        """[d, V], what the readout multiplies by where there are no cutoffs."""
+        """Returns the readout's matrix [d, V], for a model without cutoffs."""
         if self.readout is None:
-            # Unit-scale embeddings, so that the first logits are of unit scale too.
+            # The embeddings have unit scale; this gives the initial logits unit scale too.
             matrix = self.width**-0.5 * ops.transpose(self.embedding.embeddings)
         else:
             matrix = ops.convert_to_tensor(self.readout.kernel)
@@ -140,7 +140,7 @@ class TokenModel(keras.Model):
             return ops.cast(self.readout.loss(self._read(z, training), targets), "float32")
         if not self.loss_chunk:
             return _nats(self.logits(z, training), targets)
-        # Sums over chunks are made in float32, products in what the policy computes in.
+        # Sums over chunks are computed in float32, products in the policy's compute dtype.
         wide = "float64" if self.compute_dtype == "float64" else "float32"
 
         def nats(rows, labels, matrix):
@@ -156,12 +156,12 @@ class TokenModel(keras.Model):
         return tf.cast(tf.reshape(losses, tf.shape(targets)), tf.float32)
 
     def _read(self, z, training):
-        """What the readout multiplies."""
+        """Returns the states as the readout reads them."""
         h = self.output_dropout(ops.rms_normalization(z, epsilon=1e-5), training=training)
         return h if self.projection is None else self.projection(h)
 
     def _answer(self, z, targets, training):
-        """Logits, or with targets their losses."""
+        """Returns logits, or losses if there are targets."""
         if targets is None:
             return self.logits(z, training)
         return self.negative_log_likelihood(z, targets, training)
@@ -187,7 +187,7 @@ class TokenModel(keras.Model):
         return keras.layers.Embedding(self.vocabulary_size, self.width, initializer, **settings)
 
     def _make_readout(self):
-        """What maps to logits; None where the embedding's matrix does."""
+        """Returns the layer that maps to logits; None if the embedding's matrix does."""
         settings = {"dtype": self.dtype_policy, "name": "readout"}
         if self.cutoffs:
             tied_to = self.embedding if self.tied_output else None

@@ -1,1 +1,1 @@
-"""What solves are made of: layouts of states, limits, safeguards, gradients of one's own."""
+"""Parts of a solve: layouts of states, limits, safeguards and custom gradients."""

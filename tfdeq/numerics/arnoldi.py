@@ -6,24 +6,25 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# Vectors of the space; steps beyond them go into its start.
+# Largest number of vectors in the space; further steps improve its start.
 MOST_VECTORS = 30
-# 2^32: the power of the small matrix whose norm's root is its spectral radius.
+# The small matrix is raised to the power 2^32; the root of that power's norm is its spectral
+# radius.
 _SQUARINGS = 32
 
 
 class KrylovSpace(NamedTuple):
-    """What m products from the start v left: J V = V H + what leaves the space."""
+    """The result of m products from the start v: J V = V H + a remainder outside the space."""
 
     hessenberg: tf.Tensor  # [B, m + 1, m] float64
-    log_growth: tf.Tensor  # [B] float64, of the power steps that count towards the growth rate
-    growth_steps: int  # how many those were
+    log_growth: tf.Tensor  # [B] float64, over the power steps that count towards the growth rate
+    growth_steps: int  # number of these steps
 
 
 def krylov_space(
     product: Callable[[tf.Tensor], tf.Tensor], start: tf.Tensor, steps: int
 ) -> KrylovSpace:
-    """Makes `steps` products: powers of J on the start first, where there are more than the space holds.
+    """Makes `steps` products: if these are more than the space holds, first powers of J on the start.
 
     Args:
         product: v -> J v, [B, D] -> [B, D].
@@ -44,15 +45,16 @@ def krylov_space(
         image = tf.reshape(product(basis[:, j]), tf.stack([batch, size]))
         image = tf.ensure_shape(image, start.shape)
         whole = _length(image)
-        # At length 1, so that no square of a very large or small image over- or underflows.
+        # Scaled to length 1, so that no square of a very large or small image overflows or
+        # underflows.
         image = _divided(image, whole)
         column = tf.zeros_like(matrix[:, :, 0])
-        for _ in range(2):  # twice is enough for orthogonality to rounding
+        for _ in range(2):  # twice is enough for orthogonality up to rounding
             along = tf.linalg.matvec(basis, image)
             image -= tf.linalg.matvec(basis, along, transpose_a=True)
             column += along
         image, rest = _unit(image)
-        # What rounding left has no direction of its own: the space is invariant.
+        # A remainder of rounding size has no meaningful direction: the space is invariant.
         rest = tf.where(rest <= rounding, tf.zeros_like(rest), rest)
         image = tf.where(rest[:, None] == 0, tf.zeros_like(image), image)
         place = tf.one_hot(j + 1, vectors + 1, dtype=image.dtype)
@@ -75,8 +77,8 @@ def largest_modulus(space: KrylovSpace, rounding: float) -> tuple[tf.Tensor, tf.
     """Returns max |eigenvalue| and an estimate of its error, [B] float64 each.
 
     Args:
-        space: of the map.
-        rounding: relative, of the products.
+        space: Krylov space of the map.
+        rounding: relative rounding error of the products.
     """
     inner, leaving = space.hessenberg[:, :-1], space.hessenberg[:, -1, -1]
     size = inner.shape[-1]
@@ -85,18 +87,18 @@ def largest_modulus(space: KrylovSpace, rounding: float) -> tuple[tf.Tensor, tf.
     disturbed = inner + (rounding * scale)[:, None, None] * noise
     ritz, invariant = _radius_of(inner)
     rounded, _ = _radius_of(disturbed)
-    # The Ritz values that count are exact for a map this near to J.
+    # The relevant Ritz values are exact for a map this close to J.
     last_row = tf.sqrt(tf.reduce_sum(tf.square(invariant[:, -1]), -1))
     residual = tf.abs(leaving) * last_row
     growth = _growth_rate(space)
-    # A lower bound for a normal J, also where more eigenvalues share the modulus than the space holds.
+    # A lower bound for a normal J, even if more eigenvalues share the modulus than the space holds.
     radius = tf.maximum(ritz, tf.minimum(growth, ritz + 2 * residual))
     error = residual + tf.abs(radius - ritz) + tf.abs(rounded - ritz)
     return radius, error
 
 
 def _power_steps(product, vector, steps, counted_from):
-    """J^steps v at length 1, and the logarithm of its growth from step `counted_from` on."""
+    """Returns J^steps v, scaled to length 1, and the logarithm of its growth from step `counted_from` on."""
     log_growth = tf.zeros(tf.shape(vector)[:1], tf.float64)
     if steps == 0:
         return vector, log_growth
@@ -118,7 +120,7 @@ def _power_steps(product, vector, steps, counted_from):
 
 
 def _growth_rate(space: KrylovSpace) -> tf.Tensor:
-    """(‖J^n v‖ / ‖J^k v‖)^(1 / (n − k)) over the later half of all products; no further ones."""
+    """Returns (‖J^n v‖ / ‖J^k v‖)^(1 / (n − k)) over the later half of all products, without new ones."""
     matrix = space.hessenberg
     vectors = matrix.shape[-1]
     first = 0 if space.growth_steps else vectors // 2
@@ -140,9 +142,9 @@ def _growth_rate(space: KrylovSpace) -> tf.Tensor:
 
 
 def _radius_of(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """ρ(A) = lim ‖A^n‖^(1/n) [B] at n = 2^32, and A^n at norm 1, whose columns span what is largest.
+    """Returns ρ(A) = lim ‖A^n‖^(1/n) [B] at n = 2^32, and A^n at norm 1, which spans the dominant space.
 
-    No eigenvalues: XLA knows none of matrices that are not symmetric.
+    Eigenvalues are not used, because XLA cannot compute those of matrices that are not symmetric.
     """
 
     def normalised(matrix):
@@ -170,14 +172,14 @@ def _radius_of(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _length(vector: tf.Tensor) -> tf.Tensor:
-    """[B, D] -> [B] the norms, without over- or underflow of the squares."""
+    """[B, D] -> [B], the norms, without overflow or underflow of the squares."""
     largest = tf.reduce_max(tf.abs(vector), axis=1)
     largest = tf.where(tf.shape(vector)[1] == 0, tf.zeros_like(largest), largest)
     return largest * tf.sqrt(tf.reduce_sum(tf.square(_divided(vector, largest)), axis=1))
 
 
 def _divided(vector: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Zeros stay zeros, and NaN NaN."""
+    """Divides; zeros remain zeros, and NaN remains NaN."""
     return vector / tf.where(length == 0, tf.ones_like(length), length)[:, None]
 
 

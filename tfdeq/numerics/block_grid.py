@@ -1,4 +1,4 @@
-"""Places cut into blocks with margins: where they lie in padded arrays, and which are beside which."""
+"""Places divided into blocks with margins: their indices in padded arrays, and their neighbours."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import tensorflow as tf
 
 
 class BlockGrid:
-    """Places [B, P₁ (, P₂)] cut into blocks, in arrays with a margin.
+    """Places [B, P₁ (, P₂)] divided into blocks, in arrays with a margin.
 
     Args:
-        rank: dimensions of the places. shape: of the state, [B, places, d]. block: places of a block along
-            each dimension. halo: the margin.
+        rank: number of dimensions of the places. shape: shape of the state, [B, places, d]. block: size
+            of a block along each dimension. halo: width of the margin.
 
     Attributes:
-        count: blocks of a sample. halo: as above.
+        count: number of blocks per sample. halo: as above.
     """
 
     def __init__(self, rank: int, shape: tf.Tensor, block: int, halo: int):
@@ -39,7 +39,7 @@ class BlockGrid:
         return whole[(slice(None), *cut)]
 
     def windows(self, blocks: tf.Tensor) -> tf.Tensor:
-        """[n, places of a window] int64: where the windows of blocks lie in a padded array."""
+        """[n, places of a window] int64: indices of the windows of blocks in a padded array."""
         sample, rest = blocks // self.count, blocks % self.count
         place = sample
         offset = tf.zeros([1], tf.int64)
@@ -63,7 +63,7 @@ class BlockGrid:
     def interior(self, windows: tf.Tensor, flat: bool = False) -> tf.Tensor:
         """The blocks themselves: [n, places of a block, …].
 
-        flat: whether the windows are as `windows` returns them, without dimensions.
+        flat: whether the windows have one dimension, as `windows` returns them.
         """
         places = self.as_places(windows) if flat else windows
         own = slice(self.halo, self.halo + self.block)
@@ -72,7 +72,7 @@ class BlockGrid:
         return tf.reshape(places, shape)
 
     def oldest_around(self, active: tf.Tensor, since: tf.Tensor) -> tf.Tensor:
-        """[B, blocks] bool: active ones that wait longest among the blocks around, of equals the first."""
+        """[B, blocks] bool: active blocks that have waited longest among their active neighbours."""
         never = since.dtype.max
         order = since * self.count + tf.range(self.count)[None]
         grid = tf.reshape(tf.where(active, order, never), [-1, *self._blocks])
@@ -82,7 +82,7 @@ class BlockGrid:
         return tf.reshape(found, tf.shape(active))
 
     def moved(self, change: tf.Tensor) -> tf.Tensor:
-        """[n, places of a block, d] -> [n, 1 + directions]: how far blocks moved, and their sides."""
+        """[n, places of a block, d] -> [n, 1 + directions]: how far the blocks and their sides moved."""
         squares = tf.reduce_sum(change**2, axis=-1)
         squares = tf.reshape(squares, [-1, *[self.block] * self.rank])
         zones = {-1: slice(self.halo), 0: slice(None), 1: slice(self.block - self.halo, None)}
@@ -93,10 +93,10 @@ class BlockGrid:
         return tf.sqrt(tf.stack(found, axis=1))
 
     def woken(self, blocks: tf.Tensor, moved: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-        """[B, blocks] bool: those that moved, and those beside a side that did.
+        """[B, blocks] bool: blocks that moved, and neighbours of sides that moved.
 
         Args:
-            blocks: [n]. moved: [n, 1 + directions] bool. shape: of the result.
+            blocks: [n]. moved: [n, 1 + directions] bool. shape: shape of the result.
         """
         count = tf.reduce_prod(tf.cast(shape, tf.int64))
         flags = (
@@ -105,18 +105,19 @@ class BlockGrid:
         flags = tf.reshape(flags, [-1, *self._blocks, moved.shape[1]])
         found = flags[..., 0]
         for number, direction in enumerate(self._directions, 1):
-            # What lies in a direction of a block is woken by it: seen from there it is the other way.
+            # A block wakes its neighbour in a direction, for which the block lies in the opposite
+            # direction.
             found |= self._at(flags[..., number], tuple(-step for step in direction), False)
         return tf.reshape(found, shape)
 
     @property
     def _directions(self) -> list[tuple[int, ...]]:
-        """Of the blocks around one, across corners too."""
+        """The directions of the neighbours of a block, including diagonal ones."""
         every = itertools.product((-1, 0, 1), repeat=self.rank)
         return [direction for direction in every if any(direction)]
 
     def _at(self, grid: tf.Tensor, direction: tuple[int, ...], beyond: Any) -> tf.Tensor:
-        """[B, blocks, …]: of each block the value of the one in a direction; beyond: of the border."""
+        """[B, blocks, …]: for each block, the value of its neighbour in a direction; beyond: that outside."""
         wide = tf.pad(grid, [[0, 0], *[[1, 1]] * self.rank], constant_values=beyond)
         for axis, (step, size) in enumerate(zip(direction, self._blocks, strict=True), 1):
             wide = tf.gather(wide, tf.range(1 + step, 1 + step + size), axis=axis)

@@ -1,4 +1,4 @@
-"""Tensors that f uses and that are not among its arguments: no gradient would reach them."""
+"""Checks for tensors that f uses without receiving them as arguments, which get no gradient."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,17 +11,17 @@ from tensorflow.python.framework.func_graph import FuncGraph
 
 @contextlib.contextmanager
 def check_closures(allowed: bool) -> Iterator[Callable[[Any], None]]:
-    """Gives a function that raises if f, evaluated inside, used tensors that a gradient should reach.
+    """Yields a function that raises an error if f, evaluated inside, used tensors that need a gradient.
 
-    In eager mode those are what a tape outside watches: f's output, from arguments that carry no
-    gradient, is then recorded. In a graph f is evaluated in the body of a loop, whose captures are
-    followed back: to an argument of the function that is traced or to a trainable variable there
-    is a gradient, through tf.stop_gradient and constants there is none.
+    In eager mode these are tensors watched by an outer tape: it then records f's output although the
+    arguments carry no gradient. In a graph, f is evaluated in the body of a loop, whose captures are
+    traced back: an argument of the function being traced or a trainable variable needs a gradient,
+    while tf.stop_gradient and constants end the search.
 
     Args:
-        allowed: check nothing.
+        allowed: whether such tensors are allowed, so that nothing is checked.
 
-    Raises (the function, given f's output):
+    Raises (by the function, called with f's output):
         ValueError: for such a tensor.
     """
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
@@ -54,7 +54,7 @@ _MESSAGE = (
 
 def _carries_gradient(tensor: Any, seen: dict[int, bool]) -> bool:
     """Whether a gradient could flow through a tensor to an argument or a trainable variable."""
-    # Without recursion: a graph may be deep.
+    # Without recursion, because a graph may be deep.
     stack = [tensor]
     while stack:
         tensor = stack.pop()
@@ -86,7 +86,7 @@ def _is_numeric(tensor: Any) -> bool:
 
 
 def _captured(placeholder: Any) -> Any:
-    """The tensor of the graph around that a placeholder stands for; None: it is an argument."""
+    """Returns the outer graph's tensor that a placeholder captures; None for an argument."""
     graph = placeholder.graph
     if isinstance(graph, FuncGraph):
         for outer, inner in graph.captures:
@@ -96,10 +96,10 @@ def _captured(placeholder: Any) -> Any:
 
 
 def _is_trainable(handle: Any) -> bool:
-    """Whether a variable's handle is one of a trainable variable of the graphs around."""
+    """Whether a handle belongs to a trainable variable of the outer graphs."""
     while isinstance(getattr(handle, "graph", None), FuncGraph):
         outer = _captured(handle)
-        # The graph that is being traced knows those that were read so far.
+        # The graph being traced lists the variables that were read so far.
         for variable in [*handle.graph.variables, *handle.graph._watched_variables]:
             if variable.handle is handle or variable.handle is outer:
                 return bool(variable.trainable)

@@ -1,4 +1,4 @@
-"""What keeps a custom gradient from being lost without a word."""
+"""Makes the loss of a custom gradient an error."""
 
 from collections.abc import Sequence
 
@@ -16,18 +16,18 @@ _DROPPED = (
 def custom_gradient_only(
     outputs: Sequence[tf.Tensor], inputs: Sequence[tf.Tensor]
 ) -> list[tf.Tensor]:
-    """Returns the outputs of a tf.custom_gradient's function, with no gradient but the custom one.
+    """Returns the outputs of a tf.custom_gradient's function, with the custom gradient as the only one.
 
-    tf.vectorized_map maps operations, not custom gradients: a gradient that is taken of what it
-    returns goes through the function itself. Here that is an error (LookupError); without this it
-    would be zero, since solves are under tf.stop_gradient.
+    tf.vectorized_map maps operations, not custom gradients, so a gradient of its result goes through
+    the operations of the function. With this function that raises a LookupError; otherwise the gradient
+    would be zero, because solves are under tf.stop_gradient.
 
     Args:
-        outputs: what the function returns. inputs: what it was given.
+        outputs: outputs of the function. inputs: its inputs.
     """
     if tf.executing_eagerly():
-        return list(outputs)  # nothing drops it there
-    # Beside the inputs, so that a tape that watches those comes by.
+        return list(outputs)  # there the custom gradient is never lost
+    # Together with the inputs, so that a tape that watches these records the operation.
     beside = tf.identity_n([*outputs, *inputs])[: len(outputs)]
     return [tf.raw_ops.PreventGradient(input=leaf, message=_DROPPED) for leaf in beside]
 
@@ -38,6 +38,6 @@ def _vectorized(operation):
     return pfor.wrap(tf.raw_ops.PreventGradient(input=stacked, message=message), True)
 
 
-# TensorFlow has none, and would loop over the elements with a warning.
+# TensorFlow has no converter for it, and would loop over the elements with a warning.
 if "PreventGradient" not in pfor._pfor_converter_registry:
     pfor.RegisterPFor("PreventGradient")(_vectorized)

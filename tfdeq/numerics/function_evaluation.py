@@ -1,4 +1,4 @@
-"""One evaluation of f on the state's matrix: checked, without gradient, with products if wanted."""
+"""One evaluation of f on the state's matrix: checked, without a gradient, optionally with products."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,25 +9,27 @@ from tfdeq.numerics.closures import check_closures
 from tfdeq.numerics.state_layout import StateLayout
 from tfdeq.rows import power_of_two
 
-# Keeps 0 / 0 at 0 where a state and its image vanish; in units of the state, or far below them.
+# Makes 0 / 0 equal to 0 if a state and its image are zero; in units of the state, or far below
+# them.
 _TINY = {tf.float32: 1e-30, tf.float64: 1e-200}
-# Lengths of images whose squares, and those of differences near the tolerances, a dtype can hold.
+# Smallest length of images whose squares, and those of differences near the tolerances, fit the
+# dtype.
 _LEAST = {tf.float32: 1e-10, tf.float64: 1e-100}
-# The same for differences in the last digits, of which the solvers make products.
+# Range of lengths for which this also holds for products of differences in the last digits.
 _ORDINARY = {tf.float32: (2.0**-20, 2.0**40), tf.float64: (2.0**-300, 2.0**300)}
 
 
 class Residual(NamedTuple):
-    """How far states are from their images; all [B]."""
+    """The distances between states and their images; all [B]."""
 
     relative: tf.Tensor  # ‖f(z) − z‖₂ / (‖f(z)‖₂ + ε)
     distance: tf.Tensor  # ‖f(z) − z‖₂
-    # A power of two of about the states' size, or 1 for states of ordinary size; where it is asked for.
+    # A power of two of about the states' size, or 1 for states of ordinary size; only if requested.
     unit: tf.Tensor
 
 
 def residual_of(z: tf.Tensor, f_z: tf.Tensor, with_unit: Any = False) -> Residual:
-    """The residual of each sample, for states of any size that the dtype can hold.
+    """Returns the residual of each sample, for states of any size that the dtype can represent.
 
     Args:
         z, f_z: [B, D], states and their images.
@@ -42,7 +44,8 @@ def residual_of(z: tf.Tensor, f_z: tf.Tensor, with_unit: Any = False) -> Residua
         return [tf.sqrt(square) for square in squares]
 
     def of_any_size():
-        # A second look, at states of about unit size: their squares neither over- nor underflow.
+        # Computed again with states scaled to about unit size, whose squares neither overflow nor
+        # underflow.
         unit = power_of_two(tf.reduce_max(tf.maximum(tf.abs(z), tf.abs(f_z)), axis=1))
         distance, length = norms(z / unit[:, None], f_z / unit[:, None])
         relative = distance / (length + tiny)
@@ -71,11 +74,11 @@ def relative_residual(z: tf.Tensor, f_z: tf.Tensor) -> tf.Tensor:
 def evaluate(
     f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor, may_close_over: bool = False
 ) -> tf.Tensor:
-    """f at z, [B, D] -> [B, D], without a gradient.
+    """Returns f at z, [B, D] -> [B, D], without a gradient.
 
-    may_close_over: whether f may use tensors that a gradient would have to reach, and does not.
+    may_close_over: whether f may use other tensors that would need a gradient, which they do not get.
     """
-    # The tape records nothing that is used; it tells which variables f read.
+    # Nothing that the tape records is used; it only finds which variables f reads.
     with tf.GradientTape() as tape, check_closures(may_close_over) as check:
         output = f(layout.unflatten(z))
     check_variables(tape.watched_variables())
@@ -89,10 +92,10 @@ def evaluate(
 def evaluate_linearised(
     f: Callable[[Any], Any], layout: StateLayout, z: tf.Tensor, may_close_over: bool = False
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """f at z and v -> ∂f/∂z v there, both [B, D].
+    """Returns f at z, and v -> ∂f/∂z v at z, both [B, D].
 
-    u -> Jᵀu is linear, so its own gradient is v -> Jv: two reverse passes make a forward one, and f is
-    evaluated once for all products. may_close_over: as for `evaluate`; eager mode cannot tell.
+    u -> Jᵀu is linear, so its own gradient is v -> Jv: two reverse passes make a forward pass, and f is
+    evaluated once for all products. may_close_over: as for `evaluate`; not checked in eager mode.
     """
     u = tf.zeros_like(z)
     with tf.GradientTape(persistent=True) as outer, check_closures(may_close_over) as check:

@@ -1,4 +1,4 @@
-"""What ends a solve, beside the solver's own settings: for one call, sample by sample."""
+"""The limits of one call, for each sample, which override the solver's settings."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Limits(NamedTuple):
-    """When a sample is done. None: what the solver says.
+    """When the solve of a sample ends. None: the solver's setting.
 
     Attributes:
         tolerance: scalar or [B] > 0, relative residual at which a sample has converged.
-        max_steps: scalar or [B] integers >= 1, evaluations at most.
+        max_steps: scalar or [B] integers >= 1, largest number of evaluations.
         patience: scalar or [B] integers >= 1, iterates without progress after which a sample has
             stagnated.
-        absolute_tolerance: scalar or [B] >= 0, ‖f(z) − z‖₂ at which a sample has converged too.
+        absolute_tolerance: scalar or [B] >= 0, ‖f(z) − z‖₂ at which a sample has also converged.
     """
 
     tolerance: Any = None
@@ -28,12 +28,13 @@ class Limits(NamedTuple):
     absolute_tolerance: Any = None
 
     def resolved(self, solver: "Solver", batch: tf.Tensor, dtype: tf.DType) -> "Limits":
-        """Returns the limits of each sample, [B], the solver's where there is None.
+        """Returns the limits of each sample, [B], with the solver's in place of None.
 
         Args:
-            solver: with the defaults. batch: [1] int32, B. dtype: of the tolerances.
+            solver: the solver, for defaults. batch: [1] int32, the batch size. dtype: dtype of the
+                tolerances.
         """
-        # No patience at all: more than any budget.
+        # No limit: a patience larger than any budget.
         patience = tf.int32.max if solver.patience is None else solver.patience
         return Limits(
             per_sample("tolerance", self.tolerance, solver.tolerance, batch, dtype),
@@ -50,7 +51,7 @@ class Limits(NamedTuple):
         )
 
     def most_steps(self, solver: "Solver") -> int | None:
-        """Returns the largest budget of a sample; None where only the running graph knows it."""
+        """Returns the largest budget of a sample; None if it is unknown until the graph runs."""
         if self.max_steps is None:
             return solver.max_steps
         known = tf.get_static_value(self.max_steps)

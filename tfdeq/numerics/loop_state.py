@@ -1,4 +1,4 @@
-"""The state of a solve's loop, and what an evaluation of f changes in it."""
+"""The state of a solve's loop, and its update after an evaluation of f."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,35 +13,37 @@ from tfdeq.solvers.solver import Solver
 from tfdeq.solvers.splitting import Prepared
 
 RUNNING = -1
-# Progress is a best residual that has fallen by 0.1 %.
+# A fall of the best residual by 0.1 % counts as progress.
 _PROGRESS = 0.999
-# At so many units of rounding a residual is at the precision's floor; so many iterates must show it.
+# A residual within _FLOOR units of rounding is at the dtype's precision; FLOOR_STEPS iterates must
+# show it.
 _FLOOR = 4.0
 FLOOR_STEPS = 12
-# Entries of a sample up to which computing a thing costs less than asking whether it is needed.
+# Up to this many entries per sample, computing something costs less than checking whether it is
+# needed.
 _SMALL = 1024
 
 
 class LoopState(NamedTuple):
-    """What the loop hands from one turn to the next, for B samples of D numbers."""
+    """The loop variables, for B samples of D numbers."""
 
-    k: tf.Tensor  # [] int32, iterates evaluated in the loop
+    k: tf.Tensor  # scalar int32, number of iterates evaluated in the loop
     z: tf.Tensor  # [B, D] the iterate to evaluate next
-    best_z: tf.Tensor  # [B, D] the iterate of the lowest residual so far, or its image
-    best_residual: tf.Tensor  # [B] its residual; the dtype's largest number before the first one
+    best_z: tf.Tensor  # [B, D] the iterate with the lowest residual so far, or its image
+    best_residual: tf.Tensor  # [B] its residual; initially the dtype's largest number
     mark_residual: tf.Tensor  # [B] best residual when it last fell by more than 0.1 %
-    mark_step: tf.Tensor  # [B] int32, the number of the iterate at which that was
+    mark_step: tf.Tensor  # [B] int32, number of the iterate at that time
     steps: tf.Tensor  # [B] int32, evaluations spent on the sample
     status: tf.Tensor  # [B] int32, a Status, or RUNNING
     scale: tf.Tensor  # [B] the solver works on z / scale; 1 for states of ordinary size
     base: Any  # a SafeguardState; () for a solver without safeguard
     solver: Any  # the method's own state
-    recorded: Any  # [B, n, D] the best z after each number of evaluations; () where none is wanted
-    trace: Any  # [B, max_steps] residuals by evaluation; () where none is wanted
+    recorded: Any  # [B, n, D] the best z after each number of evaluations; () if not requested
+    trace: Any  # [B, max_steps] residuals by evaluation; () if not requested
 
 
 class LoopSettings(NamedTuple):
-    """What every turn of the loop needs to know; see `iterate`."""
+    """The constant settings of the loop; see `iterate`."""
 
     solver: Solver
     layout: StateLayout
@@ -49,7 +51,7 @@ class LoopSettings(NamedTuple):
     return_state: bool
     linear_part: Callable[[Any], Any] | None
     iterates: tuple[int, ...]
-    prepared: Prepared | None = None  # for a method that uses the parts of f
+    prepared: Prepared | None = None  # for a method that uses the splitting of f
 
 
 def running_of(state: LoopState) -> tf.Tensor:
@@ -66,12 +68,12 @@ def results_of(state: LoopState) -> tuple[Any, ...]:
 def booked(
     settings: LoopSettings, state: LoopState, kept: tf.Tensor, found: Residual, limits: Limits
 ) -> LoopState:
-    """Books one evaluation: counts it, keeps it if it is the best, ends samples that are done.
+    """Records one evaluation: counts it, keeps it if it is the best, and ends samples that are done.
 
     Args:
-        settings, state: the loop's, before. limits: of each sample, [B].
-        kept: [B, D], what is kept of the evaluation: the iterate or its image.
-        found: its residuals.
+        settings, state: those of the loop, before the evaluation. limits: limits of each sample, [B].
+        kept: [B, D], the part of the evaluation to keep: the iterate or its image.
+        found: the residuals of the evaluation.
     """
     residual, solver = found.relative, settings.solver
     running = tf.equal(state.status, RUNNING)
@@ -83,7 +85,7 @@ def booked(
     best_residual = tf.where(better, residual, state.best_residual)
     best_z = tf.where(better[:, None], kept, state.best_z)
     progress = best_residual < tf.cast(_PROGRESS, residual.dtype) * state.mark_residual
-    # Iterates, not evaluations: products with the Jacobian are work that shows at the next iterate.
+    # Counts iterates, not evaluations: products with the Jacobian take effect at the next iterate.
     mark_step = tf.where(progress, state.k, state.mark_step)
     mark_residual = tf.where(progress, best_residual, state.mark_residual)
 
@@ -92,12 +94,13 @@ def booked(
     stagnated = (level >= limits.patience) | (at_floor & (level >= FLOOR_STEPS))
     if solver.memoryless and solver.safeguard is None:
         stagnated |= _came_back(state, kept, residual, running & ~better)
-    # The later line wins: a sample that converges with its last evaluation has converged.
+    # Later lines override earlier ones: a sample that converges with its last evaluation has
+    # converged.
     status = tf.fill(tf.shape(steps), RUNNING)
     status = tf.where(stagnated, int(Status.STAGNATED), status)
     spent = steps >= limits.max_steps
     status = tf.where(spent, int(Status.MAX_STEPS), status)
-    # A method that goes back from NaN may try, unless there is nothing to go back to.
+    # A method that recovers from NaN may continue, unless there is no iterate to return to.
     hopeless = (stagnated | spent | (state.k == 0)) if solver.recovers else tf.constant(True)
     status = tf.where(finite | tf.logical_not(hopeless), status, int(Status.NON_FINITE))
     status = tf.where(finite & converged, int(Status.CONVERGED), status)
@@ -114,10 +117,10 @@ def booked(
 def _came_back(
     state: LoopState, kept: tf.Tensor, residual: tf.Tensor, candidates: tf.Tensor
 ) -> tf.Tensor:
-    """[B] bool: candidates whose iterate is the best one, bit for bit, once more.
+    """[B] bool: candidates whose iterate equals the best one bit for bit.
 
-    What repeats itself comes back to the best iterate of its cycle. Equal residuals, which cost
-    nothing to compare, say where that is worth a look.
+    A cyclic iteration returns to the best iterate of its cycle. Residuals, which are cheap to compare,
+    show where the iterates need to be compared.
     """
     candidates &= tf.equal(residual, state.best_residual)
 
@@ -132,11 +135,11 @@ def _came_back(
 def with_records(
     settings: LoopSettings, before: LoopState, state: LoopState, found: Residual
 ) -> LoopState:
-    """Keeps the states and residuals that were asked for.
+    """Stores the states and residuals that were requested.
 
     Args:
-        settings: the loop's. before, state: before the evaluation and after it was booked.
-        found: the evaluation's residuals.
+        settings: those of the loop. before, state: before the evaluation and after it was recorded.
+        found: the residuals of the evaluation.
     """
     if settings.iterates:
         due = state.steps[:, None] <= tf.constant(settings.iterates, tf.int32)
@@ -153,5 +156,5 @@ def with_records(
 
 
 def is_small(state: tf.Tensor) -> bool:
-    """Whether computing with a state [B, D] costs less than asking whether that is needed."""
+    """Whether computing with a state [B, D] costs less than checking whether that is needed."""
     return state.shape[1] is not None and state.shape[1] <= _SMALL

@@ -1,24 +1,25 @@
-"""The safeguard: accelerated steps that lead nowhere are taken back, sample by sample."""
+"""The safeguard: accelerated steps without progress are undone, sample by sample."""
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
-# Accelerated steps of a safeguarded sample must lower the residual by this factor, in so many steps.
+# Accelerated steps of a safeguarded sample must lower the residual by this factor within _PATIENCE
+# steps.
 _DECREASE = 0.9
 _PATIENCE = 15
 
 
 class SafeguardState(NamedTuple):
-    """Where a safeguarded solve returns to: the iterate that its accelerated steps started from."""
+    """The iterate at which accelerated steps started, to which a safeguarded solve returns."""
 
     z: tf.Tensor  # [B, D]
     f_z: tf.Tensor  # [B, D]
     residual: tf.Tensor  # [B]
-    idle: tf.Tensor  # [B] int32, accelerated iterates since then, none of them enough better
+    idle: tf.Tensor  # [B] int32, accelerated iterates since then without enough progress
     plain: tf.Tensor  # [B] int32, plain steps still to be made
-    streak: tf.Tensor  # [B] int32, plain steps to make after the next refusal
-    goal: tf.Tensor  # [B] the residual below which that falls to one again
+    streak: tf.Tensor  # [B] int32, plain steps to make after the next rejection
+    goal: tf.Tensor  # [B] the residual below which `streak` is reset to one
 
 
 def initial_state(z: tf.Tensor) -> SafeguardState:
@@ -31,26 +32,25 @@ def initial_state(z: tf.Tensor) -> SafeguardState:
 def guard(
     base: SafeguardState, z: tf.Tensor, f_z: tf.Tensor, residual: tf.Tensor, factor: float
 ) -> tuple[SafeguardState, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Sends samples whose accelerated steps lead nowhere back to where those started.
+    """Returns samples whose accelerated steps made no progress to where these steps started.
 
-    From there they make plain steps, twice as many after each refusal in a row, which are accepted
-    whatever their residual: the accepted iterates then are the whole plain iteration, whatever way
-    that takes.
+    From there they make plain steps, twice as many after each consecutive rejection. Plain steps are
+    accepted with any residual, so the accepted iterates follow the plain iteration.
 
     Args:
-        base: the state. z, f_z: [B, D], an iterate and its image. residual: [B], the iterate's.
-        factor: by which an accelerated step may raise the residual.
+        base: the state. z, f_z: [B, D], an iterate and its image. residual: [B], that of the iterate.
+        factor: factor by which an accelerated step may raise the residual.
 
     Returns:
-        The new state, the iterate to go on from and its image, and [B] bool: the samples that must
-        forget what they have learned, so that their next step is a plain one.
+        The new state, the iterate to continue from and its image, and [B] bool: the samples whose
+        solver state must be reset, so that their next step is a plain one.
     """
     decrease = tf.constant(_DECREASE, residual.dtype)
     improved = residual < decrease * base.residual
     accepted = ((base.plain > 0) & tf.math.is_finite(residual)) | improved
     idle = tf.where(accepted, 0, base.idle + 1)
     limit = tf.constant(factor, residual.dtype) * base.residual
-    # NaN is within no limit.
+    # NaN is never within the limit.
     hopeless = tf.logical_not(residual <= limit) | (idle >= _PATIENCE)
     refused = hopeless & tf.logical_not(accepted)
 
@@ -59,7 +59,8 @@ def guard(
     z = tf.where(refused[:, None], base_z, z)
     f_z = tf.where(refused[:, None], base_f_z, f_z)
     plain = tf.where(refused, base.streak, tf.maximum(base.plain - 1, 0))
-    # Only a best residual ever counts as success: what plain steps raised and others lowered does not.
+    # Only a new best residual counts as success, not a residual that plain steps raised and others
+    # lowered.
     calm = tf.where(residual < base.goal, 1, base.streak)
     goal = tf.minimum(base.goal, decrease * residual)
     base = SafeguardState(

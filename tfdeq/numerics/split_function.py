@@ -1,4 +1,4 @@
-"""The parts of a function that says what they are, on the state's matrix."""
+"""The parts of a function with a splitting, on the state's matrix."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from tfdeq.solvers.splitting import Prepared, Splitting
 
 
 def prepared_splitting(f: Any, layout: StateLayout, solver: Solver) -> Prepared | None:
-    """Returns what the solver takes from the parts of f; None: it evaluates f as it is.
+    """Returns what the solver computes from the splitting of f; None if it evaluates f as it is.
 
-    f: z -> like z; a `BoundFunction` may say what its parts are.
+    f: z -> like z; a `BoundFunction` may have a splitting.
 
     Raises:
-        ValueError: for a solver that needs the parts of a function that says nothing of them.
+        ValueError: for a solver that requires a splitting, if f has none.
     """
     if not solver.uses_splitting:
         return None
@@ -39,13 +39,13 @@ def prepared_splitting(f: Any, layout: StateLayout, solver: Solver) -> Prepared 
 def evaluate_split(
     f: BoundFunction, layout: StateLayout, z: tf.Tensor, prepared: Prepared
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns f(z), and the affine part of f at z, of which it is the projection; [B, D] each."""
+    """Returns f(z) and the affine part of f at z, whose projection is f(z); [B, D] each."""
     affine_z = evaluate(f.splitting().affine, layout, z)
     return prepared.projection(affine_z), affine_z
 
 
 def _on_matrices(splitting: Splitting, layout: StateLayout) -> Splitting:
-    """The same, whose maps take and return [B, D]."""
+    """Returns the same splitting with maps on [B, D]."""
 
     def flat(function):
         return lambda matrix: layout.flatten(function(layout.unflatten(matrix)))

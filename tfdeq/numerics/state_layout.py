@@ -1,19 +1,18 @@
-"""How the state of a solve, a nest of tensors, lies in one matrix [B, D]."""
+"""The layout of a solve's state, a nest of tensors, in one matrix [B, D]."""
 
 from typing import Any
 
 import tensorflow as tf
-from ml_dtypes import finfo  # numpy's does not know bfloat16
+from ml_dtypes import finfo  # numpy's finfo does not know bfloat16
 
 
 class StateLayout:
-    """How a nest of [B, ...] tensors lies in one [B, D] matrix of the solver's dtype.
+    """The layout of a nest of [B, ...] tensors in one [B, D] matrix of the solver's dtype.
 
-    The matrix is float64 if any leaf is, else float32: half precision is the cell's business, never
-    the solver's.
+    The matrix is float64 if any leaf is, else float32: the solver never works in half precision.
 
     Args:
-        z: the nest. any_batch: whether matrices of another number of rows come to be unflattened.
+        z: the nest. any_batch: whether matrices with another number of rows will be unflattened.
 
     Raises:
         TypeError: for a leaf that is not floating point.
@@ -67,7 +66,7 @@ class StateLayout:
         return tf.nest.pack_sequence_as(self._structure, leaves)
 
     def rounded(self, matrix: tf.Tensor) -> tf.Tensor:
-        """[B, D] as f sees it: leaves of half precision round their part of the matrix."""
+        """[B, D] as f sees it: half-precision leaves round their part of the matrix."""
         if all(dtype.size >= 4 for dtype in self._dtypes):
             return matrix
         rounded = self.flatten(self.unflatten(matrix))
@@ -106,7 +105,7 @@ class StateLayout:
 
 
 def _tail_shape(leaf: tf.Tensor) -> list[int] | tf.Tensor:
-    """The shape behind the batch dimension: static where it is known."""
+    """Returns the shape after the batch dimension, static where it is known."""
     tail = leaf.shape[1:]
     return tail.as_list() if tail.is_fully_defined() else tf.shape(leaf)[1:]
 

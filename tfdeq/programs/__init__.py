@@ -1,1 +1,1 @@
-"""What every command-line program does: its flags' help, signals, processes, whole files."""
+"""Code shared by all command-line programs: help, signals, processes and atomic files."""

@@ -1,7 +1,7 @@
-"""The programs of tfdeq: what a user types to run them, and what a process runs.
+"""The programs of tfdeq: the commands that users type, and the modules that processes run.
 
-In a clone the programs are the modules of trainers/ and export/. An installation keeps these folders
-inside `tfdeq.programs`, so that it claims one top-level name, and gives each program a console script.
+In a clone the programs are the modules of trainers/ and export/. An installation has these folders
+inside `tfdeq.programs`, so that it uses only one top-level name, and a console script for each program.
 """
 
 import functools
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-# The console scripts of `pyproject.toml`: program, as a module of a clone -> script.
+# The console scripts of `pyproject.toml`: program, as a module in a clone -> script.
 SCRIPTS = {
     "trainers.language_model": "tfdeq-language-model",
     "trainers.copy_memory": "tfdeq-copy-memory",
@@ -27,23 +27,23 @@ SCRIPTS = {
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _INSTALLED = os.path.isdir(os.path.join(_HERE, "trainers"))
-# The folder that a process must have on its path to run what `module_of` names.
+# The folder that a process needs on its path to run a module from `module_of`.
 ROOT = os.path.dirname(os.path.dirname(_HERE))
 PRESETS = os.path.join(_HERE if _INSTALLED else ROOT, "trainers", "presets")
 
 
 def module_of(program: str) -> str:
-    """Returns what `python -m` is to run, with `ROOT` on its path, for example for "trainers.report"."""
+    """Returns the module for `python -m`, with `ROOT` on the path, for example for "trainers.report"."""
     return f"tfdeq.programs.{program}" if _INSTALLED and program in SCRIPTS else program
 
 
 def command(program: str) -> str:
-    """Returns what a user types to run a program.
+    """Returns the command that a user types to run a program.
 
-    That is this very Python with -m, or the console script where tfdeq is installed.
+    That is the running Python with -m, or the console script if tfdeq is installed.
 
     Raises:
-        KeyError: no such program.
+        KeyError: if there is no such program.
     """
     script = SCRIPTS[program]
     if _INSTALLED:
@@ -57,7 +57,7 @@ def _run(program: str) -> None:
 
 
 def __getattr__(name: str) -> Callable[[], None]:
-    """The console scripts' entry points, `export_saved_model` for "export.saved_model"."""
+    """Returns a console script's entry point, such as `export_saved_model` for "export.saved_model"."""
     for program in SCRIPTS:
         if program.replace(".", "_") == name:
             return functools.partial(_run, program)

@@ -1,6 +1,6 @@
-"""The trainers' flags by what they are about, in the order in which --help shows them."""
+"""The trainers' flags by topic, in the order in which --help shows them."""
 
-# How the help of a flag begins that there was once, which --help leaves out.
+# The help of a removed flag begins with this, and --help omits the flag.
 REMOVED = "Is no more."
 
 GROUPS: dict[str, tuple[str, ...]] = {

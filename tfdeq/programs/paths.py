@@ -1,6 +1,6 @@
-"""Paths as users write them: `~` is the home folder, in every flag and argument that is a path.
+"""Paths as users write them: `~` means the home folder, in every flag and argument that is a path.
 
-A shell leaves `~` alone in `--workdir=~/runs`.
+A shell does not expand `~` in `--workdir=~/runs`.
 """
 
 import os
@@ -8,7 +8,7 @@ import pathlib
 
 from absl import flags
 
-# The flags of all programs that name one file or folder.
+# The flags of all programs whose value is a file or folder.
 PATH_FLAGS = frozenset(
     (
         *("workdir", "data_dir", "prepared_dir", "output", "model", "report", "program"),
@@ -27,15 +27,16 @@ PATH_FLAGS = frozenset(
 
 
 def expanded(path: str | os.PathLike) -> pathlib.Path:
-    """Returns a path whose `~` or `~user` in front is that home folder.
+    """Returns a path in which a leading `~` or `~user` is replaced by that home folder.
 
-    As in a shell, the name of a user who does not exist stays as it is; `./~` is a folder of that name.
+    As in a shell, the name of a user who does not exist is not replaced; `./~` is a folder with that
+    name.
     """
     return pathlib.Path(os.path.expanduser(os.fspath(path)))
 
 
 def expand_flags(values: flags.FlagValues) -> None:
-    """Expands the flags that are paths, of those that are defined; to be called once they are parsed."""
+    """Expands the defined flags that are paths; call it after the flags are parsed."""
     for name in PATH_FLAGS & set(values):
         flag = values[name]
         if isinstance(flag.value, str) and flag.value.startswith("~"):

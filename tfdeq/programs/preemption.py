@@ -1,4 +1,4 @@
-"""Requests to end a run before its last step: SIGTERM, as schedulers send it, or Ctrl-C."""
+"""Requests to end a run before its last step: SIGTERM, which schedulers send, or Ctrl-C."""
 
 import contextlib
 import signal
@@ -6,16 +6,17 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-# EX_TEMPFAIL of sysexits.h, "try again later": a scheduler that requeues by exit code runs it again.
+# EX_TEMPFAIL of sysexits.h, "try again later": a scheduler that requeues by exit code restarts the
+# run.
 EXIT_CODE = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(SystemExit):
-    """The run has to end before it is done; the same command goes on from its last checkpoint.
+    """The run must end before it is done; the same command continues from its last checkpoint.
 
     Attributes:
-        step: the step that it reached; None where it was not in its training loop.
+        step: the step that it reached; None if it was not in its training loop.
     """
 
     def __init__(self, step: int | None = None):
@@ -24,15 +25,15 @@ class Preempted(SystemExit):
 
 
 class AskedToEnd(Preempted):
-    """A signal asked this process to end where it had nothing to save."""
+    """A signal asked this process to end while it had nothing to save."""
 
 
 class _Requests:
     """The requests to end that this process receives, from `open` to `close`.
 
     Args:
-        end: whether a request, where it is not `noted`, raises `AskedToEnd` in the main thread, and a
-            second Ctrl-C ends the process as the system does.
+        end: whether a request that is not `noted` raises `AskedToEnd` in the main thread, and a second
+            Ctrl-C ends the process at once.
 
     Attributes:
         asked: whether there was a request.
@@ -45,7 +46,7 @@ class _Requests:
         self._before: dict[int, Any] = {}
 
     def open(self) -> None:
-        # Python lets the main thread alone set handlers.
+        # In Python only the main thread may set handlers.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
 
@@ -54,7 +55,7 @@ class _Requests:
             signal.signal(number, handler)
 
     def hear(self) -> None:
-        """Sets the handler of SIGTERM anew: TensorFlow sets one of its own for several workers."""
+        """Sets the handler of SIGTERM again, because TensorFlow sets its own for several workers."""
         if self._before and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._receive)
 
@@ -70,13 +71,13 @@ class _Requests:
     def _receive(self, number: int, *_: Any) -> None:
         first, self.asked = not self.asked, True
         if number == signal.SIGINT:
-            # Of the system: Python would wait for the end of a call of TensorFlow.
+            # The system's handler: Python's would wait for the end of a TensorFlow call.
             signal.signal(number, signal.SIG_DFL if self._end else self._before[number])
         if first:
             self.end_if_asked()
 
     def end_if_asked(self) -> None:
-        """Raises `AskedToEnd` if there was a request that is not only to be noted."""
+        """Raises `AskedToEnd` if there was a request, unless requests are only noted."""
         if self.asked and not self._noted:
             raise AskedToEnd
 
@@ -85,9 +86,9 @@ _program: _Requests | None = None
 
 
 def end_on_request() -> None:
-    """From now on SIGTERM and Ctrl-C end this process with EXIT_CODE, by `AskedToEnd`.
+    """Makes SIGTERM and Ctrl-C end this process with EXIT_CODE, by `AskedToEnd`.
 
-    For programs that go on where they ended. A second Ctrl-C ends it as the system does, at once.
+    Use it for programs that continue where they ended. A second Ctrl-C ends the process at once.
     """
     global _program
     _program = _Requests(end=True)
@@ -95,25 +96,25 @@ def end_on_request() -> None:
 
 
 def hear_requests() -> None:
-    """Sets the handler of `end_on_request` anew, where that was called, after TensorFlow set its own.
+    """Sets the handler of `end_on_request` again, if that was called, after TensorFlow set its own.
 
-    It does so for SIGTERM when a strategy of several workers is made.
+    TensorFlow does so for SIGTERM when a strategy for several workers is created.
     """
     if _program is not None:
         _program.hear()
 
 
 def ignore_requests() -> None:
-    """From now on SIGTERM and Ctrl-C do nothing: the program is done, and on its way out."""
+    """Makes SIGTERM and Ctrl-C do nothing, for a program that is done and about to end."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def requests_held_back() -> Iterator[None]:
-    """Inside it a request does not end the process; at its end it does.
+    """A context in which a request does not end the process until the context ends.
 
-    Around code that must not be left by an exception that it does not expect.
+    Use it around code that an unexpected exception must not interrupt.
     """
     if _program is None:
         yield
@@ -125,9 +126,9 @@ def requests_held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted_requests() -> Iterator[_Requests]:
-    """Inside it SIGTERM or Ctrl-C does not end the process but sets `asked` of what it gives.
+    """A context in which SIGTERM or Ctrl-C only sets `asked` of the object that it yields.
 
-    A second Ctrl-C does what Ctrl-C did before; in a program, it ends it at once.
+    A second Ctrl-C does what Ctrl-C did before; it ends a program at once.
     """
     if _program is not None:
         with _program.noted():

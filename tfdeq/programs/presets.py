@@ -1,4 +1,4 @@
-"""Presets: files of flags that come with tfdeq, by name."""
+"""Presets: named files of flags that are part of tfdeq."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def path_of(name: str) -> str:
     """Returns the file of a preset.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: if there is no such preset.
     """
     if name not in names():
         raise ValueError(f"--preset={name} is none of the presets: {', '.join(names())}.")
@@ -23,10 +23,10 @@ def path_of(name: str) -> str:
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
-    """Returns a command line with each --preset=NAME as the --flagfile that it stands for.
+    """Returns a command line in which each --preset=NAME is replaced by its --flagfile.
 
     Raises:
-        ValueError: no such preset, or none named.
+        ValueError: if there is no such preset, or the name is missing.
     """
     found, rest = [], list(arguments)
     while rest:

@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, a few at a time."""
+"""Training runs in separate processes, a few at a time."""
 
 import ctypes
 import os
@@ -14,27 +14,27 @@ from tfdeq.programs import commands
 from tfdeq.programs.preemption import EXIT_CODE, Preempted
 from tfdeq.programs.workdir import writing
 
-# Status of a run that was asked to end; by the signal itself while it was only starting.
+# Status of a run that was asked to end; the signal's own if the run was still starting.
 _ASKED = (EXIT_CODE, -signal.SIGTERM)
 
 
 def cores_per_process(processes: int) -> int:
-    """Returns the share of the processor's cores that each of some processes gets, at least 1."""
+    """Returns the number of cores for each of some processes, at least 1."""
     return max(1, (os.cpu_count() or 1) // processes)
 
 
 class RunFailed(RuntimeError):
-    """A run ended with an error of its own, which its log has."""
+    """A run ended with an error, which is in its log."""
 
 
 class Runs:
-    """Runs of a trainer, each in a process of its own with one share of the processor's cores.
+    """Runs of a trainer, each in a separate process with its share of the cores.
 
-    Use as a context: what still runs when it is left by an error is ended.
+    Use it as a context: if an error leaves the context, running processes are ended.
 
     Args:
         program: the trainer, for example "trainers.language_model".
-        parallel: processes at a time, >= 1. Default 1.
+        parallel: number of processes at a time, >= 1. Default 1.
     """
 
     def __init__(self, program: str, parallel: int = 1):
@@ -65,13 +65,13 @@ class Runs:
         self._futures.append(self._pool.submit(self._run, workdir, dict(flags)))
 
     def wait(self, may_fail: bool = False) -> None:
-        """Returns when all runs are done.
+        """Waits until all runs are done.
 
         Args:
-            may_fail: whether runs that end with an error, which is printed, are no error here.
+            may_fail: whether to only print the errors of runs instead of raising an error.
 
         Raises:
-            RunFailed: for the first run that failed; its folder keeps its checkpoints.
+            RunFailed: for the first run that failed; its checkpoints remain in its folder.
             Preempted: if none failed, but one was asked to end.
         """
         ended = []
@@ -96,7 +96,7 @@ class Runs:
             return process
 
     def _run(self, workdir: str, flags: Mapping[str, Any]) -> int:
-        """Returns the status that the run ended with."""
+        """Returns the exit status of the run."""
         path = f"{workdir}.log"
         arguments = [f"--{n}={flag_text(value)}" for n, value in flags.items() if value is not None]
         environment = {
@@ -112,7 +112,7 @@ class Runs:
             file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         with file as log:
             process = self._start(
-                # -P: not a package of the same name in the current folder.
+                # -P: do not import a package with the same name from the current folder.
                 [
                     sys.executable,
                     "-P",
@@ -142,7 +142,7 @@ class Runs:
 
 
 def flag_text(value: Any) -> str:
-    """A flag's value as it stands on a command line."""
+    """Returns a flag's value as on a command line."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -151,9 +151,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """In a new process: have the kernel end it when its parent dies, however that happens.
+    """Called in a new process: the kernel ends it when its parent dies for any reason.
 
-    At once, as the parent was: the same command may be started again while it would still be saving.
+    With SIGKILL, because the same command may be started again while the process would still be saving.
     """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""How every program starts and how it says that its input is wrong."""
+"""The start of every program, and its messages about wrong input."""
 
 import logging as python_logging
 import signal
@@ -10,23 +10,25 @@ from absl import app, flags, logging
 from tfdeq.programs import paths, preemption, presets, program_help
 from tfdeq.programs.processes import RunFailed
 
-# What bad input raises, here and in the libraries below; anything else is a defect, shown in full.
+# The errors that wrong input causes, here and in the libraries; others are defects, shown with a
+# traceback.
 _INPUT_ERRORS = (ValueError, OSError, FloatingPointError, RunFailed)
 
 
 def run(main: Callable[..., None], arguments: bool = False, resumable: bool = False) -> None:
-    """Runs a program: parses the flags, refuses stray arguments, turns input errors into a line.
+    """Runs a program: parses flags, refuses other arguments, and prints input errors as one line.
 
     --help shows the program's own flags. The process ends with status 1 after an input error;
-    --verbosity=1 shows its traceback too. SIGTERM ends it with status 143, or, as Ctrl-C does, with 75
-    where the same command goes on with the work.
+    --verbosity=1 shows its traceback too. SIGTERM ends it with status 143. If the program is resumable,
+    SIGTERM and Ctrl-C end it with status 75.
 
     Args:
         main: the program.
-        arguments: whether it takes what is no flag: main(arguments) is called instead of main().
-        resumable: whether the same command goes on where it ended.
+        arguments: whether it takes arguments that are not flags: main(arguments) is called instead of
+            main().
+        resumable: whether the same command continues where it ended.
     """
-    # Both as an interrupt does: contexts are left, and end the processes that they started.
+    # Both raise an exception, so that contexts are left and end the processes that they started.
     if resumable:
         preemption.end_on_request()
     else:
@@ -36,7 +38,7 @@ def run(main: Callable[..., None], arguments: bool = False, resumable: bool = Fa
         if len(argv) > 1 and not arguments:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
         if not flags.FLAGS["verbosity"].present:
-            # Warnings only: TensorFlow notes every file that it writes at the level below.
+            # Only warnings: at the level below, TensorFlow logs every file that it writes.
             logging.set_verbosity(logging.WARNING)
             python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
         paths.expand_flags(flags.FLAGS)

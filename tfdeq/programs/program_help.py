@@ -1,4 +1,4 @@
-"""What --help prints: the flags that a program and its own modules define, in groups, and no others."""
+"""The text of --help: only the flags that a program and this project's modules define, in groups."""
 
 import re
 import sys
@@ -30,14 +30,14 @@ class _Help(flags.BooleanFlag):
 
 
 def define(main: Callable[..., None]) -> None:
-    """Has --help, --helpshort and -? print `text`; to be called before flags are parsed."""
+    """Makes --help, --helpshort and -? print `text`; call it before flags are parsed."""
     app.define_help_flags()
     for name, short_name in (("help", "?"), ("helpshort", None)):
         flags.DEFINE_flag(_Help(name, short_name, lambda: text(main)))
 
 
 def text(main: Callable[..., None]) -> str:
-    """Returns what a program is, and its flags with default and allowed values, in groups."""
+    """Returns a program's description, and its flags with defaults and allowed values, in groups."""
     parts = [(sys.modules[main.__module__].__doc__ or "").strip()]
     left = own_flags(main.__module__)
     groups = {}
@@ -80,7 +80,7 @@ def _described(name: str) -> str:
 
 
 def _typed(flag: flags.Flag) -> str:
-    """How a flag is given."""
+    """Returns a flag as it is written on a command line."""
     if flag.boolean:
         return f"--[no]{flag.name}"
     values = getattr(flag.parser, "enum_values", None)
@@ -98,5 +98,5 @@ def _default(value: object) -> str:
 
 
 def _is_required(validators: Iterable[object]) -> bool:
-    # absl's own mark of a required flag.
+    # absl marks a required flag this way.
     return any("value other than None" in validator.message for validator in validators)

@@ -1,4 +1,4 @@
-"""A trainer's folder: configuration, curves and metrics, each written whole or not at all."""
+"""A trainer's folder: configuration, curves and metrics, each written atomically."""
 
 import contextlib
 import fcntl
@@ -15,14 +15,14 @@ _PARTIAL = ".partial-"
 
 @contextlib.contextmanager
 def writing(path: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Inside it, what keeps a file or folder from being written is raised as one line.
+    """A context that reports errors in writing a file or folder in one line.
 
     Args:
-        path: of the file or folder.
-        kinds: exceptions that say so, beside OSError.
+        path: path of the file or folder.
+        kinds: exceptions for such errors, in addition to OSError.
 
     Raises:
-        OSError: with the path, the reason, and what to do.
+        OSError: with the path, the reason and what to do.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def writing(path: str, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> str | None:
-    """The first line of an error, or of one that it came from, if it is of these kinds."""
+    """Returns the first line of an error, or of one of its causes, that is of these kinds."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, kinds):
@@ -49,7 +49,7 @@ def _refusal(error: BaseException | None, kinds: tuple[type[Exception], ...]) ->
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes value as JSON so that a reader sees the old file or the new one, never half of one."""
+    """Writes value as JSON atomically: a reader sees the old file or the new one, never a part."""
     write_atomically(path, lambda name: _dump(name, value))
 
 
@@ -57,10 +57,10 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
     """Calls write(temporary name beside path), then renames the result to path.
 
     Raises:
-        OSError: if it cannot be written; path is as it was.
+        OSError: if it cannot be written; path does not change.
     """
     folder, name = os.path.split(path)
-    # The name's end stays as it is: Keras chooses the format by it.
+    # The end of the name is kept, because Keras chooses the format by it.
     temporary = os.path.join(folder, f"{_PARTIAL}{os.getpid()}-{name}")
     with requests_held_back():
         try:
@@ -74,10 +74,10 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
-    """Returns the file's object, or None where there is no file.
+    """Returns the file's object, or None if there is no file.
 
     Raises:
-        ValueError: a file that holds no JSON object.
+        ValueError: for a file that does not hold a JSON object.
     """
     if not os.path.exists(path):
         return None
@@ -96,9 +96,9 @@ def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-    """Holds workdir for this process, making it if it is missing, until the context ends.
+    """A context in which this process holds a lock on workdir, which is created if missing.
 
-    What a killed writer left half-written is removed.
+    Partial files of killed processes are removed.
 
     Raises:
         BlockingIOError: if another process holds it.
@@ -123,10 +123,10 @@ def locked(workdir: str) -> Iterator[None]:
 
 
 class Curves:
-    """The training curves: one row a report, kept across resumption.
+    """The training curves: one row per report, kept when a run resumes.
 
     Args:
-        path: a JSON-lines file. Rows beyond the restored step are dropped when `rewind` is called.
+        path: a JSON-lines file. `rewind` removes the rows after a restored step.
     """
 
     def __init__(self, path: str):
@@ -137,13 +137,13 @@ class Curves:
                 lines = file.read().splitlines()
             for line in lines:
                 try:
-                    # Runs of before 0.1.0 say "held_out".
+                    # Runs before 0.1.0 have "held_out" instead of "validation".
                     self.rows.append(json.loads(line.replace('"held_out_', '"validation_')))
                 except json.JSONDecodeError:
-                    break  # a run that was killed while it wrote: that row comes again
+                    break  # the run was killed while it wrote this row, which will be written again
 
     def rewind(self, step: int) -> None:
-        """Drops the rows after a step, since that part of the run comes again."""
+        """Removes the rows after a step, because the run repeats that part."""
         self.rows = [row for row in self.rows if row["step"] <= step]
         write_atomically(self._path, self._write)
 
@@ -151,7 +151,7 @@ class Curves:
         """Adds a row.
 
         Raises:
-            OSError: if it cannot be written; nothing half-written stays.
+            OSError: if it cannot be written; no partial row remains.
         """
         self.rows.append(dict(row))
         length = os.path.getsize(self._path) if os.path.exists(self._path) else 0
@@ -164,7 +164,7 @@ class Curves:
             raise
 
     def columns(self) -> dict[str, list[Any]]:
-        """name -> the values of all rows, None where a row lacks it."""
+        """Returns name -> the values of all rows, None if a row lacks it."""
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         return {name: [row.get(name) for row in self.rows] for name in names}
 
@@ -174,7 +174,7 @@ class Curves:
 
 
 def _finite(value: Any) -> Any:
-    """Replaces NaN and Inf, which JSON lacks, by None."""
+    """Replaces NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, Mapping):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder for those who export, serve and compare it."""
+"""The files in a run's folder that exports, serving and comparisons use."""

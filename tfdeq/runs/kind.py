@@ -1,4 +1,4 @@
-"""What kind of task a run was: the entry `kind` of metrics.json, and the examples that go with it."""
+"""The kind of a run: the entry `kind` of metrics.json, and the examples stored with it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,21 @@ from tfdeq.runs import measures
 
 LANGUAGE_MODEL, EXAMPLES, REASONER = "language_model", "examples", "reasoner"
 FILE = "examples.npz"
-# The words of a language model by id, one a line.
+# The words of a language model by id, one per line.
 VOCABULARY = "vocabulary.txt"
-# Examples of the test data that a run keeps for its export.
+# Number of test examples that a run keeps for its export.
 KEPT = 64
 
 
 class Kept(NamedTuple):
     """Examples of the test data."""
 
-    inputs: list[np.ndarray]  # [N, …], as `keras.tree.flatten` has the model's input
+    inputs: list[np.ndarray]  # [N, …], the model's input flattened by `keras.tree.flatten`
     targets: Any  # [N, …] or a dict of such
 
 
 def language_model() -> dict[str, Any]:
-    """Returns the entry of a run of `tfdeq.training.text`: its text is read again."""
+    """Returns the entry of a run of `tfdeq.training.text`, whose text can be read again."""
     return {"name": LANGUAGE_MODEL}
 
 
@@ -39,10 +39,10 @@ def examples(
     """Returns the entry of a run of examples with targets.
 
     Args:
-        given: name -> measure, of the model's output.
-        model: built.
+        given: name -> measure of the model's output.
+        model: a built model.
         kept: some examples.
-        names: of the model's inputs, where it is no functional model.
+        names: names of the model's inputs, if it is not a functional model.
     """
     few = Kept([leaf[:2] for leaf in kept.inputs], _rows(kept.targets, slice(2)))
     outputs = model(packed(model, few.inputs), training=False)
@@ -54,12 +54,12 @@ def examples(
 
 
 def reasoner(given: Mapping[str, measures.Given], model: keras.Model, kept: Kept) -> dict[str, Any]:
-    """Returns the entry of a run of a `tfdeq.models.Reasoner`; arguments as of `examples`."""
+    """Returns the entry of a run of a `tfdeq.models.Reasoner`; arguments as for `examples`."""
     return {**examples(given, model, kept, names=["puzzle"]), "name": REASONER}
 
 
 def packed(model: keras.Model, leaves: Sequence[Any]) -> Any:
-    """Returns leaves as the nest that a model takes; of no functional model the only one, or a list."""
+    """Returns leaves as the nest that a model takes; if it is not functional, the only leaf or a list."""
     if isinstance(model, keras.Sequential) or not getattr(model, "inputs", None):
         return leaves[0] if len(leaves) == 1 else list(leaves)
     return keras.tree.pack_sequence_as(model.input, list(leaves))
@@ -85,10 +85,10 @@ def write(workdir: str | os.PathLike, kept: Kept) -> None:
 
 
 def read(workdir: str | os.PathLike) -> Kept:
-    """Reads what `write` wrote.
+    """Reads the examples that `write` wrote.
 
     Raises:
-        FileNotFoundError: the run left no examples.
+        FileNotFoundError: if the run has no examples.
     """
     path = os.path.join(workdir, FILE)
     if not os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""Measures of a model's answers: what Keras has losses and metrics for, per example."""
+"""Measures of a model's answers for each example, from Keras's losses and metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,17 +11,17 @@ import tensorflow as tf
 Given = str | keras.losses.Loss | Callable[[Any, Any], Any]
 Measure = Callable[[Any, Any], tf.Tensor]  # (targets, outputs) -> [B] float32
 
-# Of logits [B, …, classes] and whole numbers [B, …], in nats.
+# For logits [B, …, classes] and integers [B, …], in nats.
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def per_example(given: Given) -> Measure:
-    """Returns (targets, outputs) -> [B] float32, the mean over what an example has of it.
+    """Returns (targets, outputs) -> [B] float32, the mean over the values of each example.
 
     A loss object's own reduction is not used.
 
     Raises:
-        ValueError: the name of no function.
+        ValueError: for a name that is not that of a function.
     """
     found = _by_name(given) if isinstance(given, str) else given
     call = found.call if isinstance(found, keras.losses.Loss) else found
@@ -34,14 +34,13 @@ def per_example(given: Given) -> Measure:
 
 
 def described(measures: Mapping[str, Given], targets: Any, outputs: Any) -> dict[str, Any]:
-    """Returns the measures as JSON, those that Keras alone gives back.
+    """Returns the measures as JSON, as far as Keras alone can restore them.
 
-    One of the caller's own code, or whose settings Keras does not save, is left out: a program that only
-    reads the run's folder could not compute it.
+    A measure that is the caller's own code, or whose settings Keras does not save, is omitted, because
+    a program that only reads the run's folder could not compute it.
 
     Args:
-        targets, outputs: of some examples, for which a measure and the one that Keras gives back
-            must be the same.
+        targets, outputs: those of some examples, on which a measure and its restored copy must agree.
     """
     found = {}
     for name, given in measures.items():
@@ -49,7 +48,7 @@ def described(measures: Mapping[str, Given], targets: Any, outputs: Any) -> dict
         try:
             text = keras.saving.serialize_keras_object(given)
             again = _restored(text)(targets, outputs)
-        except Exception:  # of a user's code; Keras's errors have no common class
+        except Exception:  # from a user's code; Keras's errors have no common class
             continue
         # Keras saves some losses without their settings, such as Huber's delta.
         if np.array_equal(again, per_example(given)(targets, outputs), equal_nan=True):
@@ -63,7 +62,7 @@ def restored(described: Mapping[str, Any]) -> dict[str, Measure]:
 
 
 def _restored(text: Mapping[str, Any]) -> Measure:
-    # A class of the caller's is known to the process that trains, not to the one that exports.
+    # A caller's own class is known in the process that trains, but not in the one that exports.
     own = text.get("registered_name") not in (None, "function")
     if own or not str(text.get("module", "keras")).startswith(("keras", "builtins")):
         raise ValueError(f"{text.get('class_name')} is not Keras's own.")
@@ -73,7 +72,7 @@ def _restored(text: Mapping[str, Any]) -> Measure:
 
 
 def _by_name(name: str) -> Callable[[Any, Any], Any]:
-    """Keras's function of a name, of its losses or metrics."""
+    """Returns Keras's loss or metric function with a name."""
     function = getattr(keras.losses, name, None) or getattr(keras.metrics, name, None)
     if function is None or isinstance(function, type):
         raise ValueError(

@@ -8,7 +8,7 @@ import importlib
 import os
 from typing import Any
 
-# TensorFlow's start-up notes would bury a program's own lines.
+# TensorFlow's start-up messages would hide a program's own lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _PLACES = {
@@ -24,7 +24,7 @@ __all__ = ["Client", "decode_text", "encode_text", "export", "load_model", "veri
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported until it is asked for: what reads versions alone needs no TensorFlow.
+    # Imported on first use: programs that only read versions need no TensorFlow.
     if name in _PLACES:
         return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Solvers: one method a file, each pure algebra on [B, D]."""
+"""Solvers, one method per file, each pure algebra on [B, D]."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def get(solver: str | Solver, **settings: Any) -> Solver:
     """Returns a solver object for a name (with optional settings) or the object itself.
 
     Raises:
-        ValueError: for an unknown name, naming the known ones.
+        ValueError: for an unknown name; the message lists the known ones.
         TypeError: for anything that is neither a name nor a solver.
     """
     if isinstance(solver, Solver):

@@ -16,9 +16,9 @@ from tfdeq.solvers.solver import (
 
 
 class AndersonState(NamedTuple):
-    previous_z: tf.Tensor  # [B, D] the iterate before
+    previous_z: tf.Tensor  # [B, D] the previous iterate
     previous_g: tf.Tensor  # [B, D] g = f(z) − z there
-    known: tf.Tensor  # [B] bool, whether these two say something
+    known: tf.Tensor  # [B] bool, whether these two are set
     updates: tf.Tensor  # [B, m, D] Δz + α Δg, a ring of the last m differences
     differences: tf.Tensor  # [B, m, D] Δg, the same ring
     gram: (
@@ -36,14 +36,13 @@ class Anderson(Solver):
     z_{k+1} = z_k + α g_k − (ΔZ + α ΔG) γ, where
     type II:  γ = argmin ‖g_k − ΔG γ‖² + ridge ‖diag(‖Δg_i‖) γ‖²,
     type I:   ΔZᵀΔG γ = ΔZᵀ g_k, solved in the same regularised way.
-    Type II is the multisecant relative of Broyden's bad method, type I that of the good one. The
-    ridge acts on differences scaled to unit length, so it does not stop the iteration at an absolute
-    residual.
+    Type II is the multisecant form of Broyden's bad method, type I that of the good one. The ridge acts
+    on differences scaled to unit length, so the residual does not stagnate at a level set by the ridge.
 
     Args:
         max_steps: largest number of evaluations of f per sample. Default 30.
         tolerance: relative residual at which a sample has converged. Default 1e-3.
-        memory: m, the solver window, past differences kept, at least 1. Default 6.
+        memory: m, the solver window: number of past differences kept, at least 1. Default 6.
         damping: α in (0, 1]. Default 1.
         ridge: relative to the scaled differences, greater than 0. Default 1e-6.
         kind: 1 or 2, the type. Default 2.
@@ -87,7 +86,7 @@ class Anderson(Solver):
     def step(self, state, k, z, f_z):
         alpha = tf.constant(self.damping, z.dtype)
         g = f_z - z
-        # At the start, and after a restart, there is no difference: its row is stored as zeros.
+        # At the start and after a restart there is no difference, and its row is stored as zeros.
         seen = tf.cast(state.known, z.dtype)[:, None]
         new_difference = seen * (g - state.previous_g)
         new_update = seen * (z - state.previous_z) + alpha * new_difference
@@ -96,7 +95,8 @@ class Anderson(Solver):
         differences = history.with_row(state.differences, position, new_difference)
         updates = history.with_row(state.updates, position, new_update)
         if self.kind == 2:
-            # Two products with vectors: XLA makes one with a matrix of two columns much slower.
+            # Two products with vectors, because XLA is much slower at one with a matrix of two
+            # columns.
             row = history.inner_products(differences, new_difference)
             right_side = history.inner_products(differences, g)
             gram = tf.where(slot[:, None], row[:, None, :], state.gram)
@@ -132,9 +132,9 @@ class Anderson(Solver):
 def _scaled_ridge_solve(gram: tf.Tensor, right_side: tf.Tensor, ridge: float) -> tf.Tensor:
     """Solves (G + ridge diag(G)) γ = b per sample; [B, m, m], [B, m] -> [B, m].
 
-    Rows of zeros (slots not filled yet) give γ = 0. Gauss–Jordan elimination without pivoting is
-    stable on the scaled matrix, which is positive definite, and a handful of fused operations where
-    a general factorisation would cost more than the cell.
+    Rows of zeros (slots not filled yet) give γ = 0. Gauss–Jordan elimination without pivoting is stable
+    on the scaled matrix, which is positive definite. It takes a few fused operations, while a general
+    factorisation could cost more than the cell.
     """
     squares = tf.linalg.diag_part(gram)
     filled = squares > 0
@@ -142,14 +142,15 @@ def _scaled_ridge_solve(gram: tf.Tensor, right_side: tf.Tensor, ridge: float) ->
     size = gram.shape[-1]
     identity = tf.eye(size, dtype=gram.dtype)
     scaled = gram * scale[:, :, None] * scale[:, None, :]
-    # An exact unit diagonal: also for empty slots, whose row then decouples.
+    # The diagonal is set exactly, also for empty slots, whose rows are then decoupled.
     matrix = scaled * (1 - identity) + tf.constant(1 + ridge, gram.dtype) * identity
     system = tf.concat([matrix, (right_side * scale)[:, :, None]], axis=-1)  # [B, m, m + 1]
-    # The samples last: what is done to all of them alike runs over neighbours in memory.
+    # Samples are the last axis, so that operations on all samples read contiguous memory.
     system = tf.transpose(system, [1, 2, 0])
     for column in range(size):
         pivot_row = system[column] / system[column, column]
-        # Less the unit, so that the pivot's own row becomes pivot_row by the same subtraction.
+        # Minus the unit vector, so that the same subtraction turns the pivot's own row into
+        # pivot_row.
         multipliers = system[:, column] - identity[column][:, None]
         system -= multipliers[:, None, :] * pivot_row[None]
     return tf.transpose(system[:, size]) * scale

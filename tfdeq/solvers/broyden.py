@@ -1,4 +1,4 @@
-"""Broyden's good method in compact product form: the steps alone are kept."""
+"""Broyden's good method in compact product form, which keeps only the steps."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -9,15 +9,13 @@ import tensorflow as tf
 from tfdeq.solvers import history, limited_memory_broyden
 from tfdeq.solvers.solver import Solver, require_damping, require_positive_integer
 
-# Below this, 1 − α c is taken as a singular update and the sample's estimate starts afresh.
+# If 1 − α c is below this value, the update counts as singular and the sample's estimate is reset.
 _SINGULAR = 1e-4
 
 
 class BroydenState(NamedTuple):
-    steps: (
-        tf.Tensor
-    )  # [B, k, D] the steps s_0 … taken so far; under XLA [B, m, D], filled up with 0
-    gram: tf.Tensor  # [B, m, m] their inner products
+    steps: tf.Tensor  # [B, k, D] the steps s_0 … so far; under XLA [B, m, D], padded with 0
+    gram: tf.Tensor  # [B, m, m] inner products of the steps
     inverse: tf.Tensor  # [B, m, m] upper triangular: c = inverseᵀ · (s_jᵀ g)_j
 
 
@@ -32,17 +30,17 @@ class Broyden(Solver):
     so only the steps and their Gram matrix are kept: half as much as the usual U Vᵀ.
     If an update would be singular, the sample's estimate is reset to −I.
 
-    With a solver window smaller than the budget, this compact form does not apply, and twice as many vectors
-    are kept; see `tfdeq.solvers.limited_memory_broyden`. The oldest update is then dropped before the
-    newest is made, so H y = s always holds for the newest pair.
+    With a solver window smaller than the budget, this compact form does not apply, and twice as many
+    vectors are kept; see `tfdeq.solvers.limited_memory_broyden`. The oldest update is then dropped
+    before the newest is computed, so H y = s always holds for the newest pair.
 
     Args:
         max_steps: largest number of evaluations of f per sample. Default 30.
         tolerance: relative residual at which a sample has converged. Default 1e-3.
-        memory: the solver window, the number of updates kept, at least 1. None keeps all of them: max_steps,
-            or the max_steps of a call. If a call's max_steps is a tensor that is only known when the
-            graph runs, and larger than the solver's, the estimate is reset after the solver's max_steps.
-            Default None.
+        memory: the solver window, the number of updates kept, at least 1. None keeps all of them:
+            max_steps, or the max_steps of a call. If a call's max_steps is a tensor whose value is
+            known only when the graph runs, and it is larger than the solver's, the estimate is reset
+            after the solver's max_steps. Default None.
         damping: α in (0, 1]. Default 1.
 
     Raises:
@@ -81,7 +79,7 @@ class Broyden(Solver):
         alpha = tf.constant(self.damping, z.dtype)
         g = f_z - z
         rows = state.inverse.shape[1]
-        position = k % rows  # of the step that this call makes
+        position = k % rows  # of the step computed in this call
         new = tf.one_hot(position, rows, dtype=z.dtype)
         last = tf.one_hot((k - 1) % rows, rows, dtype=z.dtype)
 
@@ -121,13 +119,13 @@ class Broyden(Solver):
         return super().select(mask, state, other)
 
     def transposed_inverse(self, state: Any, evaluations: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        """Returns −Hᵀv [B, D], H the inverse estimate after each sample's evaluations.
+        """Returns −Hᵀv [B, D], where H is the inverse estimate after each sample's evaluations.
 
-        With S the steps, Nᵀ the inverse that is kept, and W taking c to the weights of Σ c_i d_i in
-        terms of S, −H = I + SᵀWNS; the last step's d is not known yet, so that W leaves it out.
+        Let S be the steps, Nᵀ the stored inverse, and W the matrix that maps c to the weights of Σ c_i
+        d_i in terms of S. Then −H = I + SᵀWNS. The last step's d is not known yet, so W omits it.
 
         Args:
-            state: of each sample as its last evaluation left it. evaluations: [B] int32, >= 1.
+            state: state of each sample after its last evaluation. evaluations: [B] int32, >= 1.
             v: [B, D].
         """
         if isinstance(state, limited_memory_broyden.State):
@@ -141,7 +139,7 @@ class Broyden(Solver):
 
 
 def _left_product(row: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """rowᵀ · matrix, [B, m], [B, m, m] -> [B, m]. Sums that fuse: products of small matrices do not."""
+    """rowᵀ · matrix, [B, m], [B, m, m] -> [B, m]. Written as sums, which fuse; small products do not."""
     return tf.reduce_sum(row[:, :, None] * matrix, axis=1)
 
 
@@ -158,7 +156,7 @@ def _before(position: tf.Tensor, rows: int, dtype: tf.DType) -> tf.Tensor:
 
 
 def _with_row(matrix: tf.Tensor, new: tf.Tensor, row: tf.Tensor, column: bool = False) -> tf.Tensor:
-    """Puts row [B, m] into matrix [B, m, m] at the row (or column) that the one-hot new names."""
+    """Puts row [B, m] into matrix [B, m, m] at the row (or column) given by the one-hot vector `new`."""
     if column:
         return tf.where(new[None, None, :] > 0, row[:, :, None], matrix)
     return tf.where(new[None, :, None] > 0, row[:, None, :], matrix)

@@ -14,7 +14,7 @@ from tfdeq.solvers.solver import Solver, require_damping
 class FixedPointIteration(Solver):
     """Damped fixed-point (Picard) iteration.
 
-    z_{k+1} = z_k + α (f(z_k) − z_k). Converges linearly if the damped map is a contraction. It keeps
+    z_{k+1} = z_k + α (f(z_k) − z_k). It converges linearly if the damped map is a contraction. It keeps
     no state, so its memory does not depend on max_steps.
 
     Args:

@@ -16,28 +16,28 @@ from tfdeq.solvers.splitting import Prepared
 class ForwardBackward(Solver):
     """Forward-backward splitting, for f(z) = P(W z + c) with I − W strongly monotone.
 
-    z_{k+1} = P(z_k − α ((I − W) z_k − c)). With β ‖(I − W) v‖² <= vᵀ(I − W) v and m ‖v‖² <=
-    vᵀ(I − W) v for all v, a step shortens every difference by the factor √(1 − m (2α − α²/β)) at
-    least, so that it converges from every start for 0 < α < 2β. That is not the damped iteration of
-    f: the step goes to the projection's argument, and W z + c is all that it takes, which f computes
-    in any case. So one step costs one evaluation.
+    z_{k+1} = P(z_k − α ((I − W) z_k − c)). If β ‖(I − W) v‖² <= vᵀ(I − W) v and m ‖v‖² <= vᵀ(I − W) v
+    for all v, each step multiplies the distance of two states by at most √(1 − m (2α − α²/β)), so the
+    method converges from every start for 0 < α < 2β. It is not the damped iteration of f, because the
+    step is taken in the argument of the projection. It only needs W z + c, which f computes in any
+    case, so one step costs one evaluation.
 
-    The cell says what its parts are (`tfdeq.solvers.splitting.Splitting`; `tfdeq.cells.MonotoneDense`
-    and `MonotoneConvolution` do). The method is of the solver, not of the cell, for the residual to be
-    that of f itself whatever the step, and for one cell to be solved by any solver. A function that does
-    not say it is one without a projection, P = I: then the step is z + α (f(z) − z).
+    The cell provides the parts of f (`tfdeq.solvers.splitting.Splitting`), as `tfdeq.cells.MonotoneDense`
+    and `MonotoneConvolution` do. The step belongs to the solver, not to the cell, so that the residual is
+    that of f itself for every step size and any solver can solve the cell. For a function without a
+    splitting, P = I, and the step is z + α (f(z) − z).
 
-    The linear system of the backward solve is left to GMRES with the same tolerance and budget, unless
-    the adjoint has a solver of its own: it needs fewer products than the same splitting of the adjoint
+    The linear system of the backward solve is solved by GMRES with the same tolerance and budget, unless
+    the adjoint has its own solver. GMRES needs fewer products than the same splitting of the adjoint
     system.
 
     Args:
-        max_steps: evaluations of f at most, per sample. Default 200.
-        tolerance: relative residual at which a sample is done. Default 1e-3.
-        step_size: α > 0. None: β, from the cell; 1 for a function that says nothing. Default None.
+        max_steps: largest number of evaluations of f per sample. Default 200.
+        tolerance: relative residual at which a sample has converged. Default 1e-3.
+        step_size: α > 0. None: β, from the cell; 1 for a function without a splitting. Default None.
 
     Raises:
-        ValueError: for a setting out of range, or a safeguard: there is nothing to guard.
+        ValueError: for a setting out of range, or a safeguard, which this method does not need.
 
     Source: Ryu and Boyd, A Primer on Monotone Operator Methods, Appl. Comput. Math. 15(1), 2016, section
         6; for equilibrium networks: Winston, Kolter, arXiv:2006.08591, section 3.3.
@@ -80,9 +80,9 @@ class ForwardBackward(Solver):
 
 
 def check_settings(solver: Solver) -> None:
-    """Raises a ValueError for settings that no splitting method takes.
+    """Raises a ValueError for settings that splitting methods do not take.
 
-    solver: with a step_size.
+    solver: a solver with a step_size.
     """
     name = type(solver).__name__
     if solver.step_size is not None:

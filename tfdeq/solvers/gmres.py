@@ -1,4 +1,4 @@
-"""GMRES as a solver: for affine maps, as the adjoint system is one."""
+"""GMRES as a solver for affine maps, such as the adjoint system."""
 
 import dataclasses
 from typing import ClassVar
@@ -24,7 +24,7 @@ class GMRES(Solver):
     Args:
         max_steps: largest number of evaluations and products per sample. Default 30.
         tolerance: relative residual at which a sample has converged. Default 1e-3.
-        krylov_steps: dimensions before a restart, at least 1; that many vectors are kept. Default 20.
+        krylov_steps: dimensions before a restart, at least 1; as many vectors are kept. Default 20.
 
     Raises:
         ValueError: for a setting out of range.
@@ -48,7 +48,7 @@ class GMRES(Solver):
         return ()
 
     def step_with_products(self, state, k, z, f_z, product, running, allowed, tolerance):
-        # Half of the tolerance: ‖f(z)‖ at the solution is not known yet.
+        # Half the tolerance, because ‖f(z)‖ at the solution is not known yet.
         target = 0.5 * tolerance * tf.norm(f_z, axis=1)
         allowed = tf.where(running, allowed, 0)
         delta, spent = gmres(product, f_z - z, target, allowed, self.krylov_steps)

@@ -1,4 +1,4 @@
-"""Vectors that a solver keeps, [B, m, D]: products with them and a new row, fast in every mode."""
+"""Histories of vectors, [B, m, D]: products with them and new rows, fast in every mode."""
 
 import tensorflow as tf
 
@@ -15,20 +15,20 @@ def empty(z: tf.Tensor, rows: int) -> tf.Tensor:
 
 
 def growing(z: tf.Tensor, rows: int) -> tf.Tensor:
-    """Returns an empty history that `appended` fills up to rows; under XLA it is all there from the start.
+    """Returns an empty history that `appended` extends up to `rows`; under XLA it has all rows at once.
 
-    Products with it then cost what it holds, not what it could hold.
+    So the cost of products with it depends on the rows that it holds, not on those that it could hold.
     """
     if compiles_with_xla():
         return empty(z, rows)
-    # The placeholder's shape is unknown to the tracer, so that a loop lets it change.
+    # The placeholder's shape is unknown when the graph is traced, so a loop allows it to change.
     return tf.compat.v1.placeholder_with_default(
         empty(z, 0), tf.TensorShape([z.shape[0], None, z.shape[1]])
     )
 
 
 def inner_products(history: tf.Tensor, v: tf.Tensor, rows: int | None = None) -> tf.Tensor:
-    """Returns [B, m], the product of each row with v [B, D]; with zeros up to [B, rows]."""
+    """Returns the products of the rows with v [B, D], [B, m], padded with zeros to [B, rows]."""
     products = tf.linalg.matvec(history, v)
     if rows is None or history.shape[1] == rows:
         return products
@@ -38,15 +38,15 @@ def inner_products(history: tf.Tensor, v: tf.Tensor, rows: int | None = None) ->
 
 
 def combination(history: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Returns [B, D], the sum of the rows with weights [B, m], or more: those that have no row are 0."""
+    """Returns the weighted sum of the rows, [B, D]; weights without a row must be 0."""
     if history.shape[1] != weights.shape[1]:
         weights = weights[:, : tf.shape(history)[1]]
-    # As a row from the left: a transposed history would be copied outside of XLA.
+    # Multiplies from the left, because outside of XLA a transposed history would be copied.
     return tf.squeeze(tf.matmul(weights[:, None, :], history), 1)
 
 
 def appended(history: tf.Tensor, position: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-    """As `with_row` for a growing history, whose next row may be the one behind its last."""
+    """Like `with_row`, for a growing history, where position may be one past the last row."""
     if compiles_with_xla():
         return with_row(history, position, row)
     result = tf.cond(
@@ -59,7 +59,7 @@ def appended(history: tf.Tensor, position: tf.Tensor, row: tf.Tensor) -> tf.Tens
 
 
 def padded(history: tf.Tensor, longer: tf.Tensor) -> tf.Tensor:
-    """Returns a growing history with zeros behind it, as many rows as a later one of it has."""
+    """Returns a growing history padded with zeros to the number of rows of a later one."""
     missing = tf.shape(longer)[1] - tf.shape(history)[1]
     result = tf.pad(history, [[0, 0], [0, missing], [0, 0]])
     result.set_shape(longer.shape)
@@ -67,12 +67,12 @@ def padded(history: tf.Tensor, longer: tf.Tensor) -> tf.Tensor:
 
 
 def with_row(history: tf.Tensor, position: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-    """Returns the history with row [B, D] at position, a scalar in 0 … m − 1, the same for all."""
+    """Returns the history with row [B, D] at position, a scalar in 0 … m − 1 for all samples."""
     if compiles_with_xla():
-        # One fused pass; a scatter becomes a loop over the samples there.
+        # One fused pass; under XLA a scatter becomes a loop over the samples.
         here = tf.range(history.shape[1]) == position
         return tf.where(here[None, :, None], row[:, None, :], history)
-    # One copy of the history; a select would make a mask of its size as well.
+    # This makes one copy of the history; a select would also make a mask of its size.
     samples = tf.range(tf.shape(history)[0])
     indices = tf.stack([samples, tf.broadcast_to(position, tf.shape(samples))], axis=1)
     return scattered(history, indices, row)

@@ -1,4 +1,4 @@
-"""GMRES for (I − J) δ = r, a system for each sample of the batch, from products with J alone."""
+"""GMRES for (I − J) δ = r, one system per sample of the batch, which needs only products with J."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,15 +13,15 @@ _ROUNDING = 10.0
 
 
 class KrylovSpace(NamedTuple):
-    """What GMRES knows of a system for each sample; `extend` adds dimensions, `solution` uses it."""
+    """The Krylov space of each sample's system; `extend` adds dimensions, `solution` uses it."""
 
     length: tf.Tensor  # [B] ‖r‖
-    basis: tf.Tensor  # [B, m + 1, D] orthonormal rows; zeros where none is yet
+    basis: tf.Tensor  # [B, m + 1, D] orthonormal rows; zeros for those not computed yet
     triangle: tf.Tensor  # [B, m, m] R of the Hessenberg matrix Q H = R
     rotation: tf.Tensor  # [B, m + 1, m + 1] Q, the product of all Givens rotations
-    residual: tf.Tensor  # [B] norm of what is left of r
-    size: tf.Tensor  # [B] int32, dimensions, and so products made
-    exhausted: tf.Tensor  # [B] bool, whether there is no new direction: δ is exact, or NaN came
+    residual: tf.Tensor  # [B] norm of the remaining part of r
+    size: tf.Tensor  # [B] int32, number of dimensions, and of products
+    exhausted: tf.Tensor  # [B] bool, whether there is no new direction: δ is exact, or NaN occurred
 
 
 def gmres(
@@ -37,21 +37,21 @@ def gmres(
         product: v -> J v, [B, D] -> [B, D].
         right_side: [B, D], r.
         target: [B], the norm of r − (I − J) δ at which a sample is done.
-        allowed: [B] int32, products at most; 0 gives δ = r, one plain step.
+        allowed: [B] int32, largest number of products; 0 gives δ = r, one plain step.
         size: m, the largest dimension of the space.
 
     Returns:
         δ [B, D], and the products spent [B] int32.
 
-    Source: Saad and Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7(3), 1986, algorithm 4; Gram–Schmidt
-        is made twice, which keeps the basis orthonormal to rounding.
+    Source: Saad and Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7(3), 1986, algorithm 4; Gram–Schmidt is
+        applied twice, which keeps the basis orthonormal up to rounding.
     """
     space = extend(empty_space(right_side, size), product, target, allowed)
     return tf.where((space.size > 0)[:, None], solution(space), right_side), space.size
 
 
 def empty_space(right_side: tf.Tensor, size: int) -> KrylovSpace:
-    """Returns the space of no dimension for r [B, D], with room for `size`."""
+    """Returns the space of dimension 0 for r [B, D], with room for `size` dimensions."""
     length = tf.norm(right_side, axis=1)
     first = right_side / tf.where(length > 0, length, 1)[:, None]
     rest = tf.zeros_like(first)[:, None] * tf.ones([size, 1], first.dtype)
@@ -95,7 +95,7 @@ def extend(
 
 
 def solution(space: KrylovSpace) -> tf.Tensor:
-    """Returns the δ [B, D] of the smallest residual in the space; 0 where it has no dimension."""
+    """Returns the δ [B, D] with the smallest residual in the space; 0 if its dimension is 0."""
     size = space.triangle.shape[1]
     used = tf.sequence_mask(space.size, size, dtype=space.basis.dtype)  # [B, m]
     projected = space.length[:, None] * space.rotation[:, :size, 0] * used
@@ -109,7 +109,7 @@ def solution(space: KrylovSpace) -> tf.Tensor:
 
 def residual_vector(space: KrylovSpace) -> tf.Tensor:
     """Returns r − (I − J) δ [B, D] of that solution, without a product."""
-    # In the basis it is what the rotations left below the triangle, turned back.
+    # In the basis, this is the part that the rotations left below the triangle, rotated back.
     row = tf.gather(space.rotation, space.size, axis=1, batch_dims=1)  # [B, m + 1]
     left = space.length * row[:, 0]
     return left[:, None] * history.combination(space.basis, row)
@@ -120,7 +120,7 @@ def _expand(space: KrylovSpace, product, active: tf.Tensor) -> KrylovSpace:
     basis, rotation = space.basis, space.rotation
     size = space.triangle.shape[1]
     dtype = basis.dtype
-    # A sample that is done stays where it is; a full one has no next row.
+    # A sample that is done does not change; a full space has no next row.
     place = tf.minimum(space.size, size - 1)
     v = tf.gather(basis, place, axis=1, batch_dims=1)
     w = v - product(v)
@@ -130,12 +130,12 @@ def _expand(space: KrylovSpace, product, active: tf.Tensor) -> KrylovSpace:
     second = history.inner_products(basis, w)
     w -= history.combination(basis, second)
     below = tf.norm(w, axis=1)
-    # Rounding alone is left: the space holds the solution, and there is no new direction.
+    # If only rounding is left, the space contains the solution and there is no new direction.
     below = tf.where(below > _ROUNDING * np.finfo(dtype.as_numpy_dtype).eps * whole, below, 0)
     row, next_row = (tf.one_hot(index, size + 1, dtype=dtype) for index in (place, place + 1))
     column = first + second + below[:, None] * next_row  # of the Hessenberg matrix, [B, m + 1]
 
-    # One Givens rotation of the rows at the place and below makes the rotated column end there.
+    # One Givens rotation of this row and the next makes the rotated column end at this row.
     column = tf.linalg.matvec(rotation, column)
     a, b = tf.reduce_sum(column * row, axis=1), tf.reduce_sum(column * next_row, axis=1)
     radius = tf.sqrt(a * a + b * b)

@@ -14,27 +14,27 @@ from tfdeq.solvers.solver import Solver, require_positive_integer
 _FORCING_FACTOR = 0.9
 _LARGEST_FORCING = 0.9
 _FIRST_FORCING = 0.5
-# A step of length λ must bring ‖g‖ below the largest of the last norms by this share of λ. More than
-# one norm lets a badly scaled problem pass through a rise that a strict descent would creep around.
+# A step of length λ must reduce ‖g‖ below the largest of the last norms by this share of λ. With
+# several norms, a badly scaled problem may pass a rise that strict descent would have to avoid
+# slowly.
 _SUFFICIENT_DECREASE = 1e-4
 _NORMS = 5
-# A refused step is shortened to between these shares of its length.
+# A rejected step is shortened to between these shares of its length.
 _SHORTEST, _LONGEST = 0.1, 0.5
-# After so many the step is taken as it is: the direction is then no use, and a new linearisation is
-# worth more.
+# After this many shortenings the step is accepted: the direction is not useful then, and a new
+# linearisation is better.
 _MOST_SHORTENINGS = 10
-# Where the linear model missed g by less than this share of the goal, it is good enough to reach it.
+# If the linear model's error of g is less than this share of the goal, it is accurate enough to
+# reach the goal.
 _NEGLIGIBLE = 0.25
 
 
 class NewtonKrylovState(NamedTuple):
     base: tf.Tensor  # [B, D] the last accepted iterate
-    norms: (
-        tf.Tensor
-    )  # [B, 5] ‖g‖ of the last accepted iterates, the newest first; −1 where there is none
+    norms: tf.Tensor  # [B, 5] ‖g‖ of the last accepted iterates, newest first; −1 if none
     direction: tf.Tensor  # [B, D] the Newton step from there
-    length: tf.Tensor  # [B] the share λ of it that led to the iterate to come
-    shortenings: tf.Tensor  # [B] int32, how often λ was made smaller
+    length: tf.Tensor  # [B] the share λ of it that gives the next iterate
+    shortenings: tf.Tensor  # [B] int32, how often λ was reduced
     forcing: tf.Tensor  # [B] η of the last linear solve
     space: krylov.KrylovSpace  # of the last linear solve
 
@@ -44,13 +44,13 @@ class NewtonKrylovState(NamedTuple):
 class NewtonKrylov(Solver):
     """Inexact Newton's method for g(z) = f(z) − z = 0, without a matrix.
 
-    At z_k, GMRES finds δ with ‖g + (J − I) δ‖ ≤ η_k ‖g‖ from products J v alone (two reverse passes
-    through one linearisation of f). η_k follows the progress of the residual, so no products
-    are spent on accuracy that the linear model does not have. If ‖g(z_k + λ δ)‖ does not fall
-    below the largest of the last five norms, λ is reduced to the minimum of a parabola. If the
-    linear model predicts g accurately enough to reach the tolerance, its Krylov space is kept and
-    extended. So an affine map with at most krylov_steps dimensions needs no more products than it has
-    dimensions. Samples do this independently of one another. A product counts as one evaluation of f.
+    At z_k, GMRES finds δ with ‖g + (J − I) δ‖ ≤ η_k ‖g‖ using only products J v (two reverse passes
+    through one linearisation of f). η_k follows the progress of the residual, so no products are spent
+    on accuracy that the linear model does not have. If ‖g(z_k + λ δ)‖ does not fall below the largest
+    of the last five norms, λ is reduced to the minimum of a parabola. If the linear model predicts g
+    accurately enough to reach the tolerance, its Krylov space is kept and extended. So an affine map
+    with at most krylov_steps dimensions needs no more products than it has dimensions. Samples are
+    independent of one another. A product counts as one evaluation of f.
 
     Args:
         max_steps: largest number of evaluations and products per sample. Default 100.
@@ -86,7 +86,7 @@ class NewtonKrylov(Solver):
         return True
 
     def initial_state(self, z, max_steps=None):
-        ones = tf.reduce_sum(tf.zeros_like(z), axis=1) + 1  # [B], also of a state without entries
+        ones = tf.reduce_sum(tf.zeros_like(z), axis=1) + 1  # [B], also for a state without entries
         return NewtonKrylovState(
             base=z,
             norms=-ones[:, None] * tf.ones([_NORMS], z.dtype),
@@ -100,11 +100,11 @@ class NewtonKrylov(Solver):
     def step_with_products(self, state, k, z, f_z, product, running, allowed, tolerance):
         g = f_z - z
         norm = tf.norm(g, axis=1)
-        # Nothing is known: whatever comes is accepted.
+        # There is no earlier norm, so the first iterate is always accepted.
         first = state.norms[:, 0] < 0
         bound = (1 - _SUFFICIENT_DECREASE * state.length) * tf.reduce_max(state.norms, axis=1)
         accepted = first | (norm <= bound) | (state.shortenings >= _MOST_SHORTENINGS)
-        # NaN is below no bound, and may be gone back from as often as it takes.
+        # NaN is never accepted, and any number of shortenings is allowed to leave it.
         accepted &= tf.math.is_finite(norm)
 
         goal = tolerance * tf.norm(f_z, axis=1)
@@ -120,7 +120,7 @@ class NewtonKrylov(Solver):
 
         length = tf.where(accepted, tf.ones_like(norm), _shorter(state, norm))
         direction = tf.where(accepted[:, None], delta, state.direction)
-        # An extended space still begins where it was begun.
+        # An extended space keeps its base.
         base = tf.where((accepted & ~trusted)[:, None], z, state.base)
         norms = tf.concat([norm[:, None], state.norms[:, :-1]], axis=1)
         new = NewtonKrylovState(
@@ -135,7 +135,7 @@ class NewtonKrylov(Solver):
         return new, base + length[:, None] * direction, spent
 
     def _trusted(self, state: NewtonKrylovState, g: tf.Tensor, goal: tf.Tensor) -> tf.Tensor:
-        """[B] bool: whether the last linear model, carried on, leads to the goal."""
+        """[B] bool: whether extending the last linear model leads to the goal."""
         space = state.space
         whole = (state.shortenings == 0) & (state.norms[:, 0] >= 0)
         room = (space.size > 0) & (space.size < self.krylov_steps) & ~space.exhausted
@@ -148,7 +148,7 @@ class NewtonKrylov(Solver):
 
 
 def _shorter(state: NewtonKrylovState, norm: tf.Tensor) -> tf.Tensor:
-    """[B] the λ at which the parabola through ‖g‖² at 0, its slope there, and ‖g‖² at λ is lowest."""
+    """[B] λ that minimises the parabola given by ‖g‖² at 0, its slope there, and ‖g‖² at the last λ."""
     length, start = state.length, tf.square(state.norms[:, 0])
     # The slope is −2 ‖g‖² for an exact Newton step.
     curvature = (tf.square(norm) - start + 2 * start * length) / tf.square(length)
@@ -164,10 +164,10 @@ def _forcing(
     """η of the next linear solve, [B]; goal: [B], the ‖g‖ at which the sample will be done."""
     ratio = norm / tf.where(first, tf.ones_like(norm), state.norms[:, 0])
     forcing = _FORCING_FACTOR * ratio**2
-    # What the last η allows is not undercut at once.
+    # η must not fall much faster than the last η allows.
     floor = _FORCING_FACTOR * state.forcing**2
     forcing = tf.where(floor > 0.1, tf.maximum(forcing, floor), forcing)
     forcing = tf.where(first, _FIRST_FORCING * tf.ones_like(norm), forcing)
-    # No more accuracy than the tolerance asks for.
+    # No more accuracy than the tolerance requires.
     enough = 0.5 * goal / tf.where(norm > 0, norm, tf.ones_like(norm))
     return tf.clip_by_value(tf.maximum(forcing, enough), 1e-12, _LARGEST_FORCING)

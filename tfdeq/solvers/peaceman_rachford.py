@@ -1,4 +1,4 @@
-"""Peaceman-Rachford splitting: reflections by the resolvent of the linear part and by the projection."""
+"""Peaceman-Rachford splitting: reflections by the projection and by the linear part's resolvent."""
 
 import dataclasses
 from typing import ClassVar
@@ -16,22 +16,22 @@ from tfdeq.solvers.splitting import Prepared
 class PeacemanRachford(Solver):
     """Peaceman-Rachford splitting, for f(z) = P(W z + c) with I − W strongly monotone.
 
-    With V = (I + α (I − W))^(−1), which the cell makes once a solve, and z_k = P(u_k),
+    With V = (I + α (I − W))^(−1), which the cell computes once per solve, and z_k = P(u_k),
     u_{k+1} = u_k + 2 V (z_k − u_k + α (W z_k + c − z_k)).
-    That is the reflection by the resolvent of the affine part after that by the projection, written as a
-    correction: W z + c is what f computes in any case, and an error in V slows the method, but does
-    not move the solution. From the start, u_1 = z_0 + α (W z_0 + c − z_0), so that a start at the
-    equilibrium stays there. It converges from every start for every α > 0; a step shortens differences
-    of u by √((L − m) / (L + m)) at least for α = 1/L, where m is that of (I − W) and L its norm:
-    about √(L/m) times fewer steps than a method that only evaluates W. A step costs one
-    evaluation and one product with V, which is not counted in `steps`.
+    This is a reflection by the projection followed by one by the resolvent of the affine part, written
+    as a correction: f computes W z + c in any case, and an error in V slows the method down but does not
+    change the solution. The first step is u_1 = z_0 + α (W z_0 + c − z_0), so a start at the equilibrium
+    stays there. The method converges from every start for every α > 0. For α = 1/L, each step multiplies
+    the distance of two u by at most √((L − m) / (L + m)), where L = ‖I − W‖₂ and m is the constant of
+    strong monotonicity of I − W. This takes about √(L/m) times fewer steps than a method that only
+    evaluates W. A step costs one evaluation and one product with V, which is not counted in `steps`.
 
-    Only for functions that say what their parts are: see `tfdeq.solvers.splitting.Splitting`. The backward
+    The method requires a function with a splitting; see `tfdeq.solvers.splitting.Splitting`. The backward
     solve is as for `ForwardBackward`.
 
     Args:
-        max_steps: evaluations of f at most, per sample. Default 100.
-        tolerance: relative residual at which a sample is done. Default 1e-3.
+        max_steps: largest number of evaluations of f per sample. Default 100.
+        tolerance: relative residual at which a sample has converged. Default 1e-3.
         step_size: α > 0. None: 1/L, from the cell. Default None.
 
     Raises:

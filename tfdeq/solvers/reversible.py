@@ -1,4 +1,4 @@
-"""Reversible relaxation: two coupled states, from which the ones before can be computed back."""
+"""Reversible relaxation: two coupled states, from which the previous ones can be computed."""
 
 import dataclasses
 from typing import ClassVar
@@ -15,13 +15,14 @@ class Reversible(Solver):
     """The reversible iteration of RevDEQ, for `ReversibleBackprop`.
 
     y_{n+1} = (1 − β) y_n + β f(z_n),   z_{n+1} = (1 − β) z_n + β f(y_{n+1}),   y_0 = z_0.
-    With w = y_0, z_0, y_1, z_1, … that is one recursion of one evaluation a step,
+    With w = y_0, z_0, y_1, z_1, … this is a single recursion with one evaluation per step,
     w_{k+1} = (1 − β) w_{k−1} + β f(w_k),
-    which can be reversed: w_{k−1} = (w_{k+1} − β f(w_k)) / (1 − β). Converges linearly
-    if f is a contraction, more slowly than plain iteration for a small β. The state is the previous iterate.
+    which can be reversed: w_{k−1} = (w_{k+1} − β f(w_k)) / (1 − β). It converges linearly if f is a
+    contraction, more slowly than plain iteration for a small β. The state is the previous iterate.
 
     Args:
-        max_steps: evaluations of f at most, per sample; two to one step of both states. Default 30.
+        max_steps: largest number of evaluations of f per sample; one step of both states takes two.
+            Default 30.
         tolerance: relative residual at which a sample has converged. Default 1e-3.
         relaxation: β in (0, 1). Default 0.8.
 

@@ -12,7 +12,7 @@ from tfdeq.solvers.splitting import Prepared, Splitting
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """The part that all solvers share. A solver never evaluates f; `tfdeq.iteration` does.
+    """The base class of solvers. A solver never evaluates f; `tfdeq.iteration` does.
 
     Args:
         max_steps: largest number of evaluations of f per sample, at least 1.
@@ -22,10 +22,11 @@ class Solver:
             to where these steps began. From there it makes plain steps, and the solver's history is
             reset. Use 2 for Anderson. Use 100 for Broyden, whose residuals rise and fall by large factors
             before they converge fast. Keeps two more states in memory. None: no safeguard. Keyword only.
-        patience: number of iterates, at least 1, in which the best residual must fall by 0.1 %; otherwise
-            the sample has stagnated. A number saves evaluations if solves without progress never
-            recover. It also stops solves whose answer is still on its way: the residual stays constant
-            while information travels through the state, and rises and falls under Broyden's method.
+        patience: number of iterates, at least 1, in which the best residual must fall by 0.1 %;
+            otherwise the sample has stagnated. A number saves evaluations if solves without progress
+            never recover. But it also stops solves that would still succeed: the residual stays
+            constant while information travels through the state, and rises and falls under Broyden's
+            method.
             None: a sample stops before its budget only if that is certain, because its residual has
             stayed at the dtype's precision for twelve iterates, or because plain iteration has returned
             to an earlier iterate. Keyword only. Default None.
@@ -40,15 +41,16 @@ class Solver:
     patience: int | None = dataclasses.field(default=None, kw_only=True)
     absolute_tolerance: float = dataclasses.field(default=0.0, kw_only=True)
 
-    # Whether the method asks for products with the Jacobian: `step_with_products` instead of `step`.
+    # Whether the method uses products with the Jacobian: `step_with_products` instead of `step`.
     uses_products: ClassVar[bool] = False
-    # Whether the method uses the parts of f, where f says what they are: `step_with_splitting` instead of
-    # `step`; and whether it can do without.
+    # Whether the method uses the splitting of f, if f has one: `step_with_splitting` instead of
+    # `step`; and whether it requires one.
     uses_splitting: ClassVar[bool] = False
     needs_splitting: ClassVar[bool] = False
-    # Whether the next iterate follows from the last one alone: one that comes back will again.
+    # Whether the next iterate depends only on the last one, so that an iterate that recurs once
+    # recurs forever.
     memoryless: ClassVar[bool] = False
-    # Whether it computes squares of the state, which must be near unit size for that.
+    # Whether it computes squares of the state, which must then be scaled to about unit size.
     computes_squares: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -64,15 +66,15 @@ class Solver:
 
     @property
     def recovers(self) -> bool:
-        """Whether the method goes on, from an earlier iterate, after an evaluation that was NaN."""
+        """Whether the method continues from an earlier iterate after an evaluation that was NaN."""
         return self.safeguard is not None
 
     def initial_state(self, z: tf.Tensor, max_steps: int | None = None) -> Any:
         """Returns the method's own state (a nest of tensors).
 
         Args:
-            z: [B, D], an iterate. max_steps: the largest budget of the solve where that is known
-                beforehand; None: the solver's.
+            z: [B, D], an iterate. max_steps: the largest budget of the solve, if it is known in
+                advance; None: the solver's.
         """
         raise TypeError(
             f"{type(self).__name__} is incomplete: a solver must define initial_state()."
@@ -83,7 +85,7 @@ class Solver:
 
         Args:
             state: the method's own state.
-            k: [] int32, evaluations made before this one: 0 in the first call.
+            k: scalar int32, number of earlier evaluations: 0 in the first call.
             z: [B, D], the iterate. f_z: [B, D], f at that iterate.
         """
         raise TypeError(f"{type(self).__name__} is incomplete: a solver must define step().")
@@ -99,28 +101,29 @@ class Solver:
         allowed: tf.Tensor,
         tolerance: tf.Tensor,
     ) -> tuple[Any, tf.Tensor, tf.Tensor]:
-        """As `step`, for methods with `uses_products`; also returns the products spent, [B] int32.
+        """Like `step`, for methods with `uses_products`; also returns the number of products, [B] int32.
 
         Args:
             state, k, z, f_z: as for `step`.
             product: v -> ∂f/∂z v at z, [B, D] -> [B, D]; each call counts as an evaluation.
             running: [B] bool; the result for other samples is not used.
-            allowed: [B] int32, products at most.
-            tolerance: [B], the relative residual at which a sample will be done.
+            allowed: [B] int32, largest number of products.
+            tolerance: [B], the relative residual at which a sample has converged.
         """
         raise TypeError(f"{type(self).__name__} does not use products with the Jacobian.")
 
     def prepare(self, splitting: Splitting, dtype: tf.DType) -> Prepared:
-        """Returns what `step_with_splitting` uses, made once a solve, for methods with `uses_splitting`.
+        """Returns what `step_with_splitting` uses, computed once per solve, for methods with
+        `uses_splitting`.
 
-        splitting: of f, on [B, D] matrices. dtype: of these.
+        splitting: splitting of f, on [B, D] matrices. dtype: their dtype.
         """
         raise TypeError(f"{type(self).__name__} makes no use of a splitting.")
 
     def step_with_splitting(
         self, state: Any, k: tf.Tensor, z: tf.Tensor, affine_z: tf.Tensor, prepared: Prepared
     ) -> tuple[Any, tf.Tensor]:
-        """As `step`, for methods with `uses_splitting` where f says what its parts are.
+        """Like `step`, for methods with `uses_splitting`, if f has a splitting.
 
         Args:
             state, k, z: as for `step`.
@@ -130,16 +133,16 @@ class Solver:
         raise TypeError(f"{type(self).__name__} makes no use of a splitting.")
 
     def for_linear_systems(self) -> "Solver":
-        """Returns the solver of the backward solve, where the adjoint has none of its own."""
+        """Returns the solver of the backward solve, for an adjoint without its own solver."""
         return self
 
     def restart(self, state: Any, mask: tf.Tensor) -> Any:
-        """Returns the state with all that was learned about the samples in mask [B] forgotten."""
+        """Returns the state, reset for the samples in mask [B]."""
         del mask
         return state
 
     def select(self, mask: tf.Tensor, state: Any, other: Any) -> Any:
-        """Returns the state of the samples in mask [B], and for the rest `other`, the one before it."""
+        """Returns the state for the samples in mask [B], and `other`, the previous state, for the rest."""
         return choose(mask, state, other)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What keeps the training of equilibria steady."""
+"""Parts that keep the training of equilibria stable."""

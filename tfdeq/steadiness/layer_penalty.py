@@ -1,4 +1,4 @@
-"""The Jacobian penalty that a `DEQLayer` adds to the loss: on some rows of the batch, with a weight."""
+"""The weighted Jacobian penalty, on some rows of the batch, that a `DEQLayer` adds to the loss."""
 
 import math
 from collections.abc import Callable
@@ -14,11 +14,12 @@ from tfdeq.solvers.solver import require_integer
 from tfdeq.steadiness.training_control import TrainingControl
 
 AUTO = "auto"
-# What a callback's scale multiplies where the layer has no penalty of its own.
+# The weight that a callback's scale multiplies if the layer has no penalty of its own.
 BASE_WEIGHT = 0.1
-# Above it there is no equilibrium whose gradient the implicit adjoint could be.
+# With a larger residual there is no equilibrium, so the implicit gradient is meaningless.
 LARGEST_RESIDUAL = 0.1
-# Plain noise hardly sees the few directions that let a solve diverge, such as what all places share.
+# Plain noise hardly sees the few directions in which a solve diverges, such as one common to all
+# places.
 POWER_STEPS = 2
 
 
@@ -28,7 +29,7 @@ class LayerPenalty:
     Args:
         weight: a number >= 0, or "auto".
         fraction: share of the batch, in (0, 1].
-        power_steps: of `tfdeq.jacobian_penalty`.
+        power_steps: those of `tfdeq.jacobian_penalty`.
 
     Raises:
         ValueError: for settings out of range.
@@ -52,12 +53,12 @@ class LayerPenalty:
         control: TrainingControl,
         next_seed: Callable[[], tf.Tensor],
     ) -> tf.Tensor | None:
-        """Returns what is added to the loss, [] float; None: nothing.
+        """Returns a scalar to add to the loss; None: nothing to add.
 
         Args:
-            f: (z, x, theta, masks) -> like z. args: z, x, theta and masks; without masks an empty one.
-            residual: [B] float32, of z. control: says what the weight is multiplied by now.
-            next_seed: gives [2] integers, in each call others.
+            f: (z, x, theta, masks) -> like z. args: z, x, theta and masks, which may be empty.
+            residual: [B] float32, of z. control: has the current factor of the weight.
+            next_seed: () -> a new seed, [2] integers.
         """
         if not self.weight and not control.active:
             return None
@@ -80,10 +81,10 @@ class LayerPenalty:
         return tf.cast(weight, value.dtype) * value
 
     def gated(self, solution: Solution, control: TrainingControl) -> Solution:
-        """Returns a solve's solution, without a gradient of z where the batch has found no equilibrium.
+        """Returns the solution of a solve, without a gradient of z if the batch has no equilibrium.
 
-        Only under "auto", or while a callback has raised the penalty: then the penalty alone trains the
-        cell until there are equilibria again.
+        This applies only to "auto", or while a callback has raised the penalty. Then only the penalty
+        trains the cell until there are equilibria again.
         """
         if self.weight != AUTO and not control.active:
             return solution
@@ -92,7 +93,7 @@ class LayerPenalty:
             found |= ~control.is_raised()
         found = tf.broadcast_to(found, tf.shape(solution.residual))
         held = tf.nest.map_structure(tf.stop_gradient, solution.z)
-        # Not times zero: a gradient that is infinite stays out too.
+        # A choice, not a product with zero, so that an infinite gradient is also excluded.
         return solution._replace(z=choose(found, solution.z, held))
 
     def _weight(self, residual: tf.Tensor) -> Any:
@@ -123,7 +124,7 @@ class LayerPenalty:
             chosen=chosen,
         )
         if chosen is not None and chosen.there is not None:
-            # Parts count alike in the mean over them, which is to be that over the rows.
+            # All parts have the same weight in their mean, which must equal the mean over the rows.
             here = tf.cast(tf.math.count_nonzero(chosen.there), penalty.dtype)
             penalty *= here * part.count / tf.cast(tf.maximum(chosen.total, 1), penalty.dtype)
         return penalty
@@ -135,10 +136,10 @@ def _one_of(
     other: Callable[[Any], tf.Tensor],
     args: Any,
 ) -> tf.Tensor:
-    """Returns one(args) or other(args), [], of which only the one that is chosen is computed.
+    """Returns the scalar one(args) or other(args), and computes only the chosen one.
 
-    Its gradient in args is computed along with it: XLA does not compile the gradient of a tf.cond whose
-    branches keep tensors of unknown sizes for it. It has none of second order.
+    Its gradient in args is computed together with it, because XLA cannot compile the gradient of a
+    tf.cond whose branches store tensors of unknown sizes for it. There is no second derivative.
     """
     leaves = tf.nest.flatten(args)
     places = [place for place, leaf in enumerate(leaves) if leaf.dtype.is_floating]
@@ -169,10 +170,10 @@ def _one_of(
 
 
 def automatic_weight(residual: tf.Tensor) -> tf.Tensor:
-    """Returns the weight that "auto" gives the penalty in a step, [] float32: it grows with the residual.
+    """Returns the penalty's weight in a step with "auto", a float32 scalar that grows with the residual.
 
-    w = 0.1 + 10 · r with r the mean over the samples of their relative residuals, each at most 1 (also
-    where f was not finite).
+    w = 0.1 + 10 · r, where r is the mean of the samples' relative residuals, each at most 1 (also if f
+    was not finite).
 
     Args:
         residual: [B] float32.
@@ -181,7 +182,7 @@ def automatic_weight(residual: tf.Tensor) -> tf.Tensor:
 
 
 def _mean_residual(residual: tf.Tensor) -> tf.Tensor:
-    """The mean over the samples, [] float32, each at most 1; 0 of none."""
+    """Returns the mean over the samples, a float32 scalar, with each value at most 1; 0 for no samples."""
     residual = tf.stop_gradient(tf.cast(residual, tf.float32))
     each = tf.where(residual < 1.0, residual, 1.0)
     return tf.reduce_sum(each) / tf.cast(tf.maximum(tf.size(each), 1), tf.float32)

@@ -10,8 +10,8 @@ from tfdeq.cell_calls.call_time import call_time_value, can_ask, current_graph
 class LiveNumber:
     """A number that functions read when they are called, not when they are traced.
 
-    It is no variable: models do not save it, and it may be changed from Python at any time. A function
-    that is saved keeps the value of then.
+    It is not a variable: models do not save it, and Python code may change it at any time. A saved
+    function keeps the value at the time of saving.
 
     Attributes:
         value: the number.
@@ -21,11 +21,12 @@ class LiveNumber:
         self.value = float(value)
 
     def read(self) -> tf.Tensor:
-        """Returns the value, [] float32: in a compiled function that of each of its calls."""
+        """Returns the value, a float32 scalar; in a compiled function, that at each of its calls."""
         if not can_ask(current_graph()):
             return _constant(self.value)
         spec = tf.TensorSpec([], tf.float32)
-        # The caller of a function may be a function that is traced, and then asks in its turn.
+        # The caller may be a function that is being traced, which then also reads the value at its
+        # calls.
         return call_time_value(
             ("tfdeq.LiveNumber", id(self)), self.read, spec, lambda: _constant(self.value)
         )
@@ -33,6 +34,6 @@ class LiveNumber:
 
 @functools.lru_cache(maxsize=256)
 def _constant(value: float) -> tf.Tensor:
-    # The same one each time: a function that is saved keeps it as a constant.
+    # The same tensor each time, because a saved function keeps it as a constant.
     with tf.init_scope(), tf.device("CPU:0"):
         return tf.constant(value, tf.float32)

@@ -1,4 +1,4 @@
-"""One layer's residuals in training, and what is done about high ones: more penalty, or a larger budget."""
+"""Watches one layer's residuals in training, and raises its penalty or budget if they are high."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ _LONGEST_WAIT = 64
 
 
 class ResidualWatch:
-    """Watches the mean residual of a layer's solves and changes what the next steps do.
+    """Watches the mean residual of a layer's solves and changes the settings of the next steps.
 
-    Above the threshold the penalty's scale doubles (at most 16 times the layer's weight; without a weight of
-    its own the layer has 0.1, then 0.2, … 1.6), or the budget grows by a quarter of itself (at most to 4
-    times itself). Below half the threshold one change is taken back; where that was too early,
-    twice as many windows in a row have to be so low the next time, at most 64.
+    Above the threshold the penalty's scale doubles (up to 16 times the layer's weight; 0.1, then 0.2, …
+    1.6 for a layer without a weight), or the budget grows by a quarter (up to 4 times its value). Below
+    half the threshold one change is undone. If that was too early, twice as many consecutive low
+    windows are required the next time, at most 64.
 
     Args:
-        layer: with convergence metrics.
-        action: "penalty", "budget" or "none". threshold: of the mean relative residual.
+        layer: a layer with convergence metrics.
+        action: "penalty", "budget" or "none". threshold: threshold of the mean relative residual.
 
     Attributes:
-        level: how many changes are in force. residual: the last window's mean, None before.
-        high: windows in a row above the threshold while nothing more could be raised.
+        level: number of current changes. residual: mean of the last window, None before the first one.
+        high: consecutive windows above the threshold while nothing more could be raised.
     """
 
     def __init__(self, layer: DEQLayer, action: str, threshold: float):
@@ -44,28 +44,28 @@ class ResidualWatch:
         return self.residual is None or self.residual <= self.threshold
 
     def metrics_were_reset(self) -> None:
-        """Notes that the layer's metrics begin at zero."""
+        """Records that the layer's metrics start from zero."""
         self._seen = (0.0, 0.0, 0.0)
 
     def collect(self) -> None:
-        """Adds what the layer's metrics received since the last time to the window."""
+        """Adds the values that the layer's metrics received since the last call to the window."""
         totals = self.layer._forward_metrics.totals()
         if totals[2] < self._seen[2]:
-            self.metrics_were_reset()  # by someone else
+            self.metrics_were_reset()  # reset elsewhere
         residuals, known, samples = (
             now - before for now, before in zip(totals, self._seen, strict=True)
         )
         self._seen = totals
-        # Samples of which f was not finite have no residual: nothing of them agrees.
+        # Samples for which f was not finite have no residual, and count as 1.
         self._window[0] += residuals + (samples - known)
         self._window[1] += samples
 
     def drop_window(self) -> None:
-        """Begins a new window without a judgement of this one, as after a return."""
+        """Starts a new window without evaluating this one, as after a restore."""
         self._window, self.high = [0.0, 0.0], 0
 
     def close_window(self) -> str | None:
-        """Judges the window and begins a new one; returns what changed, in words, or None."""
+        """Evaluates the window and starts a new one; returns a description of the change, or None."""
         residuals, samples = self._window
         self._window = [0.0, 0.0]
         self.residual = residuals / samples if samples else None
@@ -98,7 +98,7 @@ class ResidualWatch:
         return True
 
     def apply(self) -> None:
-        """Lets the layer train with the changes in force."""
+        """Applies the current changes to the layer's training."""
         control = self.layer.training_control
         if self._action == "penalty":
             control.penalty_scale.value = self._penalty_scale()
@@ -106,13 +106,13 @@ class ResidualWatch:
             control.budget_scale.value = self._budget_scale()
 
     def release(self) -> None:
-        """Lets the layer train as it does without a watch."""
+        """Removes the changes from the layer's training."""
         self.layer.training_control.penalty_scale.value = self._usual_scale
         self.layer.training_control.budget_scale.value = 1.0
 
     @property
     def setting(self) -> str:
-        """The penalty or the budget that is in force, in words."""
+        """A description of the current penalty or budget."""
         if self._action == "budget":
             return f"budget {self._budget_scale():g} times its own"
         if self.layer.jacobian_penalty == "auto":
@@ -121,7 +121,7 @@ class ResidualWatch:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """What TensorBoard shows of the layer."""
+        """Returns the layer's values for TensorBoard."""
         control = self.layer.training_control
         found = {
             "penalty_scale": control.penalty_scale.value,
@@ -131,7 +131,7 @@ class ResidualWatch:
 
     @property
     def penalty_weight(self) -> float:
-        """The penalty's weight in force, where the layer's own is a number."""
+        """The current weight of the penalty, if the layer's own weight is a number."""
         weight = self.layer.jacobian_penalty or BASE_WEIGHT
         return weight * self.layer.training_control.penalty_scale.value
 

@@ -36,10 +36,10 @@ class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class RateHalving:
-    """Halves the learning rate of an optimizer, be it a number or a schedule.
+    """Halves the learning rate of an optimizer, whether it is a number or a schedule.
 
     Args:
-        optimizer: the optimizer, also within a LossScaleOptimizer.
+        optimizer: the optimizer, possibly inside a LossScaleOptimizer.
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer):
@@ -49,7 +49,7 @@ class RateHalving:
         self._scaled = None
 
     def prepare(self) -> bool:
-        """Makes the rate one that can be halved; returns whether steps must be traced anew for it."""
+        """Prepares the rate for halving; returns whether steps must be traced again."""
         rate = self._optimizer._learning_rate
         if isinstance(rate, ScaledSchedule):
             self._scaled = rate
@@ -63,15 +63,15 @@ class RateHalving:
         return not known
 
     def finish(self) -> None:
-        """Gives the optimizer its own schedule back, unless it was scaled."""
+        """Restores the optimizer's own schedule, unless it was scaled."""
         if self._scaled is not None and self._scaled.scale.value == 1.0:
             self._optimizer.learning_rate = self._scaled.schedule
 
     def halve(self, rate: float) -> bool:
-        """Halves the rate; returns whether that was possible (not if it is a function of the user's).
+        """Halves the rate; returns whether that was possible (it is not for a user's function).
 
         Args:
-            rate: what it was; the optimizer's variable may have been given an older value back.
+            rate: the rate to halve; the optimizer's variable may have been restored to an older value.
         """
         if self._scaled is not None:
             self._scaled.scale.value *= 0.5

@@ -1,4 +1,4 @@
-"""What a `DEQLayer` trains with now: read by each step, also by steps that are compiled already."""
+"""The current training settings of a `DEQLayer`, which every step reads, even if already compiled."""
 
 import tensorflow as tf
 
@@ -9,12 +9,12 @@ class TrainingControl:
     """The factors by which a callback changes a layer's Jacobian penalty and its training budget.
 
     Args:
-        penalty_scale: the first factor's usual value.
+        penalty_scale: the usual factor of the penalty.
 
     Attributes:
-        active: whether steps that are traced from now on have the factors in them. Default False.
-        penalty_scale: what the penalty's weight is multiplied by, >= 0.
-        budget_scale: what the evaluations in training are multiplied by, >= 1; at first 1.
+        active: whether steps that are traced from now on use the factors. Default False.
+        penalty_scale: factor of the penalty's weight, >= 0.
+        budget_scale: factor of the budget in training, >= 1; initially 1.
     """
 
     def __init__(self, penalty_scale: float = 1.0):
@@ -24,14 +24,14 @@ class TrainingControl:
         self.budget_scale = LiveNumber(1.0)
 
     def is_raised(self) -> tf.Tensor:
-        """Returns whether the penalty counts more than usual, [] bool."""
+        """Returns whether the penalty's factor is above its usual value, a scalar bool."""
         return self.penalty_scale.read() > self._usual_scale
 
     def budget(self, own: int | tf.Tensor | None, usual: int) -> int | tf.Tensor | None:
-        """Returns the evaluations of a call in training.
+        """Returns the budget of a call in training.
 
         Args:
-            own: of the layer for this call; None: the solver's. usual: the solver's max_steps.
+            own: the layer's budget for this call; None: the solver's. usual: the solver's max_steps.
         """
         if not self.active:
             return own

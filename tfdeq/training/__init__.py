@@ -1,1 +1,1 @@
-"""Training runs: the loop, its task and schedule, and a run from flags to metrics.json."""
+"""Training runs: the loop, its task and schedule, and complete runs from flags to metrics.json."""

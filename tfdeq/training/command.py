@@ -1,4 +1,4 @@
-"""What a trainer's program does: flags to a run, or to a dry run of it."""
+"""The main function of trainers: makes a run, or a dry run of it, from flags."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,14 +16,14 @@ def train(
     make_experiment: Callable[[Mapping[str, Any]], experiment.Experiment],
     names: Sequence[str],
 ) -> None:
-    """Trains what the flags say, from where the run in --workdir ends, and prints what it has reached.
+    """Trains as configured by the flags, resumes a run in --workdir, and prints the results.
 
     Args:
         make_experiment: (configuration) -> the experiment, with its untrained model.
-        names: of the flags that are the run's configuration.
+        names: names of the flags that are the run's configuration.
     """
     check_uses()
-    # Before anything else is computed: it sets up the devices.
+    # Before anything else is computed, because it sets up the devices.
     strategy = set_up_process()
     config = configuration(list(names))
     if FLAGS.dry_run:

@@ -1,4 +1,4 @@
-"""`--dry_run`: what a run would be, and one step of it, without leaving anything behind."""
+"""`--dry_run`: describes a run and makes one step of it, without leaving files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,16 @@ _MIB = 2**20
 
 
 def parameter_lines(model: keras.Model) -> list[str]:
-    """Returns how many parameters each part of a model has, and all of it."""
+    """Returns the number of parameters of each part of a model and of the whole."""
     lines = [f"  {layer.name}: {layer.count_params():,}" for layer in model.layers]
     return [f"Parameters: {model.count_params():,}", *lines]
 
 
 def memory_lines(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> list[str]:
-    """Returns what weights, gradients and the optimiser's state take, in MiB.
+    """Returns the memory of weights, gradients and the optimiser's state, in MiB.
 
-    What the solve takes comes on top: it does not depend on the number of steps, and one step measures
-    it.
+    The solve needs additional memory, which does not depend on the number of steps and is measured by
+    one step.
     """
     weights = sum(_size(variable) for variable in model.variables)
     gradients = sum(_size(variable) for variable in model.trainable_variables)
@@ -37,7 +37,7 @@ def memory_lines(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> l
 
 
 def schedule_lines(config: Mapping[str, Any], schedule: Any) -> list[str]:
-    """Returns learning rate, applications or budget, and penalty along the run."""
+    """Returns learning rate, applications or budget, and penalty over the course of the run."""
     lines = ["Schedule:", "  step       learning rate  trains                     penalty"]
     last = config["train_steps"]
     weight = config["jacobian_penalty"] if config.get("model", "deq") == "deq" else 0.0
@@ -51,7 +51,7 @@ def schedule_lines(config: Mapping[str, Any], schedule: Any) -> list[str]:
 
 
 def one_step(trainer: Trainer, config: Mapping[str, Any]) -> list[str]:
-    """Makes the step that costs most, the last one's kind, and returns its time and peak memory."""
+    """Makes a step of the most expensive kind, that of the last step; returns its time and peak memory."""
     settings = settings_at(config["train_steps"] - 1, config)
     batches = trainer.batches(0)
     seconds = []

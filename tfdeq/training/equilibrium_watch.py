@@ -1,4 +1,4 @@
-"""The equilibrium watch: a heavier Jacobian penalty, or a larger budget, while residuals are high."""
+"""The equilibrium watch: a larger Jacobian penalty or budget while residuals are high."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ _LARGEST_BUDGET_SCALE = 4
 
 
 class EquilibriumWatch:
-    """Looks at each row's mean residual at the budget and changes what the next steps do.
+    """Checks each row's mean residual at the budget and changes the settings of the next steps.
 
-    Above the threshold the penalty's weight doubles (at most 16 times itself), or the budget grows by
-    a quarter (at most 4 times itself); once the residual is below half the threshold, one such
-    change is taken back a row. Where the penalty should rise and there is none, it says so once.
+    Above the threshold the penalty's weight doubles (up to 16 times its value), or the budget grows by
+    a quarter (up to 4 times its value). While the residual is below half the threshold, one such change
+    is undone per row. If the penalty should rise but there is none, the watch prints this once.
 
     Args:
         config: equilibrium_watch ("penalty", "budget" or "none"), watch_residual, the threshold, and
@@ -30,16 +30,16 @@ class EquilibriumWatch:
         self._budget = config["max_steps"]
         self._nothing_to_raise = self._action == "penalty" and not config["jacobian_penalty"]
         self._said = False
-        # How many changes are in force: part of a checkpoint.
+        # Number of current changes, which is part of a checkpoint.
         self.level = tf.Variable(0, trainable=False, name="watch_level")
 
     @property
     def active(self) -> bool:
-        """Whether the rows of the curves change what follows."""
+        """Whether rows of the curves change later steps."""
         return self._action != "none"
 
     def observe(self, residual: float | None) -> str | None:
-        """Notes a row's mean residual and returns what changed, in words, or None."""
+        """Takes a row's mean residual and returns a description of the change, or None."""
         if not self.active or residual is None:
             return None
         if self._nothing_to_raise:
@@ -54,7 +54,7 @@ class EquilibriumWatch:
         return f"residual {residual:.3g}: {self._described()}"
 
     def applied(self, settings: StepSettings) -> StepSettings:
-        """Returns a step's settings with the changes in force."""
+        """Returns a step's settings with the current changes."""
         share = settings.penalty_share * self.penalty_scale
         return settings._replace(
             penalty_share=share, max_steps=settings.max_steps + self.extra_steps
@@ -62,7 +62,7 @@ class EquilibriumWatch:
 
     @property
     def penalty_scale(self) -> float:
-        """What the penalty's weight is multiplied by, >= 1."""
+        """The factor of the penalty's weight, >= 1."""
         return 2.0 ** int(self.level) if self._action == "penalty" else 1.0
 
     @property
@@ -72,7 +72,7 @@ class EquilibriumWatch:
         return int(self.level) * quarter if self._action == "budget" else 0
 
     def _advice(self, residual: float) -> str | None:
-        """The first time that a residual is high: what the user can do."""
+        """Returns advice for the user, the first time that a residual is high."""
         if self._said or residual <= self._threshold:
             return None
         self._said = True

@@ -16,22 +16,22 @@ _TRACE_TOLERANCE = 1e-12
 
 
 class Rows(NamedTuple):
-    """What a model made of the B rows of a batch."""
+    """A model's results for the B rows of a batch."""
 
-    # measure -> [B], sums over a row's predictions, each with its weight; the main one first
+    # measure -> [B], weighted sums over a row's predictions; the main measure first
     sums: Mapping[str, tf.Tensor]
-    # [B], of a row's predictions together; 0: the row does not count
+    # [B], total weight of a row's predictions; 0: the row does not count
     weight: tf.Tensor
-    # [B] int32, a row's predictions that count
+    # [B] int32, number of a row's predictions that count
     predictions: tf.Tensor
-    # of the rows' solves; None: nothing is solved
+    # of the rows' solves; None if nothing is solved
     solution: Solution | None = None
-    # what the next batch receives, as it was received
+    # passed on to the next batch, with the same structure as received
     carried: Any = ()
 
 
 class Budget(NamedTuple):
-    """What a model usually spends."""
+    """The usual number of steps of a model."""
 
     steps: int  # evaluations of the cell, or explicit applications
     explicit: bool = False
@@ -41,16 +41,16 @@ class Evaluator:
     """Evaluates a model on batches that it was not trained on.
 
     Args:
-        rows: (batch, how the model is called, what the batch before handed on) -> `Rows`.
-        batches: nests of tensors [B, …], all of one shape.
-        figures: mean of each measure per prediction -> name -> number, what the results are called. The
-            first one, the main figure, is in proportion to the first measure.
-        budget: None: of a model that has no steps to choose.
+        rows: (batch, call settings, carried state of the previous batch) -> `Rows`.
+        batches: nests of tensors [B, …], all of the same shape.
+        figures: mean of each measure per prediction -> name -> number, the named results. The first
+            one, the main figure, is proportional to the first measure.
+        budget: the usual budget; None for a model whose number of steps cannot be chosen.
         jit_compile: whether XLA compiles the evaluation.
-        carried: (B) -> what the first batch receives; the rows of a batch go on with those of the batch
-            before. None: batches have nothing to do with each other.
-        item: what a row's predictions are called in `results`, in the plural, where it has several.
-        budgets: multiples of the usual number of steps that `by_budget` and `results` try, 1 among them.
+        carried: (B) -> the carried state for the first batch; the rows of a batch continue those of the
+            previous batch. None: batches are independent.
+        item: name of a row's predictions in `results`, in the plural, if it has several.
+        budgets: multiples of the usual number of steps for `by_budget` and `results`, including 1.
     """
 
     def __init__(
@@ -88,16 +88,17 @@ class Evaluator:
         return {budget: self._results(rows) for budget, rows in self._rows_by_budget().items()}
 
     def results(self) -> dict[str, Any]:
-        """Returns what metrics.json holds as `test`.
+        """Returns the entry `test` of metrics.json.
 
-        That is `evaluate`, and beside it
+        It contains the result of `evaluate`, and also
 
-        - `standard_error` of the main figure: over n rows of means mᵢ and weights wᵢ, and with
+        - `standard_error` of the main figure: for n rows with means mᵢ and weights wᵢ, and with
           m = Σ wᵢ mᵢ / Σ wᵢ, it is √(Σ wᵢ (mᵢ − m)² / Σ wᵢ · n / (n − 1)) / √n, in the figure's unit. It
-          takes rows for independent; neighbouring ones of a text resemble each other, which makes it a
-          little small. It says nothing of other seeds. Missing with a single row;
-        - `examples`: n, the rows that count: images, windows of a text, or of a memory's rows the segments;
-        - the number of predictions that count, under the name of the item, where there is one;
+          assumes independent rows; since neighbouring rows of a text are similar, it is a little too
+          small. It does not include the variation between seeds. Missing with a single row;
+        - `examples`: n, the number of rows that count: images, windows of a text, or segments with a
+          carried memory;
+        - the number of predictions that count, under the name of the item, if it has one;
         - `by_budget`.
         """
         rows_by_budget = self._rows_by_budget()
@@ -114,13 +115,13 @@ class Evaluator:
     def residual_trace(self, examples: int = 16) -> dict[str, list[Any]]:
         """Returns the residuals of some rows after 1, 2, … evaluations of the cell.
 
-        Each row is taken as if nothing came before it.
+        Each row is evaluated as if nothing preceded it.
 
         Returns:
             {"steps": [K], "residual": [K][examples]}.
         """
 
-        def residuals(batch, max_steps):  # not compiled: that would take longer
+        def residuals(batch, max_steps):  # not compiled, which would take longer
             settings = CallSettings(0, max_steps, training=False)
             with SolveScope(tolerance=_TRACE_TOLERANCE, max_steps=max_steps):
                 rows = self._rows_of(batch, settings, self._start(batch))
@@ -144,20 +145,20 @@ class Evaluator:
         return {str(budget): of_steps[self._steps(budget)] for budget in self._budgets}
 
     def _rows(self, budget: float) -> dict[str, np.ndarray]:
-        """Name -> one value of each row that counts: `Rows`, flat, with residual and steps."""
+        """Returns name -> one value for each row that counts, from `Rows`, with residual and steps."""
         steps = self._steps(budget)
         carried = self._start(self._batches[0])
         parts = []
         for batch in self._batches:
             part, carried = self._run(batch, carried, steps)
             parts.append({name: value.numpy() for name, value in part.items()})
-        # In float64: there may be many rows.
+        # In float64, because there may be many rows.
         rows = {name: np.concatenate([p[name] for p in parts]).astype(float) for name in parts[0]}
         counts = rows["weight"] > 0
         return {name: values[counts] for name, values in rows.items()}
 
     def _start(self, batch: Any) -> Any:
-        """What the first batch receives."""
+        """Returns the carried state for the first batch."""
         return () if self._carried is None else self._carried(tf.nest.flatten(batch)[0].shape[0])
 
     def _results(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
@@ -184,7 +185,8 @@ class Evaluator:
         return 1 if self._budget is None else max(1, round(budget * self._budget.steps))
 
     def _run(self, batch: Any, carried: Any, steps: int) -> tuple[dict[str, tf.Tensor], Any]:
-        # A solve takes its budget as a tensor: one graph for all. Applications are counted in it.
+        # A solve takes its budget as a tensor, so one graph serves all budgets. For explicit
+        # applications the number is part of the graph.
         explicit_steps = steps if self._budget is not None and self._budget.explicit else 0
         if explicit_steps not in self._compiled:
             self._compiled[explicit_steps] = tf.function(
@@ -195,7 +197,7 @@ class Evaluator:
         return self._compiled[explicit_steps](batch, carried, tf.constant(steps))
 
     def _evaluate_batch(self, batch, carried, max_steps, explicit_steps):
-        """Name -> [B], as in `_rows`; and what is handed on."""
+        """Returns name -> [B], as in `_rows`, and the carried state."""
         settings = CallSettings(explicit_steps, max_steps, training=False)
         rows = self._rows_of(batch, settings, carried)
         found = {f"{_SUM}{name}": sums for name, sums in rows.sums.items()}
@@ -209,5 +211,5 @@ _SUM = "sum of "
 
 
 def _measures(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Measure -> its sums [B], in the order of the task."""
+    """Returns measure -> its sums [B], in the order of the task."""
     return {name.removeprefix(_SUM): rows[name] for name in rows if name.startswith(_SUM)}

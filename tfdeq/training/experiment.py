@@ -1,4 +1,4 @@
-"""A trainer's run from flags to metrics.json: the same for every trainer, on any strategy."""
+"""A trainer's run from flags to metrics.json, for every trainer and strategy."""
 
 import os
 import tempfile
@@ -30,26 +30,27 @@ from tfdeq.training.trainer import Trainer
 
 
 class Experiment(NamedTuple):
-    """What a trainer trains, built and ready."""
+    """The built parts of a run, ready for training."""
 
     task: Task
     # () -> metrics["test"] of the trained model
     test: Callable[[], dict[str, Any]]
-    # parts of the names of the layers that map to the output: Muon leaves them to Adam
+    # parts of the names of the output layers, which Adam trains instead of Muon
     output_layers: Sequence[str] = ()
-    # (workdir), before training, in the process that writes; may leave files
+    # (workdir) -> None, called before training in the process that writes; may write files
     before: Callable[[str], None] = lambda workdir: None
-    # (workdir, metrics, TensorBoard's writer), after it; may leave files and pictures
+    # (workdir, metrics, TensorBoard's writer) -> None, called after training; may write files and
+    # pictures
     after: Callable[[str, dict[str, Any], tf.summary.SummaryWriter], None] = lambda *_: None
-    # what kind of task it is, for those who export and serve the run; see `tfdeq.runs.kind`
+    # the kind of the task, for exporting and serving the run; see `tfdeq.runs.kind`
     kind: Mapping[str, Any] | None = None
-    # of its data, equal only for equal data: a run goes on with the data that it was begun with; None: not
-    # known, or in the configuration already
+    # fingerprint of the data, equal only for equal data: a run continues only with the same data;
+    # None: not known, or already in the configuration
     fingerprint: str | None = None
 
 
 def describe(config: Mapping[str, Any]) -> str:
-    """Returns a short name of what a configuration trains."""
+    """Returns a short description of what a configuration trains."""
     depth, model = config["depth"], config.get("model", "deq")
     if model != "deq":
         return f"an explicit {model} of {depth} layer{'s' * (depth > 1)}"
@@ -65,18 +66,18 @@ def train(
 ) -> dict[str, Any] | None:
     """Trains to the end, resuming from workdir, and returns the metrics.
 
-    Leaves in workdir: config.json, environment.json, checkpoints/, tensorboard/, curves.jsonl,
-    model.keras, metrics.json and what the experiment adds. A finished run is not trained again, but one
-    of fewer steps goes on from its last checkpoint. Of several workers the chief writes; workdir must be
-    a folder that all of them see.
+    Writes to workdir: config.json, environment.json, checkpoints/, tensorboard/, curves.jsonl,
+    model.keras, metrics.json and the experiment's own files. A finished run is not trained again, but
+    one with fewer steps continues from its last checkpoint. With several workers the chief writes;
+    workdir must be a folder that all of them can access.
 
     Args:
-        build: makes the experiment; is called in the strategy's scope, with Keras's seed set.
-        config: values of the flags, and what else names the run.
+        build: makes the experiment; called in the strategy's scope, with Keras's seed set.
+        config: values of the flags, and other entries that identify the run.
         strategy: from `make_strategy`. Default: one device.
 
     Returns:
-        What metrics.json holds; None in a worker that is not the chief.
+        The contents of metrics.json; None in a worker that is not the chief.
 
     Raises:
         ValueError: if workdir holds a run of another configuration.
@@ -131,7 +132,7 @@ def dry_run(
     config: Mapping[str, Any],
     strategy: tf.distribute.Strategy | None = None,
 ) -> list[str]:
-    """Returns what a run would be, line by line, after one step of it in a folder that is removed."""
+    """Returns a description of a run, line by line, after one step of it in a temporary folder."""
     strategy = strategy or tf.distribute.get_strategy()
     experiment = _build(build, config, strategy)
     with tempfile.TemporaryDirectory(prefix="tfdeq-dry-run-") as folder:
@@ -163,7 +164,7 @@ def _train(
     model = experiment.task.model
     trainer = make_trainer(config, workdir, experiment, strategy)
     said = _start(workdir, config, resumed)
-    # Only now: settings that the model refuses must not claim the folder.
+    # Written only now, so that settings that the model refuses do not claim the folder.
     write_json(os.path.join(workdir, "config.json"), config)
     environment.record(workdir)
     print(said, flush=True)
@@ -188,7 +189,7 @@ def _train(
 
 
 def _start(workdir: str, config: Mapping[str, Any], resumed: bool) -> str:
-    """What a run says of itself when it starts."""
+    """Returns the lines that a run prints at its start."""
     known = (read_json(os.path.join(workdir, "config.json")) or {}).get("train_steps")
     length = ""
     if resumed and known != config["train_steps"]:
@@ -197,7 +198,7 @@ def _start(workdir: str, config: Mapping[str, Any], resumed: bool) -> str:
 
 
 def _record(workdir: str, config: Mapping[str, Any]) -> None:
-    """Has a finished run's config.json say where its text lies now; programs that export it look there."""
+    """Updates the place of the text in a finished run's config.json, where export programs look."""
     path = os.path.join(workdir, "config.json")
     known = read_json(path)
     if any(known.get(name) != config.get(name) for name in ("train_steps", *PLACES_OF_DATA)):
@@ -215,6 +216,6 @@ def _build(
 
 def _schedule(config: Mapping[str, Any]) -> Any:
     steps = config["train_steps"]
-    # A run that is made longer has warmed up already.
+    # A run that is made longer has already warmed up.
     warmup_share = config["warmup_share"] * config.get(SHORTEST, steps) / steps
     return learning_rate_schedule(config["learning_rate"], steps, warmup_share, config["schedule"])

@@ -1,4 +1,4 @@
-"""How near the gradient of training is to that of a tight solve."""
+"""Compares the training gradient with that of an accurate solve."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from tfdeq import Broyden, DEQLayer, Implicit, SolveScope
 
 _EXAMPLES = 8
 _TOLERANCE = 1e-6
-# Times the training's budget, forward; products backward.
+# Multiple of the training budget in the forward solve; number of products in the backward solve.
 _FORWARD, _BACKWARD = 16, 100
 
 
@@ -21,21 +21,21 @@ def gradient_cosine(
     batch: Any,
     max_steps: tf.Tensor,
 ) -> dict[str, tf.Tensor]:
-    """Compares the gradient of a batch's first examples with a tight implicit one.
+    """Compares the gradient for a batch's first examples with an accurate implicit one.
 
     The reference solves forward with sixteen times the budget, and backward by Broyden within 100
     products, both to a relative residual of 1e-6.
 
     Args:
-        loss: (batch, max_steps) -> [], in evaluation mode.
-        layers: that the loss calls. weights: what the gradients are of.
+        loss: (batch, max_steps) -> a scalar, in evaluation mode.
+        layers: the layers that the loss calls. weights: the weights to differentiate with respect to.
         batch: a nest of tensors [B, …].
-        max_steps: [] int32, the training's budget.
+        max_steps: scalar int32, the budget in training.
 
     Returns:
-        gradient_cosine []: of the gradients of all weights together; NaN where one vanishes.
-        reference_residual []: the largest residual of the reference's solves. A cosine to a reference that
-        has not settled says little.
+        gradient_cosine, a scalar: for the gradients of all weights together; NaN if one is zero.
+        reference_residual, a scalar: the largest residual of the reference's solves. If the reference
+        has not converged, the cosine is not meaningful.
     """
     batch = tf.nest.map_structure(lambda leaf: leaf[:_EXAMPLES], batch)
     weights = [getattr(weight, "value", weight) for weight in weights]
@@ -53,7 +53,7 @@ def gradient_cosine(
 
 @contextlib.contextmanager
 def _tight(layers: Sequence[DEQLayer]) -> Iterator[None]:
-    """Inside, the layers carry a tight implicit gradient."""
+    """A context in which the layers have an accurate implicit gradient."""
     before = [layer.adjoint for layer in layers]
     tight = Implicit(Broyden(max_steps=_BACKWARD, tolerance=_TOLERANCE))
     try:
@@ -66,7 +66,7 @@ def _tight(layers: Sequence[DEQLayer]) -> Iterator[None]:
 
 
 def _gradient(loss, weights, batch, max_steps, tolerance=None) -> tuple[tf.Tensor, tf.Tensor]:
-    """The gradient as one vector, and the largest residual, forward or backward."""
+    """Returns the gradient as one vector, and the largest residual, forward or backward."""
     with SolveScope(tolerance=tolerance, compaction=False) as scope, tf.GradientTape() as tape:
         value = loss(batch, max_steps)
     parts = tape.gradient(value, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)

@@ -1,4 +1,4 @@
-"""A closer look at an equilibrium while it trains: every sample's solve, and the spectral radius."""
+"""Inspection of an equilibrium during training: the solve of each sample, and the spectral radius."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ from tfdeq.training.task import CallSettings, Task
 
 
 class Inspection:
-    """Solves a batch forward and backward, without training on it, and keeps each sample's figures.
+    """Solves a batch forward and backward, without training on it, and records each sample's figures.
 
     Args:
-        task: its model, loss and spectral radius.
-        jit_compile: whether XLA compiles it. Outside XLA, TensorFlow may turn the sums in the loops of
-            a solve into temporary variables when much memory is live, and then fail in the second call
-            with "AlreadyExistsError: … tmp_var".
-        compare_gradient: whether to compare the gradient to that of a tight solve, which takes many times
-            a training step's evaluations.
+        task: has the model, loss and spectral radius.
+        jit_compile: whether XLA compiles it. Outside XLA, if much memory is in use, TensorFlow may turn
+            the sums in a solve's loops into temporary variables, and then fail in the second call with
+            "AlreadyExistsError: … tmp_var".
+        compare_gradient: whether to compare the gradient with that of an accurate solve, which takes
+            many times as many evaluations as a training step.
     """
 
     def __init__(self, task: Task, jit_compile: bool, compare_gradient: bool = False):
@@ -30,10 +30,10 @@ class Inspection:
     def __call__(self, batch: Any, max_steps: int) -> dict[str, tf.Tensor]:
         """Returns steps, residual, backward_steps, backward_residual [B] and spectral_radius [b].
 
-        With compare_gradient also what `gradient_cosine` returns, [].
+        With compare_gradient also the scalars of `gradient_cosine`.
 
-        They come from evaluation mode: no dropout, no penalty, and no random number is drawn, so
-        that a run is the same however often it is inspected.
+        The model is in evaluation mode: there is no dropout, no penalty, and no random number is drawn,
+        so inspections do not change a run.
         """
         return self._compiled(batch, tf.constant(max_steps))
 
@@ -58,15 +58,16 @@ class Inspection:
     def _loss(self, batch: Any, max_steps: tf.Tensor) -> tf.Tensor:
         carried = ()
         if self._task.carried is not None:
-            # As if nothing came before: what the training step carries is of other rows.
+            # As at the beginning of a text, because the carried state of training belongs to other
+            # rows.
             carried = self._task.carried(tf.nest.flatten(batch)[0].shape[0])
         return self._task.loss(batch, CallSettings(0, max_steps, training=False), carried).value
 
 
 def write_histograms(found: dict[str, tf.Tensor], write: Callable[..., Any]) -> None:
-    """Writes what an inspection found by write(name, values); residuals by their decimal logarithm."""
+    """Writes the results of an inspection by write(name, values); residuals as decimal logarithms."""
     for name, values in found.items():
-        if not values.shape.rank:  # no figure of samples
+        if not values.shape.rank:  # not one value per sample
             continue
         values = tf.cast(values, tf.float64)
         if name.endswith("residual"):

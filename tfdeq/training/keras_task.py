@@ -30,21 +30,21 @@ def keras_experiment(
 ) -> Experiment:
     """Returns the experiment of a Keras model that is trained on examples with targets.
 
-    A run of it is evaluated at ½, 1, 2 and 4 times its budget, drawn, and can be exported and verified: it
-    leaves some test examples in its folder, and says what its measures are.
+    A run of it is evaluated at ½, 1, 2 and 4 times its budget, plotted, and can be exported and
+    verified: it stores some test examples and its measures in its folder.
 
     Args:
-        model: functional, or of a class that Keras can save; inputs are named. With a `DEQLayer` made of
-            `tfdeq.training.flags.equilibrium.equilibrium_settings(config)`.
+        model: a functional model, or one of a class that Keras can save, with named inputs. Its
+            `DEQLayer` is made with `tfdeq.training.flags.equilibrium.equilibrium_settings(config)`.
         config: values of the flags.
         examples: inputs as the model takes them, and targets.
-        measures: name -> what is measured, per example; "loss" is trained on. A loss object's own
-            reduction is not used: the mean over the batch is.
-        score: the measure that says how good the model is.
-        item: what an example is called in the curves, in the plural.
+        measures: name -> measure for each example; "loss" is minimised in training. A loss object's own
+            reduction is not used, but the mean over the batch.
+        score: the measure by which models are compared.
+        item: name of the examples in the curves, in the plural.
 
     Raises:
-        ValueError: no "loss", or a score that is no measure.
+        ValueError: if "loss" is missing, or score is not one of the measures.
     """
     if "loss" not in measures or score.name not in measures:
         raise ValueError(
@@ -96,7 +96,7 @@ def keras_experiment(
 def example_batches(
     config: Mapping[str, Any], examples: Examples, augment: Callable[..., Any] | None = None
 ) -> Callable[[int, int, int], tf.data.Dataset]:
-    """Returns `Task.batches` of examples: shuffled by the run's seed, with `training_examples`' augment."""
+    """Returns `Task.batches` for examples, shuffled by the run's seed; augment as in `training_examples`."""
 
     def batches(start_step: int, shard: int, shards: int) -> tf.data.Dataset:
         return training_examples(
@@ -121,7 +121,7 @@ class _Called:
         self._measures = {name: per_example(given) for name, given in measures.items()}
 
     def loss(self, batch: Any, settings: CallSettings, carried: Any) -> Loss:
-        """The means of the measures over a batch (inputs, targets)."""
+        """Returns the means of the measures over a batch (inputs, targets)."""
         inputs, targets = batch
         outputs, _ = self._call(inputs, settings)
         means = {
@@ -131,7 +131,7 @@ class _Called:
         return Loss(means.pop("loss"), carried, means)
 
     def rows(self, batch: Any, settings: CallSettings, carried: Any) -> Rows:
-        """The measures of each example of a batch (inputs, targets, weights)."""
+        """Returns the measures of each example in a batch (inputs, targets, weights)."""
         inputs, targets, weights = batch
         outputs, solution = self._call(inputs, settings)
         return Rows(
@@ -157,7 +157,7 @@ class _Called:
 
 
 def _figures(score: Score) -> Callable[[Mapping[str, float]], dict[str, float]]:
-    """The score first: it is the main figure."""
+    """Returns the figures, with the score, the main figure, first."""
 
     def figures(means: Mapping[str, float]) -> dict[str, float]:
         return {score.name: means[score.name], **means}

@@ -1,4 +1,4 @@
-"""What becomes of a run whose steps go wrong one after the other: back to a good checkpoint, or the end."""
+"""Handling of a run whose consecutive steps go wrong: it returns to a good checkpoint, or ends."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,16 +12,16 @@ from tfdeq.training.steps.training_step import TrainingStep
 
 
 class Recovery:
-    """Judges whether a run has diverged, and takes it back.
+    """Decides whether a run has diverged, and returns it to a good checkpoint.
 
     Args:
         config: divergence_patience and max_rollbacks.
         model: the model.
-        step: what counts the steps that went wrong.
-        state: what holds the checkpoints.
-        progress: what shows the run.
+        step: the training step, which counts the steps that went wrong.
+        state: has the checkpoints.
+        progress: shows the run.
         learning_rate_scale: halved at each return.
-        look: (step) -> {name: number} of the model as it is, for the diagnosis.
+        look: (step) -> {name: number} for the current model, for the diagnosis.
     """
 
     def __init__(
@@ -42,28 +42,28 @@ class Recovery:
         self._learning_rate_scale = learning_rate_scale
         self._look = look
         self._divergence = step.divergence
-        self._looked = 0  # the step at which the run was judged last
+        self._looked = 0  # the step of the last check
 
     def may_save(self, required: bool) -> bool:
-        """Whether a checkpoint may be written now: not after steps that went wrong.
+        """Whether a checkpoint may be written now, which is not the case after steps that went wrong.
 
-        required: at the end a run whose last steps were skipped saves, if its weights are finite.
+        required: at its end, a run whose last steps were skipped saves if its weights are finite.
         """
         if not self._count(self._divergence.consecutive):
             return True
-        # Steps of too high a loss were applied: no checkpoint is to hold what they left.
+        # Steps with too high a loss were applied, and no checkpoint should contain their result.
         high = self._count(self._divergence.high)
         return required and not high and self.weights_are_finite()
 
     def weights_are_finite(self) -> bool:
-        """Whether no weight is NaN or Inf."""
+        """Whether all weights are finite."""
         return all(
             bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(variable))))
             for variable in self._model.trainable_variables
         )
 
     def is_due(self, step: int) -> bool:
-        """Whether the run is to be judged after a step: by steps alone, so that all workers agree."""
+        """Whether a check is due after a step; depends only on the step, so that all workers agree."""
         every = ("log_every", "evaluate_every", "checkpoint_every")
         due = any(step % self._config[name] == 0 for name in every)
         waited = step - self._looked >= self._config["divergence_patience"]
@@ -73,7 +73,7 @@ class Recovery:
         return True
 
     def has_diverged(self, at_end: bool) -> bool:
-        """Whether too many steps in a row went wrong, or the last ones would leave a bad model."""
+        """Whether too many consecutive steps went wrong, or the last ones would leave a bad model."""
         if self._divergence.has_diverged():
             return True
         return at_end and not self.may_save(required=True)
@@ -82,8 +82,8 @@ class Recovery:
         """Returns to the last good checkpoint with half the learning rate.
 
         Raises:
-            FloatingPointError: with a diagnosis, if that was done max_rollbacks times already, or
-                there is no checkpoint.
+            FloatingPointError: with a diagnosis, if this was already done max_rollbacks times, or there
+                is no checkpoint.
         """
         consecutive, skipped = (
             self._count(self._divergence.consecutive),
@@ -92,7 +92,7 @@ class Recovery:
         scale = 0.5 * float(self._learning_rate_scale)
         found = f"{self._divergence.described()} in each of the last {consecutive} steps, up to "
         found += f"step {step}. {self._last_words()}"
-        # The first loss that was too high is that of the weights before it.
+        # The first loss that was too high belongs to the weights before that step.
         first = step - consecutive if self._count(self._divergence.high) else None
         if not self._state.roll_back(before=first):
             raise FloatingPointError(
@@ -116,7 +116,7 @@ class Recovery:
         return int(variable.numpy())
 
     def _last_words(self) -> str:
-        """What the last row with a finite loss said, and a look at the model as it is."""
+        """Returns the last row with a finite loss, and figures of the current model, in words."""
         names = ("gradient_norm", "loss", "residual", "backward_residual", "learning_rate")
         known = self._progress.last_finite_row()
         if known is None:

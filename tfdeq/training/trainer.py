@@ -23,16 +23,16 @@ from tfdeq.training.task import Task
 
 
 class Trainer:
-    """Trains a `Task` for config["train_steps"] steps, from where the workdir's checkpoint ends.
+    """Trains a `Task` for config["train_steps"] steps, continuing from a checkpoint in the workdir.
 
     Args:
         task: model, loss, data, evaluation.
         config: the shared flags' values.
         workdir: receives checkpoints/, tensorboard/ and curves.jsonl.
         optimizer: Keras optimizer, made by `make_optimizer`.
-        learning_rate_scale: what its learning rate is multiplied by; halved when a run that diverged
-            returns to its last checkpoint.
-        strategy: the one that the model was made under. Default: TensorFlow's, for one device.
+        learning_rate_scale: factor of the learning rate; halved when a diverged run returns to its last
+            checkpoint.
+        strategy: the strategy under which the model was made. Default: TensorFlow's, for one device.
         read_from: folder of the run whose checkpoints are restored. Default: workdir.
 
     Raises:
@@ -66,7 +66,8 @@ class Trainer:
         self._profiler = Profiler(os.path.join(workdir, "tensorboard"), config["profile_step"])
         evaluated = {
             "model": task.model,
-            # Seeds and moving statistics: Keras's seed generators are not found through the model.
+            # Seeds and moving statistics, because checkpoints do not find Keras's seed generators
+            # through the model.
             "state": list(task.model.non_trainable_variables),
         }
         objects = {
@@ -97,12 +98,12 @@ class Trainer:
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
-        """The optimiser, built."""
+        """The built optimiser."""
         return self._optimizer
 
     @property
     def step(self) -> TrainingStep:
-        """What makes the steps."""
+        """The training step."""
         return self._step
 
     @property
@@ -111,7 +112,7 @@ class Trainer:
         return self._progress
 
     def batches(self, start_step: int) -> Iterator[Any]:
-        """Returns the batches of the steps from one on, each replica's rows on its device."""
+        """Returns the batches from a step on, each replica's rows on its device."""
         return distribute(
             self._strategy, lambda shard, shards: self._task.batches(start_step, shard, shards)
         )
@@ -119,22 +120,23 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """Trains to the end and returns the curves, as columns, with `seconds_per_step`.
 
-        Beside the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), `best`, the
-        best validation score and its step, and `kept_step`. After it the model has the weights of that
-        step: of the best one or the last one, as config["keep"] says; with --ema their averages.
+        In addition to the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), `best`
+        (the best validation score and its step) and `kept_step`. Afterwards the model has the weights
+        of kept_step, which is the best or the last step depending on config["keep"]; with --ema their
+        averages.
 
         Raises:
-            FloatingPointError: if too many steps in a row (divergence_patience) went wrong, see
-                `Divergence`, once more than max_rollbacks times, or before the first checkpoint.
-            Preempted: after SIGTERM or Ctrl-C, once a checkpoint of the last step was written.
+            FloatingPointError: if too many consecutive steps (divergence_patience) went wrong, see
+                `Divergence`, more than max_rollbacks times, or before the first checkpoint.
+            Preempted: after SIGTERM or Ctrl-C, when a checkpoint of the last step has been written.
         """
         self._agreement.check_same(self._config)
         self._state.restore()
-        # Also without a checkpoint: a run that was killed before its first one left rows.
+        # Even without a checkpoint, because a run that was killed before its first one left rows.
         self._progress.rewind(int(self._state.step))
         last = self._config["train_steps"]
         with noted_requests() as requests, self._progress.bar(int(self._state.step)):
-            # Again after each return to a checkpoint.
+            # Repeated after each return to a checkpoint.
             while int(self._state.step) < last:
                 self._train_from(int(self._state.step), last, requests)
             if requests.asked:
@@ -149,7 +151,7 @@ class Trainer:
         return columns
 
     def _keep(self, last: int) -> int:
-        """Gives the model the weights that the run leaves, and returns the step that they are of."""
+        """Gives the model the final weights of the run, and returns their step."""
         best = self._state.best
         if self._config["keep"] == "best" and best is not None and self._state.restore_best():
             return best["step"]
@@ -157,10 +159,10 @@ class Trainer:
         return last
 
     def _train_from(self, step: int, last: int, requests: Any) -> None:
-        """Trains from a step to the last one, or until the run returned to a checkpoint."""
+        """Trains from a step to the last one, or until the run returns to a checkpoint."""
         batches = self.batches(step)
         if self._agreement.alone and requests.asked:
-            self._end(step)  # the checkpoint that it starts from is as good as one of now
+            self._end(step)  # the checkpoint that it started from is still current
         self._clock.start(step)
         while step < last:
             late = self._agreement.is_chief and self._state.is_late()
@@ -184,9 +186,9 @@ class Trainer:
                 self._end(step)
 
     def _advance(self, batches: Iterator[Any], step: int, asked: Sequence[bool]) -> int:
-        """Makes the steps of one call, and returns how many steps the run has made then."""
+        """Makes the steps of one call, and returns the number of steps that the run has made."""
         self._profiler.at(step)
-        # In the first step after an inspection the parts of a step are timed.
+        # The first step after an inspection is timed in parts.
         if self._config["inspect_every"] and step and step % self._config["inspect_every"] == 0:
             self._pause(step)
             split = self._step.run_timed(batches, self._settings(step), asked)
@@ -197,7 +199,7 @@ class Trainer:
         settings = [self._settings(each) for each in range(step, until)]
         new = self._step.run(batches, settings, asked)
         if new:
-            # Compilation is no part of a step's time.
+            # Compilation does not count towards a step's time.
             self._clock.start(until)
         return until
 
@@ -205,7 +207,7 @@ class Trainer:
         return self._watch.applied(settings_at(step, self._config))
 
     def _next_stop(self, step: int) -> int:
-        """The first step after which something other than a step is due, or settings change."""
+        """Returns the first step after which something else is due, or the settings change."""
         last = self._config["train_steps"]
         every = ("log_every", "evaluate_every", "checkpoint_every", "inspect_every")
         stops = [
@@ -217,15 +219,15 @@ class Trainer:
         return min([*stops, last])
 
     def _is_multiple(self, step: int, name: str) -> bool:
-        """Whether what is done every so many steps, and after the last, is due."""
+        """Whether something is due that is done every `every` steps and after the last one."""
         period = self._config[name]
         return bool(period and (step % period == 0 or step == self._config["train_steps"]))
 
     def _asked(self, requests: Any) -> tuple[bool, bool]:
-        """Whether the run was asked to end, and whether the time for a checkpoint has come.
+        """Whether the run was asked to end, and whether a checkpoint is due by time.
 
-        With several workers that is what they told each other in the last step: all of them end, or
-        save, after the same one.
+        With several workers this is what they exchanged in the last step, so that all of them end or
+        save after the same step.
         """
         if self._agreement.alone:
             return requests.asked, self._state.is_late()
@@ -242,11 +244,11 @@ class Trainer:
 
     def _has_diverged(self, at_end: bool) -> bool:
         diverged = self._recovery.has_diverged(at_end)
-        # At the end weights are looked at, which each worker has of its own.
+        # At the end the weights are checked, of which each worker has its own copy.
         return bool(self._agreement.on(diverged)) if at_end else diverged
 
     def _save(self, step: int, required: bool = False) -> None:
-        """Writes a checkpoint, unless the steps before it went wrong: the last good one stays."""
+        """Writes a checkpoint, unless the last steps went wrong; then the last good one is kept."""
         may_save = self._recovery.may_save(required)
         if not (self._agreement.on(may_save) if required else may_save):
             return
@@ -257,12 +259,12 @@ class Trainer:
         self._clock.start(step)
 
     def _pause(self, step: int) -> None:
-        """What follows is no part of a step's time."""
+        """Stops the clock, because the following work does not count towards a step's time."""
         self._step.wait()
         self._clock.stop(step)
 
     def _largest(self, step: int) -> dict[str, float]:
-        """The largest residual and spectral radius of the model as it is."""
+        """Returns the largest residual and spectral radius of the current model."""
         if self._config["depth"]:
             return {}
         found = self._inspection(self._a_batch(step), self._config["max_steps"])
@@ -272,12 +274,12 @@ class Trainer:
         }
 
     def _a_batch(self, step: int) -> Any:
-        """Some rows of a step's batch: as many as a replica computes with at a time."""
+        """Returns some rows of a step's batch, as many as a replica computes at a time."""
         parts = self._strategy.num_replicas_in_sync * self._config["accumulation_steps"]
         return next(iter(self._task.batches(step, 0, parts)))
 
     def _report(self, step: int) -> None:
-        """Writes one row of the curves: the means of the steps since the last one."""
+        """Writes one row of the curves: the means over the steps since the last row."""
         rows = [row["step"] for row in self._progress.curves.rows if "loss" in row]
         means = self._step.report()  # waits for the device
         self._clock.stop(step)
@@ -298,19 +300,19 @@ class Trainer:
         for layer in self._task.equilibria:
             row.update(layer.convergence_report())
         self._progress.row(row)
-        # Steps whose time was not taken (they follow a compilation) count as the others.
+        # Steps without a measured time (after a compilation) count like the others.
         self._state.seconds.assign_add((per_step or 0.0) * (step - (rows[-1] if rows else 0)))
         self._clock.start(step)
 
     def _observe(self, step: int) -> None:
-        """Lets the equilibrium watch look at the row that was just written."""
+        """Passes the new row to the equilibrium watch."""
         row = self._progress.curves.rows[-1]
         changed = self._watch.observe(row.get("residual"))
         if changed:
             self._progress.say(f"step {step}: {changed}")
 
     def _inspect(self, step: int) -> None:
-        """Writes histograms over samples, and figures of the whole, of the equilibrium."""
+        """Writes histograms over samples, and overall figures, of the equilibrium."""
         settings = self._settings(step - 1)
         if settings.explicit_steps:
             return

@@ -1,1 +1,1 @@
-"""One worker process a framework, for `benchmarks.engine.speed`; each imports its own framework only."""
+"""One worker process per framework, for `benchmarks.engine.speed`; each imports only its framework."""

@@ -1,4 +1,4 @@
-"""The conductor's end of a worker: starts the process, sends requests, reads answers."""
+"""The client of a worker: starts the process, sends requests and reads answers."""
 
 import json
 import os
@@ -10,18 +10,18 @@ from tfdeq.programs.commands import ROOT
 
 
 class WorkerError(RuntimeError):
-    """What a worker answered that it could not do, or that it has ended."""
+    """A worker answered with an error, or has ended."""
 
 
 class Client:
-    """A worker process; use as a context.
+    """A worker process; use it as a context.
 
     Args:
         module: dotted name of the worker's module.
-        python: the interpreter that has its framework.
-        log: file that takes what the worker prints.
-        threads: for each of its pools.
-        return_memory: have freed memory go back to the system at once; for measuring memory.
+        python: the Python interpreter with its framework.
+        log: file for the worker's output.
+        threads: number of threads in each of its pools.
+        return_memory: whether freed memory returns to the system at once; for measuring memory.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Client:
 
     def __exit__(self, *_: Any) -> None:
         if self._process.poll() is None:
-            self._process.stdin.close()  # the end of its input ends it
+            self._process.stdin.close()  # the worker ends at the end of its input
             try:
                 self._process.wait(timeout=60)
             except subprocess.TimeoutExpired:
@@ -75,7 +75,7 @@ class Client:
         return answer
 
     def _last_words(self) -> str:
-        """The last line that the worker printed; of a traceback, the error."""
+        """Returns the last line that the worker printed; for a traceback, this is the error."""
         self._process.wait()
         with open(self._log_path, encoding="utf-8", errors="replace") as file:
             lines = [line.strip() for line in file if line.strip()]

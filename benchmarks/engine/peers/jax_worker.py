@@ -1,9 +1,10 @@
 """JAXopt and Optimistix on CPU JAX, compiled by jax.jit.
 
-Their stopping tests are not those of the others: JAXopt compares an absolute norm over the whole batch,
-Optimistix and the GMRES solvers have tests of their own. So that nobody does more than is asked, each
-gets the loosest setting, found by trial before the clock runs, with which every sample's residual is
-at most the tolerance: a tolerance where the test is a norm, else the smallest budget.
+Their stopping tests differ from those of the other libraries: JAXopt compares an absolute norm over the
+whole batch, and Optimistix and the GMRES solvers have their own tests. So that none of them does more
+work than necessary, each gets the loosest setting with which every sample's residual is at most the
+tolerance, found by trial before the timing: a tolerance if the test is a norm, else the smallest
+budget.
 """
 
 import bisect
@@ -24,14 +25,16 @@ from benchmarks.engine.engine_cases import NORM_EPSILON
 from benchmarks.engine.peers import protocol
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Broyden's solver evaluates f once before its first step: a step less makes the same evaluations.
+# Broyden's solver evaluates f once before its first step, so one step less makes the same number of
+# evaluations.
 _EVALUATIONS_BEFORE = {"broyden": 1}
-# Settings tried by calibration, loosest first.
+# The settings that calibration tries, loosest first.
 _SHARES = tuple(4.0 * 0.85**k for k in range(60))
 _JAXOPT = {
     "fixed_point_iteration": lambda f, **settings: jaxopt.FixedPointIteration(f, **settings),
     "anderson": lambda f, **settings: jaxopt.AndersonAcceleration(f, history_size=6, **settings),
-    # Without a line search, as the others'; their default one costs an evaluation and a gradient a trial.
+    # Without a line search, like the others; the default one costs an evaluation and a gradient per
+    # trial.
     "broyden": lambda f, **settings: jaxopt.Broyden(
         lambda z, *args: f(z, *args) - z, stepsize=1.0, gamma=-1.0, **settings
     ),
@@ -39,12 +42,12 @@ _JAXOPT = {
 
 
 def inject(kind: str, weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """What of the input is the same in every evaluation."""
+    """Returns the terms of the input that are the same in every evaluation."""
     return _convolve(x, weights["U"]) if kind == "convolution" else x @ weights["U"]
 
 
 def apply_cell(case: dict[str, Any], z, injected, x, weights: dict[str, jax.Array]) -> jax.Array:
-    """f(z) of the case's kind; see `benchmarks.engine.engine_cases`."""
+    """Returns f(z) for the kind of the case; see `benchmarks.engine.engine_cases`."""
     if case["kind"] == "dense":
         return jnp.tanh(z @ weights["W"] + injected + weights["b"])
     if case["kind"] == "convolution":
@@ -142,7 +145,7 @@ class JaxWorker(protocol.Worker):
         return self._compilations[key], (settings["forward"], settings["backward"])
 
     def _training_step(self, variant, restart, enter: Callable[[Any], Any] = lambda z: z):
-        """Returns step(x, weights, e, tolerances); enter sees every state that f is evaluated at."""
+        """Returns step(x, weights, e, tolerances); enter is called with all states that f evaluates."""
 
         def cell(z, args):
             injected, x, weights, e = args
@@ -196,7 +199,7 @@ class JaxWorker(protocol.Worker):
 
 
 def _first(values: list[Any], holds: Callable[[Any], bool]) -> Any:
-    """Returns the first of values for which holds(value), by bisection; the last if for none."""
+    """Returns the first of values for which holds(value) is true, by bisection; the last if there is none."""
     return values[bisect.bisect_left(values, True, 0, len(values) - 1, key=holds)]
 
 
@@ -205,7 +208,7 @@ def _jaxopt(cell, z0, args, variant, settings):
     before = _EVALUATIONS_BEFORE.get(name, 0)
 
     def solve_adjoint(matvec, b):
-        """u of (J − I)ᵀ u = b, by the solver's own kind or by GMRES."""
+        """Returns u with (J − I)ᵀ u = b, by the same kind of solver or by GMRES."""
         if backward == "gmres":
             return jaxopt.linear_solve.solve_gmres(
                 matvec, b, tol=0.0, restart=settings["restart"], maxiter=1
@@ -227,11 +230,13 @@ def _jaxopt(cell, z0, args, variant, settings):
 
 
 def _optimistix(cell, z0, args, variant, settings):
-    # Without tolerances GMRES makes its first pass, which only takes a residual, and one of `restart`.
+    # Without tolerances GMRES makes its first pass, which only computes a residual, and one of
+    # `restart` steps.
     adjoint = optimistix.ImplicitAdjoint(
         lineax.GMRES(rtol=0.0, atol=0.0, restart=settings["restart"], max_steps=2)
     )
-    # The norm over rtol · |z| + atol would divide by small entries: the absolute norm compares.
+    # The absolute norm is used, because the norm relative to rtol · |z| + atol would divide by
+    # small entries.
     tests = {"rtol": 0.0, "atol": settings["tolerances"][0], "norm": optimistix.two_norm}
     if "newton" in variant["solver"]:
         inner = lineax.GMRES(rtol=0.0, atol=0.0, restart=5, max_steps=2)
@@ -250,7 +255,7 @@ def _optimistix(cell, z0, args, variant, settings):
 
 
 def _counted(counts: list[int]) -> Callable[[Any], Any]:
-    """Returns the identity, which counts that it is passed, and its tangents and cotangents."""
+    """Returns an identity function that counts its calls, its tangents and its cotangents."""
 
     def note(index: int, array: Any) -> None:
         def add(_):

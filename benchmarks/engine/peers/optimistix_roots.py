@@ -2,9 +2,9 @@
 
 python -m benchmarks.engine.peers.optimistix_roots TOLERANCE EVALUATIONS
 
-Prints one JSON object, problem -> method -> evaluations, null where the tolerance was not met. They
-build the whole Jacobian: a step counts one evaluation and, where it starts from a new point, as many
-products with the Jacobian as there are unknowns (Chord makes one Jacobian for all steps).
+Prints one JSON object, problem -> method -> evaluations, null if the tolerance was not met. The methods
+build the whole Jacobian: a step counts as one evaluation and, if it starts from a new point, as many
+products with the Jacobian as there are unknowns (Chord uses one Jacobian for all steps).
 """
 
 import json
@@ -18,7 +18,7 @@ import optimistix
 
 from benchmarks.engine.problems import PROBLEMS, Problem
 
-_NEVER = {"rtol": 1e-300, "atol": 1e-300}  # the caller stops them
+_NEVER = {"rtol": 1e-300, "atol": 1e-300}  # the caller stops the methods
 METHODS = {
     "newton": optimistix.Newton,
     "chord": optimistix.Chord,
@@ -45,7 +45,7 @@ def count(problem: Problem, method: str, evaluations: int, tolerance: float) -> 
         spent += 1
         if np.linalg.norm(f_z - np.asarray(z)) <= tolerance * np.linalg.norm(f_z):
             return spent
-        # A step that was refused leaves the iterate, and its Jacobian, as they were.
+        # A rejected step does not change the iterate and its Jacobian.
         moved = previous is None or bool(np.any(np.asarray(z) != previous))
         if moved and not (method == "chord" and jacobians):
             spent, jacobians = spent + z.size, jacobians + 1

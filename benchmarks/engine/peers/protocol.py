@@ -1,7 +1,7 @@
-"""What all workers share: requests and answers as JSON lines, residuals, clocks and memory.
+"""The protocol of all workers: requests and answers as JSON lines, residuals, times and memory.
 
-A worker reads one request a line from standard input, {"do": NAME, ...}, and writes one answer a line
-to what was its standard output; whatever a library prints goes to standard error. Requests:
+A worker reads one request per line from standard input, {"do": NAME, ...}, and writes one answer per
+line to its original standard output; the output of libraries goes to standard error. Requests:
 
     hello                          -> name, versions, variants
     prepare  path, kind, heads     loads weights and inputs; forgets the case before
@@ -10,8 +10,8 @@ to what was its standard output; whatever a library prints goes to standard erro
     memory   variant               -> bytes of a training step beyond those at rest
     close
 
-A variant is {"solver", "forward_steps", "backward_steps", "tolerance"}; where tolerance is null, nobody
-may stop before its steps are done.
+A variant is {"solver", "forward_steps", "backward_steps", "tolerance"}; if tolerance is null, the
+solver must make all its steps.
 """
 
 import ctypes
@@ -31,10 +31,10 @@ Variant = Mapping[str, Any]
 
 
 class Worker:
-    """A framework at work on one case; a subclass fills in the methods that raise."""
+    """A framework with one case; a subclass implements the methods that raise."""
 
     name = ""
-    # solver -> the kinds of run it takes part in, "fixed" and "tolerance".
+    # solver -> the modes that it supports, "fixed" and "tolerance".
     solvers: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self):
@@ -57,7 +57,8 @@ class Worker:
     def probe(self, variant: Variant) -> dict[str, np.ndarray]:
         """Returns z, u, loss and the gradients "d/x" and "d/NAME" of one training step.
 
-        u is the gradient towards a zero that is added to f: the solution of the backward system.
+        u is the gradient with respect to a zero that is added to f, which is the solution of the
+        backward system.
         """
         raise NotImplementedError
 
@@ -69,7 +70,7 @@ class Worker:
         """Returns f(z) and Jᵀu at z."""
         raise NotImplementedError
 
-    # --- what the requests do ---
+    # --- the requests ---
 
     def do_hello(self) -> dict[str, Any]:
         return {"name": self.name, "versions": self.versions(), "solvers": dict(self.solvers)}
@@ -116,36 +117,36 @@ class Worker:
         return self._steps[key]
 
     def residuals(self, z: np.ndarray, u: np.ndarray) -> tuple[float, float]:
-        """Returns the relative residuals of z = f(z) and u = Jᵀu + ∂L/∂z, each the worst sample's."""
+        """Returns the relative residuals of z = f(z) and u = Jᵀu + ∂L/∂z, each for the worst sample."""
         image, product = self.image_and_product(z, u)
         d_z = z - self.arrays["target"]
         return worst_residual(z, image), worst_residual(u, product + d_z)
 
 
 def worst_residual(value: np.ndarray, image: np.ndarray) -> float:
-    """Returns max over samples of ‖image − value‖₂ / ‖image‖₂, computed in float64."""
+    """Returns the maximum over samples of ‖image − value‖₂ / ‖image‖₂, computed in float64."""
     value, image = (array.reshape(len(array), -1).astype(np.float64) for array in (value, image))
     difference = np.linalg.norm(image - value, axis=1)
     return float(np.max(difference / (np.linalg.norm(image, axis=1) + 1e-20)))
 
 
 def peak_beyond_rest(step: Callable[[], Any]) -> int:
-    """Returns the peak of the process's resident memory during step() beyond that before it, in bytes.
+    """Returns by how much resident memory rises during step() at its peak, in bytes.
 
-    Linux only. Freed memory must have gone back to the system: see `environment`.
+    Linux only. Freed memory must have been returned to the system; see `environment`.
     """
     if sys.platform != "linux":
         raise OSError("Peak memory is read from /proc, which only Linux has.")
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # sets the peak to what is resident now
+        file.write("5")  # resets the peak to the current resident memory
     rest = status_bytes("VmRSS")
     step()
     return status_bytes("VmHWM") - rest
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Returns the variables that a worker's process is started with."""
+    """Returns the environment variables of a worker's process."""
     count = str(threads)
     return {
         "BENCHMARK_THREADS": count,
@@ -160,9 +161,9 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def memory_environment() -> dict[str, str]:
-    """Returns variables by which freed blocks of 128 KiB and more go back to the system at once.
+    """Returns variables that make freed blocks of 128 KiB or more return to the system at once.
 
-    With oneDNN TensorFlow puts an allocator of its own before malloc, which keeps what is freed.
+    With oneDNN, TensorFlow uses its own allocator instead of malloc, which keeps freed memory.
     """
     return {
         "MALLOC_MMAP_THRESHOLD_": "131072",
@@ -172,7 +173,7 @@ def memory_environment() -> dict[str, str]:
 
 
 def threads() -> int:
-    """Returns the number of threads that this worker may use, and binds it to as many cores."""
+    """Returns the number of threads that this worker may use, and binds the worker to as many cores."""
     count = int(os.environ.get("BENCHMARK_THREADS", "2"))
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
@@ -191,7 +192,7 @@ def serve(make: Callable[[], Worker]) -> None:
             return
         try:
             answer = getattr(worker, f"do_{action}")(**request)
-        except Exception as error:  # the conductor goes on without this variant
+        except Exception as error:  # the client continues without this variant
             traceback.print_exc()
             text = (str(error).strip() or "no message").splitlines()[0]
             answer = {"error": f"{type(error).__name__}: {text[:300]}"}

@@ -1,4 +1,4 @@
-"""tfdeq, and the lower bound and explicit layers in the same TensorFlow, compiled by XLA or not."""
+"""tfdeq, and a lower bound and explicit layers in the same TensorFlow, with or without XLA."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import tfdeq
 from benchmarks.engine.engine_cases import INJECTION_WEIGHTS, NORM_EPSILON
 from benchmarks.engine.peers import protocol
 
-# As good as none: a float32 residual does not get there.
+# Effectively no tolerance: a float32 residual does not reach it.
 _UNREACHABLE = 1e-30
-# What a solver's name ends with where tf.function runs it as a graph, without XLA.
+# Suffix of a solver's name if tf.function runs it as a graph without XLA.
 _GRAPH = ", graph"
 _SOLVERS = {
     "fixed_point_iteration": tfdeq.FixedPointIteration,
@@ -23,14 +23,14 @@ _SOLVERS = {
 
 
 def inject(kind: str, weights: dict[str, tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """What of the input is the same in every evaluation."""
+    """Returns the terms of the input that are the same in every evaluation."""
     if kind == "convolution":
         return tf.nn.conv2d(x, weights["U"], 1, "SAME")
     return tf.matmul(x, weights["U"])
 
 
 def apply_cell(case: dict[str, Any], z, injected, x, weights: dict[str, tf.Tensor]) -> tf.Tensor:
-    """f(z) of the case's kind; see `benchmarks.engine.engine_cases`."""
+    """Returns f(z) for the kind of the case; see `benchmarks.engine.engine_cases`."""
     if case["kind"] == "dense":
         return tf.tanh(tf.matmul(z, weights["W"]) + injected + weights["b"])
     if case["kind"] == "convolution":
@@ -113,7 +113,7 @@ class TfdeqWorker(protocol.Worker):
         return image.numpy(), product.numpy()
 
     def _training_step(self, variant, enter: Callable[[tf.Tensor], tf.Tensor] = tf.identity):
-        """Returns step(x, weights, e) -> results; enter sees every state that f is evaluated at."""
+        """Returns step(x, weights, e) -> results; enter is called with every state that f is evaluated at."""
 
         def cell(z, injected, x, weights, *e):
             image = apply_cell(self.case, enter(z), injected, x, weights)
@@ -148,7 +148,7 @@ def _compiled(step: Callable[..., Any], variant) -> Callable[..., Any]:
 
 
 def _solve(cell, z0, args, variant):
-    """z* by tfdeq, with the solver of the variant forward and backward."""
+    """Returns z* from tfdeq, with the variant's solver forward and backward."""
     kind = _SOLVERS[_name(variant)]
     tolerance = variant["tolerance"] or _UNREACHABLE
     solver = kind(max_steps=variant["forward_steps"], tolerance=tolerance)
@@ -157,14 +157,14 @@ def _solve(cell, z0, args, variant):
 
 
 def _explicit(cell, z, args, variant):
-    """As many layers as forward_steps, written out, and differentiated by backpropagation."""
+    """Returns the output of forward_steps unrolled layers, differentiated by backpropagation."""
     for _ in range(variant["forward_steps"]):
         z = cell(z, *args)
     return z
 
 
 def _bound(cell, z0, args, variant):
-    """The least that an implicit gradient costs: evaluations, one linearisation, products, no more."""
+    """Makes only the evaluations, one linearisation and the products that an implicit gradient needs."""
     leaves = tf.nest.flatten(args)
 
     @tf.custom_gradient
@@ -178,7 +178,7 @@ def _bound(cell, z0, args, variant):
         z = tf.stop_gradient(z)
 
         def gradient(d_z):
-            # The second tape does not see z: its gradient is no product with the Jacobian.
+            # The second tape does not watch z, so its gradient is not a product with the Jacobian.
             with tf.GradientTape(persistent=True) as tape, tf.GradientTape() as last_tape:
                 tape.watch(z)
                 last_tape.watch(leaves)
@@ -196,7 +196,7 @@ def _bound(cell, z0, args, variant):
 
 
 def _counted(counts: list[int]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the identity, which counts in counts[0] that it is passed, in counts[1] its gradient."""
+    """Returns an identity function that counts its calls in counts[0] and its gradients in counts[1]."""
 
     def passing(index: int, z: tf.Tensor) -> tf.Tensor:
         def add(value: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""TorchDEQ on CPU PyTorch, run eagerly, as its documentation does."""
+"""TorchDEQ on CPU PyTorch, run eagerly, as in its documentation."""
 
 import importlib.metadata
 from typing import Any, ClassVar
@@ -11,20 +11,22 @@ from torchdeq import get_deq
 from benchmarks.engine.engine_cases import INJECTION_WEIGHTS, NORM_EPSILON
 from benchmarks.engine.peers import protocol
 
-# Broyden's solver evaluates f once before its first step: a step less makes the same evaluations.
+# Broyden's solver evaluates f once before its first step, so one step less makes the same number of
+# evaluations.
 _EVALUATIONS_BEFORE = {"broyden": 1}
-# This one keeps no residuals, so it cannot stop, and takes f in another form in the backward solve.
+# This solver computes no residuals, so it cannot stop early, and it needs another form of f in the
+# backward solve.
 _BACKWARD = {"simple_fixed_point_iter": "fixed_point_iter"}
 _UNREACHABLE = 1e-30
 
 
 def inject(kind: str, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """What of the input is the same in every evaluation."""
+    """Returns the terms of the input that are the same in every evaluation."""
     return F.conv2d(x, weights["U"], padding=1) if kind == "convolution" else x @ weights["U"]
 
 
 def apply_cell(case: dict[str, Any], z, injected, x, weights: dict[str, torch.Tensor]):
-    """f(z) of the case's kind; see `benchmarks.engine.engine_cases`."""
+    """Returns f(z) for the kind of the case; see `benchmarks.engine.engine_cases`."""
     if case["kind"] == "dense":
         return torch.tanh(z @ weights["W"] + injected + weights["b"])
     if case["kind"] == "convolution":
@@ -48,7 +50,7 @@ def _attention(projected: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 class _Counted(torch.autograd.Function):
-    """The identity, which counts that it is passed and that its gradient is."""
+    """An identity function that counts its calls and its gradients."""
 
     @staticmethod
     def forward(ctx, z, counts):
@@ -114,7 +116,7 @@ class TorchdeqWorker(protocol.Worker):
         return tuple(self._outward("z", array.detach().numpy()) for array in (image, product))
 
     def _training_step(self, variant, enter=lambda z: z):
-        """Returns step(e) -> results; enter sees every state that f is evaluated at."""
+        """Returns step(e) -> results; enter is called with every state that f is evaluated at."""
         equilibrium = _explicit(variant) if variant["solver"] == "explicit" else _solve(variant)
 
         def step(e):
@@ -124,7 +126,7 @@ class TorchdeqWorker(protocol.Worker):
                 image = apply_cell(self.case, enter(z), injected, self._x, self._weights)
                 return image if e is None else image + e
 
-            def damped(z, tau=1.0):  # simple_fixed_point_iter passes it
+            def damped(z, tau=1.0):  # simple_fixed_point_iter passes tau
                 return cell(z)
 
             z = equilibrium(damped, torch.zeros_like(self._x))
@@ -138,7 +140,7 @@ class TorchdeqWorker(protocol.Worker):
         return step
 
     def _inward(self, name: str, array: np.ndarray) -> np.ndarray:
-        """From the files' layout of images and kernels to PyTorch's."""
+        """Converts images and kernels from the files' layout to PyTorch's."""
         if self.case["kind"] != "convolution":
             return array
         kernel = name.split("/")[-1] in ("W", "C", *INJECTION_WEIGHTS)
@@ -152,7 +154,7 @@ class TorchdeqWorker(protocol.Worker):
 
 
 def _solve(variant):
-    """z* by TorchDEQ, with the solver of the variant forward and backward."""
+    """Returns z* from TorchDEQ, with the variant's solver forward and backward."""
     forward = variant["solver"]
     backward = _BACKWARD.get(forward, forward)
     tolerance = variant["tolerance"] or _UNREACHABLE
@@ -172,7 +174,7 @@ def _solve(variant):
 
 
 def _explicit(variant):
-    """As many layers as forward_steps, differentiated by backpropagation."""
+    """Returns the output of forward_steps layers, differentiated by backpropagation."""
 
     def equilibrium(cell, z):
         for _ in range(variant["forward_steps"]):

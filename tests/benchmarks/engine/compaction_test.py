@@ -1,4 +1,4 @@
-"""Tests of benchmarks.engine.compaction, at a size that only shows that it works."""
+"""Tests of benchmarks.engine.compaction, at a small size that only shows that it works."""
 
 from benchmarks.engine import compaction
 

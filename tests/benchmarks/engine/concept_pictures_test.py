@@ -1,4 +1,4 @@
-"""The pictures of docs/concepts show what their captions say."""
+"""The pictures of docs/concepts agree with their captions."""
 
 import pytest
 

@@ -68,7 +68,8 @@ def test_a_table_has_every_row_the_fastest_first():
 def test_a_missed_tolerance_is_marked_and_wins_nothing():
     assert "| TorchDEQ anderson † | 0.1 (0.1) |" in engine_report.table(RESULT, "tolerance")
     summary = engine_report.summary({"dense": RESULT}).splitlines()
-    # tfdeq's broyden against TorchDEQ's broyden, not its faster anderson, which missed.
+    # tfdeq's broyden against TorchDEQ's broyden, not its faster anderson, which missed the
+    # tolerance.
     assert summary[-1].endswith("| broyden | 0.4 | – | 0.50 | – | 0.80 |")
 
 

@@ -1,4 +1,4 @@
-"""Tests of benchmarks.engine.gradient_rules: what approximates comes nearer with steps, the rest is exact."""
+"""Tests of benchmarks.engine.gradient_rules: approximations improve with steps, the rest is exact."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def test_the_cosine_grows_with_the_steps_to_one(report, name):
         if key.startswith(name) and "damping 0.5" not in key
     ]
     assert len(errors) >= 4
-    # Rounding of a cosine next to one.
+    # Rounding error of a cosine close to one.
     assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < 1e-6
 

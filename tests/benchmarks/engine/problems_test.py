@@ -1,4 +1,4 @@
-"""Tests of benchmarks.engine.problems: each has the root that its source names."""
+"""Tests of benchmarks.engine.problems: each has the root given in its source."""
 
 import functools
 

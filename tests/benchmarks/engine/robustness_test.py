@@ -1,4 +1,4 @@
-"""Tests of benchmarks.engine.robustness: what scipy's matrix-free methods solve, ours solve as cheaply."""
+"""Tests of benchmarks.engine.robustness: tfdeq solves what scipy's matrix-free methods solve, as cheaply."""
 
 import sys
 
@@ -8,8 +8,9 @@ from benchmarks.engine import robustness
 from benchmarks.engine.problems import PROBLEMS
 
 EVALUATIONS, TOLERANCE = 1000, 1e-8
-# Where the Jacobian of f − z is singular at the solution, scipy's krylov ends by chance: 48 to 65
-# evaluations from nine starts that differ by 1e-14. Its count in docs/robustness.md stands for it.
+# If the Jacobian of f − z is singular at the solution, the count of scipy's krylov is random: 48 to
+# 65 evaluations from nine starts that differ by 1e-14. The test uses its count in
+# docs/robustness.md.
 BY_CHANCE = {("Powell singular", "krylov"): 56}
 
 

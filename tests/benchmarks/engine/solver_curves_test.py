@@ -1,4 +1,4 @@
-"""Tests of benchmarks.engine.solver_curves, at a size that only shows that it works."""
+"""Tests of benchmarks.engine.solver_curves, at a small size that only shows that it works."""
 
 import pytest
 

@@ -45,7 +45,9 @@ def test_a_small_run_of_tfdeq_alone(parsed_flags, tmp_path):
     speed.run_cases(str(tmp_path), str(tmp_path / "results"))
     result = read_json(tmp_path / "results" / "dense.json")
     assert set(result["missing"]) == {"TorchDEQ", "JAX"}
-    assert len(result["rows"]) == 16  # three solvers and the bound, in two modes, by XLA and not
+    assert (
+        len(result["rows"]) == 16
+    )  # three solvers and the bound, in two modes, with and without XLA
     for row in result["rows"]:
         assert "error" not in row
         assert row["median_seconds"] > 0

@@ -1,4 +1,4 @@
-"""The page of results of puzzles, from stored figures."""
+"""The results page of puzzles, made from stored figures."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The serving benchmark on a model that is small enough to be quick: real versions, real program."""
+"""The serving benchmark on a small model, with real versions and the real program."""
 
 import numpy as np
 import pytest

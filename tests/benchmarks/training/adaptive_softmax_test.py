@@ -1,4 +1,4 @@
-"""Tests of benchmarks.training.adaptive_softmax, at a size that only shows that it works."""
+"""Tests of benchmarks.training.adaptive_softmax, at a small size that only shows that it works."""
 
 import numpy as np
 import pytest

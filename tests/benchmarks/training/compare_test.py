@@ -1,4 +1,4 @@
-"""compare: the variants, their steps, and what becomes of finished runs."""
+"""Tests of benchmarks.training.compare: the variants, their steps, and finished runs."""
 
 import types
 
@@ -49,7 +49,7 @@ def test_every_depth_with_and_without_penalty():
         "8 explicit, penalty",
     ]
     assert configs["4 explicit"]["jacobian_penalty"] == 0.0
-    # From zero the recurrent weights would leave the penalty nothing to act on.
+    # With recurrent weights of zero, the penalty would have no effect.
     assert configs["4 explicit, penalty"]["recurrent_scale"] == 1.0
 
 

@@ -1,4 +1,4 @@
-"""Comparisons at equal time: which runs are started, with what, and how a rate is found."""
+"""Comparisons at equal time: which runs are started, with which flags, and how a rate is found."""
 
 import math
 
@@ -20,7 +20,7 @@ CONFIG = {
 
 
 class NoProcesses:
-    """In place of `Runs`: starts nothing."""
+    """A replacement for `Runs` that starts no processes."""
 
     def __init__(self, *_):
         pass
@@ -74,7 +74,7 @@ def test_runs_get_what_they_use_and_shorter_ones_go_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rises", [False, True])
 def test_the_search_trains_shorter_runs_on_validation_data_alone(rises, tmp_path, monkeypatch):
-    """Each variant's own best rate is found, and a run that fails is no candidate."""
+    """Each variant's own best rate is found, and a run that fails is not a candidate."""
     best = {"equilibrium": 0.012, "1 explicit": 0.006}
     started = {}
 
@@ -109,7 +109,7 @@ def test_the_search_trains_shorter_runs_on_validation_data_alone(rises, tmp_path
 
 
 def test_the_better_one_of_two_whole_runs(tmp_path, monkeypatch):
-    """A run that fails is no candidate."""
+    """A run that fails is not a candidate."""
 
     class Processes(NoProcesses):
         def start(self, folder, given):

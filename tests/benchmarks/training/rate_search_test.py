@@ -1,4 +1,4 @@
-"""Every variant gets the rate that suits it, by the same search."""
+"""Every variant gets its best rate, by the same search."""
 
 import math
 
@@ -18,7 +18,7 @@ def _train(calls):
             assert config["learning_rate"] == rate
             assert config["train_steps"] == 25
         return {
-            # Beyond four times its rate a variant diverges.
+            # Above four times its best rate, a variant diverges.
             (name, rate): math.nan
             if rate > 4 * OPTIMA[name]
             else abs(math.log(rate / OPTIMA[name]))

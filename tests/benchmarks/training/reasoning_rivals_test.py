@@ -1,4 +1,4 @@
-"""Rivals of the reasoning recipes: trained as their sources say, with nothing of the recipe left over."""
+"""Rivals of the reasoning recipes are trained as in their sources, without settings of the recipe."""
 
 import pytest
 

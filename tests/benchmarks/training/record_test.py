@@ -28,7 +28,7 @@ def test_another_folder_goes_on_from_the_record(tmp_path):
     write(one / "search" / "a_rate_0.1_seed_0", 2.5)
     (one / "seconds_per_step.json").write_text(json.dumps({"a": 0.5}))
     record.pack(path, str(one))
-    write(other / "a_seed_0", 7.0)  # its own stays
+    write(other / "a_seed_0", 7.0)  # its own run is kept
     record.unpack(path, str(other))
     found = json.loads((other / "search" / "a_rate_0.1_seed_0" / "metrics.json").read_text())
     assert found["test"] == {"bits": 2.5, "residual": 0.1, "by_budget": {"1.0": {"bits": 2.5}}}

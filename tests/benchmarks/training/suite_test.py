@@ -24,7 +24,7 @@ def _finished(folder, loss, depth=0):
     train = {
         "step": steps,
         "loss": [loss + 1 / step for step in steps],
-        # The highest is one that the thinned curve leaves out.
+        # The thinned curve omits the highest one.
         "residual": [0.05 if step == 30 else 2e-3 for step in steps] if not depth else [None] * 100,
         "validation_loss": [loss if step % 500 == 0 else None for step in steps],
         "validation_residual": [1e-3 if step % 500 == 0 and not depth else None for step in steps],

@@ -11,8 +11,8 @@ def test_the_timed_phases_make_up_the_whole_schedule():
     }
     assert phases(config) == [(1, 4, 0.2), (0, 4, 0.4), (0, 8, 0.4)]
     assert phases({**config, "depth": 4}) == [(4, 8, 1.0)]
-    # The budget of a schedule that would shrink stays where it is.
+    # The budget of a schedule that would shrink stays constant.
     assert phases({**config, "max_steps": 3})[1:] == [(0, 4, 0.4), (0, 4, 0.4)]
-    # The end of the budget may have a flag of its own; without a shallow start there is none.
+    # The final budget may have its own flag; without shallow_share there is no shallow start.
     longer = {**config, "training_max_steps_end": 6, "shallow_share": 0.0}
     assert phases(longer) == [(0, 4, 0.5), (0, 6, 0.5)]

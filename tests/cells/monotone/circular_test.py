@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cells.monotone.circular: against sums over places, and matrices."""
+"""Tests of tfdeq.cells.monotone.circular, compared with sums over places and with matrices."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def _kernel(size, inputs, outputs, seed=0):
 
 
 def matrix_of(kernel, rows, columns):
-    """The matrix of a circular convolution, so that flattened images times it are convolved."""
+    """Returns the matrix of a circular convolution, by which flattened images are multiplied."""
     size, inputs, outputs = kernel.shape[0], *kernel.shape[2:]
     reach = size // 2
     matrix = np.zeros((rows, columns, inputs, rows, columns, outputs))
@@ -26,7 +26,7 @@ def matrix_of(kernel, rows, columns):
 @pytest.mark.parametrize(("rows", "columns"), [(4, 5), (5, 4), (1, 3), (2, 2)])
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_convolution_and_symbol_are_those_of_the_matrix(size, rows, columns):
-    """Also of images that are smaller than the kernel, which then laps over itself."""
+    """Including images smaller than the kernel, which then overlaps itself."""
     kernel = _kernel(size, 2, 3)
     x = np.random.default_rng(1).normal(size=(2, rows, columns, 2))
     matrix = matrix_of(kernel, rows, columns)

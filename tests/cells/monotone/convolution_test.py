@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cells.monotone.convolution: the operator as a matrix, and the same promises."""
+"""Tests of tfdeq.cells.monotone.convolution: the operator as a matrix, and its guarantees."""
 
 import keras
 import numpy as np
@@ -84,7 +84,7 @@ def test_gradient_is_the_closed_form(mode):
 
 
 def test_images_of_any_size():
-    """One graph for sizes that it does not know, and the same answers as for those it knows."""
+    """One graph for unknown sizes gives the same answers as graphs for known sizes."""
     layer = _layer(tfdeq.PeacemanRachford(500, 1e-10))
     spec = tf.TensorSpec([None, None, None, 2], tf.float64)
     compiled = tf.function(layer, input_signature=[spec])

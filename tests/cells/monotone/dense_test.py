@@ -50,7 +50,7 @@ def test_a_thousand_starts_end_in_the_same_point(name):
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 10.0])
 def test_weights_of_any_size_have_an_equilibrium(scale):
-    """Found from x alone, where plain iteration runs off for the larger ones."""
+    """It is found from x alone; for larger weights plain iteration diverges."""
     solver = tfdeq.PeacemanRachford(20_000, 1e-10)
     layer = layer_of(solver, monotonicity=0.2, recurrent_scale=scale)
     x = _input()
@@ -74,7 +74,7 @@ def test_the_equilibrium_moves_no_further_than_the_bound():
     moved = np.linalg.norm(solve(near) - solve(x), axis=1) / np.linalg.norm(near - x, axis=1)
     bound = np.linalg.norm(_parts(layer)[1], 2) / layer.cell.monotonicity
     assert moved.max() <= bound
-    # For W = (1 − m) I, U = I and active units the bound is what happens.
+    # For W = (1 − m) I, U = I and active units, the bound is attained.
     sharp = layer_of(tfdeq.PeacemanRachford(2000, 1e-12), units=4, recurrent_scale=0.0)
     sharp(x)
     sharp.cell.injection.kernel.assign(np.eye(4))
@@ -85,7 +85,7 @@ def test_the_equilibrium_moves_no_further_than_the_bound():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SPLITTING)
 def test_gradient_is_the_closed_form(name, mode):
-    """dz = dx U D (I − W D)^(−1), D the active units."""
+    """dz = dx U D (I − W D)^(−1), where D selects the active units."""
     solver = tfdeq.solvers.get(name, max_steps=20_000, tolerance=1e-13)
     layer = layer_of(solver)
     x = _input()
@@ -141,7 +141,7 @@ def test_gradient_agrees_with_finite_differences():
 
 
 def test_neighbours_and_bad_rows_do_not_reach_a_sample():
-    """With samples that leave the batch as they are done, and one that is NaN."""
+    """With samples that leave the batch when they are done, and one that is NaN."""
     layer = layer_of(tfdeq.PeacemanRachford(500, 1e-6), dtype="float32")
     x = _input(9).astype("float32")
     x[2] *= 1e4

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cells.monotone.lipschitz_bounded: the constant holds, and is reached."""
+"""Tests of tfdeq.cells.monotone.lipschitz_bounded: the constant holds, and is attained."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from tfdeq.cells import LipschitzBounded
 
 
 def _layer(units=6, seed=0, scale=2.0, **settings):
-    """With weights of any size, as training may leave them."""
+    """Returns a layer with weights of any size, as after training."""
     keras.utils.set_random_seed(seed)
     cell = LipschitzBounded(units, recurrent_scale=scale, dtype="float64", **settings)
     layer = tfdeq.DEQLayer(cell, tfdeq.PeacemanRachford(5000, 1e-8), dtype="float64")
@@ -34,7 +34,7 @@ def test_no_two_equilibria_are_further_apart_than_the_constant_says(gamma):
 
 
 def test_the_constant_is_reached():
-    """One unit with U = Λ = 1: dz/dx = 1 / (1 − W) = γ, but for m."""
+    """One unit with U = Λ = 1: dz/dx = 1 / (1 − W) = γ, except for m."""
     cell = LipschitzBounded(1, 2.0, monotonicity=1e-6, recurrent_scale=0.0, dtype="float64")
     layer = tfdeq.DEQLayer(cell, tfdeq.PeacemanRachford(500, 1e-12), dtype="float64")
     layer(np.ones((1, 1)))

@@ -1,4 +1,4 @@
-"""Tests of tfdeq.cells.monotone.parts: that they are the cell."""
+"""Tests of tfdeq.cells.monotone.parts: they agree with the cell."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ def test_exact_parts_are_those_of_the_cell(name):
     np.testing.assert_allclose(
         metric * (parts.affine(tf.constant(z + v)) - parts.affine(tf.constant(z))),
         pushed,
-        atol=1e-6,  # Λ is of float32 here
+        atol=1e-6,  # Λ is float32 here
     )
     # In the coordinates: lengths of v / √Λ, and vᵀΛ(I − W) v.
     weights = parts.weights[:, None, None]

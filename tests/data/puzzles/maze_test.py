@@ -16,7 +16,7 @@ def neighbours(place, grid):
 
 
 def searched(grid):
-    """The places of a shortest path, by breadth-first search, and how many places it reached."""
+    """Returns the places of a shortest path, by breadth-first search, and the number of reached places."""
     start, goal = (tuple(np.argwhere(grid == token)[0]) for token in (2, 3))
     before, waiting = {start: None}, collections.deque([start])
     while waiting:
@@ -40,7 +40,7 @@ def test_paths_are_those_of_a_search(size):
         assert (grid == 2).sum() == (grid == 3).sum() == 1
         assert (grid[::2, ::2] > 1).sum() == 2
         expected, reached = searched(grid)
-        # A tree: all that is open is reached, and there is one edge less than there are places.
+        # A tree: all open places are reached, and there is one edge fewer than places.
         places = np.argwhere(grid)
         edges = sum(len(list(neighbours(tuple(place), grid))) for place in places) // 2
         assert reached == len(places) == edges + 1

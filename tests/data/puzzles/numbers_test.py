@@ -11,7 +11,7 @@ def test_streams_differ_by_name_seed_and_more():
         for what in (("a", 0), ("b", 0), ("a", 1), ("a", -1), ("a", 0, 5), ("a", 0, 6))
     ]
     assert len(set(first)) == 6
-    # What NumPy promises of PCG64 and SeedSequence.
+    # NumPy guarantees this for PCG64 and SeedSequence.
     assert first[0] == 18226099172448235072
 
 

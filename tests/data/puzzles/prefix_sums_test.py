@@ -19,7 +19,7 @@ def test_sums_are_those_of_a_loop(size):
 
 def test_bits_are_fair_and_independent():
     bits, _ = prefix_sums.make(4000, 70, 1)
-    # 4,000 fair bits: a standard deviation of 0.008; five of them.
+    # 4,000 fair bits have a standard deviation of 0.008; this is five of them.
     np.testing.assert_allclose(bits.mean(axis=0), 0.5, atol=0.04)
     correlation = np.corrcoef(bits.T) - np.eye(70)
     assert np.abs(correlation).max() < 0.09  # 1 / √4000 = 0.016

@@ -23,7 +23,7 @@ def test_splits_have_no_puzzle_in_common(name, tmp_path):
 
 
 def test_the_few_puzzles_there_are_are_told_apart(tmp_path):
-    # The search goes around 2 × 2 cells from the start on: up to symmetry, only the goal is free.
+    # The search visits 2 × 2 cells in a circle: up to symmetry, only the goal is free.
     examples = made(tmp_path, train=1, validation=1, test=1, size=3)
     keys = np.concatenate([get("maze").key(*split) for split in examples])
     assert len(set(keys.tolist())) == 3

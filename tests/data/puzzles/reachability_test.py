@@ -7,7 +7,7 @@ from tfdeq.data.puzzles import reachability
 
 
 def closed(graph):
-    """The answer by the transitive closure of Warshall, in plain loops."""
+    """Returns the answer by Warshall's transitive closure, in plain loops."""
     size = len(graph)
     leads = (graph == 1) | np.eye(size, dtype=bool)
     for middle in range(size):
@@ -46,7 +46,7 @@ def test_about_half_of_the_nodes_can_be_reached():
     assert 0.45 < reached.mean() < 0.6
     assert len(set(reached.sum(axis=1))) >= 4
     assert len(set(reachability.distances(graphs).max(axis=1))) == 7
-    # Sparse, and the number of a node's edges does not tell whether it can be reached.
+    # Sparse, and a node's number of edges does not reveal whether it can be reached.
     edges = (graphs == 1).sum(axis=2)
     assert 1 < edges[reached].mean() < edges[~reached].mean() < 2
     sources = np.argwhere(np.diagonal(graphs, axis1=1, axis2=2) == 3)[:, 1]
@@ -63,7 +63,7 @@ def test_a_ring_that_nothing_leads_to_is_not_reached():
     np.testing.assert_array_equal(reachability.distances(graph), [[0, 1, -1, -1, -1, -1]])
     wrong = answer.copy()
     wrong[0, [2, 3, 4, 2, 3, 4], [2, 3, 4, 3, 4, 2]] = (
-        1  # holds itself up: a fixed point, not the least
+        1  # supports itself: a fixed point, but not the least
     )
     assert reachability.check(np.repeat(graph, 2, 0), np.concatenate([answer, wrong])).tolist() == [
         True,

@@ -1,4 +1,4 @@
-"""What holds for every task of puzzles, asked of each by its name."""
+"""Properties of all puzzle tasks in the registry."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfdeq.data.puzzles import PUZZLES, Puzzle, get
 
 NAMES = sorted(PUZZLES)
-# Of the first five puzzles of seed 7 at the default size: the same on every machine.
+# Digests of the first five puzzles with seed 7 at the default size: the same on every machine.
 DIGESTS = {
     "maze": "6afad556e7f32781",
     "prefix_sums": "d238ea0d0a95aba5",

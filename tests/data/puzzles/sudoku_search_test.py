@@ -1,4 +1,4 @@
-"""Tests of what tfdeq.data.puzzles.sudoku_search does before it searches; sudoku_test.py has the rest."""
+"""Tests of compilation in tfdeq.data.puzzles.sudoku_search; sudoku_test.py tests the search."""
 
 import numpy as np
 
@@ -6,7 +6,8 @@ from tfdeq.data.puzzles import sudoku_search
 
 
 def test_compiled_code_is_kept_nowhere_where_it_cannot_be():
-    # Numba finds no file of such a function, as it finds no folder to write to in a read-only installation.
+    # For such a function Numba finds no file, just as it finds no folder to write to in a read-only
+    # installation.
     names = {}
     exec("def double(x):\n    return 2 * x\n", names)
     double = sudoku_search._compiled("i8(i8)")(names["double"])

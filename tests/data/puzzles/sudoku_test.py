@@ -19,7 +19,7 @@ PEERS = {
 
 
 def searched(board, limit=2):
-    """(solutions, guesses) by plain recursion over the first of the most constrained blanks."""
+    """Returns (solutions, guesses) by plain recursion over the first most constrained blank."""
     options = {
         cell: sorted(set(range(1, 10)) - {board[peer] for peer in PEERS[cell]})
         for cell in PEERS
@@ -75,7 +75,7 @@ def test_the_search_finds_what_plain_recursion_finds():
     complete = sudoku.solve(boards.targets + 1)
     assert complete.count.tolist() == [1] * 6
     assert not complete.guesses.any()
-    impossible = boards.inputs[:1].copy()  # a blank whose eight peers leave nothing
+    impossible = boards.inputs[:1].copy()  # a blank without a possible digit
     impossible[:] = 0
     impossible[0, 0, :8] = np.arange(1, 9)
     impossible[0, 1, 8] = 9
@@ -126,7 +126,7 @@ def test_grids_are_varied():
     counts = np.stack([(targets == digit).sum(axis=0) for digit in range(9)])
     np.testing.assert_allclose(counts, 200, atol=70)  # five deviations of 13
     assert len(set(sudoku.key(None, targets).tolist())) == 1800  # no two of them symmetric
-    # A pair of rows of a band: the cycles of its permutation have all the lengths there are.
+    # For a pair of rows in a band, the cycles of the permutation have all possible lengths.
     rows = {tuple(sorted(cycles(row, other))) for row, other in targets[:, :2]}
     assert len(rows) == 8
 
@@ -144,7 +144,7 @@ def cycles(row, other):
 
 def test_answers_are_checked_by_the_rules():
     inputs, targets = sudoku.make(2, 9, 8, "few")
-    swapped = (targets + 1) % 9  # a complete grid, of other digits than the givens
+    swapped = (targets + 1) % 9  # a complete grid with other digits than the givens
     assert sudoku.check(np.zeros_like(inputs), swapped).all()
     assert not sudoku.check(inputs, swapped).any()
     assert not sudoku.check(inputs, np.zeros_like(targets)).any()

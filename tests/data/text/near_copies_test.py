@@ -1,4 +1,4 @@
-"""Tests of tfdeq.data.text.near_copies and of the splits that are made of its groups."""
+"""Tests of tfdeq.data.text.near_copies and of splits by its groups."""
 
 import pathlib
 import random
@@ -13,7 +13,7 @@ from tfdeq.data.text import byte_documents, files, near_copies, overlap, python_
 
 
 def lines(seed, count):
-    """Lines that no other seed has."""
+    """Returns lines that are different for each seed."""
     numbers = random.Random(seed)
     return [b"the line %d of the text %d" % (numbers.getrandbits(60), seed) for _ in range(count)]
 
@@ -80,7 +80,7 @@ def test_a_line_that_all_have_costs_no_quadratic_time():
 
 
 def of_sizes(*sizes):
-    """Documents of so many bytes, each of its own."""
+    """Returns different documents of the given sizes in bytes."""
     return [
         prepared.Document(f"{place:04d}.txt", random.Random(place).randbytes(size))
         for place, size in enumerate(sizes)
@@ -97,7 +97,7 @@ def share(split, whole):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_splits_are_shares_of_the_bytes(seed):
-    """Also where sizes are as uneven as those of files are, and one is huge."""
+    """Even if sizes are as uneven as those of files, and one is huge."""
     numbers = random.Random(seed)
     sizes = [int(numbers.lognormvariate(8, 1.3)) + 1 for _ in range(600)]
     found = of_sizes(*sizes, sum(sizes) // 3)
@@ -145,14 +145,14 @@ def test_too_few_or_too_large_groups_are_no_splits():
 
 
 def test_near_copies_are_not_cut():
-    """The end of one would stand in the middle of the other."""
+    """Otherwise the end of one could be in the middle of the other."""
     own = lines(1, 200)
     found = documents(own, own + lines(2, 200), lines(3, 800), lines(4, 800))
     splits = byte_documents.split_within_files(found)
     joined = {split: b"\n".join(d.text for d in splits[split]) for split in data.SPLITS}
     for split in ("validation", "test"):
         assert share(splits[split], found) == pytest.approx(0.05, abs=0.001)
-        # But for the line in two that is cut.
+        # Except the line that is cut in two.
         assert overlap.overlap(joined["train"], joined[split]) == 0
 
 
@@ -161,7 +161,7 @@ def test_near_copies_are_not_cut():
 
 @pytest.fixture(scope="module")
 def library():
-    """The documents of the running interpreter's library, and their splits."""
+    """Returns the documents of the running interpreter's library, and their splits."""
     found = python_stdlib.source_documents(pathlib.Path(sysconfig.get_paths()["stdlib"]))
     return found, python_stdlib.split(found)
 
@@ -174,7 +174,7 @@ def joined(splits):
 def test_little_of_the_librarys_test_stands_in_its_training(library):
     parts = joined(library[1])
     for split in ("validation", "test"):
-        # Of all lines too; but `else:` and `return self` stand in every program.
+        # The same for all lines, but `else:` and `return self` occur in every program.
         assert overlap.overlap(parts["train"], parts[split]) < 0.12
         assert overlap.overlap(parts["train"], parts[split], at_least=20) < 0.05
         assert overlap.overlap(parts["train"], parts[split], passage=3) < 0.02
@@ -236,7 +236,7 @@ def test_tables(source, expected):
 
 
 def test_copies_of_another_split_are_not_read(tmp_path, monkeypatch):
-    """What was prepared before near-copies shared a split lies under another version."""
+    """Copies prepared before near-copies shared a split have another version."""
     for place in range(200):
         (tmp_path / f"{place}.txt").write_bytes(b"\n".join(lines(place, 30)))
     options = {"files": str(tmp_path / "*.txt"), "prepared_dir": str(tmp_path / "prepared")}

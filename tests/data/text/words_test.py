@@ -27,7 +27,7 @@ def _write(folder: pathlib.Path, texts=TEXTS, builder_class=ptb.Ptb) -> dict:
 
 @pytest.fixture
 def published(monkeypatch):
-    """Has the small texts pass for the published corpora."""
+    """Makes the small texts pass for the published corpora."""
     for module in (ptb, wikitext2):
         monkeypatch.setattr(module, "PUBLISHED", COUNTS)
 
@@ -44,7 +44,7 @@ def test_words_of_ends_every_line():
     assert words.words_of(b"") == []
     assert words.words_of(b"\n") == [b"<eos>"]
     assert words.words_of(b"a  b\r\n\n c") == [b"a", b"b", b"<eos>", b"<eos>", b"c", b"<eos>"]
-    # Only a line feed ends a line, and only ASCII blanks part words.
+    # Only a line feed ends a line, and only ASCII blanks separate words.
     separators = "a\u2028b\x85c\u00a0d".encode()
     assert words.words_of(separators) == [separators, b"<eos>"]
 

@@ -1,4 +1,4 @@
-"""When a call asks again, when it ends, and what it says then."""
+"""When a call retries, when it ends, and its error messages."""
 
 import time
 
@@ -33,7 +33,7 @@ def test_it_asks_as_long_as_the_time_allows():
         ask(attempt, "server", 1.0)
     taken = time.monotonic() - started
     assert 0.95 < taken < 1.1
-    # The last attempt is near the end, and there are not many.
+    # The last attempt is close to the end, and there are not too many.
     assert asked[-1] < 0.1
     assert 5 < len(asked) < 20
     text = str(raised.value)

@@ -1,4 +1,4 @@
-"""Whatever a server does, a call ends by its deadline, with a ServerError that says what to do."""
+"""For any fault of a server, a call ends by its deadline, with a ServerError that says what to do."""
 
 import concurrent.futures
 import re
@@ -34,7 +34,7 @@ from tfdeq.serving.client.model_client import Client, ServerError
 __all__ = ["peers"]
 
 SECONDS = 0.5
-LATE = 0.2  # what a call may take over its deadline
+LATE = 0.2  # seconds by which a call may exceed its deadline
 LIMIT = 20_000
 X = {"x": np.zeros([2, 2], np.float32)}
 TIME = "the time ran out|DEADLINE_EXCEEDED"
@@ -45,7 +45,7 @@ HTML = b"<html><h1>Welcome</h1></html>"
 
 
 def ended(address, *, is_rest, seconds=SECONDS, **options):
-    """The error of a call, and the seconds that it took."""
+    """Returns the error of a call, and its duration in seconds."""
     client = Client(
         address, "model", rest=is_rest, timeout=seconds, max_answer_bytes=LIMIT, **options
     )
@@ -85,7 +85,7 @@ def slow_rpc_body(peer, connection, stream):
 
 
 def damaged(**changes):
-    """An answer of which one tensor is none."""
+    """An answer in which one tensor is invalid."""
     found = predict_pb2.PredictResponse.FromString(proto_answer())
     for name, value in changes.items():
         setattr(found.outputs["y"], name, value)
@@ -98,7 +98,7 @@ def of_shape(*sizes):
     return found.SerializeToString()
 
 
-# Name -> the script's answer, what the error says, what it advises, and whether asking again may help.
+# Name -> the script's answer, the error's text, its advice, and whether retries may help.
 REST_FAULTS = {
     "silent": (lambda peer, _: peer.ended.wait(), TIME, LONGER, True),
     "slow header": (
@@ -136,7 +136,7 @@ REST_FAULTS = {
     "deep": (page(200, b"[" * 9000), "cannot be read|no JSON", PORT, False),
     "digits": (page(200, b"1" * 9000), "cannot be read|no JSON", PORT, False),
 }
-# What only an answer to `predict` can be.
+# Faults that only an answer to `predict` can have.
 REST_ANSWERS = {
     "text for numbers": {**ANSWER, "y": ["a", "b"]},
     "null": {**ANSWER, "y": [None, 1.0]},
@@ -293,13 +293,13 @@ def test_a_server_that_restarts_in_between(peers, is_rest):
     timer.join()
     assert found["steps"].tolist() == [3, 4]
     assert found["steps"].dtype == np.int32
-    # It gave up after 0.7 s before.
+    # Earlier it gave up after 0.7 s.
     assert 0.7 < taken < 3.0
     client.close()
 
 
 def good_later(is_rest):
-    """A server that is asked without its metadata, as the client knows them."""
+    """A server whose metadata the client already knows."""
     if is_rest:
         return good(True)
     return rpc(lambda peer, at, stream: grpc_answer(stream, proto_answer()))
@@ -330,7 +330,7 @@ def test_an_idle_connection_that_the_server_closed_costs_no_attempt(peers):
     "content", [b"[" + b"0.25," * 2_000_000 + b"0]", b"[" + b"[0]," * 500_000 + b"0]"]
 )
 def test_answers_that_cannot_be_read_in_time(peers, content):
-    """Reading JSON cannot be interrupted, so it is not begun."""
+    """Reading JSON cannot be interrupted, so it is not started."""
     peer = peers(rest(page(200, content), metadata()))
     client = Client(peer.address, "model", rest=True, timeout=SECONDS)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What is gRPC's own: limits of either side, answers that are compressed, requests that are large."""
+"""Properties of gRPC: limits of either side, compressed answers, large requests."""
 
 import concurrent.futures
 
@@ -28,7 +28,7 @@ class Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         found = predict_pb2.PredictResponse()
         batch = len(tf.make_ndarray(request.inputs["x"]))
         counts = np.zeros([batch], np.int32)
-        # As TensorFlow Serving writes numbers: not packed.
+        # Not packed, as TensorFlow Serving writes numbers.
         found.outputs["y"].dtype = tf.float32.as_datatype_enum
         found.outputs["y"].tensor_shape.CopyFrom(tf.TensorShape([batch]).as_proto())
         found.outputs["y"].float_val.extend(np.resize(Y, [batch]).tolist())
@@ -65,7 +65,7 @@ def test_an_answer_within_the_limit(serve):
 
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
 def test_an_answer_beyond_the_limit(serve, compression):
-    """Also one whose compressed bytes are below it."""
+    """Including one whose compressed bytes are below it."""
     with pytest.raises(ServerError, match="larger than max_answer_bytes = 500,000"):
         serve(500_000, compression=compression)
 

@@ -1,4 +1,4 @@
-"""What is REST's own: addresses, proxies, text, and answers of one output."""
+"""Properties of REST: addresses, proxies, text, and answers with a single output."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ def no_proxy(monkeypatch):
 
 
 def recording(described, outputs):
-    """A script, and the list of its requests: first line, headers, body."""
+    """Returns a script and the list of its requests: first line, headers, body."""
     seen = []
 
     def script(peer, connection):

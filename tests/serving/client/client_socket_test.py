@@ -1,4 +1,4 @@
-"""Waits that end by the deadline; what whole calls make of them is in export_client_faults_test."""
+"""Waits that end by the deadline; client_faults_test.py tests whole calls."""
 
 import socket
 import threading

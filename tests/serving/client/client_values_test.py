@@ -1,4 +1,4 @@
-"""What is sent is what the signature takes, or refused; what comes back is what it returns."""
+"""Requests fit the signature's inputs or are refused; answers fit its outputs."""
 
 import re
 
@@ -48,7 +48,7 @@ def refusal(value, dtype):
 def test_values_that_a_dtype_holds(value, dtype):
     found = as_dtype(np.asarray(value), dtype, "a name")
     assert found.dtype == dtype.as_numpy_dtype
-    # Which holds all of these; 2**63 - 1 is the float that it is in both.
+    # complex represents all of these; 2**63 - 1 is the same float in both.
     np.testing.assert_array_equal(found.astype(complex), np.asarray(value).astype(complex))
 
 
@@ -160,7 +160,7 @@ class Transport:
 
 @pytest.mark.parametrize("first", [of(tf.int32, 2), of(tf.float32, 3)])
 def test_a_new_version_with_another_signature(first):
-    """Its metadata are read anew when a request, or what the client checks, does not fit."""
+    """Its metadata are read again when a request, or the client's check, does not fit."""
     client = Client("127.0.0.1:9", "model")
     client._transport = transport = Transport(served(x=first))
     client.predict({"x": np.zeros([2, *first.shape[1:]])})

@@ -1,7 +1,7 @@
-"""The client against servers on loopback that speak gRPC and REST, and fail in the ways servers do.
+"""The client with servers on the loopback device that speak gRPC and REST, and fail like real servers.
 
-The servers here stand in for the network's other end alone: they answer with the C++ runtime, and how a
-model behaves in that is tested elsewhere.
+The servers here only replace the other end of the network: they answer with the C++ runtime, in which
+models are tested elsewhere.
 """
 
 import concurrent.futures
@@ -51,7 +51,7 @@ def path(verified_run):
 
 @pytest.fixture(scope="module")
 def described(path):
-    """The signatures, as the server's metadata describe them."""
+    """Returns the signatures as described by the server's metadata."""
     found = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     signatures = found.meta_graphs[0].signature_def
     described = get_model_metadata_pb2.SignatureDefMap()
@@ -68,8 +68,8 @@ def answer(path, model):
         outputs = loaded.signatures[signature](**inputs)
         return {name: value.numpy() for name, value in outputs.items()}
 
-    # As a server's warm-up: a first call takes seconds, and no client of these tests waits for it. The
-    # model is made before, as that sets seeds.
+    # Like a server's warm-up, because a first call takes seconds, for which no client in these
+    # tests waits. The model is made before, because that sets seeds.
     for signature, inputs in warm_up.read(path):
         if signature in ("serving_default", "generate") and len(inputs["tokens"]) == 1:
             run(signature, {name: tf.constant(value) for name, value in inputs.items()})
@@ -77,7 +77,7 @@ def answer(path, model):
 
 
 class Faults:
-    """What the next calls meet before one is answered."""
+    """The faults that the next calls meet before one is answered."""
 
     def __init__(self):
         self.queue, self.calls, self.metadata_calls, self.delay = [], 0, 0, 0.0
@@ -174,7 +174,7 @@ def server(request):
     return (*request.getfixturevalue(f"{request.param}_server"), rest)
 
 
-# For what client.py does alike for both.
+# For behaviour that is the same for both.
 by_grpc_first, by_rest_first = (
     pytest.mark.parametrize("server", fast([one], ["grpc", "rest"]), indirect=True)
     for one in ("grpc", "rest")
@@ -246,7 +246,7 @@ def test_metadata_are_read_once_and_again_after_a_refusal(server):
 
 @by_rest_first
 def test_numbers_are_sent_in_the_dtypes_of_the_signature(server):
-    """Lists of Python's numbers are of int64 and float64, which servers refuse with their neighbours."""
+    """Lists of Python numbers are int64 and float64, which servers refuse."""
     address, _, rest = server
     asked = Client(address, "model", rest=rest)
     expected = asked.predict(TEXT, tolerance=1e-3)

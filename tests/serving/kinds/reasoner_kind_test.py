@@ -1,4 +1,4 @@
-"""Reasoners as they are served: `solve`, and puzzles of several sizes in one request."""
+"""Served reasoners: `solve`, and puzzles of several sizes in one request."""
 
 import keras
 import numpy as np
@@ -75,7 +75,7 @@ def test_a_puzzle_beside_a_larger_one(solve):
     padded[1] = 1
     beside = solve(**_given(padded, [3, 1]))
     alone = solve(**_given(PUZZLES[:1], [3]))
-    # Noise is drawn for all places of the request: the starts differ, the answer does not.
+    # Noise is drawn for all places of the request, so the starts differ, but the answer does not.
     np.testing.assert_array_equal(beside["answer"][0, :5], alone["answer"][0])
     assert beside["answer"][0, 5:].numpy().tolist() == [-1] * 4
     one, other = (solve(**_given(given, [1] * len(given))) for given in (padded, PUZZLES[:1]))

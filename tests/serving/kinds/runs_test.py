@@ -1,4 +1,4 @@
-"""Runs of any kind, as an export and a verification read them."""
+"""Runs of all kinds, as read by exports and verifications."""
 
 import json
 
@@ -26,7 +26,7 @@ def classifier(explicit_steps=0):
 
 
 def write(folder, model, **entry):
-    """A run's folder with a model and examples, as a trainer leaves them."""
+    """Writes a run's folder with a model and examples, like a trainer."""
     random = np.random.default_rng(0)
     kept = kind.keep(random.normal(size=(9, 3)).astype("float32"), random.normal(size=(9, 2)))
     model.save(folder / "model.keras")
@@ -52,13 +52,13 @@ def test_a_run_of_examples(explicit_steps, tmp_path):
     signatures = found.kind.signatures(batching=None)
     rows = table.measured(signatures["serving_default"])
     expected = np.mean((model(kept.inputs[0], training=False) - kept.targets) ** 2)
-    # The last row is the most exact, or the model's own.
+    # The last row is the most accurate, or the model's own.
     assert rows[-1]["error"] == pytest.approx(expected, rel=1e-2 if not explicit_steps else 1e-5)
     assert runs.read(tmp_path, data=False).kind.quality() is None
 
 
 def test_a_run_of_a_model_without_a_solve(tmp_path):
-    """A baseline: it says that nothing was solved."""
+    """A baseline, whose export reports that nothing is solved."""
     x = keras.Input((3,), name="x")
     write(tmp_path, keras.Model(x, keras.layers.Dense(2)(x)))
     found = runs.read(tmp_path)

@@ -43,7 +43,7 @@ TEXTS = (
 
 
 def read(text):
-    """As compose does: YAML, then `$$` for `$`; a single `$` would be a variable."""
+    """Reads like compose: YAML, then `$$` for `$`; a single `$` would be a variable."""
 
     def resolved(value):
         if isinstance(value, dict):
@@ -79,4 +79,4 @@ def test_any_text_is_read_back(text):
 def test_what_is_no_text():
     with pytest.raises(ValueError, match="no Unicode text.*Rename the folder"):
         compose_text.value("/models/\udcff")
-    assert unicodedata.category("\udcff") == "Cs"  # how Python reads a byte that is no UTF-8
+    assert unicodedata.category("\udcff") == "Cs"  # how Python reads a byte that is not UTF-8

@@ -1,4 +1,4 @@
-"""The load test: what it reports is what the runtime answered."""
+"""The load test reports the runtime's answers."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Many clients at a served version: none of them, however hostile, touches another or the server."""
+"""Many clients of a served version: even hostile ones do not affect others or the server."""
 
 import json
 import pathlib
@@ -13,12 +13,12 @@ from tests.support.memory_cases import equilibrium
 from tfdeq.serving.versions import saved_model
 
 ROOT = pathlib.Path(__file__).absolute().parents[3]
-# So that a request that has too many numbers is quickly made.
+# Small, so that a request with too many numbers is made quickly.
 MOST_VALUES = 20_000
 
 
 def dense_model(places=()):
-    """Of x [B, 8], or of x [B, places, 8] with any number of places."""
+    """Returns a model of x [B, 8], or of x [B, places, 8] with any number of places."""
     keras.utils.set_random_seed(0)
     x, z = keras.Input((*places, 8), name="x"), keras.Input((*places, 8))
     dense = keras.layers.Dense(8, kernel_initializer=keras.initializers.Orthogonal(0.5))
@@ -26,7 +26,7 @@ def dense_model(places=()):
     return keras.Model(x, keras.layers.Dense(3)(tfdeq.DEQLayer(cell, "anderson")(x)))
 
 
-# "places": no server can tell what it padded there, so its requests are not joined.
+# "places": a server cannot tell what was padded there, so its requests are not joined.
 MODELS = {
     "dense": dense_model,
     "places": lambda: dense_model([None]),
@@ -49,7 +49,7 @@ def version(tmp_path_factory):
 
 
 def replay(path, requests, clients):
-    """What tests/support/replay.py finds, in a process that it may crash."""
+    """Returns the findings of tests/support/replay.py, from a process that may crash."""
     command = [sys.executable, "-m", "tests.support.replay", str(path)]
     finished = subprocess.run(
         [*command, f"--requests={requests}", f"--clients={clients}"],
@@ -75,11 +75,11 @@ def test_every_request_gets_its_own_answer(version, name, requests, clients):
     found = replay(version(name), requests, clients)
     assert found["wrong"] == 0, found["first_wrong"]
     assert found["requests"] == requests
-    assert found["rows"] > requests  # of those that are answered
+    assert found["rows"] > requests  # rows that are answered
     assert found["bad_rows"] > 0.05 * requests
     assert found["refused"] > 0.05 * requests
     assert found["empty"] > 0
-    # Where rounding decides whether a row stops a step apart.
+    # Rows for which rounding decides whether the solve stops one step apart.
     assert found["near"] < 0.03 * found["rows"]
     if requests >= 10_000:
         resident = found["resident_mib"]  # at 20 moments

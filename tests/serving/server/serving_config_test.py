@@ -39,7 +39,7 @@ def program(monkeypatch, tmp_path):
 
 
 def compose_of(folder):
-    """The service, as compose reads it: YAML, then `$$` for `$`."""
+    """Returns the service as compose reads it: YAML, then `$$` for `$`."""
     text = (folder / "compose.yaml").read_text(encoding="utf-8")
     assert "$" not in text.replace("$$", ""), "a variable"
     return json.loads(json.dumps(yaml.safe_load(text)).replace("$$", "$"))["services"]["serving"]
@@ -68,7 +68,7 @@ def test_the_files_are_what_the_server_reads(program, tmp_path):
         {"target": 8501, "published": "8501", "host_ip": "127.0.0.1"},
     ]
     assert "--xla_cpu_compilation_enabled=true" in compose["command"]
-    # It would join requests that nothing has looked at.
+    # The server's own batching would join unchecked requests.
     assert not any("batching" in part for part in [*compose["command"], *compose["entrypoint"]])
     mounted = {mount["target"]: mount["source"] for mount in compose["volumes"]}
     assert mounted == {
@@ -170,8 +170,8 @@ def test_another_address(program, tmp_path, address, capsys):
     assert f"open on {address}. The server accepts" in capsys.readouterr().out
 
 
-# Tags of tensorflow/serving that public documents and repositories say they have pulled and run; see
-# docs/serving.md. A release of TensorFlow appears there months after it.
+# Tags of tensorflow/serving that, according to public documents and repositories, were pulled and
+# run; see docs/serving.md. A release of TensorFlow appears there months later.
 DOCUMENTED = {"2.18.0", "2.19.0", "2.19.1", "2.20.0", "2.21.0"}
 
 
@@ -179,7 +179,7 @@ def test_the_image_is_one_that_is_documented():
     name, tag = serving_config.IMAGE.split(":")
     assert name == "tensorflow/serving"
     assert tag in DOCUMENTED
-    # A server of an older release may lack what a version's graph is written with.
+    # A server of an older release may lack ops of a version's graph.
     assert tag.split(".")[:2] == tf.__version__.split(".")[:2]
 
 

@@ -1,4 +1,4 @@
-"""The C++ program: when it is built, what it answers, and what it says of bad requests."""
+"""The C++ program: when it is built, its answers, and its errors for bad requests."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Requests joined in the graph, by TensorFlow's own op: which share a batch, and what each gets back."""
+"""Requests joined in the graph by TensorFlow's own op: which share a batch, and their answers."""
 
 import threading
 
@@ -12,7 +12,7 @@ WAIT = 10_000_000  # µs: until the batch is full
 
 
 def joined(batching, queues=None, scale=1.0):
-    """x -> [x, the number of rows of the batch that it was in]."""
+    """Returns x -> [x, the number of rows in its batch]."""
     inner = tf.function(
         lambda x: [scale * x, tf.fill(tf.shape(x)[:1], tf.shape(x)[0])], autograph=False
     ).get_concrete_function(tf.TensorSpec([None, None]))
@@ -21,7 +21,7 @@ def joined(batching, queues=None, scale=1.0):
 
 
 def ask_at_once(requests):
-    """[(function, x)] -> the answers, asked in threads."""
+    """[(function, x)] -> the answers, requested in threads at the same time."""
     answers = [None] * len(requests)
 
     def ask(place, function, x):
@@ -68,7 +68,7 @@ def test_more_rows_than_the_largest_size_are_split():
 
 @pytest.mark.parametrize("same_version", [False, True])
 def test_functions_are_not_mixed(same_version):
-    """Neither two queues of one version, nor versions that would give their queues equal names."""
+    """Neither two queues of one version, nor versions with equal queue names."""
     batching = Batching((1, 2), threads=1, timeout_micros=50_000)
     one = Queues(batching)
     other = one if same_version else Queues(batching)

@@ -35,7 +35,7 @@ def make_model(depths=1):
     b = keras.Input((3,), dtype="int32", name="b")
     h = keras.layers.Dense(5)(a) + keras.layers.Dense(5)(keras.ops.cast(b, "float32"))
     for depth in range(depths):
-        solver = tfdeq.Anderson if depths == 1 else tfdeq.FixedPointIteration  # is traced sooner
+        solver = tfdeq.Anderson if depths == 1 else tfdeq.FixedPointIteration  # is traced faster
         h = tfdeq.DEQLayer(Cell(5), solver(60, 1e-3), name=f"depth{depth}")(h)
     outputs = {"label": keras.layers.Dense(2)(h), "top": keras.ops.argmax(h, axis=-1)}
     return keras.Model([a, b], outputs)
@@ -109,7 +109,7 @@ def test_the_dial_of_each_example(signatures):
 
 @pytest.fixture(scope="module")
 def frugal():
-    """A model that spends four evaluations of its own accord, where 1e-5 takes about twenty."""
+    """Returns a model with a budget of four evaluations, where 1e-5 takes about twenty."""
     keras.utils.set_random_seed(3)
     x = keras.Input((5,), name="x")
     return keras.Model(x, tfdeq.DEQLayer(Cell(5), tfdeq.FixedPointIteration(4, 1e-1))(x))
@@ -131,7 +131,8 @@ def test_a_tolerance_alone_is_reached_whatever_the_models_own_steps(frugal):
         assert (found["steps"][2], found["status"][2]) == (7, Status.MAX_STEPS)
         assert found["steps"][3] <= 7
         assert found["residual"][3] <= 1e-1
-        # The limit ends what nothing else does; float32's precision may, or a residual of exactly 0.
+        # The limit ends solves, unless float32's precision or a residual of exactly 0 ends them
+        # earlier.
         assert (found["steps"][4:] <= 30).all()
         exact = found["residual"][4:] == 0
         assert (exact == (found["status"][4:] == Status.CONVERGED)).all()

@@ -113,7 +113,7 @@ def test_settings_that_mean_the_models_own(signatures, tokens):
     function = signatures["serving_default"]
     rows = tokens[[0] * 4]
     own = call(function, rows, [LENGTH] * 4)
-    # The model's own for each of these, and for the last one its own tolerance spelled out.
+    # The model's own settings for each of these; the last one gives its own tolerance explicitly.
     same = call(function, rows, [LENGTH] * 4, [-1.0, 0.0, np.nan, 1e-3], [-5, 0, 40, 40])
     for name in own:
         np.testing.assert_allclose(own[name], same[name], atol=1e-6)
@@ -226,7 +226,7 @@ def test_encode_is_the_equilibrium_and_step_starts_from_it(model, signatures, to
     z = call(signatures["encode"], tokens[:3, :11], count)["equilibrium"]
     grown = call(signatures["step"], tokens[:3], lengths, equilibrium=z, equilibrium_lengths=count)
     assert (grown["steps"] < cold["steps"]).all()
-    # What a server puts behind a shorter start does not matter, whatever it is.
+    # A server's padding after a shorter start does not matter.
     for row, length in enumerate(count):
         z[row, length:] = z[row, 0, 0] if row else np.nan
     padded = call(signatures["step"], tokens[:3], lengths, equilibrium=z, equilibrium_lengths=count)

@@ -1,4 +1,4 @@
-"""The checks in front of a served function: each request's own, before it shares a batch."""
+"""The checks before a served function: each request is checked before it shares a batch."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ LENGTH = 40
 
 
 def numbers():
-    """x [B, 3], shift [B] -> y = x + shift, and the rows of the batch."""
+    """x [B, 3], shift [B] -> y = x + shift, and the number of rows in the batch."""
 
     def function(x, shift):
         return {"y": x + shift[:, None], "batch": tf.fill(tf.shape(shift), tf.shape(x)[0])}
@@ -22,7 +22,7 @@ def numbers():
 
 
 def texts():
-    """Texts and starts -> the tokens that count, the width that they came in, how many starts count."""
+    """Texts and starts -> the valid tokens, their width, and the number of valid starts."""
 
     def function(tokens, lengths, equilibrium, equilibrium_lengths):
         inside = tf.sequence_mask(lengths, tf.shape(tokens)[1])
@@ -104,7 +104,7 @@ def test_the_limit_counts_the_request_and_its_answer():
 
 
 def test_a_wide_text_counts_as_often_as_the_answer_repeats_it():
-    # Tokens and the answer's `kept` are as wide as the request, the start has 2 numbers a place.
+    # Tokens and the answer's `kept` are as wide as the request; the start has 2 numbers per place.
     request = text_request(np.ones([2, 30]), [1, 1], places=3)
     numbers = 2 * (30 + 1 + 3 * 2 + 1) + 2 * (30 + 4)
     assert ask(guarded(texts(), most=numbers, widths=(8, LENGTH)), **request)["kept"].shape == (
@@ -122,7 +122,7 @@ def test_texts_come_in_the_least_width_and_leave_in_their_own():
         (8, [8, 8], 8),
         (9, [9, 2], 16),
         (17, [17, 3], LENGTH),
-        (LENGTH, [2, 7], 8),  # what the texts need, not what they are padded to
+        (LENGTH, [2, 7], 8),  # the needed width, not the padded one
         (LENGTH + 30, [LENGTH, 3], LENGTH),
         (LENGTH + 30, [3, 3], 8),
         (0, [0, 0], 8),
@@ -158,7 +158,7 @@ def test_widths(length, widths):
 
 
 def test_rows_of_an_open_size_are_not_joined():
-    """A server cannot tell what was padded, and the model was not told either."""
+    """Neither the server nor the model can tell what was padded."""
     spec = {"x": tf.TensorSpec([None, None, 3], name="x")}
     signature = Signature(trace(lambda x: {"y": 2 * x}, spec), {}, {})
     assert not request_checks.can_join(signature)
@@ -189,7 +189,7 @@ def test_the_limit_of_a_version():
 
 
 def test_what_is_joined_is_optimised_as_ever():
-    """BatchFunction runs its function as it is; a call in it that stays one is optimised."""
+    """BatchFunction does not optimise its function, except a call in it that is not inlined."""
     function = guarded(numbers()).function
     definitions = {
         each.signature.name: each for each in function.graph.as_graph_def().library.function

@@ -1,4 +1,4 @@
-"""What every signature has in common: how it is traced."""
+"""Tracing, which is common to all signatures."""
 
 import pytest
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""One more signature of the language models: one class and one line, and all else follows."""
+"""A new signature of the language models needs only one class and one line."""
 
 import json
 
@@ -24,7 +24,7 @@ WINDOWS = STREAM[: 8 * LENGTH].reshape(8, LENGTH)
 
 
 class TopToken(TextSignature):
-    """The likeliest next token, where some are made likelier."""
+    """The most likely next token, with a bias for some tokens."""
 
     name = "top_token"
 
@@ -59,7 +59,7 @@ class TopToken(TextSignature):
 
 
 class AnotherToken(TopToken):
-    """A reference that leaves the bias out."""
+    """A reference without the bias."""
 
     def reference(self, keras_model, given):
         return super().reference(keras_model, {**given, "bias": 0 * given["bias"]})
@@ -72,12 +72,12 @@ def model():
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Has a signature in the registry for the duration of a test."""
+    """Adds a signature to the registry during a test."""
 
     def register(signature):
         monkeypatch.setitem(text.REGISTRY, signature.name, signature)
 
-    # Beside what every version has; the others would take minutes.
+    # Added to the signatures that every version has; all of them would take minutes.
     names = (ServingDefault.name, Score.name)
     monkeypatch.setattr(text, "REGISTRY", {name: text.REGISTRY[name] for name in names})
     register(TopToken())

@@ -1,4 +1,4 @@
-"""Four runtimes, one answer: Keras, tf.saved_model.load without tfdeq, the C API, the C++ program."""
+"""Four runtimes agree: Keras, tf.saved_model.load without tfdeq, the C API, the C++ program."""
 
 import keras
 import numpy as np
@@ -64,7 +64,7 @@ def check_all(model, requests, answers):
         found = compare(runtime, pairs, model.equilibrium.solver.tolerance)
         assert found.passed, found.text
         assert found.values["largest_difference"] <= LIMIT, found.text
-        # Rounding may end a solve a step apart, now and then; not often.
+        # Rounding may sometimes end a solve one step apart, but not often.
         assert len(found.values["near"]) <= len(pairs) // 20
 
 
@@ -72,7 +72,7 @@ def check_all(model, requests, answers):
 def test_every_signature_and_batch_size(model, version, serving_executable):
     requests = requests_of(model, BATCHES, lengths_from=1)
     answers = {name: isolated.answer(version, requests, name).outputs for name in isolated.RUNTIMES}
-    # As the stock server runs it: without XLA.
+    # Without XLA, as in the stock server.
     answers["program"] = serving_program.answer(
         serving_executable, version, requests, disable_xla=True
     ).outputs
@@ -102,11 +102,12 @@ def test_a_compiled_version_answers_and_is_refused_without_xla(model, serving_ex
 
 @pytest.mark.slow
 def test_batches_as_the_server_makes_them(version, serving_executable):
-    """Tasks joined and padded with their first token, filled up with copies; one diverges, one is bad."""
+    """Requests are joined, padded with their first token and with copies; one diverges, one is invalid."""
     random = np.random.default_rng(7)
     lengths = [12, 5, 8, 3]
     texts = [random.integers(0, VOCABULARY, length).astype(np.int32) for length in lengths]
-    # Padding repeats the first element of a task's tensor; the fill-up copies the last task's row.
+    # Padding repeats the first element of a request's tensor, and the batch is filled with copies
+    # of the last row.
     rows = [np.pad(text, (0, LENGTH - len(text)), constant_values=text[0]) for text in texts]
     rows += [rows[-1]] * 4
     joined = {
@@ -136,7 +137,9 @@ def test_batches_as_the_server_makes_them(version, serving_executable):
         copies = [row] if row < 3 else range(3, 8)
         for copy in copies:
             assert together["status"][copy] == expected["status"][0]
-            if row != 1:  # where progress ends at rounding, the number of steps is rounding too
+            if (
+                row != 1
+            ):  # if rounding ends the progress, the number of steps also depends on rounding
                 assert together["steps"][copy] == expected["steps"][0]
             np.testing.assert_allclose(
                 together["log_probabilities"][copy], expected["log_probabilities"][0], atol=LIMIT

@@ -1,4 +1,4 @@
-"""What a model card must say: each finding, on cards that are made up."""
+"""Checks of a model card: each finding, on constructed cards."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_what_the_card_says_of_the_run():
         "flags": {"width": 8},
         "metrics": {"test": {"bits": 2.0}, "baseline": {"bits": 2.5}},
     }
-    # A baseline that was trained since is no difference.
+    # A baseline trained since then is not a difference.
     card = {**run, "metrics": {"test": {"bits": 2.0}}}
     assert run_checks.check_run(card, run).passed
     for change in ({"metrics": {"test": {"bits": 1.0}}}, {"unit": "word"}, {"flags": {"width": 9}}):

@@ -1,4 +1,4 @@
-"""Models that remember, from the trainer's folder to a client that talks with them."""
+"""Models with a carried memory, from the trainer's folder to a client that uses them."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ STREAM = np.random.default_rng(7).integers(0, VOCABULARY, 400).astype(np.int32)
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory):
-    """A version of the model with a span, with warm-up records; of its signatures those that a text needs."""
+    """A version of the model with a span, with warm-up records and only some signatures."""
     kind = LanguageModelKind(MODELS["span"](), spread_windows(STREAM, LENGTH, 8))
     kept = (ServingDefault.name, Score.name, ContinueText.name)
     fewer = {name: text.REGISTRY[name] for name in kept}
@@ -49,7 +49,7 @@ def loaded(version):
 
 
 def answers(conversation, loaded):
-    """What a loaded version answers to a conversation's calls."""
+    """Returns a loaded version's answers to a conversation's calls."""
     outputs = []
     for request in conversation.requests:
         carried = {name: outputs[-1][name] for name in request.carried}
@@ -103,7 +103,7 @@ def test_what_is_wrong_with_a_memory_is_found(loaded):
 
 
 def test_solves_that_end_early_are_allowed_more():
-    """The limits are those of what rounding leaves; a larger residual is a larger error."""
+    """The limits are made for rounding errors; a larger residual is a larger error."""
     conversation = conversation_checks.Conversation(MODELS["span"](), STREAM)
     calls = len(conversation.requests)
     limit = conversation_checks.LIMIT
@@ -168,7 +168,7 @@ def test_the_documents_example_talks_with_a_version(version, loaded, monkeypatch
         return loaded(signature, {**inputs, **settings})
 
     monkeypatch.setattr(model_client.Client, "predict", predict)
-    # This model's tokens are no bytes.
+    # This model's tokens are not bytes.
     monkeypatch.setattr(
         model_client, "encode_text", lambda text, vocabulary: np.int32([ord(c) % 17 for c in text])
     )

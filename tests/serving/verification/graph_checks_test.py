@@ -1,4 +1,4 @@
-"""What graph_checks finds in a function, and in the functions that it calls."""
+"""Findings of graph_checks in a function, and in the functions that it calls."""
 
 import tensorflow as tf
 

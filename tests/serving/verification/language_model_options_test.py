@@ -1,4 +1,4 @@
-"""What a language model's version is asked beside text: that nothing of the model is left out."""
+"""The verification requests of a language model cover all of the model."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Which signatures language models have, and what those without a memory answer."""
+"""The signatures of language models, and the answers of those without a memory."""
 
 import functools
 
@@ -98,7 +98,7 @@ def test_explicit_networks_have_nothing_to_solve():
 @pytest.mark.parametrize("name", fast(["span"], ["span", "trellis"]))
 @pytest.mark.slow
 def test_padding_changes_neither_answers_nor_residuals(served, name):
-    """Of the signatures without a memory; a `TrellisCell` sums over all positions so far."""
+    """For the signatures without a memory; a `TrellisCell` sums over all positions so far."""
     for signature in ("serving_default", "score", "encode"):
         function = served(name).functions[signature]
         alone = {

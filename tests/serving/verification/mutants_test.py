@@ -1,6 +1,7 @@
-"""Verification refuses versions that were changed, each in one way, and names what is wrong.
+"""Verification refuses versions that were changed, each in one way, and reports the problem.
 
-The version and its Keras model are the same in all tests, so what the model is asked for is traced once.
+The version and its Keras model are the same in all tests, so the model's functions are traced only
+once.
 """
 
 import json
@@ -12,19 +13,19 @@ from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.server import isolated
 from tfdeq.serving.verification import language_model_checks, verify
 
-# Damage to files, which no version is loaded for; the others are slow.
+# Damaged files, with which no version is loaded; the others are slow.
 FAST = ("weights cut", "one more file", "a file is missing", "weights of another training")
 
 
 @pytest.fixture(scope="module")
 def memory():
-    """What does not depend on the version: traced signatures, and the Keras model's graphs."""
+    """Data that do not depend on the version: traced signatures, and the Keras model's graphs."""
     return {}
 
 
 @pytest.fixture
 def verification(verified_run, memory, monkeypatch):
-    """Verifies a version of the run, in the C++ runtime alone; asks=False: without asking it."""
+    """Verifies a version of the run, only in the C++ runtime; asks=False: without requests."""
 
     def kept(name, make):
         def call(*arguments, **settings):

@@ -1,4 +1,4 @@
-"""The card's table of quality by tolerance, against the version that was written."""
+"""The card's table of quality by tolerance, compared with the written version."""
 
 import json
 
@@ -26,7 +26,7 @@ def windows():
 def version(windows, tmp_path_factory):
     model = contracting_language_model(17, 12, tfdeq.Anderson(4, 1e-1))
     kind = LanguageModelKind(model, windows)
-    # The table is by the model, and compared with `score`; the others take long to trace.
+    # The table is made from the model, and compared with `score`; the others take long to trace.
     fewer = {name: text.REGISTRY[name] for name in (ServingDefault.name, Score.name)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "REGISTRY", fewer)
@@ -51,7 +51,7 @@ def test_the_table_is_what_requests_with_a_tolerance_get(version, windows):
         assert converged.mean() == row["converged"]
         assert found["steps"].numpy().mean() == pytest.approx(row["steps"], abs=1 / batch)
         assert found["residual"].numpy().max() == pytest.approx(row["largest_residual"], rel=1e-2)
-        # What the limit ended says so.
+        # Solves that the limit ended report it.
         assert (found["status"].numpy()[~converged] == Status.MAX_STEPS).all()
         assert (found["steps"].numpy()[~converged] == LIMIT).all()
         shares.append(row["converged"])

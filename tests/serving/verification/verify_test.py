@@ -1,4 +1,4 @@
-"""Verification: the real program on a version that is right, and the findings on ones that are not."""
+"""Verification: the real program on a correct version, and the findings on wrong ones."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).absolute().parents[3]
 
 @pytest.fixture(scope="module")
 def workdir(verified_run, tmp_path_factory):
-    """The run, in a folder of this module's own, for what is written into it."""
+    """A copy of the run for this module, which may write to it."""
     return shutil.copytree(verified_run, tmp_path_factory.mktemp("own") / "run")
 
 
@@ -78,7 +78,7 @@ def test_altered_files_are_found(workdir, tmp_path):
     assert check.values["wrong"] == [
         *("assets.extra/more", "saved_model.pb", "variables/variables.index"),
     ]
-    # Nothing of it is loaded.
+    # It is not loaded.
     model = runs.read(workdir, data=False).kind.model
     found, facts = verify.verify(model, path, {"tokens": np.arange(100)})
     assert [each.passed for each in found] == [False]
@@ -112,7 +112,7 @@ def test_a_python_op_is_one_that_a_server_lacks(tmp_path):
 
 
 def runtime_ops():
-    """The ops of the C++ runtime, from a process that has nothing else."""
+    """The ops of the C++ runtime, from a process without other libraries."""
     program = "import runtime; print(*sorted(runtime.runnable_ops()))"
     folder = ROOT / "tfdeq" / "serving" / "server"
     finished = subprocess.run(
@@ -145,7 +145,7 @@ def test_a_model_of_a_users_own(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_answers_that_depend_on_the_batch_are_found(tmp_path):
-    """A head that subtracts the batch's mean: right alone, wrong in company."""
+    """A head that subtracts the batch's mean is right for single examples, and wrong in batches."""
     x, z = keras.Input((4,), name="x"), keras.Input((4,))
     cell = keras.Model([z, x], keras.ops.tanh(0.5 * z + x))
     h = tfdeq.DEQLayer(cell)(x)
@@ -265,5 +265,5 @@ def test_an_earlier_report_that_holds_no_more_is_named(tmp_path, capsys):
     assert f"{version} passed, but the version was changed after it was verified." in said()
     shutil.rmtree(version)
     assert "passed, but the verified version is gone." in said()
-    target.write_text("{")  # what is written over anyway
+    target.write_text("{")  # it is overwritten anyway
     assert said() == ""

@@ -1,4 +1,4 @@
-"""A disk that is full at any moment of an export: one line, and nothing of the version stays."""
+"""A disk that is full at any moment of an export: one line of error, and no partial version."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.support import ending_cases as cases
 from tests.support.disk_cases import MAY_NOT_MOUNT, put_on_a_disk
 from tfdeq.serving.versions import publishing, saved_model
 
-# what is being written -> the function that begins it
+# what is being written -> the function that starts it
 MOMENTS = {
     "the folder": "tfdeq.serving.versions.publishing:publish",
     "the SavedModel": "tfdeq.serving.versions.saved_graph:write",
@@ -25,7 +25,7 @@ MOMENTS = {
 
 
 def lookup_model():
-    """With every kind of file: arrays and a vocabulary beside the weights."""
+    """A model with every kind of file: arrays and a vocabulary in addition to weights."""
     import keras
 
     x = keras.Input((3,), dtype="int64", name="x")
@@ -48,13 +48,13 @@ def export(output):
 
 
 def run_program(folder, log, hook):
-    """Exports as a program does, in a process of its own."""
+    """Exports like a program, in a separate process."""
     os.chdir(folder)
     with open(log, "w", encoding="utf-8") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Which defines a flag that is required; the process that this one is forked from may have.
+    # This defines a required flag, unless the parent process already has.
     from tfdeq.programs import program
     from tfdeq.training.text import language_model
 

@@ -1,4 +1,4 @@
-"""Names of files that a caller adds to a version."""
+"""Names of a caller's additional files in a version."""
 
 import pytest
 

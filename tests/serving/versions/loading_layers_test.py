@@ -1,6 +1,6 @@
-"""Layers with state that is no weight, or that follows from weights, come back from a version.
+"""Layers with state that is not a weight, or that is computed from weights, are restored from a version.
 
-Each model is compared with the exported one and with what Keras's own .keras file gives back.
+Each model is compared with the exported one and with the one restored from Keras's own .keras file.
 """
 
 import random
@@ -26,7 +26,7 @@ WORDS = np.array([["solve"], ["residual"], ["step"], ["unknown"]], dtype=object)
 
 
 def equilibrium(width, layer=None):
-    """A DEQLayer whose cell contracts, with a layer of its own in it."""
+    """A DEQLayer whose cell is a contraction that contains another layer."""
     z, h = keras.Input((width,)), keras.Input((width,))
     dense = layer or keras.layers.Dense(
         width, kernel_initializer=keras.initializers.Orthogonal(0.4)
@@ -36,7 +36,7 @@ def equilibrium(width, layer=None):
 
 
 def model_of(before, x, shape=(WIDTH,), dtype="float32", after=None, solves=False):
-    """(model, inputs): layers, perhaps before an equilibrium; `after` is done with the whole model."""
+    """Returns (model, inputs): layers, optionally before an equilibrium; `after` is applied to the model."""
     keras.utils.set_random_seed(1)
     given = keras.Input(shape, dtype=dtype, name="x")
     h = given
@@ -207,19 +207,19 @@ def plain_signature(model):
 
 
 def check_it_comes_back(model, x, folder, signatures=None, settings=(), from_keras=True):
-    """Compares it with what a version and perhaps a .keras file give back, and with what is served."""
+    """Compares it with the models from a version and a .keras file, and with the served answers."""
     x = tf.constant(x)
     path = saved_model.export(model, folder / "output", signatures)
     loaded = serving.load_model(path)
     expected = np.asarray(model(x))
-    # Of a merged LoRA kernel float32 rounds otherwise, and a solve ends at a tolerance of 1e-5.
+    # A merged LoRA kernel is rounded differently, and a solve ends at a tolerance of 1e-5.
     np.testing.assert_allclose(loaded(x), expected, atol=5e-5)
     assert getattr(loaded, "optimizer", None) is None
     if from_keras:
         model.save(folder / "model.keras")
         of_keras = keras.models.load_model(folder / "model.keras", compile=False)
         np.testing.assert_allclose(loaded(x), of_keras(x), atol=5e-5)
-    # The served answer is the model's too, tables and all.
+    # The served answer is also the model's, including tables.
     served = tf.saved_model.load(str(path)).signatures["serving_default"]
     np.testing.assert_allclose(served(x=x, **dict(settings))["output_0"], expected, atol=5e-5)
     return loaded
@@ -308,7 +308,7 @@ class Scale(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="export_loading_layers_test")
 class Forgetful(keras.layers.Layer):
-    """Leaves a weight out of what it saves."""
+    """Does not save one of its weights."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(), initializer="ones")
@@ -333,7 +333,7 @@ class Drops(Forgetful):
 
 @keras.saving.register_keras_serializable(package="export_loading_layers_test")
 class Odd(Forgetful):
-    """Saves what is no number."""
+    """Saves a value that is not a number."""
 
     def save_own_variables(self, store):
         store["scale"] = object()
@@ -355,7 +355,7 @@ def test_a_model_that_would_come_back_as_another_is_refused(tmp_path):
     refused(Scale(1.001), r"would not restore the model .* answers .* differ")
     refused(Drops(), r"'layers/drops/scale' is not the same after loading it")
     refused(Odd(), r"layers/odd/scale.*save_own_variables.*keras_model=False")
-    # It is served all the same where that is asked for.
+    # It can still be exported for serving alone.
     path = saved_model.export(model, tmp_path / "output", plain_signature(model), keras_model=False)
     with pytest.raises(FileNotFoundError, match="keras_model=False"):
         serving.load_model(path)
@@ -371,7 +371,7 @@ def test_a_weight_that_its_layer_does_not_save_comes_back(tmp_path):
 
 def test_a_vocabulary_that_its_file_does_not_hold_is_refused(tmp_path):
     layer = keras.layers.StringLookup()
-    layer.adapt([["a\nb"], ["c"]])  # Keras writes one word a line
+    layer.adapt([["a\nb"], ["c"]])  # Keras writes one word per line
     model, _ = model_of([layer, keras.layers.Embedding(5, 3)], WORDS, (1,), "string")
     with pytest.raises(ValueError, match="would not restore the model"):
         saved_model.export(model, tmp_path, plain_signature(model))
@@ -421,7 +421,7 @@ def test_a_version_that_is_not_whole(tmp_path):
     shutil.rmtree(path / "assets.extra" / "keras_state")
     with pytest.raises(manifest.ChangedVersionError, match="missing: assets.extra/keras_state"):
         serving.load_model(path)
-    # An older release kept no state of layers, and wrote no manifest.
+    # An older release stored no state of layers, and wrote no manifest.
     (path / "assets.extra" / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"older release.*Export the model again"):
         serving.load_model(path)

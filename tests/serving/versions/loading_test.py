@@ -1,4 +1,4 @@
-"""A version goes on being trained: without tfdeq, and as the Keras model again."""
+"""A version can be trained further: without tfdeq, and as the restored Keras model."""
 
 import json
 import shutil
@@ -117,7 +117,7 @@ def test_load_model_gives_back_the_keras_model(model, version, tmp_path):
     assert isinstance(loaded, LanguageModel)
     assert loaded.equilibrium.solver.tolerance == 1e-6
     np.testing.assert_array_equal(loaded(TOKENS), model(TOKENS))
-    # It trains on, and becomes the next version.
+    # It is trained further, and becomes the next version.
     loaded.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     before = loaded.evaluate(TOKENS[:, :-1], TOKENS[:, 1:], verbose=0)
     loaded.fit(TOKENS[:, :-1], TOKENS[:, 1:], epochs=8, verbose=0)
@@ -155,7 +155,7 @@ def test_what_was_exported_comes_back(verified_run):
 def test_what_is_no_version_of_ours(tmp_path, verified_run):
     with pytest.raises(FileNotFoundError, match="manifest.json.* was not written by"):
         serving.load_model(tmp_path)
-    # Weights of another model under this one's description.
+    # Weights of another model with this one's description.
     other = LanguageModel(256, LENGTH, TransformerCell(8, 2, LENGTH))
     other.build((None, LENGTH))
     path = shutil.copytree(verified_run / "export" / "1", tmp_path / "1")

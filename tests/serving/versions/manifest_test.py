@@ -1,4 +1,4 @@
-"""The manifest of a version: what it names, and what is said of a version that is not as it says."""
+"""The manifest of a version: its contents, and the errors for a version that differs from it."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def test_names_every_file_and_one_digest(folder):
     assert manifest.digest(folder) == hashlib.sha256(text).hexdigest()
     assert manifest.differences(folder) == ([], [], [])
     manifest.require_whole(folder)
-    manifest.write(folder)  # again, as where a version gets another number
+    manifest.write(folder)  # again, as when a version gets another number
     assert (folder / "assets.extra" / "manifest.json").read_bytes() == text
 
 
@@ -83,7 +83,7 @@ def test_a_version_of_an_older_release_is_exported_again(folder):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {}}', '{"files": 3}', "\xff", None])
 def test_a_manifest_that_is_no_manifest(folder, text):
     file = folder / "assets.extra" / "manifest.json"
-    # None: the same said in another form, which has another digest.
+    # None: the same contents in another form, which has another digest.
     file.write_bytes((file.read_text() + "\n" if text is None else text).encode("latin-1"))
     with pytest.raises(
         manifest.ChangedVersionError, match="has changed since export.saved_model wrote it"

@@ -1,4 +1,4 @@
-"""Publishers that are killed, run out of disk or run at once, and a poller that reads as the server does."""
+"""Publishers that are killed, run out of disk space or run simultaneously, and a poller like the server."""
 
 import json
 import multiprocessing
@@ -20,7 +20,7 @@ KILLS = 20
 
 
 def _publish(output, count, ready=None, size_limit=None):
-    """Publishes a small model again and again, in a process of its own."""
+    """Publishes a small model repeatedly, in a separate process."""
     import keras
 
     import tfdeq
@@ -33,7 +33,7 @@ def _publish(output, count, ready=None, size_limit=None):
     model = keras.Model(x, tfdeq.DEQLayer(cell)(x))
     signatures = runs.of_model(model).signatures()
     if size_limit is not None:
-        # What a full disk does to a writer; the signal would end the process before it could say so.
+        # Simulates a full disk; the signal would end the process before it could report the error.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size_limit, size_limit))
     if ready is not None:
@@ -44,7 +44,7 @@ def _publish(output, count, ready=None, size_limit=None):
 
 
 class Poller:
-    """Looks at the versions as the server does, all the time, and keeps what is wrong with them."""
+    """Reads the versions like the server, all the time, and records problems."""
 
     def __init__(self, output):
         self.output, self.wrong, self.good = output, [], set()
@@ -72,7 +72,7 @@ class Poller:
             try:
                 check_whole(path, number)
                 self.good.add(number)
-            except Exception as error:  # whatever is wrong with it is a finding
+            except Exception as error:  # any error is a finding
                 self.wrong.append(f"{path.name}: {error!r}")
 
 
@@ -90,7 +90,7 @@ def check_whole(path, number):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts processes that have imported what a publisher needs."""
+    """Starts processes with the imports of a publisher."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tensorflow", "keras", "tfdeq", "export.saved_model"])
     return context
@@ -115,10 +115,10 @@ def test_killed_at_random_moments(processes, tmp_path):
             process.join()
             assert process.exitcode == -signal.SIGKILL
     assert not poller.wrong
-    # Some were killed with a version half-written: that is what was to be shown.
+    # Some were killed while writing a version, as intended.
     assert list(tmp_path.glob(".tmp-*"))
     assert publishing.existing_versions(tmp_path).keys() == poller.good
-    # What they left is removed, once it is old enough to belong to nobody.
+    # Their files are removed when they are old enough to belong to no running process.
     for path in tmp_path.glob(".tmp-*"):
         os.utime(path, (0, 0))
     publishing.publish(tmp_path, lambda folder: (folder / "content").write_text(""))

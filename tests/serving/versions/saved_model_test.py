@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def trained(model, tmp_path_factory):
-    """A folder as the trainer leaves it; not to be changed."""
+    """A trainer's folder; do not change it."""
     workdir = tmp_path_factory.mktemp("workdir")
     model.save(workdir / "model.keras")
     (workdir / "config.json").write_text(json.dumps({"dataset": "text", "files": "*.txt"}))
@@ -259,7 +259,7 @@ def test_signature_that_cannot_be_served_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_patience_and_absolute_tolerance_of_a_version(tmp_path):
-    """Binary increment: the carry ripples one place an application, at a level residual."""
+    """Binary increment: the carry travels one place per application, at a constant residual."""
     ops = keras.ops
     z, x = keras.Input((128,)), keras.Input((64,), name="x")
     carry = ops.pad(z[:, 64:127], [[0, 0], [1, 0]], constant_values=1.0)
@@ -280,5 +280,5 @@ def test_patience_and_absolute_tolerance_of_a_version(tmp_path):
     assert steps < 20
     assert loaded.layers[-1].solver.patience == 12
     assert layer.solver.patience is None, "the model itself keeps its solver"
-    # A carry and a sum that change: a distance of the square root of 2.
+    # A carry and a sum change, at a distance of the square root of 2.
     assert solved(absolute_tolerance=1.5)[:2] == (tfdeq.Status.CONVERGED, 2)

@@ -1,4 +1,4 @@
-"""What an earlier report says of the version that lies there now."""
+"""Whether an earlier report applies to the current version."""
 
 import shutil
 

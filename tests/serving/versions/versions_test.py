@@ -1,4 +1,4 @@
-"""Version folders: which names count, and that a version is whole or not there."""
+"""Version folders: which names count, and that versions are written atomically."""
 
 import os
 import pathlib
@@ -74,7 +74,7 @@ LARGEST = 2**63 - 1
 @pytest.mark.parametrize("name", [str(LARGEST), f"000{LARGEST}", f"+{LARGEST} "])
 def test_no_number_is_left(tmp_path, name):
     (tmp_path / name).mkdir()
-    (tmp_path / str(LARGEST + 1)).mkdir()  # no version: a server does not read it
+    (tmp_path / str(LARGEST + 1)).mkdir()  # not a version: a server does not read it
     for call in (publishing.next_version, lambda output: publishing.publish(output, write)):
         with pytest.raises(publishing.VersionExistsError, match=f"No version can follow {LARGEST}"):
             call(tmp_path)
@@ -83,7 +83,7 @@ def test_no_number_is_left(tmp_path, name):
     with pytest.raises(publishing.VersionExistsError, match="already.*Name another, or remove"):
         publishing.publish(tmp_path, write, version=LARGEST)
     assert contents(tmp_path) == sorted([name, str(LARGEST + 1)])
-    # One that is free is written all the same.
+    # A free number is still written.
     assert publishing.publish(tmp_path, write, version=3).name == "3"
     with pytest.raises(
         publishing.VersionExistsError, match="Version 3 already exists.*Name another"
@@ -120,7 +120,7 @@ def test_publish_writes_a_whole_version_that_others_can_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["3", "0003"])
 def test_existing_version_is_not_touched(tmp_path, name):
-    (tmp_path / name).mkdir()  # empty: a rename would replace it without a word
+    (tmp_path / name).mkdir()  # empty: a rename would silently replace it
     with pytest.raises(publishing.VersionExistsError, match=r"Version 3 already exists.*next.* 4"):
         publishing.publish(tmp_path, write, version=3)
     assert contents(tmp_path) == [name]
@@ -221,7 +221,7 @@ def test_killed_writer_leaves_no_version_and_is_cleaned_up_after(tmp_path):
         (left,) = tmp_path.iterdir()
         old = time.time() - 3600
         os.utime(left, (old, old))
-        # The writer lives: another one leaves its folder alone.
+        # The writer is alive, so another one does not remove its folder.
         assert publishing.publish(tmp_path, write).name == "1"
         assert contents(tmp_path) == [left.name, "1"]
         os.kill(process.pid, signal.SIGKILL)

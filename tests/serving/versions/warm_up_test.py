@@ -1,4 +1,4 @@
-"""Warm-up records: what the server's own protos read, and what the C++ runtime makes of them."""
+"""Warm-up records: read with the server's own protos, and answered by the C++ runtime."""
 
 import numpy as np
 import pytest

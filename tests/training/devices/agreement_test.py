@@ -16,7 +16,7 @@ def test_alone_everything_is_as_it_was_found():
 
 @pytest.fixture
 def several(monkeypatch):
-    """What several workers do, with one of them."""
+    """The behaviour of several workers, tested with one."""
     monkeypatch.setattr(agreement, "several_workers", lambda strategy: True)
     return Agreement(tf.distribute.get_strategy())
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-# A block as large as an activation, again and again, in a process of its own: page faults of ten rounds.
+# Allocates a block as large as an activation repeatedly, in a separate process: page faults of ten
+# rounds.
 _PROGRAM = """
 import resource
 from tfdeq.training.devices.allocator import keep_freed_memory
@@ -29,5 +30,5 @@ def test_what_was_freed_is_not_asked_of_the_system_again():
     command = [sys.executable, "-c", _PROGRAM]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     given_back, kept = map(int, result.stdout.split())
-    assert given_back >= 10  # a fault each at least, of whatever size pages are
+    assert given_back >= 10  # at least one fault each, for any size of pages
     assert kept <= 0.01 * given_back + 1

@@ -1,4 +1,4 @@
-"""Which errors say that another worker is gone, and which would come again."""
+"""Which errors mean that another worker is gone, and which would occur again."""
 
 import pytest
 import tensorflow as tf
@@ -41,7 +41,7 @@ def test_a_lost_worker_ends_the_others_with_the_status_that_asks_for_a_restart(
     assert "Start all workers again" in printed
     if message == ABORTED:
         assert f"{kind.__name__}: Collective ops is aborted by: reset" in printed
-    with pytest.raises(kind):  # there is no other worker to be lost
+    with pytest.raises(kind):  # there is no other worker
         lose(False, kind(None, None, message))
 
 

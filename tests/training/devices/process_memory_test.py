@@ -12,7 +12,7 @@ from tfdeq.training.devices import process_memory
 _MIB = 2**20
 _CHILD = (
     "import sys\n"
-    # By its folder, since TensorFlow, which its package brings, would be most of the peak.
+    # Imported from its folder, because the package's TensorFlow would be most of the peak.
     "sys.path.insert(0, sys.argv[1])\n"
     "from process_memory import peak_resident_bytes as peak\n"
     "before = peak()\n"
@@ -31,7 +31,7 @@ def _of_a_child() -> tuple[int, int]:
 
 
 def test_a_childs_peak_is_not_its_parents():
-    block = np.ones(500 * _MIB, np.uint8)  # this process has at least so much
+    block = np.ones(500 * _MIB, np.uint8)  # this process has at least this much
     before, after = _of_a_child()
     assert process_memory.peak_resident_bytes() > block.nbytes
     assert before < 200 * _MIB  # Python and the package, far below the parent's block

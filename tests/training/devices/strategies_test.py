@@ -52,7 +52,7 @@ def test_no_tpu_is_an_error_that_says_so():
 
 @pytest.mark.slow
 def test_one_worker_by_itself_is_the_chief():
-    """In a process of its own, as workers are: the cluster is part of TensorFlow's context."""
+    """In a separate process, like workers, because the cluster is part of TensorFlow's context."""
     with_one = {"cluster": {"worker": ["127.0.0.1:0"]}, "task": {"type": "worker", "index": 0}}
     program = (
         "from tfdeq.training.devices import strategies\n"
@@ -106,7 +106,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         strategies.check_batch_size(Strategy(), 10, 3)
 
 
-# In a process of its own: logical devices are made before the first operation.
+# In a separate process, because logical devices must be created before the first operation.
 _TWO_DEVICES = """
 import numpy as np
 import tensorflow as tf

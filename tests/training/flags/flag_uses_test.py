@@ -1,4 +1,4 @@
-"""The table of flags and what they go with, against what is built and trained."""
+"""The table of flags and their conditions, compared with what is built and trained."""
 
 import types
 
@@ -86,7 +86,7 @@ OTHER = {
     "watch_residual": 1e-6,
     "weight_dropout": 0.5,
 }
-# Of the data and the process, not of what is trained; tfdeq.data refuses the first two itself.
+# Flags of the data and the process, not of the model; tfdeq.data refuses the first two itself.
 OUTSIDE = ("files", "data_dir", "tpu", "logical_devices")
 
 
@@ -108,7 +108,7 @@ def train(config, folder):
 
 
 def test_the_table_names_flags_and_values_that_exist():
-    # Those of other trainers may be in the table too, where a test has imported them.
+    # Flags of other trainers may also be in the table, if a test has imported them.
     assert {*OTHER, *OUTSIDE} == set(flag_uses.USES) & set(flags.FLAGS)
     for name in (*OTHER, *OUTSIDE):
         for case in flag_uses.USES[name]:
@@ -119,7 +119,7 @@ def test_the_table_names_flags_and_values_that_exist():
 
 
 class Read(dict):
-    """A configuration that notes what of it is read."""
+    """A configuration that records which of its entries are read."""
 
     def __init__(self, values):
         super().__init__(values)
@@ -140,14 +140,14 @@ class Read(dict):
 def test_what_is_not_in_the_table_is_read_whatever_is_trained(kind, tmp_path):
     config = Read(configuration(kind))
     train(config, tmp_path)
-    # The process and its data are set up before; the last one is read once steps go wrong.
+    # Process and data are set up before; the last one is read only when steps go wrong.
     others = {*shared._NOT_CONFIGURATION, "dataset", "strategy", "max_rollbacks"}
     assert set(DEFAULTS) - set(flag_uses.USES) - others <= config.names
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_what_the_table_calls_unused_changes_nothing(kind, tmp_path):
-    """All of it at once, to the bit."""
+    """All flags together, bit for bit."""
     config = configuration(kind)
     ignored = {name: OTHER[name] for name in OTHER if not flag_uses.is_used(name, config)}
     ignored.pop("logical_devices")
@@ -158,7 +158,7 @@ def test_what_the_table_calls_unused_changes_nothing(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_table_calls_used_is_in_the_model(kind, monkeypatch):
-    monkeypatch.setattr(TokenModel, "build", lambda self, shape: None)  # what takes time
+    monkeypatch.setattr(TokenModel, "build", lambda self, shape: None)  # which takes time
     config = configuration(kind, cutoffs=["4"])
     training_alone = (
         *(
@@ -213,7 +213,7 @@ def refused(*names, **values):
         ({"equilibrium_watch": "none", "watch_residual": 0.2}, ["watch_residual"]),
         ({"files": "*.txt"}, ["files"]),
         ({"dataset": "text", "files": "*.txt", "data_dir": "x"}, ["data_dir"]),
-        # What is off is off, whether it could be on or not.
+        # A feature may be switched off even if it could not be on.
         ({"model": "lstm", "depth": 1, "jacobian_penalty": 0.0, "equilibrium_watch": "none"}, []),
     ],
 )

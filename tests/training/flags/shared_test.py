@@ -49,7 +49,7 @@ def test_what_a_continuation_may_change():
     assert "log_every" in may_differ({**config, "equilibrium_watch": "penalty", "depth": 2})
     for name in ("strategy", "jit_compile", "accumulation_steps", "loss_chunk", "max_rollbacks"):
         assert name in may_differ({**config, "equilibrium_watch": "penalty"})
-    # What is kept is the best of what is evaluated.
+    # The kept model is the best of those evaluated.
     assert "evaluate_every" in may_differ({**config, "keep": "last"})
     assert "evaluate_every" not in may_differ({**config, "keep": "best"})
 
@@ -91,7 +91,7 @@ def test_flags_on_the_command_line():
 
 
 def accept(monkeypatch, *arguments):
-    """Parses what stands behind the program's name as the program does."""
+    """Parses command line arguments like the program."""
     monkeypatch.setattr(sys, "argv", ["trainer", *arguments])
     with parsed(*arguments):
         check_uses()
@@ -127,7 +127,7 @@ def test_every_preset_uses_what_it_says(path, monkeypatch, capsys):
 
 
 def commands():
-    """The flags of every command of this trainer in the documents and the Makefile."""
+    """Returns the flags of all commands of this trainer in the documents and the Makefile."""
     found = []
     for path in (ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8").replace(
@@ -136,7 +136,7 @@ def commands():
         text = text.replace("$(SERVING_FLAGS)", "")
         for match in re.findall(r"-m trainers\.language_model([^`\n]*)", text):
             found.append((path.name, shlex.split(match, comments=True)))
-    # What docs/training.md says that trains a model.
+    # The models in the table of docs/training.md.
     table = (
         (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("| flags | trains |")[1]
     )

@@ -1,4 +1,4 @@
-"""What is counted of a model's answers to puzzles."""
+"""Figures of a model's answers to puzzles."""
 
 import keras
 import numpy as np
@@ -36,12 +36,12 @@ def test_exact_and_places():
 
 
 def test_figures(model):
-    """By hand, from the model's own answers."""
+    """Computed by hand from the model's own answers."""
     inputs, targets = _puzzles()
     logits, solution = model(inputs, return_solution=True)
     right = (np.argmax(logits, -1) == targets).all(1)
     settled = solution.converged.numpy()
-    assert 0 < settled.sum() < len(settled)  # both kinds are there
+    assert 0 < settled.sum() < len(settled)  # both kinds occur
     found = puzzle_evaluator(model, (inputs, targets), CONFIG, [1.0]).evaluate()
     expected = {
         "exact": right.mean(),

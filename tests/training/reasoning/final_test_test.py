@@ -1,4 +1,4 @@
-"""The final test: its budgets, and public sets, good and bad."""
+"""The final test: its budgets, and valid and invalid public sets."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The settling penalty: its value, its gradient, and that it reaches nothing where its weight is 0."""
+"""The settling penalty: its value and gradient, and no effect if its weight is 0."""
 
 import keras
 import numpy as np
@@ -31,7 +31,7 @@ def _value(model, weight):
 
 
 def test_value(model):
-    """By hand, from the states after three and four applications."""
+    """Computed by hand from the states after three and four applications."""
     states = [model(INPUTS, explicit_steps=steps, return_solution=True)[1].z for steps in (3, 4)]
     logits = model.read(states[0])
     nats = keras.losses.sparse_categorical_crossentropy(TARGETS, logits, from_logits=True)
@@ -62,7 +62,7 @@ def test_gradient_is_the_weight_times_the_penalty_s_own(model):
 
 
 def test_a_state_at_rest_has_a_finite_gradient(model):
-    """At an equilibrium lengths are 0, where a root alone would make NaN of the gradient."""
+    """At an equilibrium lengths are 0, where the gradient of a plain square root is NaN."""
     settings = SETTINGS._replace(max_steps=tf.constant(400))
     long = Reasoner(
         2, 2, model.cell, FixedPointIteration(max_steps=400, tolerance=1e-9), Unrolled(2)

@@ -39,7 +39,7 @@ def test_cells(task, settings, cell):
     model = make_model(config, puzzle)
     assert isinstance(model.cell, cell)
     assert model.start_noise == 0.5
-    assert model.path_noise == 0  # of no use where no step goes on from another
+    assert model.path_noise == 0  # has no effect if no step continues from another
     places = (config["size"] or puzzle.size,) * puzzle.rank
     inputs, _ = puzzle.make(2, places[0], 0, puzzle.grades[0] if puzzle.grades else None)
     assert model(inputs).shape == (2, *places, puzzle.classes)

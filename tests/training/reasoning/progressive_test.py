@@ -1,4 +1,4 @@
-"""The progressive loss: how many applications, which of them with a gradient, and the draws' bounds."""
+"""The progressive loss: numbers of applications, with and without a gradient, and their bounds."""
 
 import keras
 import numpy as np
@@ -67,7 +67,7 @@ def test_the_loss_is_a_mean_of_both(model, monkeypatch, share):
     loss = PuzzleLoss(model, 0.0, share, most=5)
     expected = share * _nats(model, 3) + (1 - share) * _nats(model, 5)
     assert float(loss((INPUTS, TARGETS), SETTINGS, ()).value) == pytest.approx(expected, rel=1e-5)
-    # Without training, and in explicit steps, there is none.
+    # Outside training, and with explicit steps, there is no progressive loss.
     for settings in (SETTINGS._replace(training=False), SETTINGS._replace(explicit_steps=5)):
         value = float(loss((INPUTS, TARGETS), settings, ()).value)
         assert value == pytest.approx(_nats(model, 5), rel=1e-5)

@@ -1,15 +1,15 @@
-"""Recipes: what a task's flags are where nobody set them."""
+"""Recipes: a task's flags if the user does not set them."""
 
 import pytest
 from absl import flags
 
-import tfdeq.training.reasoning.flags  # noqa: F401  says what a block is used with
+import tfdeq.training.reasoning.flags  # noqa: F401  defines what `block` is used with
 from tfdeq.data.puzzles import PUZZLES
 from tfdeq.training.reasoning import recipes
 
 
 def _applied(*arguments):
-    """Flags of their own, as a command line gives them and a recipe completes them."""
+    """Returns separate flags, set by a command line and completed by a recipe."""
     values = flags.FlagValues()
     flags.DEFINE_string("task", "prefix_sums", "", flag_values=values)
     flags.DEFINE_string("cell", "convolution", "", flag_values=values)
@@ -39,5 +39,5 @@ def test_what_is_given_stays():
 
 @pytest.mark.parametrize(("cell", "block"), [("convolution", 64), ("mixing", "the default")])
 def test_what_is_not_used_stays_away(cell, block):
-    """A block is for cells that say how far they see: the recipe does not give it to others."""
+    """`block` is for cells with the attribute `reach`; the recipe does not set it for others."""
     assert _applied("--task=prefix_sums", f"--cell={cell}")["block"].value == block

@@ -1,4 +1,4 @@
-"""Deep supervision: which puzzles a step is of, where it starts, and that no gradient passes on."""
+"""Deep supervision: the puzzles and starts of a step, and that no gradient is passed on."""
 
 import keras
 import numpy as np
@@ -32,12 +32,12 @@ def model():
 
 
 def _first(segments):
-    """What the first step receives, with whole puzzles for all rows."""
+    """Returns the state for the first step, with complete puzzles for all rows."""
     return segments.initial(2)._replace(segment=tf.zeros(2, tf.int32))
 
 
 def _steps(model, count, halting, batches, settings=SETTINGS):
-    """What the steps over some batches hand on, and their losses."""
+    """Returns the states that steps over some batches pass on, and their losses."""
     segments = Segments(model, count, halting)
     loss = PuzzleLoss(model, 0.0, segments=segments)
     carried, found = _first(segments), []
@@ -55,7 +55,7 @@ def test_a_puzzle_stays_and_goes_on(model):
     np.testing.assert_array_equal(two.targets, _targets(FIRST))
     np.testing.assert_array_equal(three.inputs, SECOND)
     assert [each.segment.numpy().tolist() for each, _ in steps] == [[1, 1], [0, 0], [1, 1]]
-    # Twice three applications are six, and the next puzzle begins anew.
+    # Twice three applications equal six, and the next puzzle starts again.
     logits, six = model(FIRST, explicit_steps=6, return_solution=True)
     np.testing.assert_allclose(two.z, six.z, atol=1e-5)
     nats = keras.losses.sparse_categorical_crossentropy(_targets(FIRST), logits, from_logits=True)
@@ -82,7 +82,7 @@ def test_no_gradient_passes_from_one_segment_to_the_next(model):
 
 
 def test_a_puzzle_leaves_once_its_answer_is_right(model):
-    """Of two rows, the one whose targets are what the model says."""
+    """Of two rows, the one whose targets are the model's answer."""
     logits = model(FIRST, explicit_steps=3)
     said = np.argmax(logits, -1).astype("int32")
     targets = np.stack([said[0], 1 - said[1]])

@@ -25,7 +25,7 @@ def test_the_states_are_those_of_the_solve():
     found = settling.record(model, inputs[0], 40, 1e-3)
     steps = len(found.residual)
     _, solution = model(inputs, max_steps=40, tolerance=1e-3, return_solution=True)
-    # The last evaluation is the one that tells that the state has settled.
+    # The last evaluation detects that the state has settled.
     assert steps == int(solution.steps[0])
     np.testing.assert_allclose(found.residual[-1], solution.residual[0], rtol=1e-3)  # float32
     for k in (1, steps):

@@ -1,4 +1,4 @@
-"""Which weights a run leaves: those that were evaluated as the best, or the last."""
+"""The final weights of a run: the best evaluated ones, or the last."""
 
 import keras
 import numpy as np
@@ -16,12 +16,12 @@ EVERY = {**BEST, "evaluate_every": 1}
 
 
 def error(model):
-    """How far the weights are from the answer, which the training comes near and leaves again."""
+    """Returns the distance of the weights from the answer, which training approaches and then leaves."""
     return float(np.abs(model.weights[0].numpy() - 0.3).max())
 
 
 def worse_from(first):
-    """From a step on something pushes the weights away."""
+    """Pushes the weights away from a step on."""
 
     def push(step, model):
         if step >= first:
@@ -69,7 +69,7 @@ def test_moving_statistics_are_those_that_were_evaluated(tmp_path):
 
 @pytest.mark.parametrize("at", fast([7], [3, 7, 10]))
 def test_begun_again_it_keeps_the_same(tmp_path, at):
-    """Ended by an error before a step, after which its last checkpoint may be older than the best."""
+    """The run ends by an error before a step; its last checkpoint may then be older than the best."""
 
     def end(step, model):
         worse_from(4)(step, model)
@@ -92,7 +92,7 @@ def test_begun_again_it_keeps_the_same(tmp_path, at):
 
 
 def test_the_best_stays_where_its_steps_are_taken_back(tmp_path):
-    """The best is of step 9; the run goes back to step 8, and is never as good again."""
+    """The best is that of step 9; the run returns to step 8, and is never as good again."""
     scores = iter([0.5, 0.4, 0.1, 0.3, 0.3, 0.2, 0.2])
     config = {**BEST, "evaluate_every": 3, "max_rollbacks": 1}
     taken = {}
@@ -114,12 +114,12 @@ def test_the_best_stays_where_its_steps_are_taken_back(tmp_path):
 
 
 def test_an_evaluation_after_skipped_steps_counts(tmp_path):
-    """The weights are those of the last good step, and good."""
+    """The weights are those of the last good step."""
     trainer, _ = make_trainer(tmp_path, nan_from=11, config=EVERY, evaluate=error)
     columns = trainer.train()
     rows = Curves(str(tmp_path / "curves.jsonl")).rows
     scores = [(row["validation_error"], -row["step"]) for row in rows if "validation_error" in row]
-    # Of equal ones, as after steps that were skipped, the last.
+    # Of equal scores, as after skipped steps, the last.
     assert (columns["best"]["score"], -columns["best"]["step"]) == min(scores)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit on the disk: an error in words, nothing half-written, none lost."""
+"""Checkpoints that do not fit on the disk: an error message, no partial files, no lost checkpoint."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ from tfdeq.training.records.checkpoints import Checkpoints
 
 
 def check_failed_save(checkpoints, folder, reason, lack=None):
-    """Saves step 3 where it cannot be: an error in words, and a folder as it was."""
+    """Fails to save step 3, with an error message and an unchanged folder."""
     before = contents(folder)
     failure = pytest.raises(OSError, match="The checkpoint of step 3 could not be written to")
     with failure as caught, lack or contextlib.nullcontext():
@@ -68,7 +68,7 @@ def size_limit(size):
 
 
 def save_under_size_limits(folder):
-    # The signal would end the process before it could say so.
+    # The signal would end the process before it could report the error.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     checkpoints = two_saved(folder)
     data = (folder / "ckpt-2.data-00000-of-00001").stat().st_size
@@ -84,9 +84,7 @@ MAY_NOT_MOUNT = 77
 
 
 def save_on_a_full_disk(folder):
-    new_namespace = (
-        0x00020000  # CLONE_NEWNS: nobody else sees the mount, and it ends with the process
-    )
+    new_namespace = 0x00020000  # CLONE_NEWNS: only this process sees the mount, which ends with it
     if ctypes.CDLL(None).unshare(new_namespace):
         sys.exit(MAY_NOT_MOUNT)
     for command in (
@@ -97,7 +95,7 @@ def save_on_a_full_disk(folder):
             sys.exit(MAY_NOT_MOUNT)
     checkpoints = two_saved(folder)
     filler, texts = folder / "filler", []
-    # With so many pages free, each of the files in turn is the one that does not fit.
+    # For some numbers of free pages, each of the files is the one that does not fit.
     for pages in range(20):
         disk = os.statvfs(folder)
         filler.write_bytes(bytes((disk.f_bavail - pages) * disk.f_bsize))
@@ -144,7 +142,7 @@ def test_no_space_for_the_state_file_alone(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints_module, "_write_state", no_space)
         check_failed_save(checkpoints, tmp_path, "No space left on device: .*checkpoint'")
-        # A lost one that cannot be written anew either keeps nobody from restoring.
+        # A lost state file that cannot be written again does not prevent restoring.
         (tmp_path / "checkpoint").unlink()
         assert restored_step(str(tmp_path)) == 2
     check_next_save(checkpoints, tmp_path)
@@ -156,7 +154,7 @@ def test_a_state_file_that_cannot_be_replaced(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     with pytest.raises(OSError, match="directory.*the last good one is ckpt-3"):
         checkpoints.save(3)
-    assert saved_numbers(tmp_path) == [1, 2, 3]  # whole, and none was removed for it
+    assert saved_numbers(tmp_path) == [1, 2, 3]  # complete, and none was removed for it
     assert restored_step(str(tmp_path)) == 3
     (tmp_path / "checkpoint").rmdir()
     check_next_save(checkpoints, tmp_path)

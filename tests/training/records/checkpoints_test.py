@@ -132,7 +132,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next_save(tmp_path):
 
 
 def some_objects(seed):
-    """A model and its optimizer, every value of which depends on the seed."""
+    """Returns a model and its optimizer, whose values all depend on the seed."""
     random = np.random.default_rng(seed)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(8), keras.layers.Dense(2)])
     optimizer = keras.optimizers.Adam()
@@ -165,7 +165,7 @@ def test_a_flipped_bit_never_gives_wrong_values(tmp_path, capsys):
     for part in ("index", "data-00000-of-00001"):
         path = tmp_path / f"ckpt-2.{part}"
         whole = path.read_bytes()
-        # The last bytes of an index are padding: there the values of 2 are read.
+        # The last bytes of an index are padding; if they are damaged, the values of 2 are read.
         for position in np.linspace(0, len(whole) - 1, 40).astype(int):
             flipped = bytearray(whole)
             flipped[position] ^= 1 << random.integers(8)
@@ -191,7 +191,7 @@ def test_another_folder_is_only_read(tmp_path, state):
         (chief / "checkpoint").unlink()
     elif state == "broken":
         (chief / "checkpoint").write_bytes(b"model_checkpoint_path: ")
-    (chief / "unfinished").mkdir()  # of the chief, which is just writing
+    (chief / "unfinished").mkdir()  # of the chief, which is writing now
     before = contents(chief)
     step = tf.Variable(0)
     checkpoints = Checkpoints(str(worker), keep=1, read_from=str(chief), step=step)
@@ -202,7 +202,7 @@ def test_another_folder_is_only_read(tmp_path, state):
         checkpoints.save(value)
     assert saved_numbers(worker) == [5]
     assert checkpoints.restore()
-    assert int(step) == 2  # the chief's, also where the worker has newer ones
+    assert int(step) == 2  # the chief's, even if the worker has newer ones
     assert contents(chief) == before
     assert (chief / "unfinished").is_dir()
     nothing = Checkpoints(str(worker), read_from=str(tmp_path / "none"), step=step)
@@ -247,13 +247,13 @@ def test_the_newest_that_can_be_read_and_one_step_alone(tmp_path, capsys):
 
 
 def _save_until(folder, call, steps=(1, 2, 3, 3)):
-    """Saves steps and kills itself at one of the calls that rename or remove; 3 lies there already."""
+    """Saves steps and kills itself at a call that renames or removes; checkpoint 3 already exists."""
     count = [0]
 
     def wrap(original):
         def function(*args, **kwargs):
             count[0] += 1
-            if count[0] == call:  # what is after a call is before the next one
+            if count[0] == call:  # after a call is the same as before the next one
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **kwargs)
 
@@ -271,7 +271,7 @@ def _save_until(folder, call, steps=(1, 2, 3, 3)):
 
 
 def _kill_at_every_call(folder):
-    """In a process of its own, which has not used TensorFlow: it is forked for every call."""
+    """In a separate process that has not used TensorFlow, because it is forked for every call."""
     folder = pathlib.Path(folder)
     for call in range(1, 100):
         own = folder / str(call) / "checkpoints"

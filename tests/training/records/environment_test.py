@@ -1,4 +1,4 @@
-"""What a run records of its surroundings."""
+"""The environment that a run records."""
 
 import json
 import subprocess

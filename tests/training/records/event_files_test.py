@@ -1,4 +1,4 @@
-"""What TensorBoard is shown of a run that goes on, or goes back: each step once."""
+"""TensorBoard shows each step once, even for a run that resumes or returns to a checkpoint."""
 
 import collections
 
@@ -12,7 +12,7 @@ from tfdeq.training.records import event_files
 
 
 def events(folder):
-    """How often each (tag, step) stands in the files of a folder."""
+    """Returns how often each (tag, step) occurs in the files of a folder."""
     found = collections.Counter()
     for path in sorted(folder.iterdir()):
         if path.name.startswith("events"):
@@ -78,7 +78,7 @@ def test_pictures_are_drawn_again(tmp_path):
 
 
 def test_a_run_that_is_taken_back_and_begun_again_shows_each_step_once(tmp_path):
-    """Ended by an error after a return to a checkpoint, and started again."""
+    """The run is ended by an error after a return to a checkpoint, and started again."""
     config = {**CONFIG, "max_rollbacks": 1, "log_every": 1, "evaluate_every": 2}
     trainer, _ = make_trainer(tmp_path, nan_from=9, nan_once=True, config=config)
 
@@ -99,11 +99,11 @@ def test_a_run_that_is_taken_back_and_begun_again_shows_each_step_once(tmp_path)
 
 
 def test_a_checkpoint_does_not_know_of_more_than_is_on_the_disk(tmp_path):
-    """As after SIGKILL: what the writer holds in memory is lost."""
+    """As after SIGKILL, the records in the writer's memory are lost."""
     seen = []
 
     def look(step, model):
-        if step == 4:  # its checkpoint was written just now
+        if step == 4:  # its checkpoint has just been written
             seen.append(events(tmp_path / "tensorboard"))
 
     make_trainer(tmp_path, config={**CONFIG, "log_every": 1}, at_step=look)[0].train()

@@ -11,7 +11,7 @@ TEXT = {"dataset": "text", "data_dir": None, "files": "a/*.txt", "data_fingerpri
 
 
 def begun(folder, config, steps=None):
-    """Makes a folder with a configuration and, of a step, a checkpoint."""
+    """Makes a folder with a configuration and, for a step, a checkpoint."""
     write_json(os.path.join(folder, "config.json"), config)
     if steps is not None:
         (folder / "checkpoints").mkdir(exist_ok=True)
@@ -41,7 +41,7 @@ def test_the_same_configuration_goes_on_and_another_is_refused(tmp_path):
 
 
 def test_the_refusal_names_the_flags_to_give(tmp_path):
-    """Also those whose default is another one in a newer version: the folder holds every value."""
+    """Including flags with another default in a newer version, because the folder has all values."""
     config = {"width": 8, "cutoffs": ["2", "4"], "files": None}
     folder = begun(tmp_path, config)
     with pytest.raises(
@@ -60,7 +60,7 @@ def test_text_is_judged_by_its_fingerprint(tmp_path):
     folder = begun(tmp_path, {**CONFIG, **TEXT})
     moved = {**CONFIG, **TEXT, "files": "b/*.txt", "data_dir": "/elsewhere"}
     assert resumption.check_configuration(folder, moved)
-    # What is not known to be the same is not taken for it.
+    # Data that are not known to be the same count as different.
     del moved["data_fingerprint"]
     with pytest.raises(ValueError, match=r"--files: 'a/\*\.txt' there"):
         resumption.check_configuration(folder, moved)
@@ -94,7 +94,7 @@ def test_a_flag_that_this_version_lacks(tmp_path):
 
 
 def test_flags_that_change_nothing_may_differ(tmp_path):
-    assert model_flags.MODELS  # whose uses they are
+    assert model_flags.MODELS  # defines these uses
     config = {"model": "lstm", "depth": 2, "heads": 4, "width": 8}
     folder = begun(tmp_path, config)
     assert resumption.check_configuration(folder, {**config, "heads": 2})

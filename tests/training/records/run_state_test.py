@@ -15,7 +15,7 @@ CONFIG = {
 
 
 class Told:
-    """An agreement of several workers: what the chief says, and what a worker found itself."""
+    """An agreement of several workers, with the chief's values and the worker's own."""
 
     alone = False
 
@@ -72,7 +72,7 @@ def test_the_best_is_kept_by_itself(tmp_path):
     value.assign(9.0)
     assert state.restore_best()
     assert float(value) == 3.0
-    # The run's own step is another thing.
+    # The run's own step is different.
     assert int(state.step) == 0
 
 
@@ -131,7 +131,7 @@ def test_a_damaged_best_is_looked_for_anew(tmp_path, capsys):
     assert again.best is None
     assert "The search for the best weights starts again" in capsys.readouterr().out
     again.save_if_best(5, 2.0)
-    assert make(tmp_path)[0].best is None  # before it has restored
+    assert make(tmp_path)[0].best is None  # before restoring
     last, _ = make(tmp_path)
     last.restore()
     assert last.best == {"step": 5, "score": 2.0}
@@ -179,7 +179,7 @@ def test_a_worker_knows_the_chiefs_best(tmp_path):
     value.assign(5.0)
     told = Told(False, 4.0)
     worker, value = make(tmp_path / "other", tmp_path / "chief", told)
-    # The chief's, also where this worker has one of its own.
+    # The chief's, even if this worker has its own.
     assert worker.restore_best()
     assert worker.best == {"step": 4, "score": 1.0}
     told.says = 0.5
@@ -213,7 +213,7 @@ def test_workers_restore_what_the_chief_could_read(tmp_path):
 
 
 def test_workers_keep_the_best_of_the_chiefs_scores(tmp_path):
-    # What the chief says: its score, if that is its best.
+    # The chief's value: its score, if that is its best.
     for own, says, kept in ((0.5, 0.3, True), (0.3, math.inf, False)):
         worker, _ = make(tmp_path / str(says), agreement=Told(False, says))
         worker.save_if_best(4, own)

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: what it shows, and that it asks for nothing."""
+"""The report's page in a real browser: its contents, and that it loads nothing."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def curves(loss):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of a finished run and of one that trains, whose folders have the same name."""
+    """The page of a finished run and of a running one, whose folders have the same name."""
     executables()
     folder = tmp_path_factory.mktemp("runs")
     for name, loss in (("a/run", 1.0), ("b/run", 2.0)):
@@ -82,7 +82,7 @@ def browser(page, tmp_path_factory):
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    # With its path given, selenium looks for no driver in the network.
+    # With the given path, selenium does not look for a driver in the network.
     browser = webdriver.Chrome(options=options, service=Service(executable_path=driver))
     try:
         browser.get_log("performance")
@@ -93,7 +93,7 @@ def browser(page, tmp_path_factory):
 
 
 def table(browser, caption):
-    """The cells of the table whose caption begins so."""
+    """Returns the cells of the table whose caption begins with a text."""
     for element in browser.find_elements(By.TAG_NAME, "table"):
         if element.find_element(By.TAG_NAME, "caption").text.startswith(caption):
             rows = element.find_elements(By.TAG_NAME, "tr")
@@ -147,7 +147,7 @@ def test_text_stands_out_in_both_colour_schemes(browser, scheme):
 
 
 def test_says_nothing_and_asks_for_nothing(page, browser):
-    # The page anew, so that this test stands by itself in any order.
+    # Loads the page again, so that this test does not depend on the order.
     browser.get_log("performance")
     browser.refresh()
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]

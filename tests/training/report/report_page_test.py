@@ -43,7 +43,7 @@ TRAINING = Run(
 
 
 class Tables(html.parser.HTMLParser):
-    """Heading of a table's first column and row head -> cells, and which tags stay open."""
+    """Parses tables to (heading of the first column, row head) -> cells, and finds unclosed tags."""
 
     VOID = ("meta", "link", "img", "line", "wbr")
 

@@ -48,11 +48,11 @@ def test_says_the_standard_error_and_of_what_it_is(tmp_path):
     assert (
         "  standard error of the bits per byte: 0.012, over 3,653 examples of 467,584 tokens in all"
     ) in lines
-    assert not any("examples:" in line for line in lines)  # no figure of quality
+    assert not any("examples:" in line for line in lines)  # not a figure of quality
 
 
 def test_names_no_export_that_is_not_there(tmp_path):
-    """The command that makes it, then the one that verifies it, then the one that serves it."""
+    """First the command that makes the export, then the one that verifies it, then the one that serves it."""
     write_json(str(tmp_path / "metrics.json"), METRICS)
     write_json(str(tmp_path / "config.json"), {"dataset": "text"})
 
@@ -78,7 +78,7 @@ def test_names_no_export_that_is_not_there(tmp_path):
 
 
 def test_says_what_a_verification_is_worth_now(tmp_path):
-    """A report is of one version as it was then: not of what was put there since."""
+    """A report applies to one version at that time, not to later files in its place."""
     write_json(str(tmp_path / "metrics.json"), METRICS)
     version = tmp_path / "export" / "1"
     (version / "assets.extra").mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_says_what_a_verification_is_worth_now(tmp_path):
         verdict, again = said()
         assert "the version was changed after it was verified" in verdict
         assert again
-        manifest.write(version)  # as another export under the same number
+        manifest.write(version)  # like another export with the same number
     shutil.rmtree(version)
     assert "the verified version is gone" in said()[0]
 

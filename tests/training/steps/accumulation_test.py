@@ -36,7 +36,7 @@ def test_means_are_those_of_the_batch_and_rows_keep_their_memory(count, jit_comp
 
 
 def _language_model_step(parts, jit_compile, **config):
-    """Two steps of the language model's trainer, with its penalty, by plain gradient descent."""
+    """Makes two steps of the language model's trainer, with its penalty, by plain gradient descent."""
     defaults = {name: flags.FLAGS[name].default for name in CONFIGURATION_FLAGS}
     config = {
         **defaults,
@@ -68,7 +68,7 @@ def _language_model_step(parts, jit_compile, **config):
 @pytest.mark.parametrize("fraction", [0.125, 0.5])
 @pytest.mark.slow
 def test_with_the_jacobian_penalty_too_it_is_the_same_step(fraction, jit_compile):
-    """Weights near 0 are differences of larger terms, rounded in another order: hence 1e-5."""
+    """Weights close to 0 are differences of larger terms, rounded in another order: hence 1e-5."""
     settings = {"jacobian_penalty_fraction": fraction}
     whole, weights = _language_model_step(1, jit_compile, **settings)
     for parts in (4,) if jit_compile else (2, 4):

@@ -6,7 +6,7 @@ from tfdeq.training.steps.averages import averaged_weights, take_averages
 
 
 def trained(steps):
-    """A weight that goes 0, -1, -2, … and an optimiser that averages it with momentum 0.5."""
+    """Returns a weight with values 0, -1, -2, … and an optimiser that averages it with momentum 0.5."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.layers[0].kernel.assign([[0.0]])
     optimizer = keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)

@@ -35,7 +35,7 @@ SETTINGS = StepSettings(explicit_steps=0, max_steps=30, penalty_share=0.5)
 
 
 def _batch(step, bad):
-    """x, y and whose text goes on: in step 3 that of every third row begins, in step 0 all."""
+    """Returns x, y and which texts continue: in step 3 every third text begins, in step 0 all."""
     random = np.random.default_rng(step)
     x, y = random.normal(size=(ROWS, FEATURES)), random.normal(size=(ROWS, WIDTH))
     if step in bad:
@@ -85,7 +85,7 @@ def _memory_of(step):
 
 
 def _expected(weights, batch, memory):
-    """The same in numpy: the loss of a step, and the memory after it."""
+    """Computes the same in numpy: the loss of a step, and the memory after it."""
     (x, y, continues), (count, state), (w, b) = batch, memory, weights
     state = np.tanh(x @ w + b + 0.5 * np.where(continues[:, None], state, 0))
     return np.mean((state - y) ** 2), [np.where(continues, count, 0) + 1, state]
@@ -139,7 +139,7 @@ def test_several_steps_a_call_hand_it_on_too():
 
 
 def test_a_timed_step_goes_on_once():
-    """It computes the gradients twice; the first time nothing is kept."""
+    """It computes the gradients twice; the first time has no effect."""
     one, model, batches = _regression()
     timed, other, others = _regression()
     for _ in range(3):
@@ -208,7 +208,7 @@ CASES = {
 
 
 def train(name, strategy):
-    """Losses of five steps, in which a text begins again, and what is left in memory and weights."""
+    """Returns losses of five steps, in which a text begins again, and the final memory and weights."""
     step, model, batches = CASES[name](strategy)
     losses = []
     for _ in range(5):
@@ -222,7 +222,7 @@ def train(name, strategy):
     return {"losses": losses, "skipped": int(step.skipped.numpy()), "left": left}
 
 
-# In a process of its own: logical devices are made before the first operation.
+# In a separate process, because logical devices must be created before the first operation.
 _TWO_DEVICES = """
 import json
 from tfdeq.training.devices import strategies
@@ -250,7 +250,7 @@ def on_two_devices():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_devices_are_one(name, on_two_devices):
-    """To 1e-5, as the sums over rows are rounded in another order."""
+    """To 1e-5, because sums over rows are rounded in another order."""
     expected, found = train(name, tf.distribute.get_strategy()), on_two_devices[name]
     assert found["skipped"] == expected["skipped"] == ("finite" in name)
     known = [loss is not None for loss in expected["losses"]]

@@ -25,7 +25,7 @@ def test_what_is_not_finite_goes_wrong():
 
 def test_a_loss_above_twice_the_guess_goes_wrong():
     watch = Divergence(patience=4, uniform_loss=5.5)
-    # Worse than the guess, after having been better: that may come right again.
+    # Worse than the guess after having been better, which may still recover.
     assert noted(watch, 5.6, 2.0, 10.9) == [(0, 0)] * 3
     assert noted(watch, 11.1, math.nan, 1e5) == [(1, 1), (2, 1), (3, 2)]
     assert "above 11 nats, or NaN or Inf (a uniform guess has 5.5 nats" in watch.described()
@@ -35,7 +35,7 @@ def test_a_loss_above_twice_the_guess_goes_wrong():
 def test_first_losses_far_above_the_guess_do_not_as_long_as_they_fall():
     watch = Divergence(patience=3, uniform_loss=9.2)
     assert noted(watch, 90.0, 170.0, 60.0, 100.0, 40.0, 12.0, 18.0) == [(0, 0)] * 7
-    # Twice the lowest, 12, is what counts now.
+    # Now the limit is twice the lowest loss, 12.
     assert noted(watch, 23.0, 25.0) == [(0, 0), (1, 1)]
 
 

@@ -8,7 +8,7 @@ from tfdeq.training.steps import optimizers
 
 def test_schedule_warms_up_and_ends_at_five_percent():
     schedule = optimizers.learning_rate_schedule(2.0, train_steps=1000, warmup_share=0.1)
-    # The first step changes something already.
+    # The first step already has an effect.
     assert [float(schedule(step)) for step in (0, 49, 99, 100)] == pytest.approx([0.02, 1, 2, 2])
     assert float(schedule(550)) == pytest.approx(2.0 * (0.05 + 0.95 / 2), rel=1e-5)
     assert math.isclose(float(schedule(1000)), 0.1, rel_tol=1e-5)
@@ -57,7 +57,7 @@ def test_the_named_optimizer_follows_the_schedule(name, kind):
 
 
 def test_what_muon_leaves_to_adam_has_a_rate_of_its_own():
-    # Adam's first step is the learning rate for each entry, whatever the gradient.
+    # Adam's first step is the learning rate for each entry, for any gradient.
     config = {"optimizer": "muon", "ema": 0.0, "adam_rate_ratio": 4.0}
     optimizer = optimizers.make_optimizer(config, optimizers.ScalableSchedule(0.5))
     vector, matrix = keras.Variable([1.0, 1.0]), keras.Variable([[1.0, 0.0], [0.0, 1.0]])

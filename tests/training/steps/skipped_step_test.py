@@ -1,4 +1,4 @@
-"""A step that is not finite: nothing of what its layers wrote stays."""
+"""A step that is not finite: none of its layers' changes remain."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ COMPILED = [False, pytest.param(True, marks=pytest.mark.slow)]
 
 
 class Counting(keras.layers.Layer):
-    """A layer with a metric of its own, a statistic, and a constant that is not finite."""
+    """A layer with its own metric, a statistic, and a constant that is not finite."""
 
     def __init__(self):
         super().__init__()
@@ -37,13 +37,13 @@ class Counting(keras.layers.Layer):
 
     def call(self, x):
         self.mean.update_state(x)
-        # Of 1e30 the square overflows, and the loss does not see it.
+        # The square of 1e30 overflows, which does not affect the loss.
         self.largest.assign(keras.ops.max(keras.ops.square(x)))
         return x
 
 
 def make(compute=lambda model, x: model(x, training=True), optimizer=None, **config):
-    """A step of a model in which all that layers write beside gradients is there."""
+    """Returns a step of a model with everything that layers write besides gradients."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((3,))
     x = keras.layers.BatchNormalization()(Counting()(inputs))
@@ -80,7 +80,7 @@ def check_same(found, expected):
     "config", fast([{}], [{}, {"accumulation_steps": 2}, {"steps_per_call": 3}]), ids=str
 )
 def test_the_run_is_the_one_that_never_saw_the_batch(config, jit_compile):
-    """Moving statistics, generators, metrics, averages: to the bit."""
+    """Moving statistics, generators, metrics and averages are equal bit for bit."""
     together = "steps_per_call" in config
     step, found = make(jit_compile=jit_compile, **config)
     run(step, GOOD[0], BAD, GOOD[1], together=together)
@@ -96,7 +96,7 @@ def test_the_run_is_the_one_that_never_saw_the_batch(config, jit_compile):
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_enough():
     def compute(model, x):
-        # At 0 the root is 0 and its derivative infinite.
+        # At 0 the square root is 0 and its derivative infinite.
         root = tf.sqrt(tf.maximum(x[0, 0] - 5.0, 0.0) * model.trainable_variables[0][0])
         return model(x, training=True) + root
 
@@ -151,7 +151,7 @@ def test_a_timed_step_leaves_what_a_step_leaves(bad):
     assert row == known
 
 
-# In a process of its own: logical devices are made before the first operation.
+# In a separate process, because logical devices must be created before the first operation.
 _TWO_DEVICES = """
 import keras, numpy as np, tensorflow as tf
 from tfdeq.training.devices import strategies
@@ -188,7 +188,7 @@ print(step.skipped.numpy(), seen[0] != seen[1], seen[1] == seen[2], seen[2] != s
 
 @pytest.mark.slow
 def test_each_replica_puts_back_its_own():
-    """Of two replicas one has a NaN: the other's statistics, which differ, stay as they were too."""
+    """One of two replicas has a NaN; the statistics of the other, which differ, are also restored."""
     result = subprocess.run(
         [sys.executable, "-c", _TWO_DEVICES],
         capture_output=True,

@@ -13,7 +13,7 @@ SETTINGS = StepSettings(explicit_steps=0, max_steps=4, penalty_share=0.5)
 
 
 def batches(bad=()):
-    """Batches of four; those of the named steps are NaN."""
+    """Yields batches of four; those of the given steps are NaN."""
 
     def batch(step):
         x = tf.random.stateless_normal([4, 3], tf.stack([step, 5]))
@@ -31,7 +31,7 @@ def make(steps_seen=None, **config):
     model = keras.Sequential([keras.Input((3,)), layer])
 
     def loss(batch, settings, carried):
-        # The settings enter, so that it shows that they arrive.
+        # The settings enter the loss, to test that they arrive.
         factor = tf.cast(settings.max_steps, tf.float32) / 4 + settings.explicit_steps
         error = model(batch[0]) - batch[1]
         measures = {"bias": tf.reduce_mean(error), "largest": tf.reduce_max(abs(error))}
@@ -89,7 +89,7 @@ def test_several_steps_a_call_are_the_same_steps(jit_compile):
     for weight, expected in zip(other.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, expected)
     rows = one.report(), several.report()
-    del rows[0]["data_seconds"]  # several steps a call fetch their batches inside
+    del rows[0]["data_seconds"]  # calls of several steps fetch their batches inside
     assert rows[0] == rows[1]
     assert rows[0]["skipped_steps"] == 1
 

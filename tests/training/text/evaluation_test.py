@@ -88,7 +88,7 @@ def test_too_short_a_text_is_an_error():
 
 
 def remembering(kind):
-    """A built model whose memory matters; solved to 1e-6 where it is an equilibrium."""
+    """Returns a built model whose memory matters; an equilibrium is solved to 1e-6."""
     keras.utils.set_random_seed(5)
     solver = FixedPointIteration(max_steps=80, tolerance=1e-6)
     if kind == "lstm":
@@ -105,13 +105,13 @@ def remembering(kind):
 
 
 def mean_nats(model, *texts):
-    """Over all predictions of texts that are each read in one piece."""
+    """Returns mean nats over all predictions of texts that are each read in one piece."""
     losses = [model(text[None, :-1], targets=text[None, 1:].astype("int32")) for text in texts]
     return float(tf.reduce_mean(tf.concat(losses, axis=1)))
 
 
 def by_hand(model, tokens, length=8):
-    """The mean nats and the number of predictions of each window of a text."""
+    """Returns mean nats and the number of predictions of each window of a text."""
     parts = []
     for start in range(0, len(tokens) - 1, length):
         text = tokens[start : start + length + 1].astype("int32")
@@ -121,7 +121,7 @@ def by_hand(model, tokens, length=8):
 
 @pytest.mark.parametrize("batch_size", fast([3], [1, 3, 32]))
 def test_the_test_predicts_every_token(tokens, batch_size):
-    """Also those of the last window, which is cut short, whatever the batches are."""
+    """Including those of the last, shorter window, for any batches."""
     model = remembering("trellis")  # reads windows of any length
     text = tokens[:61]
     found = token_evaluator(model, text, "byte", batch_size=batch_size, jit_compile=False).results()
@@ -178,13 +178,13 @@ def test_segments_are_evaluated_as_the_long_text_they_are(kind, jit_compile, tok
     # Each segment's solve stops at 1e-6 of its own state's norm.
     assert results["bits_per_word"] * math.log(2) == pytest.approx(mean_nats(model, text), rel=1e-4)
     assert results["perplexity"] == pytest.approx(math.exp(mean_nats(model, text)), rel=1e-4)
-    assert evaluator.evaluate() == results  # begins with no memory each time
+    assert evaluator.evaluate() == results  # starts without a memory each time
     cut = token_evaluator(model, text, "word", batch_size=1, windows=7, jit_compile=False)
     assert abs(cut.evaluate()["bits_per_word"] - results["bits_per_word"]) > 1e-3
 
 
 def test_rows_of_segments_are_texts_of_their_own(tokens):
-    """Also the last row, which is shorter, and what fills it up does not count."""
+    """Including the last row, which is shorter; its padding does not count."""
     model, text = remembering("lstm"), tokens[:60].astype("int32")
     evaluator = segment_evaluator(model, text, "byte", 7, batch_size=4, jit_compile=False)
     rows = [text[start : min(start + 15, 59) + 1] for start in (0, 15, 30, 45)]

@@ -33,12 +33,12 @@ NETWORKS = {
     "tcn": baselines.TemporalConvolution,
     "trellisnet": baselines.TrellisNetwork,
 }
-# As --model and --cell say it.
+# Values of --model and --cell.
 KINDS = [*(("deq", cell) for cell in CELLS), *((name, "transformer") for name in BASELINES)]
 
 
 def configuration(**changes):
-    """The flags' defaults, small, with changes."""
+    """Returns the flags' defaults at a small size, with changes."""
     defaults = {name: flags.FLAGS[name].default for name in CONFIGURATION_FLAGS}
     small = {"width": 8, "heads": 2, "feedforward": 12, "sequence_length": 6, "batch_size": 4}
     unknown = {*small, *changes} - {*defaults}
@@ -88,7 +88,7 @@ def test_every_model_and_cell(model, cell):
 
 @pytest.mark.parametrize(("model", "cell"), KINDS)
 def test_flags_that_all_models_have(model, cell):
-    # A transformer adds to its input: its width is the embedding's.
+    # A transformer adds to its input, so its width is that of the embedding.
     narrow = (model, cell) != ("deq", "transformer") and model != "transformer"
     made = make(
         model,
@@ -141,7 +141,7 @@ def test_flags_of_convolutions(model, cell):
 
 @pytest.mark.parametrize("model", ["deq", "transformer"])
 def test_memory_wants_a_span(model):
-    """Said before anything is trained."""
+    """The error is raised before anything is trained."""
     config = configuration(model=model, depth=2 if model != "deq" else 0, carry_memory=True)
     data = types.SimpleNamespace(vocabulary_size=9)
     with pytest.raises(
@@ -168,7 +168,7 @@ def test_memory_wants_a_span(model):
 def test_flags_that_do_not_go_together(changes, said):
     with pytest.raises(ValueError, match=said):
         make("deq", **changes)
-    if "adjoint" in changes:  # applications are differentiated as they are
+    if "adjoint" in changes:  # explicit applications need no adjoint
         make("deq", depth=2, **changes)
 
 
@@ -198,7 +198,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood(model):
     fast([("deq", "transformer")], [("deq", "transformer"), ("deq", "trellis"), ("lstm", "")]),
 )
 def test_the_loss_with_a_memory(kind, cell, explicit_steps):
-    """Rows that go on have what the batch before left, and rows that begin have nothing."""
+    """Rows that continue have the memory of the previous batch, and rows that begin have none."""
     model = make(kind, cell or "transformer", attention_span=4, recurrent_scale=0.5)
     _, before, _ = token_loss(
         model,
@@ -231,7 +231,7 @@ def test_continued():
     found = continued(memory, tf.constant([False, True]))
     np.testing.assert_array_equal(found["count"], [0, 4])
     np.testing.assert_array_equal(found["state"], [np.zeros([3, 2]), np.ones([3, 2])])
-    # What was not finite is gone too.
+    # Non-finite values are also removed.
     memory = {"state": tf.constant([[np.nan], [1.0]])}
     np.testing.assert_array_equal(
         continued(memory, tf.constant([False, True]))["state"], [[0], [1]]
@@ -270,7 +270,7 @@ def test_a_task_knows_the_uniform_guess_and_shows_any_loss(unit):
     config = configuration(evaluation_windows=4)
     task = language_model.make_experiment(config, data).task
     assert task.uniform_loss == pytest.approx(math.log(9))
-    # exp of it is beyond float32 in the first, beyond any number in the second.
+    # The exponential is beyond float32 in the first case, and beyond float64 in the second.
     for loss, perplexity in ((100.0, math.exp(100.0)), (800.0, math.inf)):
         shown = task.display({"loss": loss})
         assert shown["loss"] == loss

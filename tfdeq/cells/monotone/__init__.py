@@ -1,4 +1,4 @@
-"""Cells whose equilibrium exists, is the only one, and moves no further than a bound says."""
+"""Monotone cells: for every input they have exactly one equilibrium, with a known Lipschitz constant."""
 
 from tfdeq.cells.monotone.convolution import MonotoneConvolution
 from tfdeq.cells.monotone.dense import MonotoneDense

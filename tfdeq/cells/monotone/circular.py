@@ -9,13 +9,13 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class CircularKernel(keras.layers.Layer):
-    """A circular convolution: what leaves an image at one side enters at the other.
+    """A circular convolution, for which opposite sides of the image are neighbours.
 
     Args:
         filters: channels of the output.
         size: rows and columns of the kernel, odd.
-        scale: the kernel starts as N(0, 1 / fan_in) times it, >= 0. Default 1.
-        use_bias: default False.
+        scale: the kernel starts as N(0, 1 / fan_in) times this number, >= 0. Default 1.
+        use_bias: whether to add a bias. Default False.
 
     Call arguments: x [B, H, W, n]. Returns [B, H, W, filters].
 
@@ -61,10 +61,10 @@ class CircularKernel(keras.layers.Layer):
 
 
 def circular_convolution(x, kernel):
-    """y[p] = Σ_δ x[p + δ] K[δ], places modulo the image's size.
+    """Returns y[p] = Σ_δ x[p + δ] K[δ], with places modulo the image's size.
 
     Args:
-        x: [B, H, W, n]. kernel: [k, k, n, C], k odd, δ = 0 in its middle.
+        x: [B, H, W, n]. kernel: [k, k, n, C], k odd, with δ = 0 in the middle.
 
     Returns:
         [B, H, W, C].
@@ -79,12 +79,12 @@ def adjoint_kernel(kernel):
 
 
 def padded(kernel, reach: int):
-    """Returns the kernel with `reach` further places of zeros on each side."""
+    """Returns the kernel with `reach` more places of zeros on each side."""
     return ops.pad(kernel, [[reach, reach], [reach, reach], [0, 0], [0, 0]])
 
 
 def composed(first, second):
-    """Returns the kernel [2k − 1, 2k − 1, n, p] of one convolution and then another.
+    """Returns the kernel [2k − 1, 2k − 1, n, p] of one convolution followed by another.
 
     first: [k, k, n, C]. second: [k, k, C, p].
     """
@@ -101,9 +101,10 @@ def composed(first, second):
 def symbol(kernel: tf.Tensor, size: tuple) -> tf.Tensor:
     """Returns the Fourier transform of a circular convolution, as real matrices.
 
-    At frequency ω a convolution multiplies x̂(ω), a row of n complex numbers, by K̂(ω) = Σ_δ K[δ] e^(iωδ).
-    Real and imaginary part side by side, that is [Re x̂, Im x̂] times [[Re K̂, Im K̂], [−Im K̂, Re K̂]], which
-    has the singular values of K̂(ω), each twice. The other half of the frequencies has the conjugates.
+    At frequency ω a convolution multiplies x̂(ω), a row of n complex numbers, by K̂(ω) = Σ_δ K[δ]
+    e^(iωδ). With real and imaginary part side by side, this is [Re x̂, Im x̂] times [[Re K̂, Im K̂],
+    [−Im K̂, Re K̂]], a real matrix that has each singular value of K̂(ω) twice. The other half of the
+    frequencies has the conjugate values and is omitted.
 
     Args:
         kernel: [k, k, n, C], k odd. size: (H, W).
@@ -115,7 +116,7 @@ def symbol(kernel: tf.Tensor, size: tuple) -> tf.Tensor:
     dtype = kernel.dtype
     taps, channels = kernel.shape[0], kernel.shape[2:]
     place = tf.range(taps) - taps // 2
-    # Whole turns are left out of the integers: the angle is as exact for large images.
+    # Whole turns are removed from the integers, so the angle is equally exact for large images.
     down = tf.math.floormod(tf.range(rows)[:, None] * place, rows)
     across = tf.math.floormod(tf.range(columns // 2 + 1)[:, None] * place, columns)
     down, across = (
@@ -134,7 +135,7 @@ def symbol(kernel: tf.Tensor, size: tuple) -> tf.Tensor:
 
 
 def apply_symbol(x: tf.Tensor, symbol: tf.Tensor, size: tuple) -> tf.Tensor:
-    """Returns the images that a symbol makes of images x [B, H, W, n] of this size, [B, H, W, C]."""
+    """Applies a symbol to images x [B, H, W, n] of its size; returns [B, H, W, C]."""
     rows, columns = size
     channels = symbol.shape[-1] // 2
     real, imaginary = tf.split(tf.matmul(transformed(x, size), symbol), 2, axis=-1)
@@ -154,17 +155,17 @@ def transformed(x: tf.Tensor, size: tuple) -> tf.Tensor:
 
 
 def frequency_weights(size: tuple) -> tf.Tensor:
-    """Returns [H (W // 2 + 1)] float64: ‖x‖² is the sum over frequencies of these times ‖[Re x̂, Im x̂]‖²."""
+    """Returns weights [H (W // 2 + 1)], float64, with ‖x‖² = Σ_ω weight(ω) ‖[Re x̂(ω), Im x̂(ω)]‖²."""
     rows, columns = size
     across = tf.range(columns // 2 + 1)
-    # A frequency that is its own conjugate stands for itself alone, the others for two.
+    # A frequency that is its own conjugate counts once, each other one stands for two.
     alone = tf.equal(across, 0) | tf.equal(2 * across, columns)
     weights = tf.tile(tf.where(alone, 1.0, 2.0), [rows])
     return tf.cast(weights, tf.float64) / tf.cast(rows * columns, tf.float64)
 
 
 def _wrapped(x, axis: int, reach: int):
-    """x with `reach` further places at both ends of an axis: those of the other end."""
+    """Returns x with `reach` more places at both ends of an axis, copied from the opposite end."""
     if not reach:
         return x
     size = x.shape[axis]

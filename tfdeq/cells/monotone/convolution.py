@@ -13,28 +13,29 @@ from tfdeq.solvers.splitting import Splitting
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class MonotoneConvolution(keras.layers.Layer):
-    """f(z, x) = relu(W z + U x + b), W = (1 − m) I − AᵀA + B − Bᵀ, of convolutions A, B and U.
+    """f(z, x) = relu(W z + U x + b), W = (1 − m) I − AᵀA + B − Bᵀ, with convolutions A, B and U.
 
-    As `MonotoneDense`, and with the same promises: one equilibrium for every image, a Lipschitz constant
-    ‖U‖₂ / m. The convolutions are circular (what leaves an image at one side enters at the other), so
-    that the Fourier transform makes of I − W one small matrix for each frequency. From these
-    `tfdeq.PeacemanRachford` has its resolvent, once a solve, and both splitting methods their step sizes.
+    The guarantees are those of `MonotoneDense`: exactly one equilibrium for every image, and the
+    Lipschitz constant ‖U‖₂ / m. The convolutions are circular (opposite sides of the image are
+    neighbours), so the Fourier transform turns I − W into one small matrix per frequency.
+    `tfdeq.PeacemanRachford` computes its resolvent from these matrices once per solve, and both splitting
+    methods compute their step sizes from them.
 
-    W is one convolution of 2k − 1 rows and columns, whose kernel `inject` computes once a solve. On CPUs
-    XLA's convolutions are slow: leave jit_compile off there.
+    W is one convolution with 2k − 1 rows and columns, whose kernel `inject` computes once per solve.
+    XLA's convolutions are slow on CPUs, so do not use jit_compile there.
 
     Args:
         filters: C, channels of the state.
         kernel_size: k of A, B and U, odd. Default 3.
         monotonicity: m > 0; see `MonotoneDense`. Default 0.1.
-        recurrent_scale: of A and B at the start, >= 0: their entries start as N(0, 1 / (k² C)) times it.
-            Default 0.5.
+        recurrent_scale: initial scale of A and B, >= 0: their entries start as N(0, 1 / (k² C)) times
+            it. Default 0.5.
 
-    Call arguments: z [B, H, W, C]; x as it comes from `inject`, for images [B, H, W, n] of any size.
-    Returns [B, H, W, C].
+    Call arguments: z [B, H, W, C]; x from `inject`, for images [B, H, W, n] of any size. Returns [B, H,
+    W, C].
 
     Raises:
-        ValueError: for settings out of range, or an input that is no image.
+        ValueError: for settings out of range, or an input that is not a batch of images.
 
     Source: Winston, Kolter, Monotone operator equilibrium networks, arXiv:2006.08591, section 4; the
         Lipschitz constant: Pabbaraju, Winston, Kolter, ICLR 2021, theorem 1.
@@ -72,7 +73,7 @@ class MonotoneConvolution(keras.layers.Layer):
         self.injection = circular.CircularKernel(**settings, use_bias=True, name="injection")
 
     def recurrent_kernel(self):
-        """Returns W's kernel [2k − 1, 2k − 1, C, C], of the weights' dtype."""
+        """Returns W's kernel [2k − 1, 2k − 1, C, C], in the weights' dtype."""
         for part in (self.symmetric, self.skew):
             if not part.built:
                 part.build((None, None, None, self.filters))
@@ -85,7 +86,7 @@ class MonotoneConvolution(keras.layers.Layer):
         return (1 - self.monotonicity) * identity - square + skew
 
     def inject(self, x):
-        """Returns what of the images x [B, H, W, n] is the same in every application.
+        """Returns the terms of the images x [B, H, W, n] that are the same in every application.
 
         input: U x + b [B, H, W, C]. kernel: W [1, 2k − 1, 2k − 1, C, C].
         """
@@ -161,6 +162,6 @@ def _affine(z, x):
 
 
 def _size(images):
-    """(H, W), as far as known as numbers."""
+    """Returns (H, W), as Python integers where they are known."""
     known, shape = images.shape, tf.shape(images)
     return tuple(shape[axis] if known[axis] is None else known[axis] for axis in (1, 2))

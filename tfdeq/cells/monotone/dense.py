@@ -15,24 +15,25 @@ from tfdeq.solvers.splitting import Splitting
 class MonotoneDense(keras.layers.Layer):
     """f(z, x) = relu(z W + x U + b), W = (1 − m) I − A Aᵀ + B − Bᵀ, for any A and B.
 
-    (I − W) is strongly monotone, vᵀ(I − W) v >= m ‖v‖², since A Aᵀ adds to it and B − Bᵀ does nothing. So
-    every input has exactly one equilibrium, whatever the weights become in training, and it is
-    Lipschitz: ‖z*(x) − z*(y)‖ <= ‖U‖₂ ‖x − y‖ / m. A contraction, as `DenseCell` can be, promises the same
-    of fewer maps: here ‖W‖ may be as large as it likes.
+    I − W is strongly monotone, vᵀ(I − W) v >= m ‖v‖², because A Aᵀ only adds to the left side and B −
+    Bᵀ does not change it. So every input has exactly one equilibrium, for all values that the weights
+    may take in training, and the equilibrium is Lipschitz: ‖z*(x) − z*(y)‖ <= ‖U‖₂ ‖x − y‖ / m. A
+    contraction, such as `DenseCell` with a contraction factor, has the same guarantee but can express
+    fewer maps: here ‖W‖ is not bounded.
 
-    Plain iteration may diverge. `tfdeq.PeacemanRachford` and `tfdeq.ForwardBackward` converge from
-    every start; the cell has their parts by `splitting`. Other solvers find the same equilibrium
-    where they converge. In half precision W is rounded, which may take up to 2^−8 ‖W‖ (2^−11 in
-    float16) from m.
+    Plain iteration may diverge. `tfdeq.PeacemanRachford` and `tfdeq.ForwardBackward` converge from every
+    start; the cell provides the parts that they need in `splitting`. Other solvers find the same
+    equilibrium if they converge. Half precision rounds W, which may reduce m by up to 2^−8 ‖W‖ (2^−11 ‖W‖
+    in float16).
 
     Args:
         units: d, size of the state.
-        monotonicity: m > 0. A larger one is solved in fewer steps, has a smaller Lipschitz constant and
-            expresses less. Default 0.1.
-        recurrent_scale: of A and B at the start, >= 0: their entries start as N(0, 1 / d) times it.
+        monotonicity: m > 0. With a larger m, solves take fewer steps and the Lipschitz constant is
+            smaller, but the cell can express fewer maps. Default 0.1.
+        recurrent_scale: initial scale of A and B, >= 0: their entries start as N(0, 1 / d) times it.
             Default 0.5.
 
-    Call arguments: z [B, ..., d]; x as it comes from `inject`. Returns [B, ..., d].
+    Call arguments: z [B, ..., d]; x from `inject`. Returns [B, ..., d].
 
     Raises:
         ValueError: for settings out of range.
@@ -64,7 +65,7 @@ class MonotoneDense(keras.layers.Layer):
         self.injection = keras.layers.Dense(units, dtype=self.dtype_policy, name="injection")
 
     def recurrent_kernel(self):
-        """Returns W [d, d], of the weights' dtype; z W is what the cell computes."""
+        """Returns W [d, d], in the weights' dtype; the cell computes z W."""
         for part in (self.symmetric, self.skew):
             if not part.built:
                 part.build((None, self.units))
@@ -78,11 +79,11 @@ class MonotoneDense(keras.layers.Layer):
         )
 
     def metric(self):
-        """Returns [d], Λ > 0: the operator is monotone for the inner product Σ Λ_i v_i w_i."""
+        """Returns Λ > 0, [d]: the operator is monotone in the inner product Σ Λ_i v_i w_i."""
         return ops.ones([self.units], dtype=self.variable_dtype)
 
     def inject(self, x):
-        """Returns what of the input x [B, ..., n] is the same in every application.
+        """Returns the terms of the input x [B, ..., n] that are the same in every application.
 
         input: x U + b [B, ..., d]. kernel: W [1, d, d]. metric: Λ [1, d], see `metric`.
         """
@@ -101,7 +102,8 @@ class MonotoneDense(keras.layers.Layer):
         """Returns the parts of the cell as a `tfdeq.solvers.splitting.Splitting`; x: from `inject`."""
         kernel = operators.widened(x["kernel"])
         operator = tf.eye(self.units, dtype=kernel.dtype) - kernel
-        # For z √Λ, whose inner product is the ordinary one; the steps are the same in both.
+        # In terms of z √Λ, whose inner product is the ordinary one; the steps are the same for
+        # both.
         scale = tf.sqrt(tf.cast(x["metric"][0], kernel.dtype))
         monotone = operator / scale[:, None] * scale
 

@@ -1,4 +1,4 @@
-"""A dense cell whose equilibrium has a Lipschitz constant of one's choice."""
+"""A dense cell whose equilibrium has a Lipschitz constant that you choose."""
 
 import keras
 from keras import ops
@@ -9,23 +9,25 @@ from tfdeq.solvers.solver import require_positive
 
 @keras.saving.register_keras_serializable(package="tfdeq")
 class LipschitzBounded(MonotoneDense):
-    """f(z, x) = relu(z W + x U + b) with ‖z*(x) − z*(y)‖ <= γ ‖x − y‖, whatever its weights.
+    """f(z, x) = relu(z W + x U + b) with ‖z*(x) − z*(y)‖ <= γ ‖x − y‖ for all weights.
 
-    W = I − ((I + Λ UᵀU Λ) / (2γ) + m I + A Aᵀ + B − Bᵀ) Λ^(−1), Λ > 0 diagonal. The operator is strongly
-    monotone in the metric of Λ, for which the projection on z >= 0 is the same, and by as much as U wants
-    for the constant: δ of two equilibria has δᵀΛ(I − W)δ <= δᵀΛU(x − y) <= (‖UᵀΛδ‖² / γ + γ ‖x − y‖²) / 2,
-    of columns. `MonotoneDense` has the constant ‖U‖ / m, which training moves; here it is set, and A, B, U
-    and Λ are free. Solvers and `tfdeq.certified_radius` as for `MonotoneDense`, in that metric.
+    W = I − ((I + Λ UᵀU Λ) / (2γ) + m I + A Aᵀ + B − Bᵀ) Λ^(−1), Λ > 0 diagonal.
+    The operator is strongly monotone in the metric of Λ, in which the projection on z >= 0 is the same.
+    It is as strongly monotone as U requires for the constant γ: written with columns, the difference δ of
+    two equilibria satisfies
+    δᵀΛ(I − W)δ <= δᵀΛU(x − y) <= (‖UᵀΛδ‖² / γ + γ ‖x − y‖²) / 2.
+    The constant of `MonotoneDense` is ‖U‖ / m, which changes in training; here it is fixed, and A, B, U
+    and Λ are free. Solvers and `tfdeq.certified_radius` work as for `MonotoneDense`, in that metric.
 
-    What follows the equilibrium multiplies the constant: a linear readout by its norm.
+    Layers after the equilibrium multiply the constant: a linear readout multiplies it by its norm.
 
     Args:
         units: d, size of the state.
         lipschitz: γ > 0. Default 1.
-        monotonicity: m > 0, beyond what γ asks for. Default 0.1.
-        recurrent_scale: as of `MonotoneDense`. Default 0.5.
+        monotonicity: m > 0, in addition to what γ requires. Default 0.1.
+        recurrent_scale: as for `MonotoneDense`. Default 0.5.
 
-    Call arguments: z [B, ..., d]; x as it comes from `inject`. Returns [B, ..., d].
+    Call arguments: z [B, ..., d]; x from `inject`. Returns [B, ..., d].
 
     Raises:
         ValueError: for settings out of range.
@@ -51,7 +53,7 @@ class LipschitzBounded(MonotoneDense):
         super().__init__(units, monotonicity, recurrent_scale, **kwargs)
         require_positive("lipschitz", lipschitz)
         self.lipschitz = float(lipschitz)
-        # The logarithm of Λ: one number a unit.
+        # The logarithm of Λ, one number per unit.
         self.logarithm = keras.layers.Dense(
             units,
             use_bias=False,

@@ -1,4 +1,4 @@
-"""Puzzles to learn on small ones and solve on large ones: one task a file, all of it generated."""
+"""Generated puzzles, one task per file: models learn on small ones and solve large ones."""
 
 from tfdeq.data.puzzles.prepared import puzzle_examples
 from tfdeq.data.puzzles.puzzle import Puzzle

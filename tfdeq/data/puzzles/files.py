@@ -1,4 +1,4 @@
-"""Public sets of puzzles, read from files that a user has.
+"""Public sets of puzzles, read from the user's files.
 
 Every function returns (inputs, targets), int32, with the tokens of the task in the registry, in the order of
 the file. Nothing is downloaded.
@@ -24,11 +24,11 @@ def sudoku_extreme(path: str, limit: int | None = None) -> tuple[np.ndarray, np.
         limit: number of puzzles to read; None: all.
 
     Returns:
-        (puzzles, solutions), both [N, 9, 9] int32, as of `tfdeq.data.puzzles.sudoku.make`.
+        (puzzles, solutions), both [N, 9, 9] int32, as from `tfdeq.data.puzzles.sudoku.make`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another layout; the line and what stands there are quoted.
+        FileNotFoundError: if there is no such file.
+        ValueError: for another layout; the message quotes the line.
 
     Source: Wang et al., "Hierarchical reasoning model", arXiv:2506.21734.
     """
@@ -67,17 +67,17 @@ def easy_to_hard_mazes(folder: str, limit: int | None = None) -> tuple[np.ndarra
     """Reads a set of the published mazes, such as maze_data_test_9.
 
     Args:
-        folder: with inputs.npy, pictures [N, 3, H, H] of 0 and 1, and solutions.npy, [N, H, H]. A place is
-            2 × 2 pixels; a border of 3 pixels, wall, goes around: H = 2 n + 6. The start is green,
-            the goal red, what is open white.
+        folder: with inputs.npy, pictures [N, 3, H, H] of 0 and 1, and solutions.npy, [N, H, H]. A place
+            is 2 × 2 pixels, and the border is a wall of 3 pixels: H = 2 n + 6. The start is green, the
+            goal red, and open places are white.
         limit: number of puzzles to read; None: all.
 
     Returns:
-        (mazes, paths), both [N, n, n] int32, as of `tfdeq.data.puzzles.maze.make`.
+        (mazes, paths), both [N, n, n] int32, as from `tfdeq.data.puzzles.maze.make`.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: other shapes or colours; what was received is quoted.
+        ValueError: for other shapes or colours; the message quotes what was received.
 
     Source: Schwarzschild et al., arXiv:2106.04537 and arXiv:2108.06011.
     """
@@ -130,20 +130,21 @@ def easy_to_hard_prefix_sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a set of the published prefix sums.
 
-    The set is published as tensors of PyTorch, LENGTH_data.pth and LENGTH_targets.pth, and is to be saved as
-    arrays first: `numpy.save("inputs.npy", torch.load("32_data.pth").numpy())`, the targets as solutions.npy.
+    The set is published as PyTorch tensors, LENGTH_data.pth and LENGTH_targets.pth. Save them as arrays
+    first: `numpy.save("inputs.npy", torch.load("32_data.pth").numpy())`, and the targets as
+    solutions.npy.
 
     Args:
-        folder: with inputs.npy and solutions.npy, [N, L] or [N, 1, L] of any dtype. Bits are 0 and 1, or
-            -0.5 and 0.5 as networks get them; sums are 0 and 1.
+        folder: with inputs.npy and solutions.npy, [N, L] or [N, 1, L] of any dtype. Bits are 0 and 1,
+            or -0.5 and 0.5 as network inputs; sums are 0 and 1.
         limit: number of puzzles to read; None: all.
 
     Returns:
-        (bits, sums), both [N, L] int32, as of `tfdeq.data.puzzles.prefix_sums.make`.
+        (bits, sums), both [N, L] int32, as from `tfdeq.data.puzzles.prefix_sums.make`.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: other shapes or values; what was received is quoted.
+        ValueError: for other shapes or values; the message quotes what was received.
 
     Source: Schwarzschild et al., arXiv:2106.04537 and arXiv:2108.06011.
     """

@@ -14,18 +14,18 @@ def make(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Makes mazes without loops, by randomised depth-first search from the start, and their paths.
 
-    Cells lie at even coordinates; the places between two cells are open or wall, those between four are
-    wall, and so is all that lies outside. Start and goal are two different cells, at random.
+    Cells are at even coordinates. Places between two cells are open or wall; places between four cells
+    and everything outside are wall. Start and goal are two different random cells.
 
     Args:
-        count: N. size: n, an odd number of 3 or more. seed: any 64-bit integer. grade: None.
+        count: N. size: n, odd, at least 3. seed: any 64-bit integer. grade: None.
 
     Returns:
         (mazes, paths), both [N, n, n] int32. Mazes: 0 wall, 1 open, 2 start, 3 goal. Paths: 1 on the
-        path between start and goal, both ends included, else 0.
+        path from start to goal, including both, else 0.
 
     Raises:
-        ValueError: another size, or a grade.
+        ValueError: for another size, or a grade.
 
     Source: Schwarzschild et al., arXiv:2106.04537, section 3.2.
     """
@@ -41,12 +41,12 @@ def make(
 
 
 def _fill(maze: np.ndarray, path: np.ndarray, raw: np.ndarray) -> None:
-    """Writes a maze and its path; takes one raw number a cell, and two for start and goal."""
+    """Writes a maze and its path; takes one raw number per cell, and two for start and goal."""
     side = (len(maze) + 1) // 2
     first, second = below(raw[:2], np.array([side * side, side * side - 1]))
     start, goal = int(first), int(second + (second >= first))
     parents = _spanning_tree(side, start, (raw[2:] >> np.uint64(32)).tolist())
-    # A place between a cell and its parent lies at the mean of theirs.
+    # The place between a cell and its parent is the mean of their places.
     cells = np.arange(side * side)
     row, column = cells // side, cells % side
     up, left = np.divmod(np.array(parents), side)
@@ -63,8 +63,8 @@ def _fill(maze: np.ndarray, path: np.ndarray, raw: np.ndarray) -> None:
 
 
 def _spanning_tree(side: int, root: int, numbers: list[int]) -> list[int]:
-    """The parent of each cell, the root's own being itself; numbers [side²] are 32-bit ones."""
-    wide = side + 2  # a border of cells that are taken saves asking for the edges
+    """Returns the parent of each cell, and of the root itself; numbers: [side²], 32-bit."""
+    wide = side + 2  # a border of visited cells makes checks of the edges unnecessary
     taken = [False] * (wide * wide)
     for index in range(wide):
         taken[index] = taken[-1 - index] = taken[index * wide] = taken[index * wide - 1] = True
@@ -89,10 +89,10 @@ def _spanning_tree(side: int, root: int, numbers: list[int]) -> list[int]:
 
 
 def check(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Returns [N] bool: which answers are a path from start to goal and nothing else.
+    """Returns [N] bool: which answers are exactly a path from start to goal.
 
-    That is: all that is marked is open; start and goal are marked and have one marked neighbour each;
-    any other marked place has two. Since a maze has no loops, this is one path.
+    That means: all marked places are open, start and goal are marked and each have one marked
+    neighbour, and every other marked place has two. Since a maze has no loops, this is a single path.
     """
     inputs, marked = np.asarray(inputs), np.asarray(answers) == 1
     padded = np.pad(marked, ((0, 0), (1, 1), (1, 1))).astype(np.int32)
@@ -107,13 +107,13 @@ def check(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
 
 def augment(inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Turns and reflects each maze at random, in one of 8 ways.
+    """Rotates and reflects each maze at random, in one of 8 ways.
 
     Args:
         inputs, targets: [B, n, n] int32. seed: [2] int32.
 
     Returns:
-        The same of the symmetric mazes.
+        Inputs and targets of the symmetric mazes.
     """
     ways = tf.random.stateless_uniform(
         [3, tf.shape(inputs)[0], 1, 1], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
@@ -127,7 +127,7 @@ def augment(inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.
 
 
 def key(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns [N] uint64, equal for mazes that are the same up to turns and reflections."""
+    """Returns [N] uint64, equal for mazes that are the same up to rotations and reflections."""
     del targets
     images = [
         np.rot90(x, turns, (1, 2))

@@ -1,4 +1,4 @@
-"""Random numbers that are the same on every machine and with every version of NumPy."""
+"""Random numbers that are the same on every machine and for every version of NumPy."""
 
 import hashlib
 import zlib
@@ -7,38 +7,38 @@ import numpy as np
 
 
 def raw_numbers(name: str, seed: int, *more: int) -> np.random.PCG64:
-    """Returns a stream of raw 64-bit numbers, which follows from a name and integers alone.
+    """Returns a stream of raw 64-bit numbers that depends only on a name and integers.
 
-    Only raw numbers of a bit generator are promised to stay the same from one version of NumPy to the
-    next; the distributions of `np.random.Generator` are not.
+    NumPy guarantees that the raw numbers of a bit generator stay the same in later versions, but not
+    the distributions of `np.random.Generator`.
 
     Args:
-        name: what the numbers are for.
+        name: the purpose of the numbers.
         seed: any 64-bit integer.
-        more: integers of 0 or more, such as a size.
+        more: integers >= 0, such as a size.
     """
     entropy = [zlib.crc32(name.encode()), seed % 2**64, *more]
     return np.random.PCG64(np.random.SeedSequence(entropy))
 
 
 def below(raw: np.ndarray, bound: int | np.ndarray) -> np.ndarray:
-    """Returns integers in [0, bound) of raw uint64 numbers, int64; 1 <= bound < 2**31, broadcast.
+    """Returns int64 integers in [0, bound) from raw uint64 numbers; 1 <= bound < 2**31, broadcast.
 
-    One number is more likely than another by less than bound / 2**32.
+    The relative difference between the probabilities of two numbers is below bound / 2**32.
     """
     high = (raw >> np.uint64(32)) * np.asarray(bound, np.uint64)
     return (high >> np.uint64(32)).astype(np.int64)
 
 
 def uniform(raw: np.ndarray) -> np.ndarray:
-    """Returns float64 in [0, 1) of raw uint64 numbers."""
+    """Returns float64 numbers in [0, 1) from raw uint64 numbers."""
     return (raw >> np.uint64(11)) * 2.0**-53
 
 
 def mixed(keys: np.ndarray) -> np.ndarray:
     """Returns uint64 hashes of uint64 keys, elementwise: the finaliser of SplitMix64.
 
-    Sums of hashes do not depend on an order, which makes them keys of sets.
+    Sums of hashes do not depend on the order, so they can serve as keys of sets.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -49,7 +49,7 @@ def mixed(keys: np.ndarray) -> np.ndarray:
 
 
 def row_keys(rows: np.ndarray) -> np.ndarray:
-    """Returns [N] uint64 of [N, …] integers: equal for equal rows, and hardly ever for others."""
+    """Returns [N] uint64 keys of [N, …] integers: equal for equal rows, and almost never for others."""
     rows = np.ascontiguousarray(rows, "<i4")
     digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

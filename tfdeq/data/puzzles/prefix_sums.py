@@ -1,4 +1,4 @@
-"""Prefix sums: at every bit, whether the bits up to it have an odd sum."""
+"""Prefix sums: for every bit, whether the sum of the bits up to it is odd."""
 
 import numpy as np
 
@@ -12,13 +12,13 @@ def make(
     """Makes random bits and their prefix sums, tᵢ = x₀ + … + xᵢ mod 2.
 
     Args:
-        count: N. size: number of bits, 1 or more. seed: any 64-bit integer. grade: None.
+        count: N. size: number of bits, at least 1. seed: any 64-bit integer. grade: None.
 
     Returns:
         (bits, sums), both [N, size] int32 of 0 and 1.
 
     Raises:
-        ValueError: a size below 1, or a grade.
+        ValueError: for a size below 1, or a grade.
 
     Source: Schwarzschild et al., arXiv:2106.04537; Bansal et al., arXiv:2202.05826.
     """

@@ -1,4 +1,4 @@
-"""Sets of puzzles that are made once and kept."""
+"""Sets of puzzles that are generated once and stored."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from tfdeq.data.token_data import SPLITS
 from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import write_atomically
 
-# Raise it when the same arguments give other puzzles: it names the files.
+# Increase it when the same arguments give other puzzles: it is part of the files' names.
 _VERSION = 1
 
 
@@ -29,29 +29,29 @@ def puzzle_examples(
     grade: str | None = None,
     prepared_dir: str | None = None,
 ) -> Examples:
-    """Makes a set of puzzles, or reads it where it was made before.
+    """Generates a set of puzzles, or reads it if it was generated before.
 
-    No puzzle is there twice, in one split or in two, nor is one that the task's symmetries make of another:
-    the keys of all are different; see `Puzzle.key`. For mazes and graphs this is all that `augment` does.
-    For Sudoku it is of the complete grids, so no two puzzles have solutions that are symmetric.
-    Likeness that is no symmetry, such as two mazes that differ in one wall, is not looked for.
+    No puzzle occurs twice, in one split or in two, not even as a symmetric copy of another: all keys
+    are different; see `Puzzle.key`. For mazes and graphs, the keys cover all symmetries of `augment`.
+    For Sudoku, they are keys of the complete grids, so no two puzzles have symmetric solutions. Other
+    kinds of similarity, such as two mazes that differ in one wall, are not checked.
 
     Args:
         name: a task of `tfdeq.data.puzzles.PUZZLES`.
         train, validation, test: numbers of puzzles.
-        size: of each puzzle; None: the task's default.
+        size: size of each puzzle; None: the task's default.
         seed: any 64-bit integer.
-        grade: of all puzzles; None: the task's own mixture.
-        prepared_dir: where sets are kept, in a folder named by a digest of the other arguments; None: as of
-            prepared texts, the environment variable TFDS_DATA_DIR or ~/tensorflow_datasets.
+        grade: grade of all puzzles; None: the task's own mixture.
+        prepared_dir: where sets are stored, in a folder named by a digest of the other arguments; None:
+            as for prepared texts, the environment variable TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Returns:
         Examples whose splits are (inputs, targets), [N, *places] int32.
 
     Raises:
-        ValueError: an unknown task, size or grade; too few different puzzles of this size; or a kept set
-            that is damaged.
-        OSError: the set cannot be written.
+        ValueError: for an unknown task, size or grade, if there are too few different puzzles of this
+            size, or if the stored set is damaged.
+        OSError: if the set cannot be written.
     """
     puzzle = get(name)
     size = puzzle.size if size is None else size
@@ -82,11 +82,11 @@ def _default_folder() -> str:
 def _different(
     name: str, count: int, size: int, seed: int, grade: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puzzles of which no two have one key, in the order in which they are made."""
+    """Returns puzzles with different keys, in the order in which they are generated."""
     puzzle, rounds = get(name), []
     keys, kept = np.zeros(0, np.uint64), 0
     while kept < count or not rounds:
-        # Each round a stream of its own, so that no puzzle is made again to go on.
+        # Each round has its own stream, so that no puzzle has to be generated again to continue.
         wanted = count - kept if not rounds else max(count - kept, 256)
         made = puzzle.make(wanted, size, seed % 2**64 + len(rounds) * 0x9E3779B97F4A7C15, grade)
         new = puzzle.key(*made)

@@ -1,4 +1,4 @@
-"""What a task of puzzles is: how they are made, turned and checked."""
+"""The description of a puzzle task: how puzzles are generated, transformed and checked."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Puzzle(NamedTuple):
-    """One task of puzzles. `*places` are one or two dimensions of a puzzle's size each.
+    """One puzzle task. `*places` stands for one or two dimensions of the puzzle's size.
 
     Example:
         >>> from tfdeq.data.puzzles import get
@@ -23,25 +23,29 @@ class Puzzle(NamedTuple):
     rank: int  # dimensions of the places: 1 or 2
     size: int  # the default size in training
     # (count, size, seed, grade) -> (inputs, targets), each [count, *places] int32; grade None: the
-    # task's own mixture. The first puzzles of a larger count are those of a smaller one.
+    # task's own mixture. A larger count begins with the puzzles of a smaller one.
     make: Callable[[int, int, int, str | None], tuple[np.ndarray, np.ndarray]]
-    # (inputs [N, *places], answers [N, *places]) -> [N] bool: which answers are right by the rules.
+    # (inputs [N, *places], answers [N, *places]) -> [N] bool: which answers are correct according
+    # to the rules.
     check: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    # (inputs [N, *places], targets [N, *places]) -> [N] uint64: equal for equal puzzles, and for those
-    # that `augment` makes of one another.
+    # (inputs [N, *places], targets [N, *places]) -> [N] uint64: equal for equal puzzles, and for
+    # puzzles that `augment` can turn into one another.
     key: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    grades: Sequence[str] = ()  # names of how hard a puzzle is, easiest first
-    # (inputs [B, *places] int32, targets [B, *places] int32, seed [2] int32) -> the same puzzles, each
-    # row under a random symmetry of its own; TensorFlow operations without state. None: no symmetries.
+    grades: Sequence[str] = ()  # names of the levels of difficulty, easiest first
+    # (inputs [B, *places] int32, targets [B, *places] int32, seed [2] int32) -> the same puzzles,
+    # each row under its own random symmetry; made of stateless TensorFlow operations. None: no
+    # symmetries.
     augment: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
-    # (path, number of puzzles to read at most) -> (inputs, targets) of a public set that a user has; None:
-    # no set is known.
+    # (path, largest number of puzzles to read) -> (inputs, targets) of a public set in the user's
+    # files; None: no public set is known.
     read: Callable[[str, int], tuple[np.ndarray, np.ndarray]] | None = None
-    boxes: bool = False  # whether boxes of √n × √n places belong together, beside rows and columns
+    boxes: bool = (
+        False  # whether boxes of √n × √n places form groups, in addition to rows and columns
+    )
 
 
 def checked_grade(task: str, grade: str | None, grades: Sequence[str]) -> str | None:
-    """Returns the grade; raises ValueError for one that the task lacks."""
+    """Returns the grade; raises ValueError for one that the task does not have."""
     if grade is not None and grade not in grades:
         known = f"one of {', '.join(grades)}, or None" if grades else "None, since it has no grades"
         raise ValueError(f"The grade of {task} must be {known}; received {grade!r}.")
@@ -49,7 +53,7 @@ def checked_grade(task: str, grade: str | None, grades: Sequence[str]) -> str | 
 
 
 def checked_size(task: str, size: int, good: bool, which: str) -> int:
-    """Returns the size; raises ValueError where it is not good, saying which sizes are."""
+    """Returns the size; raises ValueError for an invalid one, with the valid sizes."""
     if not good:
         raise ValueError(f"The size of {task} must be {which}; received {size}.")
     return size

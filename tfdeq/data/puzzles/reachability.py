@@ -1,9 +1,9 @@
 """Reachability: which nodes of a directed graph can be reached from a source.
 
-Reached(source), and Reached(j) where Reached(i) and there is an edge i -> j: the answer is the least fixed
-point of a rule that reads the input at every place, and a far node needs as many applications as it has hops.
-Sorting a list, the other task that asks for order, is no such thing: exchanges keep the list in the state
-alone, and every sorted list is a fixed point, whatever the input was.
+The source is reached, and so is j if i is reached and there is an edge i -> j. The answer is the least
+fixed point of this rule, which reads the input at every place, and a node needs as many applications as
+it is hops away from the source. Sorting a list has no such rule: exchanges keep the list only in the
+state, and every sorted list is a fixed point, independent of the input.
 """
 
 import numpy as np
@@ -19,12 +19,13 @@ GRADES = ("near", "middle", "far")
 def make(
     count: int, size: int, seed: int, grade: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes sparse directed graphs, of whose nodes about half can be reached.
+    """Makes sparse directed graphs in which about half of the nodes can be reached.
 
-    The grade is by the distance of the farthest node that can be reached: up to n / 6 hops ("near"), up to
-    n / 3 ("middle"), or up to 2 n / 3 - 1 ("far"). None: all of these distances, each as likely.
-    A hidden path has that length; other nodes hang on it, and random edges, one a node, shorten no way and
-    reach no new node. The nodes that cannot be reached are joined in the same manner. Their order is random.
+    The grade is the distance of the farthest node that can be reached: up to n / 6 hops ("near"), up to
+    n / 3 ("middle"), or up to 2 n / 3 - 1 ("far"). None: all of these distances, equally likely. A
+    hidden path has that length, and other nodes are attached to it. Random edges, one per node, do not
+    shorten a path or reach a new node. The nodes that cannot be reached are connected in the same way.
+    The order of the nodes is random.
 
     Args:
         count: N. size: n >= 6 nodes. seed: any 64-bit integer. grade: one of `GRADES`, or None.
@@ -34,7 +35,7 @@ def make(
         for a node, 3 for the source. Answers: 1 at [i, j] where i can be reached and i = j or i -> j.
 
     Raises:
-        ValueError: fewer nodes, or another grade.
+        ValueError: for fewer nodes, or another grade.
     """
     checked_size("reachability", size, size >= 6, "6 or more")
     bounds = [0, size // 6, size // 3, 2 * size // 3 - 1]
@@ -51,7 +52,8 @@ def make(
     reached = least + below(raw[:, 1], np.maximum(2 * size // 3 - least, 0) + 1)
     edges, distance = _trees(hops, reached, raw[:, 2 : size + 2])
     chance = uniform(raw[:, 2 * size + 2 :]).reshape(count, size, size) < 1 / size
-    # No edge that leads farther than the next distance; beyond n are those that cannot be reached.
+    # No edge leads farther than to the next distance; nodes that cannot be reached have distances
+    # above n.
     edges |= chance & (distance[:, None, :] <= distance[:, :, None] + 1)
     edges &= ~np.eye(size, dtype=bool)
     graphs = edges.astype(np.int32)
@@ -64,13 +66,13 @@ def make(
 
 
 def _trees(hops: np.ndarray, reached: np.ndarray, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two trees of edges in each graph, of what can be reached and of what cannot, and distances.
+    """Returns two trees in each graph, of reachable and unreachable nodes, and the distances.
 
     Args:
         hops, reached: [N] int64. raw: [N, n] uint64.
 
     Returns:
-        (edges [N, n, n] bool, distance from node 0 [N, n] int64, 2 n where it cannot be reached).
+        (edges [N, n, n] bool, distance from node 0 [N, n] int64, 2 n if unreachable).
     """
     count, size = raw.shape
     every = np.arange(count)
@@ -78,12 +80,13 @@ def _trees(hops: np.ndarray, reached: np.ndarray, raw: np.ndarray) -> tuple[np.n
     distance = np.full((count, size), 2 * size)
     distance[:, 0] = 0
     for node in range(1, size):
-        # A node of the path follows the one before; others hang on one that has not the last distance.
+        # A node of the path follows the previous one; other nodes are attached to one below the
+        # last distance.
         within = node < reached
         hung = below(raw[:, node], np.where(within, hops, np.maximum(node - reached, 1)))
         apart = reached + np.where(raw[:, node] % np.uint64(4) == 0, hung, node - 1 - reached)
         parent = np.where(within, np.where(node <= hops, node - 1, hung), apart)
-        joined = node != reached  # the first of those that cannot be reached begins a tree
+        joined = node != reached  # the first unreachable node is the root of a tree
         edges[every[joined], parent[joined], node] = True
         distance[within, node] = distance[every[within], parent[within]] + 1
     return edges, distance
@@ -102,7 +105,7 @@ def solve(graphs: np.ndarray) -> np.ndarray:
 
 
 def distances(graphs: np.ndarray) -> np.ndarray:
-    """Returns the hops from the source to each node, [N, n] int64; -1 where it cannot be reached."""
+    """Returns the hops from the source to each node, [N, n] int64; -1 for unreachable nodes."""
     edges, reached = graphs == EDGE, np.diagonal(graphs, axis1=1, axis2=2) == SOURCE
     hops = np.where(reached, 0, -1)
     for step in range(1, graphs.shape[1]):
@@ -112,7 +115,7 @@ def distances(graphs: np.ndarray) -> np.ndarray:
 
 
 def check(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Returns [N] bool: which answers are what the edges lead to from the source, and nothing else."""
+    """Returns [N] bool: which answers are exactly the nodes and edges reachable from the source."""
     return (solve(np.asarray(inputs)) == np.asarray(answers)).all(axis=(1, 2))
 
 
@@ -123,7 +126,7 @@ def augment(inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.
         inputs, targets: [B, n, n] int32. seed: [2] int32.
 
     Returns:
-        The same of the reordered graphs.
+        Inputs and targets of the reordered graphs.
     """
     raw = tf.random.stateless_uniform(
         tf.shape(inputs)[:2], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
@@ -139,8 +142,9 @@ def augment(inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.
 def key(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Returns [N] uint64, equal for graphs that are the same up to the order of the nodes.
 
-    Each node gets a colour of its own kind and the colours that edges lead to and come from, n times over.
-    Graphs that this cannot tell apart have one key too, and count as the same.
+    The colour of each node is computed from its kind and the colours of its successors and
+    predecessors, repeated n times. Graphs that this cannot distinguish also have equal keys, and count
+    as the same.
     """
     del targets
     inputs = np.asarray(inputs)

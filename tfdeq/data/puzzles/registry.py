@@ -1,4 +1,4 @@
-"""Puzzles by name. To add one, write a module with make, check and key, and name it in `PUZZLES`."""
+"""Puzzles by name. To add one, write a module with make, check and key, and add it to `PUZZLES`."""
 
 from tfdeq.data.puzzles import files, maze, prefix_sums, reachability, sudoku
 from tfdeq.data.puzzles.puzzle import Puzzle
@@ -58,7 +58,7 @@ PUZZLES = {
 
 
 def get(name: str) -> Puzzle:
-    """Returns the task of puzzles of a name; raises ValueError for an unknown one."""
+    """Returns the puzzle task with a name; raises ValueError for an unknown name."""
     if name not in PUZZLES:
         raise ValueError(f"Unknown puzzle {name!r}. Known: {', '.join(sorted(PUZZLES))}.")
     return PUZZLES[name]

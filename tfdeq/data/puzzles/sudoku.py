@@ -1,10 +1,10 @@
-"""Sudoku of 9 × 9 with one solution, graded by the guesses that a search needs.
+"""Sudoku of 9 × 9 with a unique solution, graded by the number of guesses of a search.
 
-The search fills the most constrained blank first, the one with the fewest digits that row, column and
-box leave (the first of equals in its own list), and tries its digits in ascending order. A blank with one
-digit, a naked single, is filled without a guess; no other rule is used, hidden singles neither. A guess is a
-digit tried in a blank that has several. They are counted over the whole search, which finds the solution
-and that there is no other; so a puzzle needs 0 of them, or 2 and more.
+The search first fills the most constrained blank, which has the fewest digits that row, column and box
+allow (for a tie, the first in its own list), and tries the digits in ascending order. A blank with a
+single digit, a naked single, is filled without a guess; no other rule is used, not even hidden singles.
+A guess is a digit tried in a blank with several. Guesses are counted over the whole search, which finds
+the solution and shows that it is unique; so a puzzle needs either none or at least 2.
 """
 
 from types import ModuleType
@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfdeq.data.puzzles.numbers import below, mixed, raw_numbers
 from tfdeq.data.puzzles.puzzle import checked_grade, checked_size
 
-# name -> (givens to stop at, or 0 for minimal puzzles; fewest guesses; most)
+# name -> (number of givens, or 0 for minimal puzzles; smallest number of guesses; largest)
 _GRADES = {
     "one_blank": (80, 0, 0),
     "no_guess": (30, 0, 0),
@@ -28,7 +28,7 @@ GRADES = tuple(_GRADES)
 
 
 class Boards(NamedTuple):
-    """Puzzles, what they are solved by, and how hard that is."""
+    """Puzzles with their solutions and difficulty."""
 
     inputs: np.ndarray  # [N, 9, 9] int32: 1 … 9, or 0 for a blank
     targets: np.ndarray  # [N, 9, 9] int32: digit - 1 of every cell
@@ -36,19 +36,19 @@ class Boards(NamedTuple):
 
 
 class Solutions(NamedTuple):
-    """What a search found."""
+    """The result of a search."""
 
-    answers: np.ndarray  # [N, 9, 9] int32: digit - 1 of every cell, of the last solution found
-    count: np.ndarray  # [N] int64: solutions found; a search may have stopped before it knew of all
+    answers: np.ndarray  # [N, 9, 9] int32: digit - 1 of every cell in the last solution found
+    count: np.ndarray  # [N] int64: solutions found; a search may stop before it finds all
     guesses: np.ndarray  # [N] int64
 
 
 def make(
     count: int, size: int = 9, seed: int = 0, grade: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes puzzles of one grade, or the mixture to train on.
+    """Makes puzzles of one grade, or the mixture for training.
 
-    "one_blank" is a complete grid with one cell blank, "no_guess" has 30 givens and needs no guess; the
+    "one_blank" is a complete grid with one blank cell; "no_guess" has 30 givens and needs no guess. The
     others are minimal, and need 1 to 10 guesses ("few"), 11 to 50 ("many") or more ("hardest").
 
     Args:
@@ -58,7 +58,7 @@ def make(
         (puzzles, solutions), both [N, 9, 9] int32: 0 for a blank, else the digit; digit - 1 everywhere.
 
     Raises:
-        ValueError: another size or grade.
+        ValueError: for another size or grade.
     """
     checked_size("sudoku", size, size == 9, "9")
     if checked_grade("sudoku", grade, GRADES) is None:
@@ -70,16 +70,16 @@ def make(
 
 
 def mixture(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Makes the puzzles to train on: of every seven, two with 36 givens or more, two with 30, three minimal.
+    """Makes puzzles for training: of every seven, two have 36 givens or more, two 30, three are minimal.
 
-    36 givens or more are 36 … 60, each as likely. A minimal puzzle has other solutions if any of its givens
-    is taken away.
+    "36 or more" means 36 … 60, equally likely. A puzzle is minimal if it has several solutions after
+    any of its givens is removed.
 
     Args:
         count: N. seed: any 64-bit integer.
 
     Returns:
-        (puzzles, solutions) as of `make`.
+        (puzzles, solutions) as from `make`.
     """
     raw = raw_numbers("sudoku", seed).random_raw(2 * count).reshape(count, 2)
     kind = np.arange(count) % 7
@@ -89,10 +89,10 @@ def mixture(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_minimal(count: int, seed: int) -> Boards:
-    """Makes minimal puzzles as they come, of all grades, with the guesses that each needs.
+    """Makes minimal puzzles without selection, of all grades, with the guesses that each needs.
 
-    Givens of a random complete grid are taken away in random order, as long as the solution stays the
-    only one; each is tried once, which is enough.
+    Givens of a random complete grid are removed in random order if the solution stays unique. Each is
+    tried once, which is enough.
 
     Args:
         count: N. seed: any 64-bit integer.
@@ -102,13 +102,14 @@ def make_minimal(count: int, seed: int) -> Boards:
 
 
 def solve(inputs: np.ndarray, limit: int = 2) -> Solutions:
-    """Solves puzzles, and counts solutions up to a limit: with 2, one found is the only one.
+    """Solves puzzles and counts solutions up to a limit; a limit of 2 shows whether a solution is unique.
 
     Args:
-        inputs: [N, 9, 9] integers, 0 for a blank. limit: solutions to stop at.
+        inputs: [N, 9, 9] integers, 0 for a blank. limit: number of solutions to stop at.
 
     Raises:
-        ValueError: another shape, other digits, or a digit twice in a row, column or box.
+        ValueError: for another shape, other digits, or a digit that occurs twice in a row, column or
+            box.
     """
     boards = np.ascontiguousarray(inputs, np.int64)
     if boards.ndim != 3 or boards.shape[1:] != (9, 9) or ((boards < 0) | (boards > 9)).any():
@@ -130,7 +131,7 @@ def solve(inputs: np.ndarray, limit: int = 2) -> Solutions:
 
 
 def check(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Returns [N] bool: every row, column and box has each digit once, and every given stands."""
+    """Returns [N] bool: whether each row, column and box has every digit once, and givens are unchanged."""
     inputs, answers = np.asarray(inputs), np.asarray(answers)
     valid = ((answers >= 0) & (answers < 9)).all(axis=(1, 2))
     once = (_counts(np.where(valid[:, None, None], answers, 0) + 1)[..., 1:] == 1).all(axis=(1, 2))
@@ -138,16 +139,16 @@ def check(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
 
 def augment(inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws one of the symmetries of Sudoku for each puzzle.
+    """Applies a random symmetry of Sudoku to each puzzle.
 
     These are permutations of the digits, of the bands, of the rows in each band, of the stacks, of the
-    columns in each stack, and the transposition: 9! · 6⁴ · 6⁴ · 2 of them.
+    columns in each stack, and transposition: 9! · 6⁴ · 6⁴ · 2 in all.
 
     Args:
         inputs, targets: [B, 9, 9] int32. seed: [2] int32.
 
     Returns:
-        The same of the symmetric puzzles.
+        Inputs and targets of the symmetric puzzles.
     """
     rows = tf.shape(inputs)[0]
     raw = tf.random.stateless_uniform(
@@ -169,10 +170,11 @@ def augment(inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.
 def key(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Returns [N] uint64, equal for solution grids that are symmetric to one another.
 
-    Two rows of a band are a permutation of the digits, the one below each digit of the other, whose cycle
-    lengths no symmetry changes; so are two columns of a stack. The key is made of them, in a way that
-    no order matters to, so it is equal for symmetric grids. It is hardly ever equal for others, and
-    then two puzzles count as the same that are not. The givens do not enter: puzzles of one grid are equal.
+    Two rows of a band define a permutation, which maps each digit of one row to the digit in the same
+    column of the other. No symmetry changes its cycle lengths; the same holds for two columns of a
+    stack. The key is computed from all cycle lengths independently of their order, so it is equal for
+    symmetric grids. It is almost never equal for others; if it is, two different puzzles count as the
+    same. The key does not depend on the givens: puzzles of the same grid have equal keys.
 
     Args:
         inputs: [N, 9, 9], not used. targets: [N, 9, 9], digit - 1 of every cell.
@@ -193,13 +195,13 @@ def key(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _line_colours(grids: np.ndarray) -> np.ndarray:
-    """[N, 9] uint64: for each row, the cycle lengths that it and the others of its band make."""
-    places = np.argsort(grids, axis=2)  # where each digit stands in each row
+    """[N, 9] uint64: a hash of each row's cycle lengths with the other rows of its band."""
+    places = np.argsort(grids, axis=2)  # the position of each digit in each row
     colours = np.zeros((len(grids), 9), np.uint64)
     for row in range(9):
         for other in (row // 3 * 3 + (row + 1) % 3, row // 3 * 3 + (row + 2) % 3):
             step = np.take_along_axis(grids[:, other], places[:, row], axis=1)
-            # Cycle lengths by the numbers of digits that 1, 2, … 8 steps bring back.
+            # Cycle lengths follow from the numbers of digits that return after 1, 2, … 8 steps.
             at, returns = step, np.zeros(len(grids), np.int64)
             for _ in range(8):
                 at = np.take_along_axis(step, at, axis=1)
@@ -209,14 +211,14 @@ def _line_colours(grids: np.ndarray) -> np.ndarray:
 
 
 def _line_order(raw: tf.Tensor) -> tf.Tensor:
-    """[B, 12] random integers -> [B, 9] an order of nine lines: bands, and the lines of each."""
+    """[B, 12] random integers -> [B, 9], an order of nine lines that permutes bands and their lines."""
     bands = tf.argsort(raw[:, :3], stable=True)
     lines = tf.argsort(tf.reshape(raw[:, 3:], [-1, 3, 3]), stable=True)
     return tf.reshape(3 * bands[:, :, None] + lines, [-1, 9])
 
 
 def _counts(boards: np.ndarray) -> np.ndarray:
-    """[N, 27, 10] int64: how often each of 0 … 9 stands in each row, column and box."""
+    """[N, 27, 10] int64: how often each of 0 … 9 occurs in each row, column and box."""
     boxes = boards.reshape(-1, 3, 3, 3, 3).transpose(0, 1, 3, 2, 4).reshape(-1, 9, 9)
     units = np.concatenate([boards, boards.transpose(0, 2, 1), boxes], axis=1)
     return (units[..., None] == np.arange(10)).sum(axis=2)

@@ -1,7 +1,7 @@
-"""Compiled search for Sudoku: complete grids, puzzles with one solution, and guesses.
+"""Compiled search for Sudoku: complete grids, puzzles with a unique solution, and guesses.
 
-Importing this module imports Numba and compiles: a second, or ten where nothing is kept from before.
-A board is [81] int64, row after row: 1 … 9, or 0 for a blank. A mask has bit d - 1 for the digit d.
+Importing this module imports Numba and compiles, which takes a second, or ten without a cache. A board
+is [81] int64, row after row: 1 … 9, or 0 for a blank. A mask has bit d - 1 for the digit d.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ _BOX = np.array([cell // 27 * 3 + cell % 9 // 3 for cell in range(81)])
 
 
 def _compiled(signature: str) -> Callable[[Callable], Callable]:
-    """Compiles a function for one signature; without it Numba would again for every literal argument."""
+    """Compiles a function for one signature; otherwise Numba would compile anew for each literal argument."""
 
     def decorate(function: Callable) -> Callable:
-        # Private functions are called by compiled ones alone, and need no way in from Python.
+        # Private functions are called only by compiled ones, and need no wrapper for Python.
         private = function.__name__.startswith("_")
         options = {"no_cpython_wrapper": private, "no_cfunc_wrapper": True}
         try:
             return numba.njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # no folder to keep the code in, as in a read-only installation
+        except RuntimeError:  # no folder for the cache, as in a read-only installation
             return numba.njit(signature, **options)(function)
 
     return decorate
@@ -30,7 +30,7 @@ def _compiled(signature: str) -> Callable[[Callable], Callable]:
 
 @_compiled("i8(u8[::1], i8)")
 def _draw(state, bound):
-    """An integer in [0, bound); advances state [1] uint64 (SplitMix64)."""
+    """Returns an integer in [0, bound); advances state [1] uint64 (SplitMix64)."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     z = state[0]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -52,7 +52,7 @@ def _permutation(state, length):
 
 @_compiled("i8(i8[::1], i8)")
 def _candidates(used, cell):
-    """The mask of the digits that row, column and box leave to a cell; used is [27] masks."""
+    """Returns the mask of the digits that row, column and box allow in a cell; used: [27] masks."""
     return 511 & ~(used[cell // 9] | used[9 + cell % 9] | used[18 + _BOX[cell]])
 
 
@@ -76,7 +76,7 @@ def _usage(board):
 
 @_compiled("i8(i8[::1], i8, i8, i8[::1])")
 def _choose(cells, depth, blanks, used):
-    """Puts the most constrained of cells[depth:blanks] in front, the first of equals; its mask."""
+    """Moves the first most constrained of cells[depth:blanks] to the front; returns its mask."""
     best, fewest = depth, 10
     for index in range(depth, blanks):
         count = _BITS[_candidates(used, cells[index])]
@@ -90,7 +90,7 @@ def _choose(cells, depth, blanks, used):
 
 @_compiled("i8(i8, u8[::1])")
 def _pick(mask, state):
-    """A digit of a mask: the lowest, or a random one where there is a state."""
+    """Returns a digit of a mask: the lowest, or a random one if there is a state."""
     skip = _draw(state, _BITS[mask]) if state.size else 0
     for _ in range(skip):
         mask &= mask - 1
@@ -102,12 +102,13 @@ def _search(board, first, first_mask, limit, state):
     """Depth-first search over the most constrained blank.
 
     Args:
-        first, first_mask: the blank to begin with and its digits; -1: the most constrained.
+        first, first_mask: the first blank and its digits; -1: the most constrained blank.
         limit: number of solutions to stop at.
-        state: [1] uint64, digits in random order; [0]: ascending.
+        state: [1] uint64, for digits in random order; [0]: ascending order.
 
     Returns:
-        The last solution [81], the number of solutions, the digits tried where there was a choice.
+        The last solution [81], the number of solutions, and the number of digits tried where there was
+        a choice.
     """
     used, board, solution = _usage(board), board.copy(), board.copy()
     cells, left, choice = np.zeros(81, np.int64), np.zeros(81, np.int64), np.zeros(81, np.int64)
@@ -149,7 +150,7 @@ def _search(board, first, first_mask, limit, state):
 
 @_compiled("i8[::1](u8[::1])")
 def _lines(state):
-    """A random order of nine lines: bands, and the lines within each."""
+    """Returns a random order of nine lines, which permutes bands and the lines in each."""
     order, bands = np.empty(9, np.int64), _permutation(state, 3)
     for place in range(3):
         lines = _permutation(state, 3)
@@ -160,7 +161,7 @@ def _lines(state):
 
 @_compiled("i8[::1](u8[::1])")
 def _complete_grid(state):
-    """Boxes on the diagonal at random, a random search for the rest, then random symmetries."""
+    """Returns a grid: random boxes on the diagonal, a random search for the rest, random symmetries."""
     board = np.zeros(81, np.int64)
     for box in range(3):
         digits = _permutation(state, 9)
@@ -177,9 +178,9 @@ def _complete_grid(state):
 
 @_compiled("i8(i8[::1], i8, u8[::1])")
 def _take_away(board, stop, state):
-    """Blanks cells of a complete grid in random order while its solution stays the only one.
+    """Blanks cells of a complete grid in random order if the solution stays unique.
 
-    Returns the number of givens: stop, or more where no given can be taken away.
+    Returns the number of givens: stop, or more if no other given can be removed.
     """
     givens, ascending, order = 81, np.empty(0, np.uint64), _permutation(state, 81)
     for place in range(81):
@@ -201,12 +202,12 @@ def _take_away(board, stop, state):
 
 @_compiled("void(u8[::1], i8[::1], i8, i8, i8[:, ::1], i8[:, ::1], i8[::1])")
 def make_boards(seeds, stops, lowest, highest, boards, solutions, guesses):
-    """Makes puzzles with one solution, each from its own seed.
+    """Makes puzzles with a unique solution, each from its own seed.
 
     Args:
         seeds: [N] uint64.
-        stops: [N] int64, numbers of givens to stop at; 0: minimal puzzles.
-        lowest, highest: guesses that are allowed; see `solve_boards`.
+        stops: [N] int64, number of givens to stop at; 0: minimal puzzles.
+        lowest, highest: allowed numbers of guesses; see `solve_boards`.
         boards, solutions: [N, 81] int64, to be filled.
         guesses: [N] int64, to be filled.
     """
@@ -231,13 +232,13 @@ def make_boards(seeds, stops, lowest, highest, boards, solutions, guesses):
 def solve_boards(boards, limit, solutions, found, guesses):
     """Solves puzzles.
 
-    Guesses are the digits tried in cells that naked singles leave a choice of, over the whole search.
+    Guesses are the digits tried in cells with several possible digits, over the whole search.
 
     Args:
-        boards: [N, 81] int64; no digit twice in a row, column or box.
+        boards: [N, 81] int64; no digit may occur twice in a row, column or box.
         limit: number of solutions to stop at.
         solutions: [N, 81] int64, to be filled with the last one found.
-        found, guesses: [N] int64, to be filled with numbers of solutions and of guesses.
+        found, guesses: [N] int64, to be filled with the numbers of solutions and guesses.
     """
     board, ascending = np.empty(81, np.int64), np.empty(0, np.uint64)
     for index in range(len(boards)):

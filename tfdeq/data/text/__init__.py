@@ -1,1 +1,1 @@
-"""Data sets of text: one a file."""
+"""Data sets of text, one per file."""

@@ -1,4 +1,4 @@
-"""Bytes: splits documents into train, validation and test, and joins them to byte streams."""
+"""Splits documents into train, validation and test, and joins them to byte streams."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from tfdeq.data.token_data import SPLITS, TokenData, token_data
 
 VALIDATION_SHARE = 0.05
 TEST_SHARE = 0.05
-# What a group may be of its split, at most, unless it is the training's.
+# Largest share of its split that a group may have, except in training.
 LARGEST_SHARE = 0.25
 
 
@@ -21,19 +21,19 @@ def split_by_groups(
 ) -> dict[str, list[Document]] | None:
     """Assigns whole groups of near-copies to splits, 90/5/5 by bytes.
 
-    Groups are `near_copies.groups`. In the order of a hash of their keys they fill test up to 5 % of
-    all bytes, then validation; the last one of a split is taken if that brings it closer to 5 %. All
-    others are for training, and so are groups larger than a quarter of a split, which would weigh too
-    much in it. Where documents come and go, or change a little, a group keeps its split, but for
-    those few near the borders.
+    Groups come from `near_copies.groups`. In the order of a hash of their keys, they fill the test
+    split up to 5 % of all bytes, then validation; the last group of a split is included if that brings
+    it closer to 5 %. All others are for training, and so are groups larger than a quarter of a split,
+    which would dominate it. If documents are added, removed or changed a little, groups keep their
+    splits, except a few near the borders.
 
     Args:
         documents: the documents.
-        keys: what to hash, one a document; the smallest one of a group is the group's.
+        keys: one key per document, to be hashed; the smallest key in a group is the group's.
 
     Returns:
-        The documents of each split, in the order given; None where groups that are small enough make
-        up less than half of the bytes: there are too few for splits of their own.
+        The documents of each split, in the given order; None if groups that are small enough make up
+        less than half of the bytes, too few for separate splits.
     """
     members = groups(documents)
     sizes = [sum(len(documents[index].text) for index in group) for group in members]
@@ -48,7 +48,7 @@ def split_by_groups(
     for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
         missing = share * total
         for place in waiting:
-            # The one in which a split ends is the training's if it is not this split's.
+            # The group in which a split ends goes to training if it does not go to this split.
             if sizes[place] > 2 * missing:
                 break
             split_of.update(dict.fromkeys(members[place], split))
@@ -60,17 +60,17 @@ def split_by_groups(
 
 
 def split_within_files(documents: Sequence[Document]) -> dict[str, list[Document]]:
-    """Cuts documents contiguously: the first 90 % train, then 5 % validation, 5 % test.
+    """Divides each document in order: the first 90 % train, then 5 % validation, 5 % test.
 
-    Documents that have near-copies are for training whole, and from the others more is cut off
-    instead, so that the shares are those of all bytes: what is cut off one copy may stand elsewhere in
-    another. Where near-copies are more than half of the bytes, all documents are cut.
+    Documents with near-copies go to training as a whole, because what is cut off one copy may be
+    elsewhere in another. More is cut off the other documents, so that the shares are those of all
+    bytes. If near-copies are more than half of the bytes, all documents are divided.
 
     Args:
         documents: the documents.
 
     Returns:
-        The parts of each split, in the order given.
+        The parts of each split, in the given order.
     """
     total = sum(len(document.text) for document in documents)
     alone = {group[0] for group in groups(documents) if len(group) == 1}

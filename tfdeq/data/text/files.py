@@ -16,39 +16,40 @@ from tfdeq.data.text import byte_documents
 from tfdeq.data.token_data import TokenData
 from tfdeq.programs.paths import expanded
 
-# Between the commas of one path; more would make long lists slow.
+# Largest number of parts between commas that may form one path; more would make long lists slow.
 _MOST_PARTS = 16
 LARGEST_FILE = 2**30  # bytes; a TFDS example must stay under 2 GiB
 
 
 class Text(prepared.DocumentsBuilder, skip_registration=True):
-    """A user's own files as bytes; the config carries a digest of paths and contents."""
+    """A user's own files as bytes; the config name contains a digest of paths and contents."""
 
     name = "tfdeq_text"
-    # 2: near-copies share a split; splits are shares of the bytes.
+    # Since 2: near-copies share a split; splits are shares of the bytes.
     VERSION = tfds.core.Version("2.0.0")
 
 
 def load(*, files: str | Sequence[str] | None = None, prepared_dir: str | None = None) -> TokenData:
     """Loads files as bytes.
 
-    Whole files go to a split, about 90/5/5 by bytes, by a hash of their contents; copies and files that
-    share many lines go together, see `byte_documents.split_by_groups`. Where such groups are too few or
-    too large for that (fewer than some 80 files, if they are equally long), each file is cut
-    contiguously: its first 90 % train, then 5 % validation, 5 % test, but for files that have
-    near-copies, see `byte_documents.split_within_files`. Empty files are left out.
+    Whole files are assigned to splits, about 90/5/5 by bytes, by a hash of their contents; copies and
+    files that share many lines stay together, see `byte_documents.split_by_groups`. If such groups are
+    too few or too large for that (fewer than about 80 files of equal length), each file is divided: its
+    first 90 % train, then 5 % validation, 5 % test, except files with near-copies, see
+    `byte_documents.split_within_files`. Empty files are ignored.
 
     Args:
-        files: globs, comma-separated or a sequence; `**` matches any number of folders. The name of a
-            file that exists stands for it, whatever characters it has.
+        files: globs, comma-separated or a sequence; `**` matches any number of folders. The name of an
+            existing file is taken literally, with all its characters.
         prepared_dir: folder of the prepared copies, one for each content; None: TFDS's own.
 
     Returns:
         Bytes; files in order of their paths, one newline byte between them.
 
     Raises:
-        FileNotFoundError: a glob matches no file.
-        ValueError: no glob, a folder instead of a file, files without content or too large a file.
+        FileNotFoundError: if a glob matches no file.
+        ValueError: for no glob, a folder instead of a file, files without content, or a file that is
+            too large.
     """
     paths = matching_files(files)
     documents = _read_documents(paths)
@@ -79,9 +80,9 @@ def _split(documents: Sequence[Document], files: object) -> dict[str, list[Docum
 
 
 def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:
-    """Returns the files that globs match, each once, sorted; errors as `load`.
+    """Returns the files that globs match, each once, sorted; raises the errors of `load`.
 
-    What exists is meant itself, whatever characters its name has: a comma, brackets, a question mark.
+    The name of an existing path is taken literally, even with a comma, brackets or a question mark.
     """
     globs = _split_at_commas(files) if isinstance(files, str) else list(files or ())
     globs = [pattern for pattern in globs if pattern.strip()]
@@ -109,14 +110,15 @@ def matching_files(files: str | Sequence[str] | None) -> list[pathlib.Path]:
 
 
 def _split_at_commas(files: str) -> list[str]:
-    """Splits a list of globs, but not the names of what exists at the commas in them."""
+    """Splits a list of globs at commas, except commas in the names of existing paths."""
     parts, globs = files.split(","), []
     while parts:
         joined = list(itertools.accumulate(parts[:_MOST_PARTS], "{},{}".format))
         exists = [text for text in joined if _existing(text)]
         files_there = [text for text in exists if os.path.isfile(_existing(text) or "")]
         globbed = (text for text in joined if any(map(os.path.isfile, _matches(text))))
-        # The longest name of a file, the shortest glob of files, or what the error will name.
+        # The longest name of a file, the shortest glob that matches files, or the path for the
+        # error message.
         globs.append(
             files_there[-1] if files_there else next(globbed, exists[-1] if exists else parts[0])
         )
@@ -125,13 +127,13 @@ def _split_at_commas(files: str) -> list[str]:
 
 
 def _existing(name: str) -> str | None:
-    """The path of what has this very name, which may begin or end with a space, or None."""
+    """Returns the existing path with exactly this name, which may begin or end with a space, or None."""
     paths = (str(expanded(text)) for text in (name, name.strip()) if text)
     return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def _matches(pattern: str) -> list[str]:
-    """What exists under a name, or what a glob matches behind the folders in it that exist."""
+    """Returns what exists under a name, or what a glob matches below the existing folders in it."""
     path = _existing(pattern)
     if path is not None:
         return [path]

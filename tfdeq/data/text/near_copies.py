@@ -6,37 +6,42 @@ from collections.abc import Sequence
 
 from tfdeq.data.prepared import Document
 
-# Who changes these changes splits: raise the VERSION of the builders in python_stdlib.py and text.py.
+# Changing these changes splits: then increase the VERSION of the builders in python_stdlib.py and
+# files.py.
 
-# Bytes of a line, without the white space at its ends, from which on it tells documents apart; shorter
-# ones, such as `else:`, stand anywhere.
+# Smallest length in bytes, without white space at the ends, of lines that distinguish documents;
+# shorter ones, such as `else:`, occur everywhere.
 TELLING = 10
-# Documents that a line may stand in and be special to them; one in more, of a licence, is common.
+# A line in at most this many documents is special to them; a line in more, such as that of a
+# licence, is common.
 SPECIAL = 20
-# What two documents share of the smaller one's telling lines if they are near-copies: of special lines
-# alone, or of all.
+# The share of the smaller document's telling lines that near-copies have in common: of the special
+# lines, or of all.
 SPECIAL_SHARE = 0.05
 SHARE = 0.5
-# And in bytes, at least: small files would tie all others together by a line or two.
+# Also the smallest number of shared bytes: otherwise small files would connect all others by a line
+# or two.
 LEAST = 200
 
 
 def groups(documents: Sequence[Document]) -> list[list[int]]:
-    """Puts documents that are near-copies of each other, and copies of copies, into groups.
+    """Groups documents that are near-copies of each other, including copies of copies.
 
-    Lines count without white space at their ends, once a document, from 10 bytes on. Two documents
-    belong together if the lines that both have are half of those of the smaller document, in bytes,
-    or 5 % of them without lines that more than 20 documents have; and 200 bytes at least. So do
-    documents of the same content. Groups are the connected parts of that relation.
+    Lines of at least 10 bytes count, without white space at their ends, once per document. Two
+    documents belong together if their common lines are at least 200 bytes and half of the lines of the
+    smaller document, in bytes, or 5 % of them without lines that occur in more than 20 documents.
+    Documents with the same content also belong together. Groups are the connected components of that
+    relation.
 
-    A line that more than 20 documents have is counted for those documents that are neighbours among
-    them alone, which keeps the time in proportion to the text: copies have the same such lines.
+    A line in more than 20 documents is counted only for pairs of documents that are adjacent in the
+    list of these documents. This keeps the time proportional to the length of the text, and suffices
+    because copies have the same such lines.
 
     Args:
         documents: N documents.
 
     Returns:
-        The groups, lists of the N indices; both in rising order.
+        The groups, lists of indices below N; both are in ascending order.
     """
     lines = [telling_lines(document.text) for document in documents]
     sizes = [sum(map(len, own)) for own in lines]
@@ -51,7 +56,7 @@ def telling_lines(text: bytes) -> set[bytes]:
 
 
 def _near(lines: Sequence[set[bytes]], sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """The pairs of documents that share enough."""
+    """Returns the pairs of documents that share enough."""
     holders: dict[bytes, list[int]] = collections.defaultdict(list)
     for index, own in enumerate(lines):
         for line in own:
@@ -75,7 +80,7 @@ def _near(lines: Sequence[set[bytes]], sizes: Sequence[int]) -> list[tuple[int, 
 
 
 def _connected(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """The connected parts of a graph of so many nodes."""
+    """Returns the connected components of a graph."""
     parents = list(range(count))
 
     def root(index: int) -> int:

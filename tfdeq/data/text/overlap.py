@@ -1,4 +1,4 @@
-"""How much of validation and test stands in lines that the training text has too."""
+"""How much of validation and test consists of lines that also occur in the training text."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from tfdeq.data.token_data import SPLITS, TokenData
 
-LENGTHS = (1, 10, 20, 40)  # bytes of a line, at least
+LENGTHS = (1, 10, 20, 40)  # smallest length of a line, in bytes
 PASSAGE = 3  # lines
 
 _EXPLAINED = (
@@ -16,7 +16,7 @@ _EXPLAINED = (
 
 
 def texts(data: TokenData) -> dict[str, bytes]:
-    """Returns the texts of train, validation and test; of words, with a line for each `<eos>`."""
+    """Returns the texts of train, validation and test; for words, each `<eos>` ends a line."""
     streams = {split: getattr(data, split) for split in SPLITS}
     if data.vocabulary is None:
         return {split: stream.tobytes() for split, stream in streams.items()}
@@ -25,18 +25,18 @@ def texts(data: TokenData) -> dict[str, bytes]:
 
 
 def overlap(training: bytes, other: bytes, at_least: int = 1, passage: int = 1) -> float:
-    """Returns the share of a text's bytes that stand in lines which the training text has too.
+    """Returns the share of a text's bytes in lines that also occur in the training text.
 
-    White space at the ends of a line does not count, nor do blank lines.
+    White space at the ends of a line and blank lines do not count.
 
     Args:
         training: the training text. other: that of validation or test.
-        at_least: bytes of a line from which on it counts as known; shorter ones are part of the text,
-            but count as new.
-        passage: lines that must follow each other in both texts to count as known.
+        at_least: smallest length, in bytes, of lines that can count as known; shorter ones are part of
+            the text, but count as new.
+        passage: number of consecutive lines that both texts must have for them to count as known.
 
     Returns:
-        A number in [0, 1]; 0 of a text without lines.
+        A number in [0, 1]; 0 for a text without lines.
     """
     known = set(_passages(_lines(training), passage))
     lines = _lines(other)
@@ -52,7 +52,7 @@ def report(name: str, data: TokenData) -> list[str]:
     """Returns the shares of validation and test, line by line.
 
     Args:
-        name: the data set's. data: its tokens.
+        name: name of the data set. data: its tokens.
     """
     found = texts(data)
     rows = [("all lines", {})]

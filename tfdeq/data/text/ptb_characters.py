@@ -19,14 +19,15 @@ class PtbCharacters(Ptb, skip_registration=True):
 def load(*, data_dir: str | None = None, prepared_dir: str | None = None) -> TokenData:
     """Loads the characters of ptb.{train,valid,test}.txt, plain or .gz, from `data_dir`.
 
-    These are the files of words. A line's words are joined by single spaces, and end in a newline.
+    These are the same files as for words. The words of a line are joined by single spaces, and the line
+    ends in a newline.
 
     Returns:
-        Bytes, of which training has 50.
+        Bytes; the training split has 50 different ones.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: no such folder, or no such file in it.
-        ValueError: no folder named, or files of other sizes than the published.
+        FileNotFoundError, NotADirectoryError: if there is no such folder, or no such file in it.
+        ValueError: if no folder is given, or if the files have other sizes than the published ones.
     """
     instructions = Ptb.MANUAL_DOWNLOAD_INSTRUCTIONS
     folder = folders.required_folder(data_dir, instructions)
@@ -38,13 +39,13 @@ def load(*, data_dir: str | None = None, prepared_dir: str | None = None) -> Tok
 
     texts = {split: [sources[split][0].text] for split in SPLITS}
     if not prepared.is_prepared(make_builder):
-        # Raises for other files before anything is written.
+        # Raises an error for other files before anything is written.
         character_data(texts, PUBLISHED)
     return character_data(prepared.read_texts(make_builder, manual_dir=str(folder)), PUBLISHED)
 
 
 def character_data(texts: dict[str, list[bytes]], published: words.Counts) -> TokenData:
-    """The characters of three texts; see `load`."""
+    """Returns the characters of three texts; see `load`."""
     lines = {split: b"".join(texts[split]).splitlines() for split in SPLITS}
     joined = {
         split: b"".join(b" ".join(line.split()) + b"\n" for line in lines[split])

@@ -1,7 +1,7 @@
 """Texts by name: token streams of the trainers of language models.
 
-To add one, write a module with `load(...) -> TokenData` and name it in `DATASETS`. Its keyword
-arguments are the options that it takes, among data_dir, files and prepared_dir.
+To add one, write a module with `load(...) -> TokenData` and add it to `DATASETS`. Its keyword arguments
+are the options that it takes: data_dir, files, prepared_dir, or some of these.
 """
 
 import inspect
@@ -32,7 +32,7 @@ DATASETS = {
 }
 """Data set's name -> the function that loads it."""
 
-# What `stand_in` knows the sizes of: (published counts, unit).
+# The data sets whose sizes `stand_in` knows: (published counts, unit).
 _PUBLISHED = {
     "ptb": (ptb.PUBLISHED, "word"),
     "ptb_characters": (ptb_characters.PUBLISHED, "byte"),
@@ -42,7 +42,7 @@ _PUBLISHED = {
 
 
 def stand_in(name: str) -> TokenData | None:
-    """Returns made-up tokens of a data set's published sizes, or None if it has none."""
+    """Returns random tokens with a data set's published sizes, or None if it has none."""
     return make_stand_in(*_PUBLISHED[name]) if name in _PUBLISHED else None
 
 
@@ -53,7 +53,7 @@ def load(
     files: str | Sequence[str] | None = None,
     prepared_dir: str | None = None,
 ) -> TokenData:
-    """Loads a data set; the first time, TFDS prepares a copy of it.
+    """Loads a data set; TFDS prepares a copy of it the first time.
 
     Args:
         name: a key of `DATASETS`.
@@ -64,13 +64,13 @@ def load(
             TFDS_DATA_DIR, or ~/tensorflow_datasets.
 
     Returns:
-        The token streams of train, validation and test. Bytes: the files of a split are joined with
-        one newline byte between them. Words: one `<eos>` a line.
+        The token streams of train, validation and test. Bytes: the files of a split are joined with one
+        newline byte between them. Words: one `<eos>` per line.
 
     Raises:
-        ValueError: an unknown name, an option that the data set does not take, or bad content.
-        FileNotFoundError, NotADirectoryError: what `data_dir` or `files` names is not there.
-        ConnectionError: a download failed.
+        ValueError: for an unknown name, an option that the data set does not take, or invalid content.
+        FileNotFoundError, NotADirectoryError: if `data_dir` or `files` does not exist.
+        ConnectionError: if a download failed.
     """
     if name not in DATASETS:
         raise ValueError(f"Unknown data set {name!r}. Known: {', '.join(sorted(DATASETS))}.")

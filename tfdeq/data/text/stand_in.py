@@ -1,18 +1,18 @@
-"""Made-up tokens of a corpus's published sizes, for a look at a model before the data are there."""
+"""Random tokens with a corpus's published sizes, to inspect a model before the data are available."""
 
 import numpy as np
 
 from tfdeq.data.text.words import Counts
 from tfdeq.data.token_data import SPLITS, TokenData, token_data
 
-LONGEST = 2**20  # tokens of a split, at most
+LONGEST = 2**20  # largest number of tokens in a split
 
 
 def stand_in(published: Counts, unit: str) -> TokenData:
-    """Returns streams of random tokens, as frequent as words are: p(token) in proportion to 1 / (1 + id).
+    """Returns streams of random tokens with frequencies like those of words, p(token) ∝ 1 / (1 + id).
 
     Args:
-        published: the corpus's sizes; a split has at most 2^20 of its tokens.
+        published: the corpus's sizes; a split has at most 2^20 tokens.
         unit: "byte" or "word".
     """
     types = 256 if unit == "byte" else published.types

@@ -14,14 +14,14 @@ from tfdeq.data import folders, prepared
 from tfdeq.data.text import byte_documents
 from tfdeq.data.token_data import TokenData
 
-CONNECT_SECONDS = 10  # TFDS itself would try for minutes where there is no network
+CONNECT_SECONDS = 10  # TFDS itself would try for minutes without a network
 
 
 def load(*, data_dir: str | None = None, prepared_dir: str | None = None) -> TokenData:
     """Loads TFDS's tiny_shakespeare with its train, validation and test splits.
 
-    Uses a prepared copy; else the original file in `data_dir`, as input.txt or under the name that
-    TFDS gives its downloads; else downloads the file, after a warning that it does.
+    Uses a prepared copy if there is one, else the original file in `data_dir`, as input.txt or under
+    the name that TFDS gives its downloads. Otherwise it downloads the file, after a warning.
 
     Args:
         data_dir: folder of the original file, or None.
@@ -31,9 +31,9 @@ def load(*, data_dir: str | None = None, prepared_dir: str | None = None) -> Tok
         Bytes.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: `data_dir` is no folder.
-        ValueError: the file in it is not the original.
-        ConnectionError: the download failed.
+        FileNotFoundError, NotADirectoryError: if `data_dir` is not a folder.
+        ValueError: if the file in it is not the original.
+        ConnectionError: if the download failed.
     """
     builder_class = tfds.builder_cls("tiny_shakespeare")
     ((url, original),) = builder_class.url_infos.items()
@@ -50,7 +50,7 @@ def load(*, data_dir: str | None = None, prepared_dir: str | None = None) -> Tok
     if file is None:
         return byte_documents.byte_data(_download(make_builder, url, data_dir))
     with tempfile.TemporaryDirectory() as manual_dir:
-        # TFDS knows a file of the user's by its original name alone.
+        # TFDS finds a user's file only by its original name.
         shutil.copyfile(file, pathlib.Path(manual_dir, original.filename))
         return byte_documents.byte_data(prepared.read_texts(make_builder, manual_dir=manual_dir))
 
@@ -78,7 +78,7 @@ def _original_file(data_dir: str, url: str, original) -> pathlib.Path | None:
 
 
 def _named_by_checksum(folder: pathlib.Path, original) -> pathlib.Path | None:
-    # TFDS's downloads carry the SHA-256 in their names, in URL-safe base64 without padding.
+    # The names of TFDS's downloads contain the SHA-256, in URL-safe base64 without padding.
     checksum = base64.urlsafe_b64encode(bytes.fromhex(original.checksum)).decode().rstrip("=")
     return next(iter(sorted(folder.glob(f"**/*{checksum}.txt"))), None)
 

@@ -10,7 +10,7 @@ PUBLISHED = words.Counts(
 
 
 class Wikitext103(Wikitext2, skip_registration=True):
-    """Good and featured Wikipedia articles as words, more of them, rare words as <unk>."""
+    """Good and featured Wikipedia articles as words, rare words as <unk>; the larger of the two sets."""
 
     name = "tfdeq_wikitext103"
     MANUAL_DOWNLOAD_INSTRUCTIONS = Wikitext2.MANUAL_DOWNLOAD_INSTRUCTIONS.replace(

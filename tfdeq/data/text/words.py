@@ -1,4 +1,4 @@
-"""Words: corpora of whitespace-separated words with published token counts, one file a split."""
+"""Corpora of whitespace-separated words with published token counts, one file per split."""
 
 import collections
 import gzip
@@ -18,14 +18,14 @@ UNKNOWN = b"<unk>"
 
 
 class Counts(NamedTuple):
-    """Published sizes of a corpus, with one end of sentence a line."""
+    """Published sizes of a corpus, with one end of sentence per line."""
 
     tokens: Mapping[str, int]  # of each split
-    types: int  # distinct words of the training split, `<eos>` among them
+    types: int  # distinct words of the training split, including `<eos>`
 
 
 class WordsBuilder(prepared.DocumentsBuilder, skip_registration=True):
-    """TFDS builder of one file a split, plain or gzip, in the user's folder (`manual_dir`)."""
+    """TFDS builder of one file per split, plain or gzip, in the user's folder (`manual_dir`)."""
 
     FILES: ClassVar[Mapping[str, str]]  # file name of each split
 
@@ -42,12 +42,12 @@ def load(
 ) -> TokenData:
     """Loads a corpus of words and checks its sizes against the published ones.
 
-    Every line ends in one `<eos>`. The vocabulary is the types of the training split; ids go by
-    falling frequency there, and among equals by code point. A word that training has not becomes
-    `<unk>`.
+    Every line ends in one `<eos>`. The vocabulary is the distinct words of the training split; ids are
+    sorted by decreasing frequency there, and for ties by code point. A word that is not in the training
+    split becomes `<unk>`.
 
     Args:
-        builder_class: names the files and tells the user where they come from.
+        builder_class: has the names of the files, and tells the user where to get them.
         published: the sizes to expect.
         data_dir: folder of the original files.
         prepared_dir: folder of the prepared copies; None: TFDS's own.
@@ -56,9 +56,9 @@ def load(
         Words.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: no such folder, or no such file in it.
-        ValueError: no folder named; a file that is neither UTF-8 nor gzip of it; sizes other than
-            the published.
+        FileNotFoundError, NotADirectoryError: if there is no such folder, or no such file in it.
+        ValueError: if no folder is given, for a file that is neither UTF-8 nor gzipped UTF-8, or for
+            sizes other than the published ones.
     """
     instructions = builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS
     folder = folders.required_folder(data_dir, instructions)
@@ -69,14 +69,14 @@ def load(
         return builder_class(config_name=config_name, prepared_dir=prepared_dir)
 
     if not prepared.is_prepared(make_builder):
-        # Raises for other files before anything is written.
+        # Raises an error for other files before anything is written.
         word_data({split: sources[split][0].text for split in SPLITS}, published)
     texts = prepared.read_texts(make_builder, manual_dir=str(folder))
     return word_data({split: b"".join(texts[split]) for split in SPLITS}, published)
 
 
 def words_of(text: bytes) -> list[bytes]:
-    """Returns a text's words and one `<eos>` a line, also for a last line without a newline."""
+    """Returns a text's words and one `<eos>` per line, even for a last line without a newline."""
     if text and not text.endswith(b"\n"):
         text += b"\n"
     return text.replace(b"\n", b" " + END_OF_SENTENCE + b" ").split()
@@ -112,7 +112,7 @@ def word_data(texts: Mapping[str, bytes], published: Counts) -> TokenData:
 def read_documents(
     folder: pathlib.Path, files: Mapping[str, str], instructions: str = ""
 ) -> dict[str, list[Document]]:
-    """Reads one file a split, `NAME` or `NAME.gz`, and checks that it is UTF-8."""
+    """Reads one file per split, `NAME` or `NAME.gz`, and checks that it is UTF-8."""
     paths = {split: _find(folder, files[split], instructions) for split in SPLITS}
     return {split: [Document(files[split], _read(paths[split]))] for split in SPLITS}
 

@@ -1,1 +1,1 @@
-"""Asking a server."""
+"""The client of a server."""

@@ -1,4 +1,4 @@
-"""A call with a deadline: it asks again while that may help, and says why there is no answer."""
+"""A call with a deadline, which retries while that may help and reports why there is no answer."""
 
 import itertools
 import random
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 1.0
-# With less time left than this, another attempt would end in the middle.
+# With less time left than this, another attempt would not finish.
 _SHORTEST_ATTEMPT_SECONDS = 0.02
-LONGEST_QUOTE = 2000  # characters of a server's words
+LONGEST_QUOTE = 2000  # characters of a server's message
 
 TAKE_LONGER = (
     "Give a longer timeout, a smaller batch, a larger tolerance or fewer max_steps; and see whether "
@@ -25,7 +25,7 @@ ANSWER_TOO_LARGE = (
 
 
 class ServerError(ChildProcessError):
-    """The server refused, or did not answer in time; the message has its words and what to do."""
+    """The server refused, or did not answer in time; the message quotes it and says what to do."""
 
 
 class NotNow(Exception):
@@ -37,23 +37,23 @@ class NotNow(Exception):
 
 
 def out_of_time(doing: str) -> NotNow:
-    """What an attempt raises when the deadline passes."""
+    """Returns the error that an attempt raises when the deadline passes."""
     return NotNow(f"the time ran out while {doing}", TAKE_LONGER)
 
 
 def require_time(seconds: float, deadline: float, work: str) -> None:
-    """Checks that work that nothing can interrupt ends before the deadline.
+    """Checks that work which cannot be interrupted will end before the deadline.
 
     Args:
-        seconds: a high guess of what it takes.
+        seconds: a high estimate of its duration.
         deadline: a time of time.monotonic().
-        work: such as "writing the request".
+        work: description, such as "writing the request".
 
     Raises:
-        ServerError: it does not.
+        ServerError: if it will not.
     """
     left = max(deadline - time.monotonic(), 0.0)
-    # A tenth of a second is within what a call may take over its deadline.
+    # A call may exceed its deadline by a tenth of a second.
     if seconds > max(left, 0.1):
         raise ServerError(
             f"{left:.1f} s of the timeout are left, but {work} may take {seconds:.1f} s. Use a longer "
@@ -64,16 +64,16 @@ def require_time(seconds: float, deadline: float, work: str) -> None:
 def ask(
     attempt: Callable[[float], T], server: str, timeout: float, attempts: int | None = None
 ) -> T:
-    """Returns what `attempt` returns; calls it again, after growing pauses, while it raises `NotNow`.
+    """Returns the result of `attempt`; repeats it, after growing pauses, while it raises `NotNow`.
 
     Args:
         attempt: takes the deadline, a time of time.monotonic(), and ends by then.
-        server: how messages call it.
-        timeout: seconds, of all attempts and pauses together.
-        attempts: how many at most; None: as many as the time allows.
+        server: name of the server in messages.
+        timeout: seconds for all attempts and pauses together.
+        attempts: largest number of attempts; None: as many as the time allows.
 
     Raises:
-        ServerError: no answer by then; the message has the last two problems that differ.
+        ServerError: if there is no answer by then; the message has the last two different problems.
     """
     started = time.monotonic()
     deadline = started + timeout
@@ -88,8 +88,8 @@ def ask(
         left = deadline - time.monotonic()
         if number == attempts or left < _SHORTEST_ATTEMPT_SECONDS:
             break
-        # Clients that lost the same server do not come back all at once, and the last pause leaves
-        # time for another attempt.
+        # Random pauses, so that clients that lost the same server do not all return at once; the
+        # last pause leaves time for another attempt.
         time.sleep(min(pause * random.uniform(0.5, 1.0), left / 2))
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     last = problems[-1]

@@ -1,4 +1,4 @@
-"""Asks TensorFlow Serving by gRPC."""
+"""Sends requests to TensorFlow Serving by gRPC."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from tfdeq.serving.client.client_calls import NotNow, ServerError
 from tfdeq.serving.client.client_values import ServedSignature, served_signature
 
 _Code = grpc.StatusCode
-# A server that starts, stops or has a full queue; anything else will not get better by itself.
+# A server that starts, stops or has a full queue; retries do not help with other errors.
 _RETRIED = (
     _Code.UNAVAILABLE,
     _Code.RESOURCE_EXHAUSTED,
@@ -28,7 +28,7 @@ _RETRIED = (
     _Code.DEADLINE_EXCEEDED,
 )
 _RECONNECT_MILLISECONDS = 100
-# Slower than what was seen for numbers in repeated fields: 18 MB/s of small integers.
+# Slower than the measured rate for numbers in repeated fields: 18 MB/s for small integers.
 _READ_BYTES_PER_SECOND = 1e7
 _CHECK = "See whether the server runs there and whether that is its gRPC port (8500 by default)."
 _WRONG_PORT = (
@@ -49,8 +49,8 @@ class GrpcTransport:
     def __init__(self, address: str, model_name: str, version: int | None, max_answer_bytes: int):
         options = [
             ("grpc.max_receive_message_length", max_answer_bytes),
-            ("grpc.max_send_message_length", -1),  # the server has a limit of its own
-            # By default a lost connection is not tried again for a second.
+            ("grpc.max_send_message_length", -1),  # the server has its own limit
+            # By default, gRPC waits a second before it tries a lost connection again.
             ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MILLISECONDS),
             ("grpc.max_reconnect_backoff_ms", 10 * _RECONNECT_MILLISECONDS),
         ]
@@ -59,14 +59,14 @@ class GrpcTransport:
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
 
     def signature(self, signature: str, deadline: float) -> ServedSignature:
-        """Returns what a signature takes and returns, from the server's metadata."""
+        """Returns the inputs and outputs of a signature, from the server's metadata."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         self._name_model(request.model_spec)
         answer = self._call(self._stub.GetModelMetadata, request, deadline)
         found = get_model_metadata_pb2.SignatureDefMap()
         try:
             readable = answer.metadata["signature_def"].Unpack(found)
-        except Exception as error:  # of protobuf's several implementations
+        except Exception as error:  # protobuf's implementations raise different errors
             raise ServerError(_unreadable("metadata", error)) from error
         if not readable:
             raise ServerError(_unreadable("metadata", "no signatures in it"))
@@ -79,7 +79,7 @@ class GrpcTransport:
         served: ServedSignature,
         deadline: float,
     ) -> dict[str, np.ndarray]:
-        """Returns the answer to one request, its dtypes those of the signature."""
+        """Returns the answer to one request, with the signature's dtypes."""
         request = predict_pb2.PredictRequest()
         self._name_model(request.model_spec)
         request.model_spec.signature_name = signature
@@ -120,7 +120,8 @@ class GrpcTransport:
         code, details = error.code(), str(error.details())[: client_calls.LONGEST_QUOTE]
         text = f"{code.name}: {details}"
         if code is _Code.RESOURCE_EXHAUSTED and "larger than max" in details:
-            # The words for either side's limit; those of older versions do not say whose it is.
+            # The messages about either side's limit; in older versions they do not say whose limit
+            # it is.
             own = ("CLIENT", "Decompressed", f"vs. {self._limit})")
             if any(word in details for word in own):
                 limit = client_calls.ANSWER_TOO_LARGE.format(limit=self._limit)
@@ -141,12 +142,12 @@ class GrpcTransport:
         try:
             dtype = tf.as_dtype(tensor.dtype)
             sizes = [dimension.size for dimension in tensor.tensor_shape.dim]
-            # One number may stand for all of a tensor.
+            # A single number may stand for all entries of a tensor.
             size = math.prod(sizes) * (1 if dtype == tf.string else dtype.size)
             if size > self._limit or min(sizes, default=0) < 0:
                 raise ValueError(f"a tensor of the shape {sizes} and {size:,} bytes")
             return tf.make_ndarray(tensor)
-        except Exception as error:  # whatever a tensor that is none makes NumPy raise
+        except Exception as error:  # any error that NumPy raises for an invalid tensor
             raise ServerError(_unreadable("answer", error)) from error
 
 

@@ -1,4 +1,4 @@
-"""Asks TensorFlow Serving by REST."""
+"""Sends requests to TensorFlow Serving by REST."""
 
 import base64
 import collections
@@ -18,10 +18,11 @@ from tfdeq.serving.client import client_calls, client_socket
 from tfdeq.serving.client.client_calls import NotNow, ServerError
 from tfdeq.serving.client.client_values import ServedSignature, served_signature
 
-# A server, or a proxy before it, that starts, stops or has a full queue.
+# A server, or a proxy in front of it, that starts, stops or has a full queue.
 _RETRIED = (429, 502, 503, 504)
 _CHUNK_BYTES = 2**16
-# More than what was seen for JSON: to write a number; to read a list, and a byte of anything else.
+# More than the measured times for JSON: to write a number; to read a list, and a byte of anything
+# else.
 _WRITE_NUMBER_SECONDS = 3e-6
 _READ_LIST_SECONDS = 4e-6
 _READ_BYTE_SECONDS = 1e-7
@@ -57,7 +58,7 @@ class RestTransport:
         self._ask_a_proxy(parts.netloc)
 
     def _ask_a_proxy(self, netloc: str) -> None:
-        """Goes by the environment's http_proxy and no_proxy."""
+        """Uses the environment variables http_proxy and no_proxy."""
         proxy = urllib.request.getproxies().get("http")
         if not proxy or urllib.request.proxy_bypass(netloc):
             return
@@ -71,7 +72,7 @@ class RestTransport:
             )
 
     def signature(self, signature: str, deadline: float) -> ServedSignature:
-        """Returns what a signature takes and returns, from the server's metadata."""
+        """Returns the inputs and outputs of a signature, from the server's metadata."""
         answer = self._exchange("GET", f"{self._path}/metadata", None, deadline)
         try:
             found = json_format.ParseDict(
@@ -79,7 +80,7 @@ class RestTransport:
                 get_model_metadata_pb2.SignatureDefMap(),
                 ignore_unknown_fields=True,
             )
-        except Exception as error:  # whatever other JSON makes of it
+        except Exception as error:  # any error that unexpected JSON causes
             raise ServerError(
                 _unreadable("metadata", f"{type(error).__name__}: {error}")
             ) from error
@@ -92,7 +93,7 @@ class RestTransport:
         served: ServedSignature,
         deadline: float,
     ) -> dict[str, np.ndarray]:
-        """Returns the answer to one request, as JSON gives its numbers."""
+        """Returns the answer to one request, with numbers as read from JSON."""
         seconds = _WRITE_NUMBER_SECONDS * sum(value.size for value in values.values())
         client_calls.require_time(seconds, deadline, "writing the request as JSON")
         inputs = {name: _to_json(value) for name, value in values.items()}
@@ -100,7 +101,7 @@ class RestTransport:
         answer = self._exchange("POST", f"{self._path}:predict", body, deadline)
         outputs = answer.get("outputs") if isinstance(answer, Mapping) else None
         if not isinstance(outputs, Mapping) and len(served.outputs) == 1:
-            outputs = dict.fromkeys(served.outputs, outputs)  # written without its name
+            outputs = dict.fromkeys(served.outputs, outputs)  # a single output has no name in JSON
         if not isinstance(outputs, Mapping):
             raise ServerError(_unreadable("answer", f"no outputs by name in {answer!r:.200}"))
         try:
@@ -114,13 +115,14 @@ class RestTransport:
             self._idle.pop().close()
 
     def _exchange(self, method: str, path: str, body: bytes | None, deadline: float) -> Any:
-        """The JSON that answers one request."""
+        """Returns the JSON answer to one request."""
         doing = f"connecting to {self._at[0]}:{self._at[1]}"
         connection, kept = None, False
         try:
             connection = self._connection(deadline)
             doing = "sending the request"
-            # A server that has read enough closes; its answer may be there all the same.
+            # A server may close the connection before it has read everything, and still have
+            # answered.
             with contextlib.suppress(ConnectionError):
                 connection.request(method, path, body, self._headers)
             doing = "waiting for the answer's header"
@@ -128,7 +130,7 @@ class RestTransport:
             doing = "reading the answer"
             content = self._read(response)
             kept = not response.will_close
-        except ServerError:  # an OSError too
+        except ServerError:  # also an OSError
             raise
         except TimeoutError as error:
             raise client_calls.out_of_time(doing) from error
@@ -199,7 +201,7 @@ class RestTransport:
 
 
 def _words(content: bytes) -> str:
-    """The message in an error's body."""
+    """Returns the message in an error's body."""
     text = content[: 4 * client_calls.LONGEST_QUOTE].decode(errors="replace")
     try:
         found = json.loads(text)
@@ -221,7 +223,7 @@ def _to_json(value: np.ndarray) -> Any:
 
 
 def _from_json(value: Any) -> np.ndarray:
-    """Raises ValueError for lists that are no array."""
+    """Returns lists from JSON as an array; raises ValueError if they are not one."""
     found = np.asarray(value)
     if found.dtype == object:
         found = found.copy()

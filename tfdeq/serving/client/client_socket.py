@@ -1,4 +1,4 @@
-"""Connections whose every wait ends at one deadline."""
+"""Connections with one deadline for all waits."""
 
 import contextlib
 import queue
@@ -12,7 +12,7 @@ def seconds_left(deadline: float) -> float:
     """Returns the seconds until a time of time.monotonic().
 
     Raises:
-        TimeoutError: there are none.
+        TimeoutError: if there are none.
     """
     left = deadline - time.monotonic()
     if left <= 0:
@@ -21,9 +21,9 @@ def seconds_left(deadline: float) -> float:
 
 
 class DeadlineSocket(socket.socket):
-    """A socket that a peer cannot keep waiting beyond `deadline`, however often it sends a byte.
+    """A socket that never waits beyond `deadline`, even if the peer keeps sending single bytes.
 
-    A socket's own timeout begins anew with every read.
+    A socket's own timeout starts again with every read.
     """
 
     deadline = 0.0
@@ -33,11 +33,11 @@ class DeadlineSocket(socket.socket):
         return super().recv_into(*args, **options)
 
     def sendall(self, *args: Any, **options: Any) -> None:
-        self.settimeout(seconds_left(self.deadline))  # of all that is sent together
+        self.settimeout(seconds_left(self.deadline))  # for the whole send
         return super().sendall(*args, **options)
 
     def is_quiet(self) -> bool:
-        """Whether the peer keeps the connection, and has sent nothing unasked."""
+        """Whether the peer has neither closed the connection nor sent anything unexpected."""
         self.setblocking(False)
         try:
             self.recv(1, socket.MSG_PEEK)
@@ -49,18 +49,18 @@ class DeadlineSocket(socket.socket):
 
 
 def connect(host: str, port: int, deadline: float) -> DeadlineSocket:
-    """Returns a connection to the first of a host's addresses that takes one.
+    """Returns a connection to the first of a host's addresses that accepts one.
 
     Raises:
-        TimeoutError: not by the deadline.
-        OSError: an unknown host, or no address takes a connection.
+        TimeoutError: if none does before the deadline.
+        OSError: for an unknown host, or if no address accepts a connection.
     """
     found = _addresses(host, port, deadline)
     problem: OSError = OSError(f"{host} has no address")
     for index, (family, kind, protocol, _, address) in enumerate(found):
         connection = DeadlineSocket(family, kind, protocol)
         try:
-            # One address that hangs leaves time for the others.
+            # If one address hangs, there is time left for the others.
             connection.settimeout(seconds_left(deadline) / (len(found) - index))
             connection.connect(address)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -76,7 +76,7 @@ def connect(host: str, port: int, deadline: float) -> DeadlineSocket:
 def _addresses(host: str, port: int, deadline: float) -> list[Any]:
     with contextlib.suppress(socket.gaierror):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    # Nothing limits how long a name is looked up.
+    # A name lookup has no timeout, so it runs in a thread.
     found: queue.SimpleQueue = queue.SimpleQueue()
 
     def look_up() -> None:

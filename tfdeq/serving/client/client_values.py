@@ -1,4 +1,4 @@
-"""What a served signature takes and returns, and arrays of exactly those dtypes and shapes."""
+"""Inputs and outputs of a served signature, and arrays with exactly these dtypes and shapes."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ class Tensor(NamedTuple):
     """One input or output of a signature."""
 
     dtype: tf.DType
-    shape: tf.TensorShape  # [B, ...]; may be of unknown rank
+    shape: tf.TensorShape  # [B, ...]; the rank may be unknown
 
 
 class ServedSignature(NamedTuple):
-    """A signature as the server's metadata describe it."""
+    """A signature as described by the server's metadata."""
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
@@ -32,7 +32,7 @@ def served_signature(
     """Returns a signature from a server's metadata.
 
     Raises:
-        ServerError: the model has no such signature, or the metadata cannot be read.
+        ServerError: if the model has no such signature, or the metadata cannot be read.
     """
     if signature not in found.signature_def:
         raise ServerError(
@@ -61,7 +61,7 @@ def batch_size(given: Mapping[str, np.ndarray]) -> int:
     """Returns the number of examples B of arrays [B, ...].
 
     Raises:
-        ValueError: no array, a scalar, an empty batch, or batches that differ.
+        ValueError: for no arrays, a scalar, an empty batch, or different batch sizes.
     """
     sizes = {name: value.shape[0] if value.ndim else None for name, value in given.items()}
     if not sizes:
@@ -81,17 +81,17 @@ def batch_size(given: Mapping[str, np.ndarray]) -> int:
 def request_values(
     given: Mapping[str, np.ndarray], served: ServedSignature, settings: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Returns a request's arrays, of the dtypes that the signature takes.
+    """Returns a request's arrays, with the dtypes that the signature takes.
 
     Args:
         given: name -> array [B, ...], B >= 1.
         served: the signature.
-        settings: "tolerance" and "max_steps": scalars or [B]; None: what is given, else 0, the
-            model's own, where the signature has that input.
+        settings: "tolerance" and "max_steps": scalars or [B]; None: the given input, else 0, the
+            model's own, if the signature has that input.
 
     Raises:
-        ValueError: names that the signature has not or lacks, a shape or batch that does not fit, or
-            a value that the dtype cannot hold.
+        ValueError: for unknown or missing names, a shape or batch that does not fit, or a value that
+            the dtype cannot represent.
     """
     batch = batch_size(given)
     given = dict(given)
@@ -128,20 +128,20 @@ def request_values(
 def answer_values(
     found: Mapping[str, np.ndarray], served: ServedSignature, batch: int
 ) -> dict[str, np.ndarray]:
-    """Returns a server's answer, of the dtypes that the signature returns.
+    """Returns a server's answer, with the dtypes that the signature returns.
 
     Raises:
-        ServerError: it is not what the signature returns.
+        ServerError: if the answer does not match the signature.
     """
     problem = None
     if set(found) != set(served.outputs):
         problem = f"it has {', '.join(sorted(found)) or 'nothing'}, not {', '.join(served.outputs)}"
     for name, tensor in () if problem else served.outputs.items():
         value = found[name]
-        # JSON does not show the dimensions behind one of 0.
+        # JSON does not show the dimensions after one of size 0.
         if value.size and not tensor.shape.is_compatible_with(value.shape):
             problem = f"{name!r} is {list(value.shape)}, not {_text(tensor.shape)}"
-        # What takes these settings returns one row for each example.
+        # A signature that takes these settings returns one row per example.
         elif set(SETTINGS) <= set(served.inputs) and value.shape[:1] != (batch,):
             problem = f"{name!r} has the shape {list(value.shape)}, for a batch of {batch}"
     if problem is None:
@@ -162,12 +162,12 @@ def as_dtype(value: np.ndarray, dtype: tf.DType, name: str) -> np.ndarray:
     """Returns the array in another dtype, with the same values; floating-point ones are rounded.
 
     Args:
-        value: of any dtype; integers that no dtype of NumPy holds are objects.
-        dtype: the one to return.
-        name: how messages call it.
+        value: of any dtype; integers beyond all NumPy dtypes are objects.
+        dtype: the dtype to return.
+        name: name of the value in messages.
 
     Raises:
-        ValueError: a value that the dtype cannot hold.
+        ValueError: for a value that the dtype cannot represent.
     """
     if dtype == tf.string:
         return _as_bytes(value, name)
@@ -193,7 +193,7 @@ def _cast(value: np.ndarray, target: Any, dtype: tf.DType, name: str) -> np.ndar
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             cast = value.astype(target)
-    except OverflowError as error:  # an integer beyond every float
+    except OverflowError as error:  # an integer beyond the range of floats
         raise ValueError(f"{name} is {dtype.name}, which cannot hold a value: {error}.") from error
     if dtype.is_floating and value.dtype != object:
         lost = np.isfinite(value) & ~np.isfinite(cast)
@@ -208,7 +208,7 @@ def _require_whole_numbers(value: np.ndarray, dtype: tf.DType, name: str) -> Non
     low, high = (0, 1) if dtype.is_bool else (int(dtype.min), int(dtype.max))
     if value.dtype.kind not in "iubO":
         wide = value.astype(np.float64)
-        # Of int64, the largest value is no float; one more is.
+        # The largest int64 is not a float, but the next integer is.
         bad = (wide != np.trunc(wide)) | ~((wide >= low) & (wide < float(high) + 1))
         wrong = wide[bad][0].item() if bad.any() else None
     else:

@@ -1,4 +1,4 @@
-"""Asks a TensorFlow Serving server, by gRPC or REST, with a deadline, retries and a tolerance."""
+"""A client of TensorFlow Serving, by gRPC or REST, with a deadline, retries and a tolerance."""
 
 import threading
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from tfdeq.serving.client.client_values import (
     request_values,
 )
 
-MAX_ANSWER_BYTES = 256 * 2**20  # gRPC's own default, 4 MiB, is less than many an answer
+MAX_ANSWER_BYTES = 256 * 2**20  # many answers exceed gRPC's own default of 4 MiB
 
 
 class Client:
@@ -25,17 +25,17 @@ class Client:
 
     Args:
         address: host:port; 8500 is the server's gRPC port, 8501 its REST port.
-        model_name: as the server's configuration names it.
-        rest: use REST, else gRPC. Default False.
-        version: ask this one; None: the newest.
-        timeout: seconds for a whole call: all attempts, connections and pauses, and the reading of
-            the answer. Default 10.
-        attempts: how often to ask at most, with growing pauses, where asking again may help: a server
-            that is away, starts, stops or is full. None, the default: as often as the time allows.
+        model_name: name of the model in the server's configuration.
+        rest: whether to use REST instead of gRPC. Default False.
+        version: the version to use; None: the newest.
+        timeout: seconds for a whole call, including all attempts, connections, pauses and the reading
+            of the answer. Default 10.
+        attempts: largest number of attempts, with growing pauses, if retries may help: for a server
+            that is away, starts, stops or is full. None, the default: as many as the time allows.
         max_answer_bytes: the largest answer to read, in bytes. Default 256 MiB.
 
     Raises:
-        ValueError: a setting out of its range, or for REST an address that is not host:port.
+        ValueError: for a setting out of range, or, with REST, an address that is not host:port.
 
     Example:
         client = Client("localhost:8500", "language_model")
@@ -58,7 +58,7 @@ class Client:
                 "timeout must be > 0 seconds and attempts >= 1 or None; received "
                 f"{timeout}, {attempts}."
             )
-        # gRPC has 32 bits for it.
+        # gRPC stores it in 32 bits.
         if not 0 < max_answer_bytes < 2**31:
             raise ValueError(
                 f"max_answer_bytes must be between 1 and 2**31 - 1; received {max_answer_bytes}."
@@ -80,20 +80,20 @@ class Client:
     ) -> dict[str, np.ndarray]:
         """Returns a signature's outputs by name.
 
-        Numbers are sent in the dtypes that the signature takes, which the server's metadata name;
-        they are read once for each signature, and again when a request is refused.
+        Numbers are sent in the signature's dtypes, which come from the server's metadata. These are
+        read once for each signature, and again when a request is refused.
 
         Args:
-            inputs: the model's names of its inputs -> arrays, or lists, [B, ...], B >= 1.
-            signature: its name.
-            tolerance, max_steps: for all examples or [B]; 0: the model's own. None: what the inputs
-                name, else the model's own.
+            inputs: name of an input -> array or list, [B, ...], B >= 1.
+            signature: name of the signature.
+            tolerance, max_steps: for all examples or [B]; 0: the model's own. None: those in the
+                inputs, else the model's own.
 
         Raises:
-            ServerError: no answer in time, a refusal, or an answer that cannot be read.
-            TypeError: inputs that are no dict.
-            ValueError: nothing was computed: inputs that the signature does not take, or whose
-                shapes, batches or values do not fit it, such as integers beyond its dtype.
+            ServerError: if there is no answer in time, a refusal, or an answer that cannot be read.
+            TypeError: if inputs is not a dict.
+            ValueError: for inputs that the signature does not take, or whose shapes, batches or values
+                do not fit it, such as integers beyond its dtype. Nothing was computed then.
         """
         if self._closed:
             raise ValueError("This client is closed. Make another one.")
@@ -108,7 +108,7 @@ class Client:
             try:
                 return self._asked(given, signature, settings, deadline)
             except (ServerError, ValueError):
-                # The server may have another version by now, with another signature.
+                # The server may now have another version with another signature.
                 if known is None or not self._has_changed(signature, deadline):
                     raise
             return self._asked(given, signature, settings, deadline)
@@ -116,7 +116,7 @@ class Client:
         return client_calls.ask(attempt, self._server, self._timeout, self._attempts)
 
     def close(self) -> None:
-        """Closes the connection; the client cannot be used any more."""
+        """Closes the connection; the client cannot be used afterwards."""
         self._closed = True
         self._transport.close()
 
@@ -142,21 +142,21 @@ class Client:
         try:
             return self._read_signature(signature, deadline) != known
         except (ServerError, NotNow):
-            return False  # what failed before says more
+            return False  # the earlier error is more helpful
 
 
 def _as_input(value: Any, name: str = "inputs") -> np.ndarray:
-    """An array that holds the values as they are; the signature's dtype is not known here."""
+    """Returns an array with the given values unchanged; the signature's dtype is not known here."""
     try:
         array = np.asarray(value)
         text = array.dtype.kind in "SU" and not isinstance(value, np.ndarray)
-    except UnicodeDecodeError:  # text beside bytes
+    except UnicodeDecodeError:  # text and bytes together
         text = True
     except ValueError as error:
         raise ValueError(
             f"The input {name!r} must be an array or nested lists of one length at each depth: {error}"
         ) from error
-    # NumPy's own text would lose a last byte of 0, and write numbers out beside text.
+    # NumPy's own text dtype would lose a trailing 0 byte, and turn numbers next to text into text.
     return np.asarray(value, object) if text else array
 
 
@@ -164,7 +164,7 @@ def encode_text(text: str, vocabulary: list[str] | None) -> np.ndarray:
     """Returns token ids: bytes, or words of a vocabulary.
 
     Raises:
-        ValueError: no text, or a word that the vocabulary lacks and that has no <unk> there.
+        ValueError: for an empty text, or a word that is not in a vocabulary without <unk>.
     """
     if not text.strip():
         raise ValueError("--text must hold at least one character that is no space.")
@@ -182,7 +182,7 @@ def decode_text(tokens: np.ndarray, vocabulary: list[str] | None) -> str:
     """Returns the text of token ids.
 
     Raises:
-        ValueError: an id that is no byte, or that the vocabulary lacks.
+        ValueError: for an id that is not a byte or not in the vocabulary.
     """
     size = 256 if vocabulary is None else len(vocabulary)
     beyond = [int(token) for token in tokens if not 0 <= token < size]

@@ -1,5 +1,5 @@
-"""Kinds of models and runs: what is served of them, measured, and asked in a verification.
+"""Kinds of models and runs: what an export serves and measures, and what a verification asks.
 
-One adapter a kind; nothing else of `tfdeq.serving` asks for a model's class. To add one, write a module with
-a `Kind`, and name it in `tfdeq.serving.kinds.runs`.
+There is one adapter per kind; no other code in `tfdeq.serving` checks a model's class. To add one,
+write a module with a `Kind`, and add it to `tfdeq.serving.kinds.runs`.
 """

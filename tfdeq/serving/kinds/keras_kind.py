@@ -20,12 +20,12 @@ class KerasKind(Kind):
     """A Keras model that calls a `DEQLayer`.
 
     Args:
-        model: built.
+        model: a built model.
         inputs: nest of tf.TensorSpec like the model's input; None: a functional model's own.
-        examples: input name -> [N, …] real inputs; None: there are none.
-        targets: of the examples, [N, …] or a dict of such.
-        measures: name -> measure of (targets, outputs); with targets.
-        explicit: whether the model may call no `DEQLayer`, as a baseline does not.
+        examples: input name -> [N, …] real inputs; None: no examples.
+        targets: targets of the examples, [N, …] or a dict of these.
+        measures: name -> measure of (targets, outputs); used with targets.
+        explicit: whether the model may lack a `DEQLayer`, like a baseline.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class KerasKind(Kind):
             [checks.comparable(*pair, limit) for pair in zip(batches, references, strict=True)],
             keras_checks.neighbour_cases(probe, names),
             keras_checks.dial_request(probe),
-            # The largest tolerance: at the smaller ones a row may stop apart by rounding.
+            # The largest tolerance, because with smaller ones rounding may change where a row
+            # stops.
             tolerance=max((layer.solver.tolerance for layer in layers), default=0.0),
             explicit=not self.solves,
             quality=quality_checks.Quality(self.quality(), card.get("quality_by_tolerance")),

@@ -1,4 +1,4 @@
-"""What a kind of model says to an export and to its verification."""
+"""The base class of kinds, which exports and verifications use."""
 
 import abc
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ BATCHING = Batching()
 
 
 class Kind(abc.ABC):
-    """A model, and what a version of it serves, says and is asked.
+    """A model, with everything that exporting and verifying a version of it depends on.
 
     Args:
-        model: built.
+        model: a built model.
 
     Attributes:
-        text_length: the longest text of a request; None: requests are no texts.
+        text_length: the longest text of a request; None if requests are not texts.
     """
 
     text_length: int | None = None
@@ -35,32 +35,32 @@ class Kind(abc.ABC):
     @property
     @abc.abstractmethod
     def solves(self) -> bool:
-        """Whether something is solved for, so that a tolerance means something."""
+        """Whether the model makes solves, so that a tolerance has an effect."""
 
     @abc.abstractmethod
     def traced(
         self, *, jit_compile: bool, compaction: bool, max_steps_limit: int | None
     ) -> dict[str, Signature]:
-        """Returns name -> signature, without the checks of requests."""
+        """Returns name -> signature, without checks of requests."""
 
     @abc.abstractmethod
     def questions(self, card: Mapping[str, Any]) -> Questions:
-        """Returns what a version with a card is asked, and how the model itself answers."""
+        """Returns the requests for a version with a given card, and the model's own answers."""
 
     def warm_up(self) -> Mapping[str, np.ndarray] | None:
-        """Returns real inputs [N, …] by name, for the warm-up records; None: there are none."""
+        """Returns real inputs [N, …] by name, for the warm-up records; None if there are none."""
         return None
 
     def quality(self) -> quality.Table | None:
-        """Returns how quality by tolerance is measured; None: the data for it are not here."""
+        """Returns the measurement of quality by tolerance; None if its data are not available."""
         return None
 
     def call_inputs(self) -> Any:
-        """Returns some inputs, as the nest that the model is called with; None: none are known."""
+        """Returns some inputs, as the nest that the model is called with; None if none are known."""
         return None
 
     def files(self) -> dict[str, str]:
-        """Returns name -> text of the files that a version has beside its graph."""
+        """Returns name -> text of a version's additional files."""
         return {}
 
     def card(self, max_steps_limit: int | None) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Kind(abc.ABC):
         max_request_values: int | None = None,
         batching: Batching | None = BATCHING,
     ) -> dict[str, Signature]:
-        """Returns what is served: the signatures, with the checks of requests in front."""
+        """Returns the signatures to serve, with checks of requests."""
         found = self.traced(
             jit_compile=jit_compile, compaction=compaction, max_steps_limit=max_steps_limit
         )
@@ -92,10 +92,10 @@ class Kind(abc.ABC):
         )
 
     def expected(self, card: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the entries that a version's card must have, by the settings that it names.
+        """Returns the entries that a version's card must have, given the settings in it.
 
         Raises:
-            Exception: settings with which the model cannot be exported.
+            Exception: for settings with which the model cannot be exported.
         """
         joined = card.get("batching")
         batching = (

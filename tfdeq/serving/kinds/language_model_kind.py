@@ -27,17 +27,17 @@ class LanguageModelKind(Kind):
     """A `tfdeq.models.LanguageModel` or `ExplicitLanguageModel`.
 
     Args:
-        model: built.
-        windows: [N, T] int32 token ids of the test text, for the table of quality and the warm-up records;
-            None: neither.
-        stream: [M] token ids of that text, for a verification.
-        trained_on: whether the text is the one that the model was trained on; of another one's table
-            nothing can be said in a verification.
-        vocabulary: text of a file of the words by id, one a line; None: tokens are bytes, or words that are
-            not known.
+        model: a built model.
+        windows: [N, T] int32 token ids of the test text, for the table of quality and the warm-up
+            records; None: without both.
+        stream: [M] token ids of that text, for verification.
+        trained_on: whether the text belongs to the data that the model was trained on; a verification
+            cannot check the table of another text.
+        vocabulary: text of a file with the words by id, one per line; None: tokens are bytes, or the
+            words are unknown.
 
     Raises:
-        ValueError: a vocabulary of another size than the model's.
+        ValueError: for a vocabulary of another size than the model's.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class LanguageModelKind(Kind):
         }
 
     def expected(self, card: Mapping[str, Any]) -> dict[str, Any]:
-        # Which words the version names is compared with the run's, where there is one.
+        # The version's words are compared with the run's, if there is a run.
         named = card.get("vocabulary") or {}
         found = super().expected(card)
         return {**found, "vocabulary": {**found["vocabulary"], "file": named.get("file")}}

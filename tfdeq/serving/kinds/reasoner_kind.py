@@ -22,12 +22,12 @@ from tfdeq.serving.verification.questions import Questions
 
 
 class ReasonerKind(KerasKind):
-    """A `tfdeq.models.Reasoner`, served with `solve` too.
+    """A `tfdeq.models.Reasoner`, which is also served with `solve`.
 
     Args:
-        model: built.
-        spec: of its puzzles. None: of any size where the cell takes any, else that of the examples.
-        examples: {"puzzle": [N, places]}; None: there are none.
+        model: a built model.
+        spec: spec of the puzzles. None: any size if the cell takes any, else that of the examples.
+        examples: {"puzzle": [N, places]}; None: no examples.
         targets, measures, explicit: see `KerasKind`.
     """
 
@@ -65,10 +65,10 @@ class ReasonerKind(KerasKind):
 
 
 def solve_requests(puzzles: np.ndarray, open_sizes: bool) -> list[Request]:
-    """Returns requests of `solve`: one and several starts, and puzzles beside larger ones.
+    """Returns requests for `solve`: with one and several starts, and with puzzles of different sizes.
 
     Args:
-        open_sizes: whether puzzles of several sizes are taken.
+        open_sizes: whether puzzles of several sizes are accepted.
     """
     requests = [
         _request("one start", puzzles[:3], [0, 1, -1]),
@@ -78,7 +78,8 @@ def solve_requests(puzzles: np.ndarray, open_sizes: bool) -> list[Request]:
         small = puzzles[:2]
         room = [(0, 0), *[(0, 3)] * (small.ndim - 1)]
         padded = np.pad(small, room, constant_values=-1)
-        # The larger one is a smaller one and what goes around it: whatever it means, it can be asked.
+        # The larger puzzle is a smaller one, extended periodically: it need not be meaningful to be
+        # a request.
         larger = np.pad(puzzles[2:3], room, mode="wrap")
         requests.append(
             _request("beside a larger one", np.concatenate([padded, larger]), [1, 3, 1])
@@ -98,7 +99,7 @@ def _request(name: str, puzzles: np.ndarray, starts: list[int]) -> Request:
 
 
 def _references(model: Reasoner, request: Request, limit: int) -> list[dict[str, np.ndarray]]:
-    """The model's answers to the rows of a request, each alone and without the places outside of it."""
+    """Returns the model's answers to the rows of a request, each alone, without places outside it."""
     found = []
     for row, padded in enumerate(request.inputs[PUZZLE]):
         inside = tuple(slice(int(places.max()) + 1) for places in np.nonzero(padded >= 0))

@@ -1,4 +1,4 @@
-"""Which kind a model is of, and a trained run with the data that its kind takes."""
+"""The kind of a model, and a trained run with the data that its kind needs."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Keras finds a model's classes by name among those that were imported.
+# Keras finds a model's classes by name only if they are imported.
 import tfdeq.baselines
 import tfdeq.models  # noqa: F401
 from tfdeq.data.text import registry
@@ -29,18 +29,18 @@ from tfdeq.serving.signatures.keras_signatures import input_structure
 from tfdeq.serving.signatures.reasoner_signatures import PUZZLE
 from tfdeq.serving.versions import manifest
 
-# Windows of the test text for the card's table and the warm-up records.
+# Number of windows of the test text for the card's table and the warm-up records.
 WINDOWS = 64
-# Not in the card: the curves are long, and the configuration stands there already.
+# Omitted from the card: the curves are long, and the configuration is already in it.
 _LEFT_OUT = ("train", "config")
 
 
 class Run(NamedTuple):
-    """A trained run, as an export and its verification need it."""
+    """A trained run, with the data for an export and its verification."""
 
     kind: Kind
     card: dict[str, Any]  # the model card's entries about the run
-    note: str = ""  # where the data are not those that the model was trained on
+    note: str = ""  # set if the data are not those that the model was trained on
 
 
 def of_model(model: keras.Model, inputs: Any = None, examples: Any = None) -> Kind:
@@ -55,22 +55,22 @@ def of_model(model: keras.Model, inputs: Any = None, examples: Any = None) -> Ki
 
 
 def read(workdir: str | os.PathLike, prepared_dir: str | None = None, data: bool = True) -> Run:
-    """Reads what a trainer left in a folder.
+    """Reads a trained run from its folder.
 
     Args:
         prepared_dir: where TFDS keeps prepared copies of a text.
-        data: whether the run's test data are wanted too.
+        data: whether to read the run's test data too.
 
     Raises:
-        FileNotFoundError: no such folder, or no model in it yet.
-        ValueError: a file that cannot be read as what it should be, or data that are not the run's.
+        FileNotFoundError: if there is no such folder, or no model in it yet.
+        ValueError: for an invalid file, or data that are not the run's.
     """
     workdir = expanded(workdir)
     model = _model(workdir)
     config = read_json(workdir / "config.json") or {}
     metrics = read_json(workdir / "metrics.json") or {}
     entry = metrics.get("kind") or {}
-    # Runs of older releases were of language models.
+    # Runs of older releases trained language models only.
     make = _KINDS.get(entry.get("name", recorded.LANGUAGE_MODEL))
     if make is None:
         raise ValueError(
@@ -92,7 +92,7 @@ def read(workdir: str | os.PathLike, prepared_dir: str | None = None, data: bool
 def tokens_of_test(
     config: Mapping[str, Any], vocabulary_size: int, prepared_dir: str | None
 ) -> tuple[np.ndarray, str]:
-    """Returns the test split's tokens, and "" or a note that the text is not the trainer's."""
+    """Returns the test split's tokens, and "", or a note if the text is not the trainer's."""
     if "dataset" not in config:
         raise ValueError(
             "The run's config.json is missing, or names no data set. Export such a run with --nodata."

@@ -1,1 +1,1 @@
-"""What runs a version: the C++ runtime, a server's configuration, programs that time it."""
+"""Running a version: the C++ runtime, a server's configuration, and timing programs."""

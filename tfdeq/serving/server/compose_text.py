@@ -1,4 +1,4 @@
-"""Values of a compose file, written so that they are read back as they were."""
+"""Values of a compose file, escaped so that they are read back unchanged."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def value(given: str | bool | int | Mapping[str, Any]) -> str:
-    """Returns a text, a number or a mapping of them as YAML on one line.
+    """Returns a text, a number or a mapping of these as YAML on one line.
 
-    Texts are in double quotes, with what is no printable ASCII escaped; `$` is doubled, or compose would
-    take what follows for a variable.
+    Texts are in double quotes, and all characters except printable ASCII are escaped. `$` is doubled,
+    because compose would otherwise expand it as a variable.
 
     Raises:
-        ValueError: a text that is no Unicode, such as a path in another encoding.
+        ValueError: for a text that is not valid Unicode, such as a path in another encoding.
 
     Example:
         >>> print(value({"source": "/a: b/$HOME", "read_only": True}))
@@ -33,8 +33,8 @@ def value(given: str | bool | int | Mapping[str, Any]) -> str:
 
 
 def _escaped(sign: str) -> str:
-    # JSON would write what lies beyond 16 bits as two escapes, which YAML reads as two signs, and
-    # leaves DEL as it is, which YAML refuses.
+    # JSON would write a character beyond 16 bits as two escapes, which YAML reads as two
+    # characters, and would not escape DEL, which YAML refuses.
     code = ord(sign)
     if code > 0xFFFF:
         return f"\\U{code:08x}"

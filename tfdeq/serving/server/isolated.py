@@ -1,8 +1,8 @@
-"""Answers requests with an exported version, in a fresh process that cannot import what made it.
+"""Answers requests with an exported version, in a fresh process that cannot import this project.
 
 `answer` starts that process: this file, by its path, in Python's isolated mode (no PYTHONPATH, no
-current folder), from an empty folder, with an import hook that refuses the named packages. It runs
-with the standard library and NumPy alone, plus TensorFlow where that is the runtime.
+current folder), from an empty folder, with an import hook that refuses the named packages. It uses only
+the standard library and NumPy, and TensorFlow if that is the runtime.
 """
 
 import importlib.abc
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Runtime -> packages that its process may not import.
+# Runtime -> packages that its process must not import.
 RUNTIMES = {
     "tensorflow": ("tfdeq", "trainers", "export"),
     "c": ("tfdeq", "trainers", "export", "keras", "tensorflow"),
@@ -33,20 +33,20 @@ class Request(NamedTuple):
     name: str  # for reports
     signature: str
     inputs: dict[str, np.ndarray]
-    carried: tuple[str, ...] = ()  # further inputs: the last request's outputs of the same names
-    may_fail: bool = False  # its output is {"error": text} if it fails, and {} if not
+    carried: tuple[str, ...] = ()  # inputs from the last request's outputs with the same names
+    may_fail: bool = False  # its output is {"error": text} if it fails, else {}
 
 
 class Answers(NamedTuple):
-    """What the process returned."""
+    """The results of the process."""
 
-    outputs: list[dict[str, np.ndarray]]  # one a request
-    # How each blocked import failed; what was imported; seconds; of "c" the ops that it has.
+    outputs: list[dict[str, np.ndarray]]  # one per request
+    # How each blocked import failed, the imported packages, seconds, and for "c" its ops.
     facts: dict[str, Any]
 
 
 class IsolationError(ChildProcessError):
-    """The process failed; the message has the end of what it printed."""
+    """The process failed; the message has the end of its output."""
 
 
 def answer(
@@ -55,17 +55,17 @@ def answer(
     runtime: str,
     timeout: float = TIMEOUT_SECONDS,
 ) -> Answers:
-    """Runs requests in a process of its own.
+    """Runs requests in a separate process.
 
     Args:
         path: a version folder.
-        requests: what to ask.
+        requests: the requests.
         runtime: "tensorflow" (tf.saved_model.load) or "c" (`tfdeq.serving.server.runtime`, without Python's
             TensorFlow).
         timeout: seconds.
 
     Raises:
-        IsolationError: the process failed or took longer.
+        IsolationError: if the process failed or took longer.
     """
     with tempfile.TemporaryDirectory(prefix="tfdeq-isolated-") as folder:
         job = {
@@ -147,7 +147,7 @@ def _serve(folder: pathlib.Path) -> None:
 
 
 def _refusal(package: str) -> str:
-    """Returns how the import of a package fails."""
+    """Returns the error message of importing a package."""
     try:
         __import__(package)
     except ImportError as error:
@@ -168,7 +168,7 @@ def _load_with_tensorflow(path: str) -> tuple[Callable[..., Any], dict[str, Any]
 
 
 def _load_with_c(path: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    # By path: the package that the file belongs to is among those that are blocked.
+    # By path, because the file's package is blocked.
     file = pathlib.Path(__file__).with_name("runtime.py")
     runtime = runpy.run_path(str(file))
     return runtime["Runtime"](path).run, {"runnable_ops": sorted(runtime["runnable_ops"]())}

@@ -1,4 +1,4 @@
-"""A mix of requests through TensorFlow's C++ runtime, and what each tolerance costs."""
+"""A mix of requests in TensorFlow's C++ runtime, and the cost of each tolerance."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ class Sample(NamedTuple):
     """One example's answer."""
 
     tolerance: float
-    seconds: float  # of the call that it was in
+    seconds: float  # of the call with this example
     steps: int
     residual: float
     status: int
@@ -33,20 +33,20 @@ def replay(
     batch_size: int = 1,
     seed: int = 0,
 ) -> tuple[list[Sample], float]:
-    """Answers a number of requests, shared among clients that ask without pause.
+    """Answers a number of requests from several clients that never pause.
 
     Args:
         model: a loaded version.
-        signature: its name.
+        signature: name of the signature.
         examples: input name -> [N, ...].
-        mix: tolerance -> share of the examples that ask for it.
-        requests: calls in all.
-        clients: threads; each waits for its answer before it asks again.
-        batch_size: examples a call.
-        seed: of the draw.
+        mix: tolerance -> share of the examples with it.
+        requests: total number of calls.
+        clients: number of threads; each waits for an answer before its next call.
+        batch_size: number of examples per call.
+        seed: seed of the random choice.
 
     Returns:
-        The samples, and the seconds that all of it took.
+        The samples, and the total seconds.
     """
     random = np.random.default_rng(seed)
     shares = np.array(list(mix.values()))
@@ -123,10 +123,10 @@ def summary(samples: Sequence[Sample], elapsed: float, requests: int) -> dict[st
 
 
 def parse_mix(texts: Sequence[str]) -> dict[float, float]:
-    """Returns tolerance -> share of TOLERANCE:SHARE texts.
+    """Returns tolerance -> share, from texts TOLERANCE:SHARE.
 
     Raises:
-        ValueError: another form, or numbers out of range.
+        ValueError: for another form, or numbers out of range.
     """
     mix = {}
     for text in texts:

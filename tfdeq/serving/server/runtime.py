@@ -1,7 +1,7 @@
-"""A SavedModel in TensorFlow's C++ runtime, which is what TensorFlow Serving embeds.
+"""A SavedModel in TensorFlow's C++ runtime, which TensorFlow Serving embeds.
 
-Through the C API of the libraries that the tensorflow wheel brings. Nothing of TensorFlow's Python is
-imported, nor of this project's: the file runs alone, by its path, with NumPy.
+It uses the C API of the libraries in the tensorflow wheel. It imports neither TensorFlow's Python
+package nor this project: the file can run alone, by its path, with NumPy.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-# Before the libraries: their symbols, loaded for all, would reach into NumPy's random extension.
+# Imported before the libraries, whose global symbols would interfere with NumPy's random extension.
 import numpy as np
 import numpy.random
 
-# TensorFlow's DataType numbers (types.proto) of the dtypes that NumPy has too.
+# TensorFlow's DataType numbers (types.proto) for the dtypes that NumPy also has.
 _DTYPES = {
     1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 5: np.int16, 6: np.int8, 9: np.int64,
     10: np.bool_, 17: np.uint16, 19: np.float16, 22: np.uint32, 23: np.uint64,
@@ -25,7 +25,7 @@ _NUMBERS = {np.dtype(dtype): number for number, dtype in _DTYPES.items()}
 
 
 class TensorInfo(NamedTuple):
-    """Where a named tensor of a signature is in the graph."""
+    """The place of a signature's named tensor in the graph."""
 
     tensor: str  # "operation:index"
     dtype: int  # TensorFlow's number
@@ -59,7 +59,7 @@ class Runtime:
             tensorflow package's, found on sys.path without importing it.
 
     Raises:
-        FileNotFoundError: no model, or no libraries.
+        FileNotFoundError: if there is no model, or no libraries.
         RuntimeError: the runtime's own errors, in its words.
     """
 
@@ -76,10 +76,10 @@ class Runtime:
             self._library.TF_DeleteSessionOptions(options)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns a signature's outputs by name; threads may call it at once.
+        """Returns a signature's outputs by name; several threads may call it at the same time.
 
         Raises:
-            ValueError: an unknown signature, other inputs than it takes, or another dtype.
+            ValueError: for an unknown signature, inputs that it does not take, or another dtype.
             RuntimeError: the runtime's own errors, in its words.
         """
         if signature not in self.signatures:
@@ -109,7 +109,7 @@ class Runtime:
                     self._library.TF_DeleteTensor(tensor)
 
     def close(self) -> None:
-        """Frees the session and the graph; `run` cannot be called after it."""
+        """Frees the session and the graph; `run` cannot be called afterwards."""
         with self._status("close the session") as status:
             self._library.TF_CloseSession(self._session, status)
             self._library.TF_DeleteSession(self._session, status)
@@ -143,7 +143,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def _status(self, attempt: str) -> Iterator[int]:
-        """A status for one attempt, each thread's own; raises what the runtime wrote into it."""
+        """A context with a status for one call; raises the error that the runtime wrote into it."""
         status = self._library.TF_NewStatus()
         try:
             yield status
@@ -155,7 +155,7 @@ class Runtime:
 
 
 def runnable_ops(libraries: str | os.PathLike | None = None) -> set[str]:
-    """Returns the names of the ops that the runtime has a CPU kernel for; see `Runtime`."""
+    """Returns the names of the ops for which the runtime has a CPU kernel; see `Runtime`."""
     library = _load_libraries(pathlib.Path(libraries) if libraries else _find_libraries())
     status = library.TF_NewStatus()
     buffer = library.TF_GetAllRegisteredKernels(status)
@@ -175,8 +175,8 @@ def read_signatures(path: str | os.PathLike) -> dict[str, Signature]:
     """Reads the signatures of a version's saved_model.pb, without TensorFlow's protos.
 
     Raises:
-        FileNotFoundError: no saved_model.pb.
-        ValueError: a file that is cut off or no SavedModel.
+        FileNotFoundError: if there is no saved_model.pb.
+        ValueError: for a file that is truncated or not a SavedModel.
     """
     file = pathlib.Path(path, "saved_model.pb")
     if not file.is_file():
@@ -187,7 +187,7 @@ def read_signatures(path: str | os.PathLike) -> dict[str, Signature]:
         for graph in _values(file.read_bytes(), 2):
             for entry in _values(graph, 5):
                 (name,), (definition,) = _values(entry, 1), _values(entry, 2)
-                # What initialises the graph is a signature too, without a tensor to fetch.
+                # The initialisation of the graph is also a signature, without a tensor to fetch.
                 if not bytes(name).startswith(b"__"):
                     signatures[bytes(name).decode()] = Signature(
                         _tensor_infos(definition, 1), _tensor_infos(definition, 2)
@@ -201,7 +201,7 @@ def read_ops(path: str | os.PathLike) -> set[str]:
     """Reads the names of all ops that a version's graph and its functions use.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_signatures`.
+        FileNotFoundError, ValueError: as for `read_signatures`.
     """
     file = pathlib.Path(path, "saved_model.pb")
     if not file.is_file():
@@ -220,7 +220,7 @@ def read_ops(path: str | os.PathLike) -> set[str]:
                 ops.update(bytes(op).decode() for node in nodes for op in _values(node, 2))
     except (IndexError, ValueError) as error:
         raise ValueError(f"{str(file)!r} is no readable SavedModel: {error}.") from error
-    return ops - functions  # a call of a function bears its name
+    return ops - functions  # a call of a function has its name
 
 
 def _tensor_infos(definition: memoryview, field: int) -> dict[str, TensorInfo]:

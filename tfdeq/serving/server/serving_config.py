@@ -1,4 +1,4 @@
-"""What the stock TensorFlow Serving image needs to serve exported versions, as text."""
+"""Configuration files with which the stock TensorFlow Serving image serves exported versions."""
 
 import ipaddress
 import pathlib
@@ -15,7 +15,8 @@ from tfdeq.programs.workdir import read_json
 from tfdeq.serving.server import compose_text
 from tfdeq.serving.versions import model_card, publishing
 
-# Of the TensorFlow that the versions are written with. docs/serving.md says where it is documented.
+# The image of the TensorFlow version that writes the exports. docs/serving.md names its
+# documentation.
 IMAGE = "tensorflow/serving:2.21.0"
 LOOPBACK = "127.0.0.1"
 PORTS = (8500, 8501)  # gRPC; REST and metrics
@@ -30,8 +31,8 @@ def models_config(models: Mapping[str, Any], keep: int) -> str:
     """Returns the text of a ModelServerConfig.
 
     Args:
-        models: names of the models; each lies under /models in the container.
-        keep: newest versions that stay loaded, so that a client may name the one before.
+        models: names of the models; each is under /models in the container.
+        keep: number of newest versions to keep loaded, so that a client may ask for the previous one.
     """
     config = model_server_config_pb2.ModelServerConfig()
     for name in models:
@@ -58,11 +59,12 @@ def compose_file(
 
     Args:
         models: name -> folder of versions. config_folder: where the other files are.
-        image: the server's. xla: whether a model is jit-compiled.
-        bind_address: of this machine, on which the ports are open. The server asks nobody who they are.
+        image: image of the server. xla: whether a model is jit-compiled.
+        bind_address: address of this machine on which the ports are open. The server has no
+            authentication.
 
     Raises:
-        ValueError: a path that YAML cannot hold.
+        ValueError: for a path that YAML cannot represent.
     """
     command = [
         f"--model_config_file={_CONFIG_FOLDER}/models.config",
@@ -70,7 +72,8 @@ def compose_file(
         "--model_config_file_poll_wait_seconds=60",
     ]
     if xla:
-        # Without it the stock server loads a jit-compiled version and fails at the first request.
+        # Without this flag, the stock server loads a jit-compiled version but fails at the first
+        # request.
         command.append("--xla_cpu_compilation_enabled=true")
     mounts = [(config_folder, _CONFIG_FOLDER)]
     mounts += [(path, f"{_MODELS_FOLDER}/{name}") for name, path in models.items()]
@@ -82,7 +85,7 @@ def compose_file(
     for source, target in mounts:
         mount = {"type": "bind", "source": str(source), "target": target, "read_only": True}
         lines.append(f"      - {compose_text.value(mount)}")
-    # The image's own entry point names one model by MODEL_NAME; these flags name ours.
+    # The image's entry point serves a single model, MODEL_NAME; these flags serve all models.
     lines.append(
         '    entrypoint: ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501"]'
     )
@@ -93,14 +96,14 @@ def compose_file(
 
 
 def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], bool]:
-    """Reads NAME=FOLDER pairs: name -> folder, and whether a version needs XLA.
+    """Reads NAME=FOLDER pairs; returns name -> folder, and whether a version needs XLA.
 
     Args:
-        named: the pairs. keep: newest versions that the server loads.
+        named: the pairs. keep: number of newest versions that the server loads.
 
     Raises:
-        ValueError: a pair that is none, or a name twice.
-        FileNotFoundError: a folder without a version that `export.saved_model` wrote.
+        ValueError: for an invalid pair, or a name that occurs twice.
+        FileNotFoundError: for a folder without a version from `export.saved_model`.
     """
     models: dict[str, pathlib.Path] = {}
     xla = False
@@ -135,7 +138,7 @@ def _is_address(text: str) -> bool:
         return False
 
 
-# Flag -> whether a compose file can take its value.
+# Flag -> whether its value is valid in a compose file.
 SETTINGS = {
     "image": lambda text: _IMAGE.fullmatch(text) is not None,
     "bind_address": _is_address,

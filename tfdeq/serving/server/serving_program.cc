@@ -1,12 +1,12 @@
 // Answers requests with a SavedModel in TensorFlow's C++ runtime, which is what TensorFlow Serving
-// embeds: no Python, no code of the library that made the model.
+// embeds: without Python, and without code of the library that made the model.
 //
 //   serving_program MODEL REQUESTS ANSWERS [rounds=N] [clients=N] [disable_xla]
 //
-// REQUESTS: a TFRecord file of tensorflow.NamedTensorProto. One without a tensor's content begins a
-// request and names its signature; the inputs follow. ANSWERS: the same of the outputs. With rounds,
-// all requests are then repeated so often, shared out among the clients (threads), and timed. One
-// JSON object goes to the standard output. disable_xla does what the stock server does by default.
+// REQUESTS: a TFRecord file of tensorflow.NamedTensorProto. A message without tensor content begins a
+// request and names its signature; its inputs follow. ANSWERS: the same, with the outputs. With rounds,
+// all requests are then repeated that many times, shared among the clients (threads), and timed. One
+// JSON object is printed to the standard output. disable_xla does what the stock server does by default.
 
 #include <algorithm>
 #include <atomic>
@@ -34,7 +34,7 @@ void DisableXlaCompilation();  // tensorflow/compiler/jit/flags.h
 
 namespace {
 
-// Of tag_constants.h, which the tensorflow package leaves out.
+// From tag_constants.h, which the tensorflow package does not include.
 constexpr char kServeTag[] = "serve";
 
 using Clock = std::chrono::steady_clock;

@@ -22,21 +22,21 @@ _TIMEOUT_SECONDS = 580
 
 
 class Answers(NamedTuple):
-    """What the program returned."""
+    """The results of the program."""
 
-    outputs: list[dict[str, np.ndarray]]  # one a request
+    outputs: list[dict[str, np.ndarray]]  # one per request
     load_seconds: float
-    first_seconds: np.ndarray  # [requests]: the run that gave the answers
-    seconds: np.ndarray  # [rounds, requests]: the later ones
-    elapsed_seconds: float  # of all the later ones
+    first_seconds: np.ndarray  # [requests]: of the run that gave the answers
+    seconds: np.ndarray  # [rounds, requests]: of the later runs
+    elapsed_seconds: float  # of all later runs
 
 
 def build(target: str | os.PathLike = PROGRAM) -> pathlib.Path:
-    """Compiles the program, unless it is there and no older than its source and TensorFlow.
+    """Compiles the program, unless it exists and is not older than its source and TensorFlow.
 
     Raises:
-        FileNotFoundError: no C++ compiler.
-        ChildProcessError: the compiler's error.
+        FileNotFoundError: if there is no C++ compiler.
+        ChildProcessError: with the compiler's error.
     """
     target = expanded(target)
     folder = pathlib.Path(tf.sysconfig.get_lib())
@@ -52,7 +52,7 @@ def build(target: str | os.PathLike = PROGRAM) -> pathlib.Path:
     command = [
         *(compiler, "-std=c++17", "-O1", "-w", "-DEIGEN_MAX_ALIGN_BYTES=64"),
         *(f"-I{tf.sysconfig.get_include()}", str(SOURCE), "-o", str(unfinished)),
-        # As needed, the linker would drop the library that registers sessions and kernels.
+        # With --as-needed, the linker would drop the library that registers sessions and kernels.
         *("-Wl,--no-as-needed", f"-L{folder}", f"-Wl,-rpath,{folder}"),
         *(f"-l:{library.name}" for library in libraries),
         "-pthread",
@@ -73,18 +73,18 @@ def answer(
     clients: int = 1,
     disable_xla: bool = False,
 ) -> Answers:
-    """Runs requests in a process of the program.
+    """Runs requests with the program in a separate process.
 
     Args:
-        executable: from `build`.
+        executable: the result of `build`.
         path: a version folder.
-        requests: what to ask.
-        rounds: how often to repeat them all afterwards, for the times.
-        clients: threads that share the repetitions.
-        disable_xla: as the stock server does by default.
+        requests: the requests.
+        rounds: number of repetitions of all requests afterwards, for timing.
+        clients: number of threads that share the repetitions.
+        disable_xla: whether to disable XLA, as the stock server does by default.
 
     Raises:
-        ChildProcessError: the program's own words.
+        ChildProcessError: with the program's own message.
     """
     with tempfile.TemporaryDirectory(prefix="tfdeq-serving-") as folder:
         asked, answered = f"{folder}/requests", f"{folder}/answers"
@@ -129,7 +129,7 @@ def answer(
 
 
 def _to_protos(request: Request) -> Iterator[Any]:
-    """A message without a tensor for the signature, then one for each input."""
+    """Returns a message without a tensor for the signature, then one for each input."""
     yield named_tensor_pb2.NamedTensorProto(name=request.signature)
     for name, value in request.inputs.items():
         yield named_tensor_pb2.NamedTensorProto(name=name, tensor=tf.make_tensor_proto(value))

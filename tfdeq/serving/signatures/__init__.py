@@ -1,1 +1,1 @@
-"""What a version can be asked: tensors, functions and checks of requests."""
+"""The signatures of a version: tensors, functions and checks of requests."""

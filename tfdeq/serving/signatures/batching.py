@@ -1,8 +1,8 @@
-"""Joins requests inside a version's graph, so that a server needs no batching of its own.
+"""Joins requests inside a version's graph, so that the server need not batch them.
 
-A server that joins requests before the model sees them can check none of them: one of another dtype or
-rank fails its neighbours, or ends the server. Here each request runs through its own checks first
-(request_checks.py), and only what passed them waits for others, in TensorFlow's BatchFunction op.
+A server that joins requests before the model sees them cannot check them: a request with another dtype
+or rank makes its neighbours fail, or ends the server. Here each request is first checked alone
+(request_checks.py), and only requests that pass wait for others, in TensorFlow's BatchFunction op.
 """
 
 import uuid
@@ -14,23 +14,24 @@ import tensorflow as tf
 SIZES = (1, 2, 4, 8, 16, 32)
 THREADS = 2
 TIMEOUT_MICROS = 2000
-# Requests that wait, in batches; those beyond are UNAVAILABLE, and clients ask again.
+# Largest number of waiting batches; further requests get UNAVAILABLE, and clients retry.
 _MOST_WAITING = 1000
-# Rows of one request, as far as the op is concerned; the version's limit is checked before.
+# The op's own limit on the rows of a request; the version's limit is checked before.
 _MOST_ROWS = 2**30
 
 _Function = tf.types.experimental.ConcreteFunction
 
 
 class Batching(NamedTuple):
-    """How a version joins requests.
+    """Settings for joining requests in a version.
 
-    A batch begins when a thread is free and it is full, or its oldest request has waited as long as it may.
+    A batch runs when a thread is free and either the batch is full or its oldest request has waited for
+    the timeout.
     """
 
-    sizes: Sequence[int] = SIZES  # ascending; a smaller batch is filled up with copies of a row
-    threads: int = THREADS  # batches that run at once
-    timeout_micros: int = TIMEOUT_MICROS  # how long a batch that is not full waits for more
+    sizes: Sequence[int] = SIZES  # ascending; a smaller batch is padded with copies of a row
+    threads: int = THREADS  # number of batches that run at the same time
+    timeout_micros: int = TIMEOUT_MICROS  # how long an incomplete batch waits for more requests
 
 
 class Queues:
@@ -38,16 +39,16 @@ class Queues:
 
     def __init__(self, batching: Batching):
         self.batching = batching
-        # Unique: within one process, equal names would join requests of different versions.
+        # Unique, because in one process equal names would join requests of different versions.
         self._name = f"tfdeq_{uuid.uuid4().hex}"
 
     def join(self, function: _Function, inputs: Sequence[tf.Tensor], queue: str) -> list[tf.Tensor]:
-        """Runs a function on a batch of requests, and returns the rows of this one.
+        """Runs a function on a batch of requests, and returns the rows of this request.
 
         Args:
-            function: of tensors [rows, …] in this order; returns a list of tensors [rows, …].
-            inputs: of one shape in each queue but for the rows.
-            queue: its name; requests of one queue are joined.
+            function: takes tensors [rows, …] in this order; returns a list of tensors [rows, …].
+            inputs: tensors; in each queue their shapes are equal except for the rows.
+            queue: name of the queue; requests in the same queue are joined.
         """
         sizes = sorted(set(self.batching.sizes))
         return tf.raw_ops.BatchFunction(

@@ -38,29 +38,30 @@ def keras_signatures(
 ) -> dict[str, Signature]:
     """Traces `serving_default`, `encode` and `step` of a Keras model with at least one `DEQLayer`.
 
-    All take the model's inputs by name and, for each example, `tolerance` and `max_steps`; all
-    return, for each example, `residual`, `steps` and `status`. `serving_default` returns the model's
-    outputs (by name where the model returns a dict, else output_0, output_1, …; a dict's nest by its
-    path: {"head": {"mean": …}} is served as head_mean). `encode` returns the
-    equilibrium. `step` is for streams: it takes the last equilibrium as start and returns outputs and
-    the new one; an example whose start is not finite begins as usual.
+    All take the model's inputs by name and, for each example, `tolerance` and `max_steps`; all return,
+    for each example, `residual`, `steps` and `status`. `serving_default` returns the model's outputs
+    (by name if the model returns a dict, else output_0, output_1, …; a nested dict by its path:
+    {"head": {"mean": …}} is served as head_mean). `encode` returns the equilibrium. `step` is for
+    streams: it takes the last equilibrium as the start, and returns outputs and the new equilibrium. An
+    example whose start is not finite starts as usual.
 
     Args:
-        model: built; called with training=False.
+        model: a built model; called with training=False.
         inputs: nest of tf.TensorSpec like the model's input, batch first. None: a functional
             model's own.
-        jit_compile: compile with XLA; the server must allow it, and compiles for each batch size.
-        compaction: whether examples that are done leave the batch, where not compiled.
+        jit_compile: whether to compile with XLA; the server must allow it, and compiles for each batch
+            size.
+        compaction: whether examples that are done leave the batch, if not compiled.
         max_steps_limit: see `solving_of`.
-        explicit: the model may call no `DEQLayer`. Then there is `serving_default` alone, whose answers
-            have residual 0, no steps and the status CONVERGED.
+        explicit: whether the model may lack a `DEQLayer`. Then there is only `serving_default`, whose
+            answers have residual 0, no steps and the status CONVERGED.
 
     Returns:
         Name -> `Signature`.
 
     Raises:
-        ValueError: a model that makes no solve, has no inputs to read, names that clash, or a limit
-            below the model's own steps.
+        ValueError: for a model without a solve or without declared inputs, for names that clash, or for
+            a limit below the model's own steps.
     """
     call = _Call(model, inputs, solving_of(model, max_steps_limit, compaction), explicit)
 
@@ -111,9 +112,9 @@ class _Call:
     """A model as a function of named tensors.
 
     Attributes:
-        names: of the inputs, in the model's order.
-        specs: of them, with any number of rows.
-        layout: solve -> its state's structure; known once the model was called.
+        names: names of the inputs, in the model's order.
+        specs: specs of the inputs, with any number of rows.
+        layout: solve -> the structure of its state; known after the model was called.
     """
 
     def __init__(self, model: keras.Model, inputs: Any, solving: Solving, explicit: bool):
@@ -160,7 +161,7 @@ def input_structure(model: keras.Model, inputs: Any = None) -> tuple[Any, list[s
                 "nest of those."
             ) from error
     leaves = keras.tree.flatten(inputs)
-    # Keras numbers inputs without a name anew in every process; a served name must stay.
+    # Keras numbers unnamed inputs anew in every process, but a served name must not change.
     return inputs, [
         f"input_{index}" if not spec.name or _AUTOMATIC.fullmatch(spec.name) else spec.name
         for index, spec in enumerate(leaves)
@@ -168,7 +169,7 @@ def input_structure(model: keras.Model, inputs: Any = None) -> tuple[Any, list[s
 
 
 def _spec_of(tensor: keras.KerasTensor) -> tf.TensorSpec:
-    # The layer's name is kept when a model is saved; the tensor's is not.
+    # Saving a model keeps the layer's name, but not the tensor's.
     return tf.TensorSpec(tensor.shape, tensor.dtype, tensor._keras_history.operation.name)
 
 
@@ -181,7 +182,7 @@ def _require_distinct(names: list[str]) -> None:
 
 
 def named_outputs(outputs: Any) -> dict[str, tf.Tensor]:
-    """Returns a model's outputs by the names that they are served under."""
+    """Returns a model's outputs by their served names."""
     if not isinstance(outputs, Mapping):
         outputs = {f"output_{i}": leaf for i, leaf in enumerate(keras.tree.flatten(outputs))}
     named = served_names.leaves(outputs)
@@ -190,7 +191,7 @@ def named_outputs(outputs: Any) -> dict[str, tf.Tensor]:
 
 
 def equilibria(solutions: Mapping[str, Solution]) -> dict[str, tf.Tensor]:
-    """Returns the states that solves found by the names that they are served under."""
+    """Returns the equilibria of the solves by their served names."""
     states = {solve: solution.z for solve, solution in solutions.items()}
     return {
         name: tf.cast(leaf, tf.float32)
@@ -203,7 +204,7 @@ def starts_of(layout: Mapping[str, Any], given: Mapping[str, tf.Tensor]) -> dict
     """Returns solve -> start, from tensors named as `equilibria` names them.
 
     Args:
-        layout: solve -> a state of its structure. given: name -> tensor.
+        layout: solve -> the structure of its state. given: name -> tensor.
     """
     return {
         solve: tf.nest.pack_sequence_as(layout[solve], [given[name] for name in names])
@@ -212,7 +213,7 @@ def starts_of(layout: Mapping[str, Any], given: Mapping[str, tf.Tensor]) -> dict
 
 
 def _leaf_names(layout: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The name of each tensor of each solve's state."""
+    """Returns the name of each tensor in each solve's state."""
     names = {}
     for solve, z in layout.items():
         name = _EQUILIBRIUM if len(layout) == 1 else f"{_EQUILIBRIUM}_{solve}"

@@ -9,7 +9,7 @@ from tfdeq.serving.signatures.signature import Signature, solving_of
 
 
 def signature_names(model: TokenModel) -> list[str]:
-    """Returns the names of the signatures that a model is served by."""
+    """Returns the names of a model's signatures."""
     return [signature.name for signature in text.of(model)]
 
 
@@ -20,17 +20,17 @@ def language_model_signatures(
     compaction: bool = True,
     max_steps_limit: int | None = None,
 ) -> dict[str, Signature]:
-    """Traces those of `tfdeq.serving.signatures.text` that make sense for the model.
+    """Traces the signatures of `tfdeq.serving.signatures.text` that fit the model.
 
-    What has no equilibrium takes a tolerance too, which changes nothing: explicit applications of a
-    cell return the residual that they ended with, explicit networks 0, and their depth as steps.
+    Models without an equilibrium also take a tolerance, which has no effect. Explicit applications of a
+    cell return the residual at their end, explicit networks 0; their steps are the depth.
 
     Args:
-        model: a built `tfdeq.models.LanguageModel` or `ExplicitLanguageModel`. Traced for inference:
-            no dropout, no variable is written.
-        jit_compile: compile with XLA; the server must allow it, and compiles for each batch size
-            and length.
-        compaction: whether examples that are done leave the batch, where not compiled.
+        model: a built `tfdeq.models.LanguageModel` or `ExplicitLanguageModel`. It is traced for
+            inference, without dropout and without writing variables.
+        jit_compile: whether to compile with XLA; the server must allow it, and compiles for each batch
+            size and length.
+        compaction: whether examples that are done leave the batch, if not compiled.
         max_steps_limit: see `tfdeq.serving.signatures.signature.solving_of`.
 
     Returns:
@@ -59,7 +59,7 @@ def examples(windows: np.ndarray, model: TokenModel) -> dict[str, np.ndarray]:
         windows: [N, T] int32 token ids. model: as in `language_model_signatures`.
     """
     count, length = windows.shape
-    # Room for two new tokens, where the window is as long as the model reads.
+    # Leaves room for two new tokens if the window has the model's full length.
     lengths = np.full([count], max(1, min(length, model.sequence_length - 2)), np.int32)
     found = {"tokens": windows, "lengths": lengths}
     for signature in text.of(model):

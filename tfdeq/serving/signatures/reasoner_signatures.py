@@ -1,4 +1,4 @@
-"""What reasoners are served by beside the signatures of any Keras model: `solve`."""
+"""The signature `solve` of reasoners, in addition to those of any Keras model."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from tfdeq.serving.signatures.signature import (
 
 PUZZLE = "puzzle"
 SOLVE = "solve"
-# Solves of a puzzle that a request can ask for.
+# Largest number of solves of a puzzle in a request.
 MOST_STARTS = 32
 STARTS = (
     f"[B] int32: solves of the example from different starts, up to {MOST_STARTS}; not > 0: one. Among "
@@ -36,7 +36,7 @@ def puzzle_spec(rank: int) -> tf.TensorSpec:
     """Returns the spec of puzzles of any size.
 
     Args:
-        rank: dimensions of the places.
+        rank: number of dimensions of the places.
     """
     return tf.TensorSpec([None] * (1 + rank), tf.int32, PUZZLE)
 
@@ -44,10 +44,10 @@ def puzzle_spec(rank: int) -> tf.TensorSpec:
 def solve_signature(model: Reasoner, spec: tf.TensorSpec, solving: Solving) -> Signature:
     """Traces `solve`: the answer to a puzzle from one or several starts, with residual and agreement.
 
-    It is never compiled by XLA: how many solves there are is the request's to say.
+    It is never compiled by XLA, because the request determines the number of solves.
 
     Args:
-        spec: of the puzzles.
+        spec: spec of the puzzles.
     """
 
     def solve(**given):
@@ -64,7 +64,7 @@ def solve_signature(model: Reasoner, spec: tf.TensorSpec, solving: Solving) -> S
 
 
 def puzzle_meaning(model: Reasoner) -> str:
-    """Returns what the input of the puzzle means."""
+    """Returns the meaning of the input `puzzle`."""
     return (
         f"[B, places] int32: 0 … {model.tokens - 1}, what stands at each place; -1 where a smaller puzzle "
         "than others of the request has no place."
@@ -74,7 +74,7 @@ def puzzle_meaning(model: Reasoner) -> str:
 def answer(
     model: Reasoner, puzzle: Any, tolerance: Any, max_steps: Any, starts: Any
 ) -> dict[str, tf.Tensor]:
-    """Returns name -> value of what `solve` answers.
+    """Returns name -> value of the outputs of `solve`.
 
     Args:
         puzzle: [B, places] int32. tolerance, max_steps, starts: [B]; not > 0: the model's own, and one.

@@ -1,8 +1,8 @@
-"""What a request goes through before it shares a batch: checks of its own, and a shape that others have.
+"""Checks of a request before it shares a batch, and padding to a shape that other requests have.
 
-A request that fails a check gets an error, and no other request sees it. Rows of it that cannot be
-answered get the status INVALID. Texts are padded to one of a few widths, so that the requests of a
-queue have one shape.
+A request that fails a check gets an error, which does not affect other requests. Rows that cannot be
+answered get the status INVALID. Texts are padded to one of a few widths, so that the requests in a
+queue have the same shape.
 """
 
 import math
@@ -13,10 +13,11 @@ import tensorflow as tf
 from tfdeq.serving.signatures.batching import SIZES, Batching, Queues
 from tfdeq.serving.signatures.signature import Signature, input_specs, trace
 
-# Numbers of a request and its answer together, unless the largest batch has more: 64 MiB of float32.
+# Limit for the numbers in a request and its answer, unless the largest batch has more: 64 MiB of
+# float32.
 MOST_VALUES = 2**24
 _NARROWEST = 16
-# Input -> what it says of each row of another: how many positions count.
+# Input -> another input, for which it gives the number of valid positions in each row.
 _LENGTHS = {"lengths": "tokens", "equilibrium_lengths": "equilibrium"}
 
 _Tensors = Mapping[str, tf.Tensor]
@@ -30,15 +31,15 @@ def guarded(
     queues: Queues | None = None,
     widths: Sequence[int] = (),
 ) -> Signature:
-    """Puts checks in front of a signature, and joins the requests that pass them.
+    """Adds checks before a signature, and joins the requests that pass them.
 
     Args:
-        signature: what a batch of rows is answered with.
-        name: the signature's.
-        max_request_values: numbers that a request and its answer may have together.
-        queues: where requests wait for each other. None: each is answered alone.
-        widths: of a language model, those that texts are padded to; ascending. () for other models,
-            whose requests are joined only where `can_join` says so.
+        signature: the signature that answers a batch of rows.
+        name: name of the signature.
+        max_request_values: limit for the numbers in a request and its answer together.
+        queues: the queues in which requests wait for each other. None: each is answered alone.
+        widths: for language models, the widths that texts are padded to, ascending. () for other
+            models, whose requests are joined only if `can_join` is true.
     """
     function, specs = signature.function, input_specs(signature.function)
     batched = None if queues is None else _in_order(function, specs)
@@ -76,20 +77,21 @@ def guard_all(
     jit_compile: bool = False,
     max_request_values: int | None = None,
 ) -> dict[str, Signature]:
-    """Puts checks in front of a model's signatures; see `guarded`.
+    """Adds checks before a model's signatures; see `guarded`.
 
     Args:
-        signatures: by name.
+        signatures: name -> signature.
         batching: how requests are joined; None: not at all.
-        text_length: positions that a language model reads; None for other models, of which only
-            signatures are joined whose rows have one size: padding would change what they say.
-        jit_compile: whether the signatures are compiled. Texts then have one width, since each other
-            would be compiled at the first request that needs it.
-        max_request_values: numbers that a request and its answer may have together. None: 2²⁴, or
-            those of the largest batch, if they are more.
+        text_length: number of positions that a language model reads. None for other models; of these,
+            only signatures whose rows have a fixed size are joined, because padding would change their
+            answers.
+        jit_compile: whether the signatures are compiled. Texts then have a single width, because every
+            other width would be compiled at its first request.
+        max_request_values: limit for the numbers in a request and its answer together. None: 2²⁴, or as
+            many as the largest batch has, if more.
 
     Raises:
-        ValueError: a limit that one row exceeds.
+        ValueError: for a limit that a single row exceeds.
     """
     widths: Sequence[int] = ()
     if text_length is not None:
@@ -116,13 +118,13 @@ def guard_all(
 
 
 def can_join(signature: Signature) -> bool:
-    """Whether all rows of a signature's requests have one shape, so that none would be padded."""
+    """Whether all rows of a signature's requests have the same shape, so that no padding is needed."""
     specs = input_specs(signature.function).values()
     return all(spec.shape[1:].is_fully_defined() for spec in specs)
 
 
 def text_widths(text_length: int) -> list[int]:
-    """Returns the widths that texts of at most a length are padded to: it, its half, its quarter, …"""
+    """Returns the widths for texts up to a length: the length, its half, its quarter, …"""
     widths = [text_length]
     while widths[0] > _NARROWEST:
         widths.insert(0, max(_NARROWEST, math.ceil(widths[0] / 2)))
@@ -130,10 +132,10 @@ def text_widths(text_length: int) -> list[int]:
 
 
 def _values_of(signatures: Mapping[str, Signature], rows: int, free: int) -> int:
-    """Numbers of the largest request of so many rows and its answer, over all signatures.
+    """Returns the numbers in the largest request with `rows` rows and its answer, over all signatures.
 
     Args:
-        free: what the sizes that a signature leaves open are, such as a text's length.
+        free: value of the sizes that a signature leaves open, such as a text's length.
     """
     return rows * max(
         sum(
@@ -148,22 +150,22 @@ def _values_of(signatures: Mapping[str, Signature], rows: int, free: int) -> int
 
 
 def _row_values(shape: tf.TensorShape, free):
-    """Numbers of a row; of sizes that the shape leaves open there are `free` together."""
+    """Returns the numbers in a row, where the product of the open sizes is `free`."""
     sizes = shape.as_list()[1:] if shape.rank is not None else [None]
     fixed = math.prod(size for size in sizes if size is not None)
     return fixed * free if None in sizes else fixed
 
 
 def _in_order(function, specs: _Specs) -> tf.types.experimental.ConcreteFunction:
-    """The function of the specs' tensors in their order, which returns a list."""
+    """Returns the function as one of tensors in the order of the specs, which returns a list."""
 
     def positional(*values):
         outputs = function(**dict(zip(specs, values, strict=True)))
         return [outputs[each] for each in function.structured_outputs]
 
     specs_in_order = [tf.TensorSpec(spec.shape, spec.dtype) for spec in specs.values()]
-    # BatchFunction runs its function as it is: not optimised, which a model may need twice the time for,
-    # and not compiled where it should be. A call in it that is not inlined is run as any other.
+    # BatchFunction runs its function without optimisation, which may take twice the time, and
+    # without the requested compilation. A call inside it that is not inlined is run like any other.
     call = tf.function(
         positional, autograph=False, experimental_attributes={"_noinline": True}
     ).get_concrete_function(*specs_in_order)
@@ -175,8 +177,8 @@ def _in_order(function, specs: _Specs) -> tf.types.experimental.ConcreteFunction
 def _checked(
     name: str, given: _Tensors, specs: _Specs, outputs: _Tensors, max_request_values: int
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """The request's tensors, at least one row of each, and how many rows it has itself."""
-    # A server takes tensors of any rank and size; this op looks at what came.
+    """Returns the request's tensors with at least one row each, and the request's own number of rows."""
+    # A server accepts tensors of any rank and size; this op checks those received.
     given = {each: tf.ensure_shape(value, specs[each].shape) for each, value in given.items()}
     counts = tf.stack([tf.shape(value)[0] for value in given.values()])
     rows = counts[0]
@@ -203,7 +205,7 @@ def _checked(
 
 
 def _open_size(value: tf.Tensor) -> tf.Tensor:
-    """int64: the product of the sizes that a tensor's spec leaves open, but the rows'."""
+    """Returns int64: the product of the sizes that a tensor's spec leaves open, except the rows."""
     sizes = tf.shape(value, tf.int64)
     places = [place for place, size in enumerate(value.shape[1:], 1) if size is None]
     return tf.reduce_prod(tf.gather(sizes, tf.constant(places, tf.int32)))
@@ -212,7 +214,7 @@ def _open_size(value: tf.Tensor) -> tf.Tensor:
 def _at_a_width(
     given: _Tensors, widths: Sequence[int], answer: Callable[[_Tensors, str], _Tensors]
 ) -> dict[str, tf.Tensor]:
-    """Answers texts at the least width that holds them; the answer is as wide as the request."""
+    """Answers texts at the smallest sufficient width; the answer is as wide as the request."""
     length = tf.shape(given["tokens"])[1]
     given = {**given, **_own_lengths(given, widths[-1])}
     least = tf.reduce_max(given["lengths"])
@@ -227,7 +229,7 @@ def _at_a_width(
 
 
 def _own_lengths(given: _Tensors, most: int) -> dict[str, tf.Tensor]:
-    """The lengths, before padding could make room for more than a request has: 0 where none can be."""
+    """Returns the lengths checked before padding, so that none exceeds the request's width; 0 if invalid."""
     found = {}
     for each, of in _LENGTHS.items():
         if each in given:
@@ -238,7 +240,7 @@ def _own_lengths(given: _Tensors, most: int) -> dict[str, tf.Tensor]:
 
 
 def _to_width(value: tf.Tensor, width) -> tf.Tensor:
-    """Cuts or fills, with zeros, the second dimension of a tensor that leaves it open."""
+    """Truncates, or pads with zeros, the second dimension of a tensor whose spec leaves it open."""
     if value.shape.rank < 2 or value.shape[1] is not None:
         return value
     behind = tf.maximum(width - tf.shape(value)[1], 0)

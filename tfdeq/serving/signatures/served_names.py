@@ -1,4 +1,4 @@
-"""Which names a signature's inputs can have, and how a model's nested outputs are named."""
+"""Valid names of a signature's inputs, and names of a model's nested outputs."""
 
 import keyword
 import re
@@ -7,15 +7,16 @@ from typing import Any
 
 import tensorflow as tf
 
-# What tf.function and SavedModel keep as it is; they change other names of inputs, or fail.
+# The names that tf.function and SavedModel do not change; with other names they may also fail.
 _INPUT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def require_inputs(names: Iterable[str]) -> None:
-    """Checks that a signature can have inputs of these names.
+    """Checks that a signature can have inputs with these names.
 
     Raises:
-        ValueError: a name that is changed on the way to the server, or two that differ in case alone.
+        ValueError: for a name that would be changed on the way to the server, or two that differ only
+            in case.
     """
     by_lower: dict[str, str] = {}
     for name in names:
@@ -37,10 +38,10 @@ def require_inputs(names: Iterable[str]) -> None:
 def leaves(outputs: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, tf.Tensor]]:
     """Returns the tensors of a dict of nests with their names: the keys on the path, joined by _.
 
-    Of a list or tuple within the dict the keys are 0, 1, …
+    The keys of a list or tuple inside the dict are 0, 1, …
 
     Raises:
-        ValueError: a key that is no text or empty, or a leaf that is no tensor.
+        ValueError: for a key that is empty or not a text, or a leaf that is not a tensor.
     """
     found: list[tuple[str, tf.Tensor]] = []
     for name, child in outputs.items():

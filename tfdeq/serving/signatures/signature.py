@@ -1,4 +1,4 @@
-"""What every served signature has in common: settings, convergence, and how it is traced."""
+"""Common parts of all served signatures: settings, convergence and tracing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,9 +10,10 @@ from tfdeq import DEQLayer, Solution, SolveScope, Status, describe
 from tfdeq.serving.signatures import served_names
 from tfdeq.solution import combined
 
-# Status of an example that cannot be answered; next to the values of `tfdeq.Status`.
+# Status of an example that cannot be answered, in addition to the values of `tfdeq.Status`.
 INVALID = -1
-# What a request can ask for, where the export names no max_steps_limit and the model's own is not larger.
+# The limit of a request's max_steps, if the export sets no max_steps_limit and the model's own is
+# not larger.
 MAX_STEPS_LIMIT = 100
 SETTINGS = {
     "tolerance": "[B] float32: relative residual at which to stop; not > 0: the model's own.",
@@ -34,20 +35,20 @@ STATUS_TEXTS = {str(int(status)): describe(status) for status in Status}
 
 
 class Solving(NamedTuple):
-    """How the signatures of a version solve."""
+    """Settings for the solves in a version's signatures."""
 
-    max_steps_limit: int  # evaluations that a request can ask for
-    compaction: bool = True  # whether examples that are done leave the batch, where not compiled
+    max_steps_limit: int  # largest max_steps of a request
+    compaction: bool = True  # whether examples that are done leave the batch, if not compiled
 
 
 class Signature(NamedTuple):
-    """A function to serve, and what its tensors mean."""
+    """A function to serve, and the meanings of its tensors."""
 
     function: tf.types.experimental.ConcreteFunction
     inputs: Mapping[str, str]  # name -> meaning
     outputs: Mapping[str, str]
     joined: bool = False  # whether requests share batches
-    # Numbers that a request and its answer may have together; None: not limited.
+    # Limit for the numbers in a request and its answer together; None: no limit.
     max_request_values: int | None = None
 
 
@@ -59,11 +60,12 @@ def trace(
     """Traces a function of named tensors that returns named tensors; checks that it can be batched.
 
     Raises:
-        ValueError: a name that cannot be served, or an output without the batch in dimension 0,
+        ValueError: for a name that cannot be served, or an output without the batch in dimension 0,
             which a server could not split.
     """
     served_names.require_inputs(specs)
-    # Not compiled unless asked for: a stock server refuses that at the first request.
+    # Not compiled unless requested, because a stock server refuses a compiled function at the first
+    # request.
     traced = tf.function(function, jit_compile=jit_compile or None, autograph=False)
     concrete = traced.get_concrete_function(**specs)
     for name, output in concrete.structured_outputs.items():
@@ -84,14 +86,14 @@ def input_specs(function: tf.types.experimental.ConcreteFunction) -> dict[str, t
 def solving_of(
     model: keras.Model, max_steps_limit: int | None = None, compaction: bool = True
 ) -> Solving:
-    """Returns how a model is served.
+    """Returns the settings for serving a model.
 
     Args:
-        max_steps_limit: evaluations of each solve that a request can ask for. None: MAX_STEPS_LIMIT, or
-            what the model's solvers have, if that is more.
+        max_steps_limit: largest number of evaluations in each solve that a request can ask for. None:
+            MAX_STEPS_LIMIT, or the model's own, if that is more.
 
     Raises:
-        ValueError: a limit below what a request without settings gets.
+        ValueError: for a limit below the budget of a request without settings.
     """
     own = [layer.solver.max_steps for layer in solving_layers(model)]
     if max_steps_limit is None:
@@ -105,9 +107,9 @@ def solving_of(
 
 
 def own_settings(model: keras.Model, solving: Solving) -> dict[str, Any]:
-    """Returns what the card says of requests that name no tolerance and no budget, and of the limit.
+    """Returns the card's entries about requests without tolerance and budget, and about the limit.
 
-    Of several layers, name -> value.
+    For several layers, these are name -> value.
     """
     layers = solving_layers(model)
     found: dict[str, Any] = {"max_steps_limit": solving.max_steps_limit}
@@ -118,17 +120,17 @@ def own_settings(model: keras.Model, solving: Solving) -> dict[str, Any]:
 
 
 def solving_layers(model: keras.Model) -> list[DEQLayer]:
-    """Those that a request's settings reach: not the ones inside another's cell."""
+    """Returns the layers to which a request's settings apply: not those inside another layer's cell."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
     inner = {id(part) for layer in layers for part in layer._flatten_layers(include_self=False)}
     return [layer for layer in layers if id(layer) not in inner]
 
 
 def budget(given: Mapping[str, tf.Tensor], solving: Solving) -> tf.Tensor:
-    """Returns the evaluations [B] int32 that a request may spend; 0: the model's own.
+    """Returns the budget of a request, [B] int32; 0: the model's own.
 
-    A tolerance alone is an order to reach it: the model's own budget, which is made for its own
-    tolerance, would end the solve before.
+    A request with only a tolerance gets the whole limit, because the model's own budget, which is made
+    for its own tolerance, could end the solve too early.
     """
     limit = solving.max_steps_limit
     unnamed = tf.where(given["tolerance"] > 0, limit, 0)
@@ -138,18 +140,18 @@ def budget(given: Mapping[str, tf.Tensor], solving: Solving) -> tf.Tensor:
 def scope(
     given: Mapping[str, tf.Tensor], solving: Solving, starts: Mapping[str, Any] | None = None
 ) -> SolveScope:
-    """The scope in which a served model is called with a request's tolerance and max_steps."""
+    """Returns the scope in which a served model is called, with a request's tolerance and max_steps."""
     return SolveScope(given["tolerance"], budget(given, solving), starts, solving.compaction)
 
 
 def convergence(solutions: Mapping[str, Solution]) -> dict[str, tf.Tensor]:
-    """Residual, steps and status of a model's solves together; nothing where there are none."""
+    """Returns residual, steps and status of a model's solves together; {} if there are none."""
     found = combined(solutions.values())
     return {} if found is None else {name: getattr(found, name) for name in CONVERGENCE}
 
 
 def nothing_to_solve(rows: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Residual, steps and status where nothing is solved. rows: any [B] tensor."""
+    """Returns residual, steps and status for a model without solves. rows: any [B] tensor."""
     zeros = tf.zeros_like(rows, tf.int32)
     return {"residual": tf.cast(zeros, tf.float32), "steps": zeros, "status": zeros}
 
@@ -157,13 +159,13 @@ def nothing_to_solve(rows: tf.Tensor) -> dict[str, tf.Tensor]:
 def answered(
     outputs: Mapping[str, tf.Tensor], solved: Mapping[str, tf.Tensor]
 ) -> dict[str, tf.Tensor]:
-    """Joins a model's outputs and their convergence; what is not finite does not leave the server.
+    """Joins a model's outputs and their convergence, and replaces values that are not finite.
 
-    An example with a NaN or infinity in any output gets zeros instead (REST would write no valid
-    JSON), the status NON_FINITE and the largest float32 as residual.
+    An example with NaN or infinity in any output gets zeros instead (REST would write invalid JSON),
+    the status NON_FINITE and the largest float32 as its residual.
     """
     solved = dict(solved)
-    half = (tf.float16, tf.bfloat16)  # which JSON, NumPy or both do not know
+    half = (tf.float16, tf.bfloat16)  # which JSON or NumPy cannot represent
     outputs = {
         name: tf.cast(output, tf.float32) if output.dtype in half else output
         for name, output in outputs.items()

@@ -1,4 +1,4 @@
-"""What the signatures of language models share: requests made safe, their states, and what is read off."""
+"""Functions shared by the signatures of language models: checked requests, states and readouts."""
 
 from typing import Any, NamedTuple
 
@@ -38,32 +38,32 @@ LANGUAGE_STATUS_TEXTS = {
 
 
 class Text(NamedTuple):
-    """A request's text, made safe: a bad example has length 0 instead of an error for all."""
+    """A request's checked text: an invalid example has length 0 instead of causing an error for all."""
 
-    tokens: tf.Tensor  # [B, T'] int32, T' = min(T, sequence_length), at least 1; 0 where not valid
+    tokens: tf.Tensor  # [B, T'] int32, T' = min(T, sequence_length), at least 1; 0 if not valid
     valid: tf.Tensor  # [B, T'] bool
     lengths: tf.Tensor  # [B] int32; 0 for invalid examples
     answered: tf.Tensor  # [B] bool
 
 
 class Solved(NamedTuple):
-    """What a model made of texts."""
+    """A model's results for texts."""
 
-    z: tf.Tensor  # [B, T', d], what the readout reads
+    z: tf.Tensor  # [B, T', d], the states that the readout reads
     memory: Any  # after each example's own last token; None if none was given
     convergence: dict[str, tf.Tensor]  # residual, steps, status: [B]
 
 
 def is_equilibrium(model: TokenModel) -> bool:
-    """Whether a model's states are solved for, so that a tolerance means something."""
+    """Whether a model's states come from a solve, so that a tolerance has an effect."""
     return model.equilibrium is not None and not model.explicit_steps
 
 
 def checked(model: TokenModel, given: dict[str, tf.Tensor], also: tf.Tensor | None = None) -> Text:
-    """The text of a request.
+    """Returns the text of a request.
 
     Args:
-        also: [B] bool, a further condition on examples that can be answered.
+        also: [B] bool, an additional condition for examples that can be answered.
     """
     tokens, lengths = given["tokens"], given["lengths"]
     length = tf.shape(tokens)[1]
@@ -74,7 +74,8 @@ def checked(model: TokenModel, given: dict[str, tf.Tensor], also: tf.Tensor | No
     if also is not None:
         answered &= also
     lengths = tf.where(answered, lengths, 0)
-    # One column at least, so that there is a last position; columns that nobody may use are cut.
+    # At least one column, so that there is a last position; columns beyond the longest text are cut
+    # off.
     tokens = tf.pad(tokens, [[0, 0], [0, tf.maximum(1 - length, 0)]])[:, : model.sequence_length]
     valid = tf.sequence_mask(lengths, tf.shape(tokens)[1])
     return Text(tf.where(valid, tokens, 0), valid, lengths, answered)
@@ -89,12 +90,12 @@ def solve(
     memory: Any = None,
     start: tf.Tensor | None = None,
 ) -> Solved:
-    """The states of texts, for inference.
+    """Returns the states of texts, for inference.
 
     Args:
         given: the request, for its tolerance and max_steps.
-        memory: what the texts go on after, or None.
-        start: [B, T', d], where an equilibrium's solve starts.
+        memory: the carried memory before the texts, or None.
+        start: [B, T', d], start of the solve.
     """
     x = model.embed(text.tokens, training=False)
     if model.equilibrium is None:
@@ -122,10 +123,10 @@ def _nothing_to_solve(network: keras.layers.Layer, text: Text) -> dict[str, tf.T
 
 
 def _through_network(network, x, text: Text, memory) -> tuple[tf.Tensor, Any]:
-    """The output of an explicit network, and its memory after each example's own last position.
+    """Returns the output of an explicit network, and its memory after each example's last position.
 
-    The network's memory is after all T positions. Where a text has fewer, it is made position by
-    position: the outputs of these need not be.
+    The network's own memory is that after all T positions. If a text has fewer, the memory is computed
+    position by position, without the outputs of these positions.
     """
     if memory is None:
         return network(x, mask=text.valid, training=False), None
@@ -150,18 +151,18 @@ def _through_network(network, x, text: Text, memory) -> tuple[tf.Tensor, Any]:
 
 
 def where_rows(rows: tf.Tensor, chosen: Any, other: Any) -> Any:
-    """A nest [B, …]: of `chosen` in the rows [B] that are True, else of `other`."""
+    """Returns a nest [B, …] from `chosen` in the rows [B] that are True, else from `other`."""
 
     def choose(one, another):
         shape = [-1] + [1] * (one.shape.rank - 1)
-        # What a loop or a condition carries keeps the shape that it had.
+        # The variables of a loop or condition must keep their shapes.
         return tf.ensure_shape(tf.where(tf.reshape(rows, shape), one, another), another.shape)
 
     return tf.nest.map_structure(choose, chosen, other)
 
 
 def marked(text: Text, solved: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Convergence with the invalid examples marked."""
+    """Returns convergence with invalid examples marked."""
     return {
         "residual": tf.where(text.answered, solved["residual"], tf.float32.max),
         "steps": tf.where(text.answered, solved["steps"], 0),
@@ -170,7 +171,7 @@ def marked(text: Text, solved: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def next_log_probabilities(model: TokenModel, text: Text, z: tf.Tensor) -> tf.Tensor:
-    """Log probabilities [B, V] of the token behind each example's last."""
+    """Returns log probabilities [B, V] of the token after each example's last."""
     last = tf.gather(z, tf.maximum(text.lengths, 1) - 1, batch_dims=1)
     found = tf.nn.log_softmax(model.logits(last[:, None])[:, 0])
     uniform = -tf.math.log(tf.cast(model.vocabulary_size, tf.float32))
@@ -178,8 +179,8 @@ def next_log_probabilities(model: TokenModel, text: Text, z: tf.Tensor) -> tf.Te
 
 
 def log_likelihood(model: TokenModel, text: Text, z: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """Log likelihood [B, width] of each token after the first; 0 of the first, and of padding."""
-    # Not from the logits, which an adaptive softmax need not compute for all tokens.
+    """Returns the log likelihood [B, width] of each token after the first; 0 for the first and padding."""
+    # Not from logits, because an adaptive softmax need not compute those of all tokens.
     scores = -model.negative_log_likelihood(z[:, :-1], text.tokens[:, 1:])
     scores = tf.where(text.valid[:, 1:], scores, 0.0)
     behind = tf.maximum(width - tf.shape(scores)[1] - 1, 0)
@@ -187,7 +188,7 @@ def log_likelihood(model: TokenModel, text: Text, z: tf.Tensor, width: tf.Tensor
 
 
 def shown_equilibrium(text: Text, z: tf.Tensor, given: dict[str, tf.Tensor]) -> tf.Tensor:
-    """The equilibrium [B, T, d] of the positions that an example has, 0 elsewhere."""
+    """Returns the equilibrium [B, T, d] at the positions of each example, 0 elsewhere."""
     z = tf.where(text.valid[:, :, None], tf.cast(z, tf.float32), 0.0)
     width = tf.shape(given["tokens"])[1]
     return tf.pad(z, [[0, 0], [0, tf.maximum(width - tf.shape(z)[1], 0)], [0, 0]])[:, :width]

@@ -1,1 +1,1 @@
-"""Whether a version answers as its model does."""
+"""Checks that a version gives the answers of its model."""

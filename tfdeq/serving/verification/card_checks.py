@@ -1,4 +1,4 @@
-"""Whether a model card says what the model and the version's own graph say."""
+"""Checks that a model card agrees with the model and the version's graph."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.verification.checks import Check
 
-# A request that is larger than this is not sent to see it refused: 256 MiB.
+# A request larger than this is not sent to test its refusal: 256 MiB.
 _MOST_SENT = 2**26
 _SHOWN = 3
 NAME = "the card says what the model says"
 
 
 def problem_of(card: Mapping[str, Any]) -> str:
-    """What keeps a card from being read, in words; "" where nothing does."""
+    """Returns the reason why a card cannot be read; "" if it can."""
     signatures = card.get("signatures")
     if not isinstance(signatures, Mapping) or "serving_default" not in signatures:
         return "the card names no signature serving_default"
@@ -48,19 +48,19 @@ def check_card(
     path: pathlib.Path,
     card: Mapping[str, Any],
 ) -> Check:
-    """Every entry of the card that the model or the graph speaks of.
+    """Checks every entry of the card that follows from the model or the graph.
 
-    The signatures are traced anew, from the model and the settings that the card names. The limits
-    that an export may choose are those of the graph: `over_limit_request` and the requests above
-    `max_steps_limit` show them.
+    The signatures are traced again, from the model and the settings in the card. The limits that an
+    export may choose must be those of the graph, which `over_limit_request` and requests above
+    `max_steps_limit` test.
 
     Args:
-        expected: what the model says of the entries, of the card's settings.
+        expected: the card's settings -> the entries according to the model.
     """
     try:
-        # As a card that was written and read.
+        # In the form of a card that was written and read.
         found = json.loads(json.dumps(expected(card)))
-    except Exception as error:  # whatever a card with other settings brings about
+    except Exception as error:  # any error that a card with other settings causes
         text = f"its settings are none that this model can be exported with: {error}"
         return Check(NAME, False, text, {"wrong": ["settings"]})
     wrong = differences(found, {key: card.get(key) for key in found})
@@ -73,7 +73,7 @@ def check_card(
 
 
 def check_records(records: Sequence[Request], card: Mapping[str, Any]) -> Check:
-    """A warm-up record of each signature at each batch size, where the card promises records."""
+    """Checks for a warm-up record of each signature at each batch size, if the card lists records."""
     sizes = card.get("allowed_batch_sizes") or []
     promised = [
         (signature, size)
@@ -95,13 +95,13 @@ def check_records(records: Sequence[Request], card: Mapping[str, Any]) -> Check:
 
 
 def over_limit_request(card: Mapping[str, Any]) -> Request | None:
-    """A request of zeros that has more numbers than the card allows; None where it would be too large."""
+    """Returns a request of zeros with more numbers than the card allows; None if it would be too large."""
     name, signature = next(iter(card["signatures"].items()))
     limit = signature.get("max_request_values")
     if not isinstance(limit, int) or not 0 < limit < _MOST_SENT:
         return None
     tensors = signature["inputs"]
-    # One long row where a tensor's shape leaves a size open, else many rows: neither is computed.
+    # One long row if a tensor's shape leaves a size open, else many rows; neither is computed.
     longest = next((each for each in tensors if None in tensors[each]["shape"][1:]), None)
     row = sum(math.prod(size or 1 for size in each["shape"][1:]) for each in tensors.values())
     rows = limit // row + 1 if longest is None else 1
@@ -115,10 +115,10 @@ def over_limit_request(card: Mapping[str, Any]) -> Request | None:
 
 
 def check_over_limit(card: Mapping[str, Any], error: str | None, runtime: str) -> Check:
-    """A request that is larger than the card allows is refused, and the refusal names the card's limit.
+    """Checks that a request above the card's limit is refused with a message that states the limit.
 
     Args:
-        error: what the runtime said; None: it answered.
+        error: the runtime's message; None if it answered.
     """
     limits = {signature.get("max_request_values") for signature in card["signatures"].values()}
     limit = next(iter(limits))
@@ -134,7 +134,7 @@ def check_over_limit(card: Mapping[str, Any], error: str | None, runtime: str) -
 
 
 def differences(expected: Any, found: Any, place: str = "") -> list[str]:
-    """Where two values of JSON differ, in words; places as in signatures.score.inputs.tokens.dtype."""
+    """Describes where two JSON values differ; places are like signatures.score.inputs.tokens.dtype."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         return [
             line
@@ -148,12 +148,12 @@ def differences(expected: Any, found: Any, place: str = "") -> list[str]:
 
 
 def _unnumbered(value: Any) -> Any:
-    """A text without the number that Keras gives a model's name, which is another in every process."""
+    """Removes the number in a model's name, which Keras chooses differently in every process."""
     return re.sub(r"_\d+'$", "'", value) if isinstance(value, str) else value
 
 
 def _graphdifferences(path: pathlib.Path, card: Mapping[str, Any]) -> list[str]:
-    """Where the card's signatures and batching are not those of the graph that is served."""
+    """Describes where the card's signatures and batching differ from those of the served graph."""
     graph = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     (meta_graph,) = graph.meta_graphs
     served = {
@@ -186,7 +186,8 @@ def _graphdifferences(path: pathlib.Path, card: Mapping[str, Any]) -> list[str]:
         for node in nodes
         if node.op == "BatchFunction"
     }
-    # What a request beyond the limit gets need not show it: most solves end before.
+    # The answer to a request above the limit need not show the limit, because most solves end
+    # earlier.
     limit = card.get("max_steps_limit")
     limits = _graph_limits(functions)
     if limit is not None and limits != {limit}:
@@ -204,7 +205,7 @@ def _graphdifferences(path: pathlib.Path, card: Mapping[str, Any]) -> list[str]:
 
 
 def _graph_limits(functions: Iterable[Any]) -> set[int]:
-    """What the graph cuts a request's max_steps to; see `tfdeq.serving.signatures.signature.budget`."""
+    """Returns the limits of max_steps in the graph; see `tfdeq.serving.signatures.signature.budget`."""
     found = set()
     for function in functions:
         constants = {node.name: node for node in function.node_def if node.op == "Const"}

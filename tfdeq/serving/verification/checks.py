@@ -1,4 +1,4 @@
-"""What any served model's answers must satisfy: comparisons, and their findings as one line each."""
+"""Checks of any served model's answers: comparisons, each with its finding in one line."""
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,12 @@ BATCHES = (1, 3, 8)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 DIAL_EXAMPLES = 3
 NEVER = 1e-30  # a tolerance that nothing meets
-# Tolerance and max_steps of requests: one alone, the other alone, both.
+# Tolerance and max_steps of requests: only one, only the other, both.
 ASKED_SETTINGS = ((1e-1, 0), (1e-4, 0), (0.0, 1), (0.0, 2), (1e-1, 2), (NEVER, 3))
-# Largest difference between two computations of one answer, relative where the answer is above 1.
+# Largest difference between two computations of the same answer, relative if the answer is above 1.
 LIMIT = 1e-4
-# Where rounding decides: residuals this near to a tolerance, or to each other, count as equal.
+# Residuals this close to a tolerance, or to each other, count as equal, because rounding decides
+# then.
 _RELATIVE_SLACK, _ABSOLUTE_SLACK = 2e-3, 1e-6
 
 Outputs = Mapping[str, np.ndarray]
@@ -32,17 +33,17 @@ class Check(NamedTuple):
 
     name: str
     passed: bool
-    text: str  # one line: what was measured, or what is wrong
+    text: str  # one line: the measurement, or the problem
     values: dict[str, Any]
 
 
 class Case(NamedTuple):
-    """A request in which one example is looked at, and another may be unanswerable."""
+    """A request in which one example is checked, and another may be invalid."""
 
     request: Request
     row: int  # the example
     bad_row: int | None = None
-    bad_status: int | None = None  # what the server must say of that one
+    bad_status: int | None = None  # the status that the invalid one must have
 
 
 def check_against_model(
@@ -52,10 +53,10 @@ def check_against_model(
     tolerance: float,
     runtime: str,
 ) -> Check:
-    """Answers within LIMIT of the Keras model's; steps and status equal.
+    """Checks that answers are within LIMIT of the Keras model's, with equal steps and status.
 
-    An example whose residual meets or misses the tolerance by rounding alone may stop one step
-    apart. Such a row is counted as near a tolerance and not compared further.
+    If only rounding decides whether an example's residual meets the tolerance, the two solves may stop
+    one step apart. Such a row is counted as near a tolerance and not compared further.
     """
     pairs, tolerances = [], []
     for request, output, rows in zip(requests, outputs, references, strict=True):
@@ -72,7 +73,7 @@ def check_against_model(
 def check_neighbours(
     cases: Sequence[Case], outputs: Sequence[Outputs], tolerance: float, runtime: str
 ) -> Check:
-    """An example's answer is the same alone, padded in any way, and in any batch."""
+    """Checks that an example's answer is the same alone, with any padding and in any batch."""
     alone: dict[str, Outputs] = {}
     pairs, wrong = [], []
     for case, output in zip(cases, outputs, strict=True):
@@ -93,7 +94,7 @@ def check_neighbours(
 
 
 def check_dial(output: Outputs, explicit: bool, runtime: str) -> Check:
-    """Residuals at most the tolerance where converged; smaller tolerance, no larger residual."""
+    """Checks that converged residuals meet the tolerance, and do not grow as the tolerance falls."""
     shape = (DIAL_EXAMPLES, len(TOLERANCES))
     residual, steps, status = (output[name].reshape(shape) for name in CONVERGENCE)
     converged = status == Status.CONVERGED
@@ -127,7 +128,7 @@ def check_dial(output: Outputs, explicit: bool, runtime: str) -> Check:
 
 
 def check_files(path: pathlib.Path) -> Check:
-    """Every file is what the manifest says, and there is no other."""
+    """Checks that every file is as in the manifest, and that there are no others."""
     try:
         found = manifest.differences(path)
     except manifest.ChangedVersionError as error:
@@ -140,17 +141,17 @@ def check_files(path: pathlib.Path) -> Check:
 
 
 def above_limit(limit: int) -> tuple[float, int]:
-    """The tolerance and max_steps of a request for more than a version's max_steps_limit."""
+    """Returns the tolerance and max_steps of a request above a version's max_steps_limit."""
     return NEVER, limit + 7
 
 
 def comparable(
     request: Request, rows: Sequence[Outputs], limit: int
 ) -> list[dict[str, np.ndarray] | None]:
-    """References as they are compared: of requests above the limit the steps and the status alone.
+    """Returns references for comparison: for requests above the limit, only steps and status.
 
-    So many steps behind what float32 resolves, an answer is rounding; where the Keras model ends before,
-    as what it iterates repeats itself, nothing is compared.
+    After so many steps beyond float32's precision, an answer depends on rounding. If the Keras model
+    ends earlier, because its iterates repeat themselves, nothing is compared.
     """
     found: list[dict[str, np.ndarray] | None] = []
     for asked, row in zip(request.inputs["max_steps"], rows, strict=True):
@@ -162,7 +163,7 @@ def comparable(
 
 
 def check_ops(path: pathlib.Path, runnable: Iterable[str]) -> Check:
-    """Every op is one that TensorFlow's C++ runtime runs by itself, as the stock server does."""
+    """Checks that TensorFlow's C++ runtime, which the stock server uses, has every op."""
     used = runtime.read_ops(path)
     lacking = sorted(used - set(runnable))
     text = f"the {len(used)} ops that the graph uses are in TensorFlow's C++ runtime"
@@ -172,7 +173,7 @@ def check_ops(path: pathlib.Path, runnable: Iterable[str]) -> Check:
 
 
 def check_warm_up(requests: Sequence[Request], outputs: Sequence[Outputs], runtime: str) -> Check:
-    """Every warm-up record was answered; one that fails would keep a server from loading."""
+    """Checks that every warm-up record was answered; a server does not load a version if one fails."""
     name = f"{runtime}: answers the warm-up records"
     bad = [
         f"{request.signature}, batch of {len(output['status'])}"
@@ -186,7 +187,7 @@ def check_warm_up(requests: Sequence[Request], outputs: Sequence[Outputs], runti
 
 
 def compare(name: str, pairs: Sequence[Pair], tolerance: float | Sequence[float]) -> Check:
-    """Compares answers field by field; see `check_against_model`. tolerance: of all, or of each."""
+    """Compares answers field by field; see `check_against_model`. tolerance: for all, or for each."""
     worst, worst_text, near, wrong = 0.0, "", [], []
     tolerances = np.broadcast_to(tolerance, len(pairs))
     for (label, answer, reference), own in zip(pairs, tolerances, strict=True):
@@ -229,9 +230,9 @@ def _row(output: Outputs, row: int) -> dict[str, np.ndarray]:
 
 
 def _difference(answer: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference; what one is longer by, along its first axis, must be zeros.
+    """Returns the largest difference; if one is longer along its first axis, the rest must be zeros.
 
-    Of whole numbers, such as tokens, any difference counts as infinite.
+    For integers, such as tokens, any difference counts as infinite.
     """
     whole = np.asarray(reference).dtype.kind in "iub"
     answer, reference = np.asarray(answer, np.float64), np.asarray(reference, np.float64)
@@ -245,12 +246,12 @@ def _difference(answer: np.ndarray, reference: np.ndarray) -> float:
         return 0.0 if np.array_equal(answer, reference) else float("inf")
     scale = np.maximum(1.0, np.abs(reference))
     difference = (np.abs(answer - reference) / scale).max(initial=0.0)
-    # Not finite is worse than any number.
+    # A value that is not finite counts as an infinite difference.
     return float(difference) if np.isfinite(difference) else float("inf")
 
 
 def _rounding_decides(answer: Outputs, reference: Outputs, tolerance: float) -> bool:
-    """Whether two solves of one example stopped apart because of rounding."""
+    """Whether two solves of the same example stopped at different steps because of rounding."""
 
     def near(a: float, b: float) -> bool:
         return abs(a - b) <= _RELATIVE_SLACK * abs(b) + _ABSOLUTE_SLACK
@@ -258,7 +259,8 @@ def _rounding_decides(answer: Outputs, reference: Outputs, tolerance: float) -> 
     first = min(answer, reference, key=lambda solved: solved["steps"])
     if first["status"] == Status.CONVERGED and answer["steps"] != reference["steps"]:
         return near(float(first["residual"]), tolerance)
-    # With equal steps the last residual met the tolerance in one solve; or progress ended at one.
+    # With equal steps, only one solve met the tolerance with its last residual, or only one
+    # stagnated.
     residuals = float(answer["residual"]), float(reference["residual"])
     return near(*residuals) and (
         Status.STAGNATED in (answer["status"], reference["status"]) or near(residuals[0], tolerance)

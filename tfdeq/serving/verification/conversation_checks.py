@@ -1,4 +1,4 @@
-"""Texts that a served model reads segment by segment: what they must be in one piece."""
+"""Checks that texts read in segments by a served model give the results of the text in one piece."""
 
 from collections.abc import Sequence
 
@@ -15,27 +15,27 @@ from tfdeq.serving.verification.checks import LIMIT, Check, Outputs
 
 PERPLEXITY_LIMIT = 1e-3  # of a whole text's, relative
 _TEXTS, _ROUNDS = 3, 2
-# As far as float32 goes: what is left of a solve's error is then far below the limits.
+# Close to float32's precision, so that the error of the solve is far below the limits.
 _TOLERANCE, _MAX_STEPS = 1e-7, 300
-# The limits hold up to this residual. Solves that rounding, or a want of steps, ends above it are
-# further from each other, and are allowed as much more.
+# The limits apply up to this residual. If rounding or the budget ends solves above it, their
+# difference is larger, and the limit grows in proportion.
 _SETTLED = 2e-6
 _ANSWERED = {Status.CONVERGED, Status.MAX_STEPS, Status.STAGNATED}
 
 
 class Conversation:
-    """Three texts of equal length, in calls of `continue_text` that cut each of them differently.
+    """Three texts of equal length, in calls of `continue_text` that divide each of them differently.
 
     Args:
-        model: what the version was made from; one that remembers.
+        model: the exported model, which has a carried memory.
         stream: [N] token ids.
 
     Attributes:
-        requests: the calls, each of which takes the memory that the one before it returned.
+        requests: the calls, each of which takes the memory that the previous one returned.
     """
 
     def __init__(self, model: TokenModel, stream: np.ndarray):
-        # Long, short and single segments, in another order for each text.
+        # Long and short segments and single tokens, in a different order for each text.
         longest = max(1, min(model.sequence_length, (2 * len(stream) // _ROUNDS - 4) // 3))
         sizes = [longest, longest // 2 + 1, 1]
         turned = np.stack([np.roll(sizes, turn) for turn in range(_TEXTS)])
@@ -54,10 +54,10 @@ class Conversation:
         ]
 
     def check(self, outputs: Sequence[Outputs], runtime: str) -> Check:
-        """Log likelihoods of tokens within LIMIT of the Keras model's, perplexities within theirs.
+        """Checks that log likelihoods are within LIMIT of the Keras model's, and perplexities within theirs.
 
-        The Keras model reads each text in one piece. Explicit applications of a cell are another
-        function of segments than of their text: there it reads the same segments.
+        The Keras model reads each text in one piece. For explicit applications of a cell, which give
+        other results for segments than for the whole text, it reads the same segments.
         """
         residuals = np.max([output["residual"] for output in outputs], axis=0)
         failed = [not set(output["status"]) <= _ANSWERED for output in outputs]
@@ -73,7 +73,7 @@ class Conversation:
             apart.append(float(difference.max()))
             ratios.append(float(np.expm1(abs(found.mean() - reference.mean()))))
         limits = factor * LIMIT, factor * PERPLEXITY_LIMIT
-        # So that what is not a number fails.
+        # Written so that NaN fails.
         passed = max(apart) <= limits[0] and max(ratios) <= limits[1] and not any(failed)
         text = (
             f"{_TEXTS} texts of {self._texts.shape[1]} tokens in {len(outputs)} calls: log likelihoods "
@@ -86,10 +86,10 @@ class Conversation:
         return Check(f"{runtime}: texts in segments are whole texts", bool(passed), text, values)
 
     def _inputs(self):
-        """The calls' tokens and settings."""
+        """Returns the tokens and settings of the calls."""
         places = np.zeros(_TEXTS, int)
         for sizes in self._sizes:
-            tokens = np.full([_TEXTS, sizes.max()], -7, np.int32)  # no token id at all
+            tokens = np.full([_TEXTS, sizes.max()], -7, np.int32)  # not a valid token id
             for row, size in enumerate(sizes):
                 tokens[row, :size] = self._texts[row, places[row] : places[row] + size]
             places += sizes
@@ -101,7 +101,7 @@ class Conversation:
             }
 
     def _log_likelihood(self, outputs: Sequence[Outputs], row: int) -> np.ndarray:
-        """Of each token of a text after the first, from all calls [N − 1] float64."""
+        """Returns that of each token of a text after the first, from all calls, [N − 1] float64."""
         parts, last = [], None
         for request, output in zip(self.requests, outputs, strict=True):
             part = np.array(output["log_likelihood"][row, : request.inputs["lengths"][row]], float)
@@ -113,7 +113,7 @@ class Conversation:
 
 
 def _references(model, texts: np.ndarray, sizes: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Of each text the Keras model's log likelihoods [N − 1], and its largest residual."""
+    """Returns, for each text, the Keras model's log likelihoods [N − 1] and its largest residual."""
     memory = model.initial_memory(1)
     specs = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), memory)
     settings = {} if model.equilibrium is None else {"return_solution": True}

@@ -1,11 +1,11 @@
-"""What a served function must not contain, read from its graph."""
+"""Checks a served function's graph for contents that a server cannot run."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
-# Ops that call back into the Python process that traced them; a server has none.
+# Ops that call back into the Python process that traced them, which a server does not have.
 _PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 _COMPILED = "_XlaMustCompile"
 
@@ -13,17 +13,17 @@ _COMPILED = "_XlaMustCompile"
 def problems(
     function: tf.types.experimental.ConcreteFunction, jit_compile: bool = False
 ) -> list[str]:
-    """Returns what keeps a concrete function from being served by the stock server.
+    """Returns the reasons why the stock server cannot serve a concrete function.
 
-    Looked for, in it and in all functions that it calls: writes to variables, calls back into
-    Python, and jit-compiled functions (a stock server loads them and fails at the first request).
+    It and all functions that it calls are searched for writes to variables, calls back into Python, and
+    jit-compiled functions (a stock server loads them but fails at the first request).
 
     Args:
-        function: what is to be served.
-        jit_compile: jit-compiled functions are wanted.
+        function: the function to serve.
+        jit_compile: whether jit-compiled functions are allowed.
 
     Returns:
-        One line a finding, sorted; [] for a function that can be served.
+        One line per finding, sorted; [] for a function that can be served.
     """
     graph = function.graph.as_graph_def()
     library = {definition.signature.name: definition for definition in graph.library.function}
@@ -39,7 +39,7 @@ def problems(
 
 
 def _is_compiled(attributes: Any) -> bool:
-    # Looking a key up would add it: to a map of protobuf, and so to the function.
+    # Looking up a key would add it to protobuf's map, and so to the function.
     return _COMPILED in attributes and attributes[_COMPILED].b
 
 

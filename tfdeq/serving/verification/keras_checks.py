@@ -1,4 +1,4 @@
-"""What any served Keras model with a `DEQLayer` is asked, and how it answers itself."""
+"""Verification requests for any served Keras model with a `DEQLayer`, and the model's own answers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,12 +32,12 @@ Examples = Mapping[str, np.ndarray]
 class Probe(NamedTuple):
     """Real inputs of a model, and starts for `step`."""
 
-    inputs: Examples  # name -> [N, ...], of the dtype that is served
+    inputs: Examples  # name -> [N, ...], with the served dtype
     starts: Examples
 
 
 def batch_requests(probe: Probe, signatures: Sequence[str]) -> list[Request]:
-    """Batches of 1, 3 and 8 examples on every signature that takes nothing else."""
+    """Batches of 1, 3 and 8 examples for every signature without other inputs."""
     return [
         _request(f"batch of {batch}", signature, probe, np.arange(batch))
         for batch in BATCHES
@@ -46,7 +46,7 @@ def batch_requests(probe: Probe, signatures: Sequence[str]) -> list[Request]:
 
 
 def dial_request(probe: Probe) -> Request:
-    """Every tolerance for each of a few examples, all in one batch."""
+    """All tolerances for a few examples, in one batch."""
     count = len(TOLERANCES)
     request = _request("dial", "serving_default", probe, np.repeat(np.arange(DIAL_EXAMPLES), count))
     request.inputs["tolerance"] = np.tile(TOLERANCES, DIAL_EXAMPLES).astype(np.float32)
@@ -54,7 +54,7 @@ def dial_request(probe: Probe) -> Request:
 
 
 def settings_requests(probe: Probe, signatures: Sequence[str], limit: int) -> list[Request]:
-    """One example with each setting alone, with both, and with more steps than the version's limit.
+    """One example with each setting alone, with both, and with max_steps above the version's limit.
 
     Args:
         limit: the version's max_steps_limit.
@@ -70,7 +70,7 @@ def settings_requests(probe: Probe, signatures: Sequence[str], limit: int) -> li
 
 
 def neighbour_cases(probe: Probe, signatures: Sequence[str]) -> list[Case]:
-    """One example alone, in a batch filled up with copies, and next to one that holds NaN."""
+    """One example alone, in a batch padded with copies, and next to one that contains NaN."""
     cases = []
     floating = [name for name, value in probe.inputs.items() if value.dtype.kind == "f"]
     for signature in signatures:
@@ -90,7 +90,7 @@ def probe_of(model: keras.Model, inputs: Any, examples: Examples) -> Probe:
     """Returns the examples, and starts half-way to their equilibria.
 
     Raises:
-        ValueError: an input that the examples do not name.
+        ValueError: if the examples lack an input.
     """
     structure, names = input_structure(model, inputs)
     missing = sorted(set(names) - set(examples))
@@ -108,10 +108,10 @@ def probe_of(model: keras.Model, inputs: Any, examples: Examples) -> Probe:
 def references(
     model: keras.Model, inputs: Any, requests: Sequence[Request], limit: int
 ) -> list[list[Outputs]]:
-    """The Keras model's answers to requests: each example alone.
+    """Returns the Keras model's answers to requests, for each example alone.
 
     Args:
-        limit: the max_steps_limit that the version's card names.
+        limit: the max_steps_limit in the version's card.
     """
     return [
         [

@@ -1,4 +1,4 @@
-"""What a served language model is asked, and how its Keras model answers."""
+"""Verification requests for a served language model, and the Keras model's answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ _GENERATE_SPECS = {
 
 
 def batch_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
-    """Batches of 1, 3 and 8 windows of different lengths, padded with text, on every signature."""
+    """Batches of 1, 3 and 8 windows of different lengths, padded with text, for every signature."""
     requests = []
     for batch in BATCHES:
         lengths = np.linspace(windows.shape[1], 1, batch).round()
@@ -33,7 +33,7 @@ def batch_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
             requests.append(
                 request(model, f"batch of {batch}", signature, windows[:batch], lengths)
             )
-    # A single example that is padded: the case that the lines above leave out.
+    # A single padded example, which the lines above do not include.
     short = [max(1, windows.shape[1] // 3)]
     for signature in signature_names(model):
         requests.append(request(model, "padded single", signature, windows[-1:], short))
@@ -41,7 +41,7 @@ def batch_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
 
 
 def dial_request(model: TokenModel, windows: np.ndarray) -> Request:
-    """Every tolerance for each of a few windows, all in one batch."""
+    """All tolerances for a few windows, in one batch."""
     count = len(TOLERANCES)
     return request(
         model,
@@ -55,12 +55,12 @@ def dial_request(model: TokenModel, windows: np.ndarray) -> Request:
 
 
 def neighbour_cases(model: TokenModel, windows: np.ndarray) -> list[Case]:
-    """One example alone, padded in several ways, and in a crowd with one that has no token."""
+    """One example alone, with several kinds of padding, and in a batch with one that has no token."""
     length = max(1, 2 * windows.shape[1] // 3)
     alone = windows[:1, :length]
     crowd = windows.copy()
     crowd[5] = windows[0]
-    crowd[5, length:] = -7  # no token id at all
+    crowd[5, length:] = -7  # not a valid token id
     lengths = np.linspace(1, windows.shape[1], len(windows)).round()
     lengths[[5, 6]] = length, 0
     tolerances = np.full(len(windows), 1e-2)
@@ -82,11 +82,11 @@ def neighbour_cases(model: TokenModel, windows: np.ndarray) -> list[Case]:
 
 
 class KerasModel:
-    """Asks a model in Keras, as graphs that are traced once: eagerly, each op would be a call.
+    """Computes a Keras model's answers, in graphs that are traced once, because eager mode is slower.
 
     Args:
-        model: what a version is compared with.
-        limit: the max_steps_limit that the version's card names.
+        model: the model that a version is compared with.
+        limit: the max_steps_limit in the version's card.
     """
 
     def __init__(self, model: TokenModel, limit: int):
@@ -121,7 +121,7 @@ class KerasModel:
             memory = tf.nest.map_structure(
                 lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), model.initial_memory(1)
             )
-            # Of one text, as its memory is: a network's loop takes no other.
+            # For one text, like its memory: a network's loop accepts no other shape.
             one = [tf.TensorSpec([1, *spec.shape[1:]], spec.dtype) for spec in (tokens, *settings)]
             self._continue = graph(
                 lambda tokens, memory, *settings: call(tokens, *settings, memory=memory),
@@ -129,7 +129,7 @@ class KerasModel:
             )
 
     def references(self, requests: Sequence[Request]) -> list[list[Outputs]]:
-        """The answers to requests, each example alone and unpadded."""
+        """Returns the answers to requests, for each example alone and without padding."""
         return [get(asked.signature).references(self, asked.inputs) for asked in requests]
 
     def read(
@@ -167,7 +167,7 @@ class KerasModel:
         return {name: value[0].numpy() for name, value in found._asdict().items()}
 
     def _settings(self, given: Outputs) -> tuple[np.ndarray, np.ndarray]:
-        """Tolerance and max_steps [B] of the solves, as the signatures' meanings promise them."""
+        """Returns tolerance and max_steps [B] of the solves, as the signatures document them."""
         tolerance, asked = given["tolerance"], given["max_steps"]
         unnamed = np.where(tolerance > 0, self._limit, 0)
         steps = np.where(asked > 0, np.minimum(asked, self._limit), unnamed)
@@ -176,7 +176,7 @@ class KerasModel:
     def _convergence(self, row: int, solution=None) -> dict[str, np.ndarray]:
         if solution is not None:
             return {name: getattr(solution, name)[row].numpy() for name in CONVERGENCE}
-        steps = np.int32(self.model.network.depth)  # of a network, which solves nothing
+        steps = np.int32(self.model.network.depth)  # for a network, which makes no solve
         return {"residual": np.float32(0), "steps": steps, "status": np.int32(Status.CONVERGED)}
 
 

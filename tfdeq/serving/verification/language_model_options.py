@@ -1,4 +1,4 @@
-"""Requests that reach all of a served language model: every token and position, every option, bad rows."""
+"""Verification requests for every token, position and option of a language model, and invalid rows."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,29 +12,29 @@ from tfdeq.serving.signatures.text import Generate, Score, ServingDefault, get, 
 from tfdeq.serving.verification.checks import ASKED_SETTINGS, NEVER, Check, Outputs, above_limit
 from tfdeq.serving.verification.language_model_checks import KerasModel, request
 
-# Of tokens in no order a solve may not settle. So few applications tell weights apart, and rounding
-# does not grow in them.
+# For tokens in random order a solve may not converge. This many applications are enough to
+# distinguish weights, and few enough that rounding does not grow.
 _FEW_STEPS = 4
-_ROWS = 32  # of a request for every token
-_HOT = 20.0  # a temperature at which nearly all tokens are drawn alike
-_SEEDS = 20  # tries to find draws that options change
-# What any signature says of an example that cannot be answered.
+_ROWS = 32  # in a request for every token
+_HOT = 20.0  # a temperature at which almost all tokens are about equally likely
+_SEEDS = 20  # number of tries to find draws that options change
+# The outputs of every signature for an example that cannot be answered.
 _INVALID = {"residual": np.finfo(np.float32).max, "steps": 0, "status": INVALID}
 
 
 def every_token_requests(model: TokenModel) -> list[Request]:
-    """Full-length rows in which every token id is read from and predicted, at few applications.
+    """Full-length rows in which every token id is read and predicted, with few applications.
 
-    Every row of the embedding, every column of the output and every position has a part in them.
+    They use every row of the embedding, every column of the output and every position.
     """
     length, size = model.sequence_length, model.vocabulary_size
-    # The first token is not predicted, nothing is predicted from the last.
+    # The first token is not predicted, and nothing is predicted from the last.
     inside = length - 2
     rows = np.arange(size, dtype=np.int32)[:, None]
-    signature = ServingDefault.name  # shorter models: each token alone
+    signature = ServingDefault.name  # for shorter models, each token alone
     if inside > 0:
         count = -(-size // inside)
-        # Spread, so that no row holds rare tokens alone; what is too much begins again.
+        # Spread, so that no row has only rare tokens; the ids repeat to fill the rows.
         ids = np.resize(np.arange(size, dtype=np.int32), [inside, count]).T
         rows = np.concatenate([ids[:, -1:], ids, ids[:, :1]], axis=1)
         signature = Score.name
@@ -47,7 +47,7 @@ def every_token_requests(model: TokenModel) -> list[Request]:
 
 
 def settings_requests(model: TokenModel, windows: np.ndarray, limit: int) -> list[Request]:
-    """One text with each setting alone, with both, and with more steps than the version's limit.
+    """One text with each setting alone, with both, and with max_steps above the version's limit.
 
     Args:
         limit: the version's max_steps_limit.
@@ -76,7 +76,7 @@ def settings_requests(model: TokenModel, windows: np.ndarray, limit: int) -> lis
 def generate_requests(
     model: TokenModel, windows: np.ndarray, keras_model: KerasModel
 ) -> list[Request]:
-    """One prompt with each option of `generate`, each chosen so that the model's answer shows it."""
+    """One prompt with each option of `generate`, chosen so that it changes the model's answer."""
     if Generate.name not in signature_names(model):
         return []
     prompt = windows[:1, : max(1, windows.shape[1] // 3)]
@@ -119,7 +119,7 @@ def generate_requests(
 
 
 def invalid_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
-    """Rows that cannot be answered: lengths that cannot be, and ids that are no tokens."""
+    """Rows that cannot be answered: with invalid lengths, or with ids that are not tokens."""
     length = windows.shape[1]
     lengths = np.array([0, -3, length + 1, 2**31 - 1, -(2**31), length, length, length])
     tokens = np.repeat(windows[:1], len(lengths), axis=0)
@@ -131,7 +131,7 @@ def invalid_requests(model: TokenModel, windows: np.ndarray) -> list[Request]:
 
 
 def check_invalid(requests: Sequence[Request], outputs: Sequence[Outputs], runtime: str) -> Check:
-    """Every row is marked as invalid, with the values that the card names for such rows."""
+    """Checks that every row is marked as invalid, with the values that the card documents for such rows."""
     wrong = []
     for asked, output in zip(requests, outputs, strict=True):
         for name, value in output.items():
@@ -154,7 +154,7 @@ def check_invalid(requests: Sequence[Request], outputs: Sequence[Outputs], runti
 
 
 def _when_invalid(asked: Request, name: str, value: np.ndarray) -> np.ndarray | float:
-    """What an output of an example that cannot be answered must be."""
+    """Returns the required output of an example that cannot be answered."""
     if name == "log_probabilities":
         return -np.log(np.float32(value.shape[1]))
     return _INVALID[name] if name in _INVALID else get(asked.signature).invalid(name, asked.inputs)
@@ -163,7 +163,7 @@ def _when_invalid(asked: Request, name: str, value: np.ndarray) -> np.ndarray | 
 def _other(
     answer: Callable[..., list[int]], drawn: list[int], options: list[dict[str, float]]
 ) -> dict[str, float]:
-    """The first options whose answer is another one; the last, where there are none."""
+    """Returns the first options with a different answer; the last if there are none."""
     return next((each for each in options if answer(**each) != drawn), options[-1])
 
 

@@ -1,4 +1,4 @@
-"""Whether `tfdeq.serving.load_model` gives back the model that a version is verified against."""
+"""Checks that `tfdeq.serving.load_model` restores the model that a version is verified against."""
 
 import contextlib
 import json
@@ -14,15 +14,15 @@ from tfdeq.serving.verification.checks import Check
 from tfdeq.serving.versions import keras_state, loading, manifest, restored_model
 
 _NAME = "the Keras model of the version"
-# An export may give solvers these of its own.
+# An export may change these settings of the solvers.
 _CHOSEN = ("patience", "absolute_tolerance")
 
 
 def check_loaded(model: keras.Model, path: pathlib.Path) -> Check:
-    """How the version's model is built, and the state that it is given, are the model's own.
+    """Checks that the version stores the model's own description and state.
 
-    Where the model cannot be built here, as its class is not registered with Keras, its description is
-    compared, and its state is not.
+    If the model cannot be built here, because its class is not registered with Keras, its description
+    is compared, but not its state.
     """
     extra = path / manifest.FOLDER
     there = [name for name in (loading.NAME, keras_state.FOLDER) if (extra / name).exists()]
@@ -42,7 +42,7 @@ def check_loaded(model: keras.Model, path: pathlib.Path) -> Check:
         return Check(_NAME, False, f"{loading.NAME} describes another model", {})
     try:
         loading.build(text)
-    except Exception as error:  # what a user's from_config raises
+    except Exception as error:  # a user's from_config may raise anything
         return Check(_NAME, True, f"described as the model; it cannot be built here: {error}", {})
     try:
         with _quiet():
@@ -60,7 +60,7 @@ def check_loaded(model: keras.Model, path: pathlib.Path) -> Check:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TensorFlow's warning, for each function, that it was exported without its gradient."""
+    """Hides TensorFlow's warnings that functions were exported without their gradients."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -70,7 +70,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_names(described: Any) -> Any:
-    """A description without names, which Keras numbers anew, and without what an export may choose."""
+    """Removes names, which Keras numbers anew, and settings that an export may choose."""
     if isinstance(described, dict):
         return {
             key: _without_names(value)

@@ -1,4 +1,4 @@
-"""What the dial buys: a model's quality, residual and steps at each tolerance."""
+"""A model's quality, residual and steps at each tolerance."""
 
 import abc
 import math
@@ -17,15 +17,15 @@ _BATCH = 16
 
 
 class Table(abc.ABC):
-    """How the quality of a served model is measured: on which examples, by which signature.
+    """The measurement of a served model's quality, with its examples and its signature.
 
     Args:
-        count: examples.
-        solves: whether something is solved for; else there is one tolerance, 0, the model's own.
+        count: number of examples.
+        solves: whether the model makes solves; if not, there is one tolerance, 0, the model's own.
 
     Attributes:
-        signature: the name of the one that is asked.
-        tolerances: relative residuals, named as a request names them: without max_steps.
+        signature: name of the signature used.
+        tolerances: relative residuals, as in a request without max_steps.
     """
 
     signature = "serving_default"
@@ -40,7 +40,7 @@ class Table(abc.ABC):
 
     @abc.abstractmethod
     def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Returns the figures of quality from the answers for all examples."""
+        """Returns the figures of quality from the answers to all examples."""
 
     def requests(self, tolerance: float) -> list[dict[str, np.ndarray]]:
         """Returns the signature's inputs for all examples, in batches."""
@@ -56,7 +56,7 @@ class Table(abc.ABC):
         return found
 
     def row(self, tolerance: float, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-        """Returns the table's row of a tolerance, from the answers to its requests.
+        """Returns the table's row for a tolerance, from the answers to its requests.
 
         tolerance; the figures of quality; residual (mean and largest), steps (mean), converged (share of
         the examples).
@@ -72,7 +72,7 @@ class Table(abc.ABC):
         }
 
     def measured(self, signature: Signature) -> list[dict[str, Any]]:
-        """Returns a row a tolerance, by the very function that is served."""
+        """Returns one row per tolerance, computed with the served function."""
         table = []
         for tolerance in self.tolerances:
             parts = []
@@ -112,8 +112,8 @@ class ExampleTable(Table):
 
     Args:
         examples: input name -> [N, …].
-        targets: [N, …], or a dict of such.
-        measures: name -> measure of (targets, outputs). Outputs are the tensor, or by their names where
+        targets: [N, …], or a dict of these.
+        measures: name -> measure of (targets, outputs). Outputs are a tensor, or a dict by name if
             there are several.
         solves: as above.
     """

@@ -1,4 +1,4 @@
-"""Whether the card's table of quality by tolerance is what the served version reaches."""
+"""Checks that the served version reaches the qualities in the card's table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,19 +7,20 @@ from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.verification import quality
 from tfdeq.serving.verification.checks import LIMIT, Check, Outputs
 
-# What two computations of one row may differ by: a window whose residual meets a tolerance by rounding
-# alone may stop a step apart, and residuals near what float32 can reach are rounding themselves.
+# Allowed differences between two computations of a row: if only rounding decides whether a window's
+# residual meets a tolerance, it may stop one step apart, and residuals near float32's precision are
+# rounding themselves.
 _STEPS_SLACK, _RESIDUAL_SLACK, _SMALLEST_RESIDUAL = 0.02, 0.05, 5e-7
 
 
 class Quality(NamedTuple):
-    """A card's table, and how it is measured."""
+    """A card's table and its measurement."""
 
-    table: quality.Table | None  # None: what it was measured on is not here
-    said: Any  # the card's rows; None: it has none
+    table: quality.Table | None  # None: the data that it was measured on are not available
+    said: Any  # the card's rows; None if it has none
 
     def requests(self) -> list[Request]:
-        """The examples at each tolerance; none where nothing can be compared, as `check` says then."""
+        """Returns the examples at each tolerance; [] if nothing can be compared, which `check` reports."""
         if self.table is None or self.said is None or not self._is_complete():
             return []
         return [
@@ -29,10 +30,10 @@ class Quality(NamedTuple):
         ]
 
     def check(self, outputs: Sequence[Outputs], runtime: str) -> Check:
-        """Every row of the table, measured anew: equal but for rounding.
+        """Checks that every row of the table, measured again, is equal up to rounding.
 
         Args:
-            outputs: answers to `requests`.
+            outputs: the answers to `requests`.
         """
         name = f"{runtime}: the card's quality by tolerance"
         if self.said is None:
@@ -76,5 +77,5 @@ def _equal(entry: str, row: Mapping[str, Any], said: Mapping[str, Any], count: i
         "residual": _RESIDUAL_SLACK * one + _SMALLEST_RESIDUAL,
         "largest_residual": _RESIDUAL_SLACK * one + _SMALLEST_RESIDUAL,
     }
-    # Figures of quality as answers are compared.
+    # Figures of quality are compared like answers.
     return abs(one - other) <= slack.get(entry, LIMIT * max(1.0, abs(one)))

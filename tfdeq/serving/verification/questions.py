@@ -1,4 +1,4 @@
-"""What a version is asked in each runtime, and the checks of its files, its card and its answers."""
+"""The requests to a version in each runtime, and the checks of its files, card and answers."""
 
 import concurrent.futures
 import os
@@ -24,10 +24,10 @@ from tfdeq.serving.versions import model_card, warm_up
 
 
 class Questions(NamedTuple):
-    """What a version is asked, and what is known of the answers."""
+    """The requests to a version, and the expected answers."""
 
     batches: list[Request]
-    references: list[list[checks.Outputs | None]]  # a row each: the Keras model's answers
+    references: list[list[checks.Outputs | None]]  # the Keras model's answers, a list per request
     cases: list[checks.Case]
     dial: Request
     tolerance: float  # the model's own
@@ -43,11 +43,11 @@ def ask(
     expected: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     questions: Callable[[Mapping[str, Any]], Questions],
 ) -> tuple[list[Check], dict[str, Any]]:
-    """Asks a version, and checks all that can be; see `tfdeq.serving.verify`.
+    """Sends the requests to a version and makes all possible checks; see `tfdeq.serving.verify`.
 
     Args:
-        expected: what the model says of the card's entries, of the version's card.
-        questions: what to ask, of the version's card.
+        expected: card -> the card's entries according to the model.
+        questions: card -> the requests.
     """
     path = expanded(path)
     found = [checks.check_files(path)]
@@ -60,7 +60,7 @@ def ask(
     records = [Request("warm-up", *record) for record in warm_up.read(path)]
     asked = questions(card)
     requests = {
-        # The largest requests to one runtime alone: both read the same graph.
+        # Only one runtime gets the largest requests, because both read the same graph.
         runtime: _requests(asked, records, card, alone=place == 0)
         for place, runtime in enumerate(isolated.RUNTIMES)
     }
@@ -75,7 +75,7 @@ def ask(
             )
             for runtime, parts in requests.items()
         }
-        # Meanwhile, what needs no answer.
+        # Meanwhile, the checks that need no answers.
         found += [
             card_checks.check_card(expected, path, card),
             card_checks.check_records(records, card),
@@ -94,7 +94,7 @@ def ask(
 def _requests(
     asked: Questions, records: list[Request], card: Mapping[str, Any], alone: bool
 ) -> list[list[Request]]:
-    """The parts of what a runtime is asked, in the order that `_check_answers` takes."""
+    """Returns the groups of requests to a runtime, in the order that `_check_answers` expects."""
     over = card_checks.over_limit_request(card) if alone else None
     return [
         asked.batches,
@@ -140,6 +140,6 @@ def _check_answers(
 
 
 def _seconds(card: Mapping[str, Any], parts: list[list[Request]]) -> float:
-    """How long a runtime may take: XLA compiles each signature for each shape, some ten seconds each."""
+    """Returns a runtime's time limit: XLA compiles each signature for each shape, about ten seconds each."""
     count = sum(map(len, parts))
     return isolated.TIMEOUT_SECONDS + (10 * count if card.get("jit_compile") else 0)

@@ -1,4 +1,4 @@
-"""Whether a version is of the run that it is verified against."""
+"""Checks that a version belongs to the run that it is verified against."""
 
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _SHOWN = 3
 
 
 def check_source(path: pathlib.Path, run_card: dict[str, Any]) -> Check:
-    """Whether the version was made from the model file that it is compared with."""
+    """Checks that the version was made from the model file that it is compared with."""
     card = read_json(path / model_card.FOLDER / model_card.NAME) or {}
     made_from = card.get("source", {}).get("sha256")
     same = made_from == run_card["source"]["sha256"]
@@ -29,10 +29,10 @@ def check_source(path: pathlib.Path, run_card: dict[str, Any]) -> Check:
 
 
 def check_words(path: pathlib.Path, card: Mapping[str, Any], words: str | None) -> Check:
-    """The words that the version names, against those of the run that it was made from.
+    """Checks the version's words against those of its run.
 
     Args:
-        words: the run's file of words by id, one a line; None: it has none.
+        words: the run's file of words by id, one per line; None if it has none.
     """
     named = (card.get("vocabulary") or {}).get("file")
     file = path / model_card.FOLDER / VOCABULARY
@@ -53,9 +53,9 @@ def check_words(path: pathlib.Path, card: Mapping[str, Any], words: str | None) 
 
 
 def check_run(card: Mapping[str, Any], run: Mapping[str, Any]) -> Check:
-    """What the card says of the run that trained the model, against that run's folder.
+    """Checks the card's entries about the training run against the run's folder.
 
-    Figures that a run has got since are no difference.
+    Figures that the run has received since then do not count as differences.
     """
     entries = [name for name in ("unit", "dataset", "flags") if name in run]
     wrong = differences(

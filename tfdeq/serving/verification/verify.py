@@ -24,23 +24,23 @@ def verify(
     examples: Mapping[str, np.ndarray],
     inputs: Any = None,
 ) -> tuple[list[Check], dict[str, Any]]:
-    """Asks a version of any Keras model in both runtimes; it may be served if every check passed.
+    """Verifies a version of any Keras model in both runtimes; serve it only if every check passed.
 
-    A version whose files are not those of its manifest is not loaded at all.
+    A version whose files do not match its manifest is not loaded.
 
     Args:
         model: the model that the version was made from by `tfdeq.serving.export`.
         path: the version folder.
-        examples: input name -> [N, ...] real inputs, N >= 4; of a language model {"tokens": [N, T]}.
+        examples: input name -> [N, ...] real inputs, N >= 4; for a language model {"tokens": [N, T]}.
         inputs: see `tfdeq.serving.export`.
 
     Returns:
         The checks, and runtime -> facts of its process: how each blocked import failed, seconds.
 
     Raises:
-        tfdeq.serving.server.isolated.IsolationError: a process failed.
-        FileNotFoundError: no version there, or one of an older release, which has no manifest.
-        ValueError: examples of text, which the C++ runtime's interface here does not take.
+        tfdeq.serving.server.isolated.IsolationError: if a process failed.
+        FileNotFoundError: if there is no version, or one of an older release without a manifest.
+        ValueError: for text examples, which the interface to the C++ runtime does not support.
     """
     texts = [name for name, value in examples.items() if np.asarray(value).dtype.kind in "OSU"]
     if texts:
@@ -52,10 +52,10 @@ def verify(
 
 
 def verify_kind(kind: Kind, path: str | os.PathLike) -> tuple[list[Check], dict[str, Any]]:
-    """Asks a version of a model of any kind, with the data that its kind takes; see `verify`.
+    """Verifies a version of a model of any kind, with the data of its kind; see `verify`.
 
-    Of a language model that remembers, also texts in segments, whose memory is handed on from call to
-    call: they must be what they are to the Keras model in one piece.
+    For a language model with a carried memory, texts are also read in segments, with the memory passed
+    from call to call: the results must be those of the Keras model for the text in one piece.
     """
     return ask(kind.model, path, kind.expected, kind.questions)
 
@@ -63,17 +63,17 @@ def verify_kind(kind: Kind, path: str | os.PathLike) -> tuple[list[Check], dict[
 def verify_run(
     workdir: str | os.PathLike, path: pathlib.Path, prepared_dir: str | None = None
 ) -> tuple[list[Check], dict[str, Any], runs.Run]:
-    """Asks the version of a trainer's run, and compares its card with the run.
+    """Verifies the version of a trainer's run, and compares its card with the run.
 
     Args:
-        workdir: the run's folder. path: the version's.
+        workdir: folder of the run. path: folder of the version.
         prepared_dir: see the flag.
 
     Returns:
         The checks and facts of `verify`, and the run.
 
     Raises:
-        As `verify`, and `tfdeq.serving.kinds.runs.read`.
+        The errors of `verify` and `tfdeq.serving.kinds.runs.read`.
     """
     run = runs.read(workdir, prepared_dir)
     found, facts = verify_kind(run.kind, path)

@@ -1,1 +1,1 @@
-"""Version folders: writing, naming, loading, and what lies in them."""
+"""Version folders: writing, naming, loading, and their contents."""

@@ -1,4 +1,4 @@
-"""Whether a run was exported already."""
+"""Checks whether a run was already exported."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ from tfdeq.serving.versions import manifest, model_card, publishing
 
 
 def already_exported(output: str, version: int | None, workdir: str) -> str | None:
-    """Returns a line that says that a version is there, also if of another model file; None if not."""
+    """Returns a line if a version exists, also if it is of another model file; None if there is none."""
     path = publishing.existing_versions(output).get(version)
     if path is None:
         return None

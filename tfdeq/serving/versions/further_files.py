@@ -1,20 +1,20 @@
-"""Files that a caller adds to a version: under names that lead nowhere else and are not taken."""
+"""A caller's additional files in a version, under plain names that are not already used."""
 
 import pathlib
 from collections.abc import Mapping
 
 from tfdeq.serving.versions import keras_state, loading, manifest, model_card, warm_up
 
-# What `tfdeq.serving.export` writes beside them.
+# The names that `tfdeq.serving.export` itself uses.
 _TAKEN = frozenset((model_card.NAME, manifest.NAME, loading.NAME, keras_state.FOLDER, warm_up.NAME))
 
 
 def check_names(files: Mapping[str, str]) -> None:
-    """Refuses names that are no plain names of files, or are those of a version's own files.
+    """Raises an error for names that are not plain file names, or are used by the version itself.
 
     Raises:
-        ValueError: with the name and what it may be.
-        TypeError: a name or a text that is none.
+        ValueError: for an invalid name; the message says which names are valid.
+        TypeError: for a name or content that is not a text.
     """
     for name, text in files.items():
         if not isinstance(name, str) or not isinstance(text, str):
@@ -27,7 +27,7 @@ def check_names(files: Mapping[str, str]) -> None:
                 f"files names {name!r}, which is no plain name: it is empty, or leads to another folder. "
                 "Name a file without its folder; it is written under assets.extra/."
             )
-        if name.lower() in _TAKEN:  # on some file systems both are one
+        if name.lower() in _TAKEN:  # some file systems ignore case
             raise ValueError(
                 f"files names {name!r}, which is what the version itself writes. Choose another name; "
                 f"taken are {', '.join(sorted(_TAKEN))}."
@@ -35,7 +35,7 @@ def check_names(files: Mapping[str, str]) -> None:
 
 
 def write(files: Mapping[str, str], folder: pathlib.Path) -> None:
-    """Writes the files into a version's folder of further files; none replaces another."""
+    """Writes the files into a version's folder of additional files, without replacing any."""
     for name, text in files.items():
         with (folder / name).open("x", encoding="utf-8") as file:
             file.write(text)

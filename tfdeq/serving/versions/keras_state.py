@@ -1,8 +1,9 @@
-"""A Keras model's state as Keras itself saves it: layer by layer, by the layers' own methods.
+"""A Keras model's state as Keras saves it, layer by layer, with the layers' own methods.
 
-What is a variable of the SavedModel is named by its number there and not written twice. The rest, such
-as a merged LoRA kernel or a vocabulary, is written beside it. A layer that derives something from its
-weights (the mean of a Normalization layer) does so in its own `load_own_variables`.
+A value that is a variable of the SavedModel is stored as its number there, not written twice. Other
+values, such as a merged LoRA kernel or a vocabulary, are written separately. A layer that computes
+something from its weights (such as the mean of a Normalization layer) does so in its own
+`load_own_variables`.
 """
 
 import json
@@ -15,28 +16,29 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# The two walks over a model that keras.saving.save_model and load_model are made of. Keras has no public
-# name for them; tests/serving/versions/loading_layers_test.py compares what they give with .keras files.
+# The two traversals of a model that keras.saving.save_model and load_model use. Keras has no public
+# name for them; tests/serving/versions/loading_layers_test.py compares their results with .keras
+# files.
 from keras.src.saving import saving_lib
 
 # Under assets.extra.
 FOLDER = "keras_state"
 _INDEX, _ARRAYS, _ASSETS = "index.json", "arrays.npz", "assets"
 
-# Place of a layer in its model, as Keras names it -> name -> value: a Keras variable or an array.
+# A layer's place in its model, in Keras's notation -> name -> value: a Keras variable or an array.
 Variables = dict[str, dict[str, Any]]
 
 
 class State(NamedTuple):
-    """What gives a model that was built anew the state of another one."""
+    """The state of a model, which can be restored into another model of the same structure."""
 
-    variables: Variables  # what the layers save
-    files: dict[str, bytes]  # place/name -> content, of what layers write as files
-    others: list[Any]  # variables that no layer saves: seeds' states, metrics, LoRA's factors
+    variables: Variables  # the values that layers save
+    files: dict[str, bytes]  # place/name -> content of the files that layers write
+    others: list[Any]  # variables that no layer saves: states of seeds, metrics, LoRA's factors
 
 
 class _Store(saving_lib.NpzIOStore):
-    """A store of Keras's that keeps what a layer hands it, in memory."""
+    """A Keras store that keeps a layer's values in memory."""
 
     def __init__(self, contents: Variables):
         self.contents = contents
@@ -52,7 +54,7 @@ class _Store(saving_lib.NpzIOStore):
 
 
 class _Assets(saving_lib.DiskIOStore):
-    """A store of Keras's whose files lie in a folder of ours."""
+    """A Keras store that writes its files to a given folder."""
 
     def __init__(self, folder: pathlib.Path):
         self.mode, self.archive, self.tmp_dir = None, None, None
@@ -60,16 +62,16 @@ class _Assets(saving_lib.DiskIOStore):
 
 
 class _Kept(NamedTuple):
-    """Where a value is kept."""
+    """The place where a value is stored."""
 
     weight: int | None  # its number among the SavedModel's weights
-    array: str | None  # or its name in the file of arrays
+    array: str | None  # else its name in the file of arrays
     dtype: str
     shape: list[int]
 
 
 def collect(model: keras.Model) -> State:
-    """Returns a model's state, without its optimiser's."""
+    """Returns a model's state, without that of its optimiser."""
     variables: Variables = {}
     with tempfile.TemporaryDirectory(prefix="tfdeq-export-") as name:
         folder = pathlib.Path(name)
@@ -82,10 +84,10 @@ def collect(model: keras.Model) -> State:
 
 
 def restore(model: keras.Model, state: State) -> None:
-    """Has a model's layers load what `collect` returned of another one.
+    """Makes a model's layers load the state that `collect` returned for another model.
 
     Raises:
-        ValueError: a model that is built otherwise.
+        ValueError: for a model with a different structure.
     """
     failed: set[int] = set()
     errors: dict[int, tuple[Any, Exception]] = {}
@@ -107,10 +109,10 @@ def restore(model: keras.Model, state: State) -> None:
 
 
 def restore_others(own: State, state: State) -> bool:
-    """Gives the variables that no layer saves their values, if both models have such ones alike.
+    """Restores the variables that no layer saves, if both models have the same such variables.
 
     Args:
-        own: of the model that gets them. state: of the other one.
+        own: those of the model to restore. state: state of the other model.
     """
     pairs = list(zip(own.others, map(to_numpy, state.others), strict=False))
     alike = len(own.others) == len(state.others) and all(
@@ -123,10 +125,10 @@ def restore_others(own: State, state: State) -> bool:
 
 
 def write(model: keras.Model, state: State, folder: pathlib.Path) -> None:
-    """Writes what `collect` returned of a model, whose variables are the SavedModel's `weights`.
+    """Writes the state that `collect` returned for a model with the variables `weights` of the SavedModel.
 
     Args:
-        folder: to be made.
+        folder: the folder, which is created.
     """
     numbers = {id(variable): number for number, variable in enumerate(model.variables)}
     arrays: dict[str, np.ndarray] = {}
@@ -135,7 +137,7 @@ def write(model: keras.Model, state: State, folder: pathlib.Path) -> None:
         number, key, array = numbers.get(id(value)), None, to_numpy(value)
         if number is None:
             key = str(len(arrays))
-            # As bytes: NumPy's files do not know bfloat16 and its like.
+            # As bytes, because NumPy's files do not support dtypes such as bfloat16.
             arrays[key] = np.frombuffer(array.tobytes(), np.uint8)
         return _Kept(number, key, array.dtype.name, list(array.shape))._asdict()
 
@@ -154,13 +156,13 @@ def write(model: keras.Model, state: State, folder: pathlib.Path) -> None:
 
 
 def read(folder: pathlib.Path, weights: Sequence[Any]) -> State:
-    """Returns what was given to `write`, as arrays.
+    """Returns the state given to `write`, as arrays.
 
     Args:
-        folder: that `write` made. weights: of the SavedModel, in their order.
+        folder: the folder from `write`. weights: those of the SavedModel, in order.
 
     Raises:
-        ValueError: files that do not belong together.
+        ValueError: for files that do not belong together.
     """
     arrays: dict[str, np.ndarray] = {}
     try:
@@ -216,10 +218,10 @@ def flat(variables: Variables) -> Iterator[tuple[str, Any]]:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """Returns a Keras variable, a tensor or what NumPy takes as an array.
+    """Returns a Keras variable, a tensor or any array-like value as a NumPy array.
 
     Raises:
-        ValueError: something whose values are no numbers.
+        ValueError: for values that are not numbers.
     """
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     if array.dtype.hasobject:
@@ -228,6 +230,6 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def _optimizers(model: keras.Model) -> set[int]:
-    """The optimisers of a model and of those in it, as Keras's walks name what they saw already."""
+    """Returns the ids of the optimisers in a model, which Keras's traversals then skip as already visited."""
     layers = model._flatten_layers()
     return {id(layer.optimizer) for layer in layers if getattr(layer, "optimizer", None)}

@@ -1,4 +1,4 @@
-"""`load_model`: an exported version as the Keras model that it was made from."""
+"""`load_model`: restores the Keras model of an exported version."""
 
 import json
 import os
@@ -8,13 +8,14 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-# Keras finds classes by name among those that were imported.
+# Keras finds classes by name only if they are imported.
 import tfdeq.baselines
 import tfdeq.models  # noqa: F401
 from tfdeq.programs.paths import expanded
 from tfdeq.serving.versions import keras_state, manifest
 
-# Under assets.extra: how to build the model again. The weights are those of the SavedModel.
+# Under assets.extra: the description from which the model is built. The weights are in the
+# SavedModel.
 NAME = "keras_model.json"
 WITHOUT = (
     "export with keras_model=False: the version is served in the same way, but "
@@ -23,28 +24,28 @@ WITHOUT = (
 
 
 class Description(NamedTuple):
-    """What gives a model back, beside its weights."""
+    """The data, besides the weights, that restore a model."""
 
-    text: str  # how to build it, as JSON
+    text: str  # description of the model, as JSON
     state: keras_state.State
 
 
 def to_json(model: keras.Model) -> str | None:
-    """Returns how to build a model again, or None for a model whose class does not say."""
+    """Returns a model's description as JSON, or None if its class does not provide one."""
     try:
         described = keras.saving.serialize_keras_object(model)
         # Compiled losses and optimisers are not exported.
         described.pop("compile_config", None)
         return json.dumps(described, indent=1) + "\n"
-    except Exception:  # a user's get_config may raise anything; the model can be served without
+    except Exception:  # a user's get_config may raise anything; serving does not need it
         return None
 
 
 def describe(model: keras.Model) -> Description | None:
-    """Returns what gives a model back, or None as `to_json`.
+    """Returns the data that restore a model, or None as for `to_json`.
 
     Raises:
-        ValueError: a layer that cannot save its state.
+        ValueError: for a layer that cannot save its state.
     """
     text = to_json(model)
     if text is None:
@@ -65,12 +66,12 @@ def describe(model: keras.Model) -> Description | None:
 
 
 def build(text: str, custom_objects: dict | None = None) -> keras.Model:
-    """Builds a model anew from what `to_json` returned."""
+    """Builds a model from the result of `to_json`."""
     return keras.saving.deserialize_keras_object(json.loads(text), custom_objects=custom_objects)
 
 
 def write(model: keras.Model, described: Description, extra: pathlib.Path) -> None:
-    """Writes a description into a version's folder of further files."""
+    """Writes a description into a version's folder of additional files."""
     (extra / NAME).write_text(described.text, encoding="utf-8")
     keras_state.write(model, described.state, extra / keras_state.FOLDER)
 
@@ -79,20 +80,20 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
     """Builds the Keras model of a version that `tfdeq.serving.export` wrote, with its state.
 
     Layers load what they saved by Keras's own methods (`save_own_variables`, `save_assets`), so a
-    vocabulary, quantised weights or statistics come back as from a .keras file.
+    vocabulary, quantised weights or statistics are restored as from a .keras file.
 
     Args:
         path: a version folder; `~` is the home folder.
-        custom_objects: name -> class or function, for what is not registered with Keras.
+        custom_objects: name -> class or function, for those not registered with Keras.
 
     Returns:
-        The model, not compiled; train it on, and export it as the next version.
+        The model, not compiled. You can train it further and export it as the next version.
 
     Raises:
-        FileNotFoundError: no version there, one of an older release, or one that does not say how its
-            model is built.
-        tfdeq.serving.versions.manifest.ChangedVersionError: files that are not those that were exported.
-        ValueError: a model that is not what the version's state belongs to.
+        FileNotFoundError: if there is no version, one of an older release, or one without a description
+            of its model.
+        tfdeq.serving.versions.manifest.ChangedVersionError: if files differ from those exported.
+        ValueError: if the version's state does not fit the model.
 
     Example:
         >>> import tempfile
@@ -124,10 +125,10 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
 
 
 def restore(model: keras.Model, state: keras_state.State) -> None:
-    """Gives a model that was built anew the state that another one saved.
+    """Restores the saved state of another model into a newly built one.
 
     Raises:
-        ValueError: state that the model does not take, or does not know.
+        ValueError: for state that the model does not accept or does not know.
     """
     keras_state.restore(model, state)
     own = keras_state.collect(model)

@@ -1,7 +1,7 @@
 """The manifest of a version: the SHA-256 of every file, and one digest of them all.
 
-`assets.extra/manifest.json` is written last, with the model card among the files that it names. Its text
-has one form, so that `sha256sum manifest.json` is the digest of the version.
+`assets.extra/manifest.json` is written last, and its files include the model card. Its text has a
+unique form, so `sha256sum manifest.json` gives the digest of the version.
 """
 
 import hashlib
@@ -17,31 +17,31 @@ _SHOWN = 5
 
 
 class ChangedVersionError(ValueError):
-    """A version whose files are not those that were exported."""
+    """A version whose files differ from those exported."""
 
 
 class Differences(NamedTuple):
-    """Paths in a version, sorted, whose files are not those of its manifest."""
+    """Sorted paths of a version's files that differ from its manifest."""
 
     changed: list[str]
     missing: list[str]
     extra: list[str]
 
     def text(self) -> str:
-        """What is wrong, in words; "" where nothing is."""
+        """A description of the differences; "" if there are none."""
         found = zip(("changed", "missing", "not of the version"), self, strict=True)
         return "; ".join(f"{what}: {_listed(names)}" for what, names in found if names)
 
 
 def write(folder: pathlib.Path) -> None:
-    """Writes the manifest of the files that a folder holds now; one that is there is replaced."""
+    """Writes the manifest of the files in a folder, and replaces an existing one."""
     (folder / FOLDER / NAME).write_text(_to_text(file_hashes(folder)), encoding="utf-8")
 
 
 def file_hashes(folder: pathlib.Path) -> dict[str, str]:
-    """Returns path in the version -> SHA-256, of every file but the manifest itself."""
+    """Returns path in the version -> SHA-256, for every file except the manifest itself."""
     own = folder / FOLDER / NAME
-    # What is neither a file nor a folder, such as a link that leads nowhere, is listed too.
+    # Anything that is neither a file nor a folder, such as a broken link, is also listed.
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {
         path.relative_to(folder).as_posix(): sha256(path) if path.is_file() else "no file"
@@ -57,14 +57,15 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def read(path: str | os.PathLike) -> dict[str, str]:
-    """Returns path in the version -> SHA-256, of the files that the manifest names.
+    """Returns path in the version -> SHA-256, for the files in the manifest.
 
     Args:
         path: a version folder; `~` is the home folder.
 
     Raises:
-        FileNotFoundError: no manifest: no version of `export.saved_model`, or one of an older release.
-        ChangedVersionError: a manifest that is not as `write` wrote it.
+        FileNotFoundError: if there is no manifest: not a version of `export.saved_model`, or one of an
+            older release.
+        ChangedVersionError: for a manifest that is not in the form that `write` gives it.
     """
     file = expanded(path) / FOLDER / NAME
     try:
@@ -98,7 +99,7 @@ def digest(path: str | os.PathLike) -> str:
 
 
 def differences(path: str | os.PathLike) -> Differences:
-    """Returns what files of a version are not those of its manifest.
+    """Returns which files of a version differ from its manifest.
 
     Raises:
         FileNotFoundError, ChangedVersionError: as `read`.
@@ -112,11 +113,11 @@ def differences(path: str | os.PathLike) -> Differences:
 
 
 def require_whole(path: str | os.PathLike) -> None:
-    """Refuses a version whose files are not those that were exported.
+    """Raises an error for a version whose files differ from those exported.
 
     Raises:
-        FileNotFoundError: as `read`.
-        ChangedVersionError: names the files that are changed, missing or not of the version.
+        FileNotFoundError: as for `read`.
+        ChangedVersionError: with the files that are changed, missing or not part of the version.
     """
     wrong = differences(path).text()
     if wrong:
@@ -127,7 +128,7 @@ def require_whole(path: str | os.PathLike) -> None:
 
 
 def _to_text(files: dict[str, str]) -> str:
-    """The manifest's one form: sorted by path, a file a line."""
+    """Returns the manifest's unique form: sorted by path, one file per line."""
     return json.dumps({"files": files}, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The model card: what a version is, takes, returns and was made from, as JSON beside the graph."""
+"""The model card, a JSON file that describes a version, its inputs and outputs, and its origin."""
 
 import datetime
 import importlib.metadata
@@ -17,7 +17,7 @@ _LIBRARIES = ("tensorflow", "keras", "numpy")
 
 
 def signature_card(signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """Returns name -> inputs and outputs: dtype, shape (null: any size) and meaning; and its limits."""
+    """Returns name -> limits, and dtype, shape (null: any size) and meaning of inputs and outputs."""
     return {
         name: {
             "joined": signature.joined,
@@ -36,7 +36,7 @@ def signature_card(signatures: Mapping[str, Signature]) -> dict[str, Any]:
 
 
 def general_card(version: int, signatures: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what every card holds: version, time (UTC), library versions and signatures."""
+    """Returns the entries of every card: version, time (UTC), library versions and signatures."""
     return {
         "version": version,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""Version folders as TensorFlow Serving reads them: numbers, and writing one whole or not."""
+"""Version folders as TensorFlow Serving reads them: their numbers, and writing them atomically."""
 
 import ctypes
 import errno
@@ -14,21 +14,22 @@ from collections.abc import Callable
 from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import writing
 
-# A version is every child whose whole name parses as a 64-bit integer >= 0: `0001` and ` 7` too.
+# Every subfolder whose whole name parses as a 64-bit integer >= 0 is a version, even `0001` and `
+# 7`.
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+[ \t\n\v\f\r]*")
 _LARGEST = 2**63 - 1
 _TEMPORARY = ".tmp-"
-# A younger temporary folder may belong to a writer that has not locked it yet.
+# A newer temporary folder may belong to a writer that has not locked it yet.
 _ABANDONED_AFTER_SECONDS = 60.0
 _HERE, _NO_REPLACE = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
 
 
 class VersionExistsError(FileExistsError):
-    """The version to write is there already; nothing was touched."""
+    """The version to write already exists; nothing was changed."""
 
 
 def version_number(name: str) -> int | None:
-    """Returns the version that a server reads from a folder's name, or None.
+    """Returns the version number that a server reads from a folder's name, or None.
 
     Example:
         >>> [version_number(name) for name in ("7", "0001", ".tmp-1-x", "-1", "1_0")]
@@ -41,7 +42,7 @@ def version_number(name: str) -> int | None:
 
 
 def existing_versions(output: str | os.PathLike) -> dict[int, pathlib.Path]:
-    """Returns version -> path of what a server would take for one under `output`; {} without it."""
+    """Returns version -> path of the versions that a server finds in `output`; {} if it does not exist."""
     folder = expanded(output)
     if not folder.exists():
         return {}
@@ -52,10 +53,10 @@ def existing_versions(output: str | os.PathLike) -> dict[int, pathlib.Path]:
 
 
 def next_version(output: str | os.PathLike) -> int:
-    """Returns the highest existing version + 1; 1 where there is none.
+    """Returns the highest existing version + 1; 1 if there is none.
 
     Raises:
-        VersionExistsError: the highest is the largest that there can be.
+        VersionExistsError: if the highest version is the largest possible number.
     """
     found = existing_versions(output)
     highest = max(found, default=0)
@@ -74,27 +75,27 @@ def publish(
     version: int | None = None,
     finish: Callable[[pathlib.Path, int], None] | None = None,
 ) -> pathlib.Path:
-    """Writes `output/<version>/`, whole or not at all.
+    """Writes `output/<version>/` atomically.
 
-    The content is written under a temporary name that no server takes for a version, on the same
-    file system, flushed to the disk, and renamed. A writer that fails leaves nothing; what a killed
-    one left is removed by the next call. Of two writers at once each gets a number of its own: it is
-    chosen when the content is there, by one writer at a time.
+    The content is written under a temporary name that no server takes for a version, on the same file
+    system, flushed to the disk, and renamed. A writer that fails leaves nothing behind; the next call
+    removes the files of a killed writer. Two simultaneous writers get different numbers: the number is
+    chosen after the content is written, by one writer at a time.
 
     Args:
-        output: folder of the versions; made if it is missing.
+        output: folder of the versions; created if missing.
         write: called as write(folder) with an empty folder to fill.
         version: number, 0 … 2⁶³ − 1; None: the highest existing one + 1.
         finish: called as finish(folder, number) with the filled folder, to add what depends on the
-            number; again, should another writer have taken that number meanwhile.
+            number; called again if another writer has taken that number in the meantime.
 
     Returns:
         The path of the version.
 
     Raises:
-        VersionExistsError: the version is there, or no number is left; nothing was touched.
-        ValueError: a number that is no version.
-        OSError: what keeps it from being written, as one line.
+        VersionExistsError: if the version exists, or no number is left; nothing was changed.
+        ValueError: for a number that is not a valid version.
+        OSError: if it cannot be written; the message is one line.
     """
     output = expanded(output)
     check_free(output, version)
@@ -105,7 +106,7 @@ def publish(
     lock = os.open(temporary, os.O_RDONLY)
     try:
         _lock(lock)
-        # mkdtemp's folder is for its owner alone; the server runs as another user.
+        # Only its owner can read mkdtemp's folder, but the server runs as another user.
         temporary.chmod(0o777 & ~_umask())
         write(temporary)
         _flush_tree(temporary)
@@ -126,7 +127,7 @@ def _publish_whole(
     """Numbers a filled folder and renames it, one writer at a time."""
     descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # Where the file system has no locks, the rename still refuses a number that is taken.
+        # If the file system has no locks, the rename still refuses a number that is taken.
         _lock(descriptor, wait=True)
         while True:
             check_free(output, version)
@@ -148,7 +149,7 @@ def _publish_whole(
 
 
 def check_free(output: str | os.PathLike, version: int | None) -> None:
-    """Raises what `publish` would for a version that is there or is none; None: the next one."""
+    """Raises the error of `publish` for a version that exists or is invalid; None: the next one."""
     versions = existing_versions(output)
     if version is None:
         next_version(output)
@@ -166,7 +167,7 @@ def check_free(output: str | os.PathLike, version: int | None) -> None:
 
 
 def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames a folder to a name that must be free: rename(2) would replace an empty folder."""
+    """Renames a folder to a name that must be free; rename(2) alone would replace an empty folder."""
     try:
         if not _rename_to_free_name(source, target):
             os.rename(source, target)
@@ -181,20 +182,20 @@ def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _rename_to_free_name(source: pathlib.Path, target: pathlib.Path) -> bool:
-    """Linux's renameat2 with RENAME_NOREPLACE; False where there is no such call."""
+    """Calls Linux's renameat2 with RENAME_NOREPLACE; returns False if there is no such call."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
     if rename(_HERE, os.fsencode(source), _HERE, os.fsencode(target), _NO_REPLACE) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL):  # not in this kernel, or not on this file system
+    if number in (errno.ENOSYS, errno.EINVAL):  # not supported by this kernel or this file system
         return False
     raise OSError(number, os.strerror(number), str(source), None, str(target))
 
 
 def _flush_tree(folder: pathlib.Path) -> None:
-    with writing(str(folder.parent)):  # some file systems say only here that they are full
+    with writing(str(folder.parent)):  # some file systems report only here that they are full
         for parent, _, files in os.walk(folder, topdown=False):
             for name in files:
                 _flush(pathlib.Path(parent, name))
@@ -210,7 +211,7 @@ def _flush(path: pathlib.Path) -> None:
 
 
 def _lock(descriptor: int, wait: bool = False) -> bool:
-    """Locks a folder until its descriptor is closed; False where that cannot be done."""
+    """Locks a folder until its descriptor is closed; returns False if that is impossible."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:

@@ -1,4 +1,4 @@
-"""The model that a version will give back, compared with the exported one before it is published."""
+"""Compares the model that a version restores with the exported one, before it is published."""
 
 import contextlib
 import random
@@ -10,8 +10,8 @@ import numpy as np
 
 from tfdeq.serving.versions import keras_state, loading
 
-# Largest difference between the two models' answers, over the largest number in the answer. Their states
-# are the same to the bit; what is left is what the device computes otherwise from call to call.
+# Largest difference between the two models' answers, relative to the largest number in the answer.
+# Their states are equal bit for bit; the difference is that between two calls on the device.
 LIMIT = 1e-4
 
 
@@ -23,22 +23,22 @@ def check(
     """Builds the model again, as `tfdeq.serving.load_model` will, and compares the two.
 
     Their layers must save the same values and files, and their answers to some inputs must be the same.
-    Where the model cannot be built here, for
-    example because its class is not registered with Keras, nothing is compared: there
-    `tfdeq.serving.load_model` needs `custom_objects`, or raises what Keras says.
+    If the model cannot be built here, for example because its class is not registered with Keras,
+    nothing is compared. `tfdeq.serving.load_model` then needs `custom_objects`, or raises Keras's
+    error.
 
     Args:
-        model: what is exported.
-        described: of `loading.describe`.
-        inputs: some, as the nest that the model is called with; None: none are known.
+        model: the exported model.
+        described: result of `loading.describe`.
+        inputs: some inputs, as the nest that the model is called with; None if none are known.
 
     Raises:
-        ValueError: another model would come back.
+        ValueError: if a different model would be restored.
     """
     with _same_random_numbers():
         try:
             again = loading.build(described.text)
-        except Exception:  # what a user's from_config raises
+        except Exception:  # a user's from_config may raise anything
             return
         try:
             loading.restore(again, described.state)
@@ -56,7 +56,7 @@ def check(
 
 @contextlib.contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    """Python's generator, from which Keras draws seeds of new layers, goes on as if nothing was."""
+    """Restores the state of Python's generator, from which Keras draws seeds of new layers."""
     state = random.getstate()
     try:
         yield
@@ -65,7 +65,7 @@ def _same_random_numbers() -> Iterator[None]:
 
 
 def state_difference(again: keras.Model, state: keras_state.State) -> str:
-    """What of a state a model that was built again does not have, in words; "" where it has all."""
+    """Describes which parts of a state a rebuilt model lacks; "" if it has all."""
     own = keras_state.collect(again)
     files, expected = own.files, state.files
     for file in sorted(files.keys() | expected.keys()):
@@ -80,7 +80,7 @@ def state_difference(again: keras.Model, state: keras_state.State) -> str:
 
 
 def _equal(value: np.ndarray, found: np.ndarray) -> bool:
-    # Bit by bit: NaN is equal to itself, and dtypes that NumPy does not know need no arithmetic.
+    # Compared bit by bit, so that NaN equals itself and unusual dtypes need no arithmetic.
     return value.dtype == found.dtype and value.tobytes() == found.tobytes()
 
 
@@ -92,7 +92,7 @@ def _answer_difference(model: keras.Model, again: keras.Model, x: Any) -> str:
     except Exception:  # the model does not take such inputs
         return ""
     finally:
-        for variable, value in before:  # noise in inference moves its seed on
+        for variable, value in before:  # noise in inference advances its seed
             variable.assign(value)
     try:
         found = [] if x is None else _answers(again, x)
@@ -101,7 +101,7 @@ def _answer_difference(model: keras.Model, again: keras.Model, x: Any) -> str:
     if len(found) != len(answer):
         return f"it returns {len(found)} tensors instead of {len(answer)}."
     for expected, once_more, value in zip(answer, repeated, found, strict=True):
-        # What the model itself answers otherwise when it is asked again is no difference.
+        # Differences between two calls of the model itself do not count.
         limit = LIMIT + 10 * _difference(expected, once_more)
         if expected.shape != value.shape or not _difference(expected, value) <= limit:
             return f"its answers to the same input differ by {_difference(expected, value):.1e}."
@@ -114,7 +114,7 @@ def _answers(model: keras.Model, x: Any) -> list[np.ndarray]:
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """The largest difference over the largest number; infinite where whole numbers or NaN differ."""
+    """Returns the largest difference relative to the largest number; infinite if integers or NaN differ."""
     if expected.shape != found.shape:
         return float("inf")
     if expected.dtype.kind not in "biufcV" or expected.dtype.kind in "biu":

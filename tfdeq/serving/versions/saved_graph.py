@@ -1,4 +1,4 @@
-"""Writes the SavedModel of a version: signatures, weights, and the tables that layers look up in."""
+"""Writes the SavedModel of a version: signatures, weights and lookup tables of layers."""
 
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,18 +17,19 @@ def write(
     folder: pathlib.Path,
     gradients: bool = False,
 ) -> None:
-    """Writes functions of a model under their names, with all that they use.
+    """Writes functions of a model under their names, with everything that they use.
 
     The loaded object has `weights` and `trainable_weights`, in the order of the model's variables.
 
     Args:
-        model: whose weights the functions use.
+        model: the model whose weights the functions use.
         functions: name -> function.
-        folder: to be written into.
-        gradients: write the functions' own gradients too.
+        folder: the folder to write to.
+        gradients: whether to write the functions' gradients too.
 
     Raises:
-        ValueError: a function that uses what is neither a weight nor an attribute of a layer.
+        ValueError: for a function that uses something that is neither a weight nor an attribute of a
+            layer.
     """
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
@@ -37,7 +38,7 @@ def write(
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=gradients)
     try:
         tf.saved_model.save(module, str(folder), signatures=dict(functions), options=options)
-    except AssertionError as error:  # what TensorFlow says of a resource that it cannot reach
+    except AssertionError as error:  # TensorFlow's error for a resource that it cannot reach
         raise ValueError(
             f"The model {model.name!r} uses a resource that is neither a weight nor an attribute of a "
             "layer, for example a lookup table inside a function. It cannot be saved with the model. "
@@ -61,7 +62,7 @@ def captured(model: keras.Model, functions: Iterable[_Function]) -> list[_Resour
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What dictionaries, lists and tuples hold; keys may be of any kind, so tf.nest cannot sort them."""
+    """Yields the contents of dicts, lists and tuples; tf.nest cannot sort keys of different types."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from _leaves(item)

@@ -59,53 +59,55 @@ def export(
 
     Every signature takes `tolerance` and `max_steps` and returns `residual`, `steps` and `status`, for
     each example: `serving_default`, `encode` and `step` (see `keras_signatures` of
-    `tfdeq.serving.signatures.keras_signatures`);
-    the language models of `tfdeq.models` have signatures of their own (see
-    `tfdeq.serving.signatures.language_model_signatures`).
+    `tfdeq.serving.signatures.keras_signatures`); the language models of `tfdeq.models` have their own
+    signatures (see `tfdeq.serving.signatures.language_model_signatures`).
 
     Args:
         model: a built model.
-        output: folder of the versions, made if missing; the server's model base path. `~` is the home
-            folder.
-        signatures: others than these: name -> concrete function of named inputs that returns a dict
-            of tensors (see `tfdeq.serving.signatures.signature.trace`), or `Signature` with the meanings.
+        output: folder of the versions, created if missing; the server's model base path. `~` is the
+            home folder.
+        signatures: instead of these: name -> concrete function of named inputs that returns a dict of
+            tensors (see `tfdeq.serving.signatures.signature.trace`), or `Signature` with the meanings.
         inputs: nest of tf.TensorSpec like the model's input; None: a functional model's own.
         version: integer >= 0; None: the highest existing one + 1.
-        jit_compile: compile with XLA. The stock server then needs --xla_cpu_compilation_enabled, or
-            every request fails.
-        examples: input name -> [N, ...] real inputs; the server answers them before it takes the
-            version into service, at each of the batch sizes. None: no such records.
-        batch_sizes: sizes of the batches that requests are joined to, in the version's own graph; see
-            `tfdeq.serving.signatures.batching`. A smaller batch is filled up with copies of a row.
-        batch_threads: batches that run at once. 0: requests are not joined.
-        batch_timeout_micros: how long a batch that is not full waits for more. 0: what waits when a
-            thread is free makes a batch.
-        card: further entries of `assets.extra/model_card.json`, beside or over the general ones.
-        files: name -> text of further files under `assets.extra/`; names without a folder.
-        max_steps_limit: evaluations of each solve that a request to the version's own signatures can ask
-            for, and what one that names a tolerance alone gets. None: 100, or what the model's solvers
-            have, if that is more. A Broyden solver keeps a state for each.
-        max_request_values: numbers that a request to the version's own signatures and its answer may
-            have together; larger ones are refused. None: 2²⁴, or those of the largest batch, if
-            they are more.
-        patience, absolute_tolerance: of the solvers of the version's own signatures and of the model
-            that `tfdeq.serving.load_model` gives back; see `tfdeq.solvers.Solver`. None: as the layers have
-            them.
-        gradients: write the implicit gradients of the signatures too, for those who train the loaded
-            version without tfdeq. Nothing that is served needs them, and they make the export longer;
-            without them such a gradient is an error. `tfdeq.serving.load_model` needs none.
-        keras_model: whether `tfdeq.serving.load_model` can give the model back. It is built again for that
-            and compared with the one that is exported.
+        jit_compile: whether to compile with XLA. The stock server then needs
+            --xla_cpu_compilation_enabled, or every request fails.
+        examples: input name -> [N, ...] real inputs, which the server answers at each batch size before
+            it serves the version. None: no such warm-up records.
+        batch_sizes: sizes of the batches into which requests are joined, in the version's own graph;
+            see `tfdeq.serving.signatures.batching`. A smaller batch is padded with copies of a row.
+        batch_threads: number of batches that run at the same time. 0: requests are not joined.
+        batch_timeout_micros: how long an incomplete batch waits for more requests. 0: the requests that
+            are waiting when a thread becomes free form a batch.
+        card: additional entries of `assets.extra/model_card.json`, which override the general ones.
+        files: name -> text of additional files under `assets.extra/`; names without a folder.
+        max_steps_limit: largest number of evaluations in each solve that a request to the version's own
+            signatures can ask for, and the budget of a request with only a tolerance. None: 100, or
+            that of the model's solvers, if it is more. A Broyden solver keeps a state for each
+            evaluation.
+        max_request_values: limit for the numbers in a request to the version's own signatures and its
+            answer together; larger requests are refused. None: 2²⁴, or as many as the largest batch
+            has, if more.
+        patience, absolute_tolerance: settings of the solvers in the version's own signatures and in the
+            model that `tfdeq.serving.load_model` restores; see `tfdeq.solvers.Solver`. None: those of
+            the layers.
+        gradients: whether to write the implicit gradients of the signatures too, for training the
+            loaded version without tfdeq. Serving does not need them, and they make the export slower;
+            without them such a gradient is an error. `tfdeq.serving.load_model` does not need them.
+        keras_model: whether `tfdeq.serving.load_model` can restore the model. For this the model is
+            built again and compared with the exported one.
 
     Returns:
         The path of the version.
 
     Raises:
-        tfdeq.serving.versions.publishing.VersionExistsError: the version is there; nothing was touched.
-        ValueError: a model without a solve, a signature that writes variables, calls Python or is
-            jit-compiled unasked, examples that do not fit, names of files that are taken or lead out
-            of the folder, or a model that `tfdeq.serving.load_model` would give back as another one.
-        OSError: a full disk, or what else keeps the version from being written; nothing of it stays.
+        tfdeq.serving.versions.publishing.VersionExistsError: if the version exists; nothing was
+            changed.
+        ValueError: for a model without a solve, a signature that writes variables, calls Python or is
+            jit-compiled without jit_compile, examples that do not fit, file names that are used or lead
+            out of the folder, or a model that `tfdeq.serving.load_model` would restore differently.
+        OSError: if the version cannot be written, for example because the disk is full; nothing of it
+            remains.
 
     Example:
         >>> import tempfile, tfdeq
@@ -159,12 +161,12 @@ def export_kind(
     gradients: bool = False,
     keras_model: bool = True,
 ) -> pathlib.Path:
-    """Writes a model with what its kind knows of it: quality by tolerance, warm-up records, files.
+    """Writes a model with its kind's data: quality by tolerance, warm-up records, files.
 
     Args:
         kind: the model and its data; see `tfdeq.serving.kinds`.
-        examples: as of `export`; None: the kind's.
-        Others: as of `export`, which also says what is returned and raised.
+        examples: as for `export`; None: those of the kind.
+        Others: as for `export`, which also describes results and errors.
     """
     output = expanded(output)
     publishing.check_free(output, version)
@@ -206,7 +208,7 @@ def export_kind(
 
 
 class _Content(NamedTuple):
-    """What a version's folder holds, but for its card and manifest."""
+    """The contents of a version's folder, except its card and manifest."""
 
     model: keras.Model
     signatures: Mapping[str, Signature]
@@ -242,7 +244,7 @@ def _finish(
 
 
 def _quality(kind: Kind, signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """The card's table, where the data for it are here."""
+    """Returns the card's table, if its data are available."""
     table = kind.quality()
     if table is None:
         return {}
@@ -252,7 +254,7 @@ def _quality(kind: Kind, signatures: Mapping[str, Signature]) -> dict[str, Any]:
 def _servable(
     signatures: Mapping[str, Signature | Function], jit_compile: bool
 ) -> dict[str, Signature]:
-    """The signatures, those without meanings too, if a server can run them."""
+    """Returns the signatures, including those without meanings; they must be servable."""
     found = {
         name: given if isinstance(given, Signature) else Signature(given, {}, {})
         for name, given in signatures.items()
@@ -269,7 +271,7 @@ def _servable(
 
 @contextlib.contextmanager
 def _solvers_with(model: keras.Model, **settings: Any) -> Iterator[None]:
-    """Gives the model's layers solvers with those of the settings that are not None, for a while."""
+    """A context in which the layers' solvers have the given settings, where these are not None."""
     settings = {name: value for name, value in settings.items() if value is not None}
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
     own = [layer.solver for layer in layers]
@@ -285,5 +287,5 @@ def _solvers_with(model: keras.Model, **settings: Any) -> Iterator[None]:
 def _batching(
     sizes: Sequence[int], threads: int, timeout_micros: int, gradients: bool
 ) -> Batching | None:
-    """How requests are joined; None, where not: no gradient goes through the op that joins them."""
+    """Returns how requests are joined; None with gradients, which the joining op does not have."""
     return None if gradients or not threads else Batching(tuple(sizes), threads, timeout_micros)

@@ -1,4 +1,4 @@
-"""What a report of `export.verify` is worth now: whether it is of the version that lies there."""
+"""Checks whether a report of `export.verify` is about the version that exists now."""
 
 import os
 import pathlib
@@ -13,14 +13,14 @@ GONE = "the verified version is gone"
 
 
 def standing(report: Mapping[str, Any], workdir: str | os.PathLike | None = None) -> str:
-    """Says in words whether a version passed, and whether it is still the one that was verified.
+    """Describes whether a version passed, and whether it is still the one that was verified.
 
     Args:
-        report: what `export.verify` wrote.
-        workdir: the run's folder, which may have moved with the version in it, under export/.
+        report: the report of `export.verify`.
+        workdir: the run's folder, which may have been moved together with the version under export/.
 
     Returns:
-        PASSED or FAILED, which hold for the version as it is now; else what is wrong.
+        PASSED or FAILED, if it applies to the version as it is now; else a description of the problem.
     """
     named = report.get("model")
     if not isinstance(named, str) or not isinstance(report.get("digest"), str):

@@ -1,4 +1,4 @@
-"""Warm-up records: the requests that a server answers before it takes a version into service."""
+"""Warm-up records: the requests that a server answers before it serves a version."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from tfdeq.serving.signatures.signature import Signature, input_specs
 
 FOLDER = "assets.extra"
 NAME = "tf_serving_warmup_requests"
-# What the server reads; it ignores none, but refuses a version with more.
+# The server's limit: it refuses a version with more records.
 MOST_RECORDS = 1000
 
 Request = tuple[str, dict[str, np.ndarray]]  # signature, inputs
@@ -26,14 +26,14 @@ def requests(
     """Yields one request for each signature and batch size, made from real inputs.
 
     Args:
-        signatures: what the version serves.
-        examples: input name -> [N, ...]; row i of all of them is one example. Inputs of one number an
-            example that are not named are 0, the model's own setting; an input that `encode` returns,
-            such as a stream's last equilibrium, is what it returns for the examples.
-        batch_sizes: those that the server will use; examples are repeated to fill them.
+        signatures: the signatures of the version.
+        examples: input name -> [N, ...]; row i of all inputs is one example. Missing inputs with one
+            number per example are 0, the model's own setting; an input that is an output of `encode`,
+            such as a stream's last equilibrium, is computed by it for the examples.
+        batch_sizes: the sizes that the server will use; examples are repeated to fill them.
 
     Raises:
-        ValueError: an input that is neither, other numbers of rows, or too many records.
+        ValueError: for any other missing input, different numbers of rows, or too many records.
     """
     _check(signatures, examples, batch_sizes)
     for batch in batch_sizes:
@@ -62,17 +62,17 @@ def write(
 
 
 def _proto(value: np.ndarray) -> Any:
-    """A tensor's proto; of one number all over, such as an empty memory, the number alone."""
+    """Returns a tensor's proto; if all entries are equal, as in an empty memory, only that number."""
     if value.size and (value == value.flat[0]).all():
         return tf.make_tensor_proto(value.flat[0], value.dtype, value.shape)
     return tf.make_tensor_proto(value)
 
 
 def read(folder: pathlib.Path) -> list[Request]:
-    """Reads a version's records; [] for a version without.
+    """Reads a version's records; [] if it has none.
 
     Raises:
-        ValueError: a file that is no TFRecord file of PredictionLog.
+        ValueError: for a file that is not a TFRecord file of PredictionLog.
     """
     path = folder / FOLDER / NAME
     if not path.is_file():

@@ -1,1 +1,1 @@
-"""Strategies over devices and workers, and what workers tell each other."""
+"""Strategies for devices and workers, and the communication between workers."""

@@ -1,4 +1,4 @@
-"""What several workers have to do alike: the chief decides."""
+"""Decisions that all workers must share, which the chief makes."""
 
 import json
 import zlib
@@ -11,10 +11,10 @@ from tfdeq.training.devices.strategies import is_chief, several_workers
 
 
 class Agreement:
-    """Tells every worker what the chief found. With one worker there is nobody to tell.
+    """Sends the chief's values to all workers. With a single worker there is nothing to send.
 
     Args:
-        strategy: the run's.
+        strategy: strategy of the run.
 
     Attributes:
         alone: whether this is the only worker. is_chief: whether this one decides.
@@ -34,13 +34,13 @@ class Agreement:
         return float(self._strategy.experimental_local_results(told)[0])
 
     def check_same(self, config: Mapping[str, Any]) -> None:
-        """Refuses a worker of another configuration than the chief's; all call it at the same moment.
+        """Refuses a worker whose configuration differs from the chief's; all call it at the same moment.
 
         Raises:
             ValueError: in a worker that is not the chief.
         """
         text = json.dumps(dict(config), sort_keys=True)
-        # Of 32 bits: float64 holds it exactly.
+        # 32 bits, which float64 represents exactly.
         own = float(zlib.crc32(text.encode()))
         if self.on(own) != own:
             raise ValueError(
@@ -51,8 +51,9 @@ class Agreement:
     def _tell(self, value: tf.Tensor) -> Any:
         def on_replica(value):
             context = tf.distribute.get_replica_context()
-            first = tf.equal(context.replica_id_in_sync_group, 0)  # of the chief
-            # An operation on the replica's device: a reduction goes by the device of what it receives.
+            first = tf.equal(context.replica_id_in_sync_group, 0)  # the chief's replica
+            # An operation on the replica's device, because a reduction uses the device of its
+            # input.
             share = tf.where(first, value, tf.zeros_like(value))
             return context.all_reduce(tf.distribute.ReduceOp.SUM, share)
 

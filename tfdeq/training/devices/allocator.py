@@ -1,18 +1,18 @@
-"""What the C library does with the memory that a training step frees."""
+"""Settings of the C library for memory that a training step frees."""
 
 import ctypes
 import platform
 
-# Numbers of mallopt(3).
+# Parameter numbers of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep what it frees for its next allocations, and returns whether it will.
+    """Makes this process keep freed memory for its next allocations; returns whether that worked.
 
-    By default glibc gives large blocks back to the system at once, and every step of a training on the
-    CPU gets them again page by page. Kept, they cost memory, because they fit what comes next less well.
-    Only glibc can do so; elsewhere nothing changes.
+    By default glibc returns large blocks to the system at once, and every training step on the CPU gets
+    them again page by page. If they are kept, the process needs more memory, because kept blocks fit
+    later allocations less well. This is only possible with glibc; otherwise nothing changes.
 
     Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
     """

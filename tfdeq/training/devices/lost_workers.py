@@ -1,4 +1,4 @@
-"""What a worker does when another one of its run does not answer any more."""
+"""Handling of errors that occur when another worker of the run no longer answers."""
 
 import contextlib
 import re
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfdeq.programs.preemption import Preempted
 
-# What an operation between workers may end with when one of them is gone.
+# The errors with which an operation between workers may end when one of them is gone.
 _KINDS = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -17,7 +17,8 @@ _KINDS = (
     tf.errors.InternalError,
     tf.errors.UnknownError,
 )
-# Their messages say that it is: defects raise the same kinds, and would again.
+# Only the messages show that a worker is gone: defects raise the same errors, and would do so
+# again.
 _GONE = re.compile(
     r"collective ops is aborted|socket closed|broken pipe|connection (?:reset|refused|closed|timed out)"
     r"|failed to connect|connection attempt|heartbeat|unhealthy|coordination service"
@@ -28,9 +29,10 @@ _GONE = re.compile(
 
 @contextlib.contextmanager
 def other_worker_lost(several_workers: bool) -> Iterator[None]:
-    """Turns what TensorFlow raises when another worker has ended into `Preempted`.
+    """A context that turns TensorFlow's errors about a lost worker into `Preempted`.
 
-    What says nothing of another worker is raised as it is: started again, the run would meet it again.
+    Errors that do not mention another worker are raised unchanged, because they would occur again after
+    a restart.
     """
     try:
         yield
@@ -52,7 +54,7 @@ def _is_lost(error: tf.errors.OpError) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says what was lost, or else that says something."""
+    """Returns the first line of an error that says what was lost, or else its first non-empty line."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(_SAYS_NOTHING)]
     said = [*filter(_GONE.search, said), *said, "no reason"]

@@ -1,4 +1,4 @@
-"""What memory this process takes, as the operating system counts it."""
+"""The memory of this process, as the operating system counts it."""
 
 import resource
 import sys
@@ -7,8 +7,9 @@ import sys
 def peak_resident_bytes() -> int:
     """Returns the peak of this program's resident memory since it started, in bytes.
 
-    On Linux that is VmHWM of /proc/self/status. `getrusage` is no substitute there: its ru_maxrss
-    begins, in a new program, with the peak of the process that started it. Elsewhere it is all there is.
+    On Linux that is VmHWM of /proc/self/status. `getrusage` is not used there, because its ru_maxrss
+    starts, in a new program, with the peak of the process that started it. On other systems only
+    getrusage is available.
     """
     if sys.platform == "linux":
         return status_bytes("VmHWM")

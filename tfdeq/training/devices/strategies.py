@@ -1,4 +1,4 @@
-"""Which devices train: `--strategy`, on TensorFlow's own tf.distribute."""
+"""The devices for training, by `--strategy`, with tf.distribute."""
 
 import json
 import os
@@ -11,19 +11,19 @@ STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
 
 def make_strategy(name: str, logical_devices: int = 0, tpu: str = "") -> tf.distribute.Strategy:
-    """Returns the strategy of a name; to be called before anything else runs on a device.
+    """Returns the strategy with a name; call it before anything else runs on a device.
 
     Args:
         name: "one_device": the first GPU, or the CPU. "mirrored": every GPU of this machine, or its
-            CPU. "multi_worker": every process that TF_CONFIG names, each with all its GPUs
-            or its CPU. "tpu": all cores of a TPU.
-        logical_devices: divides the CPU into so many devices and has "mirrored" use them, to try it
-            without several GPUs; 0: no.
-        tpu: name or address of the TPU; "": what the environment names.
+            CPU. "multi_worker": every process listed in TF_CONFIG, each with all its GPUs or its CPU.
+            "tpu": all cores of a TPU.
+        logical_devices: divides the CPU into this many devices for "mirrored", to try it without
+            several GPUs; 0: no division.
+        tpu: name or address of the TPU; "": the one in the environment.
 
     Raises:
-        ValueError: an unknown name; "multi_worker" without a TF_CONFIG that can be read, or a TPU that
-            is not there.
+        ValueError: for an unknown name, for "multi_worker" without a valid TF_CONFIG, or for a TPU that
+            cannot be found.
     """
     if name not in STRATEGIES:
         raise ValueError(f"--strategy must be one of {', '.join(STRATEGIES)}; received {name!r}.")
@@ -44,7 +44,7 @@ def make_strategy(name: str, logical_devices: int = 0, tpu: str = "") -> tf.dist
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes the run's files: of several workers, one does."""
+    """Whether this process writes the run's files; only one of several workers does."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.task_type:
         return True
@@ -63,7 +63,7 @@ def several_workers(strategy: tf.distribute.Strategy) -> bool:
 
 
 def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int, parts: int) -> None:
-    """Refuses a batch that the replicas cannot share evenly.
+    """Raises an error for a batch that the replicas cannot share evenly.
 
     Raises:
         ValueError: if replicas times parts does not divide batch_size.
@@ -83,7 +83,7 @@ def distribute(
     """Returns an iterator of batches, each replica's rows on its device.
 
     Args:
-        batches: (shard, shards) -> the data set of one worker: of each batch the shard's rows.
+        batches: (shard, shards) -> the data set of one worker, with the shard's rows of each batch.
     """
     if strategy.num_replicas_in_sync == 1:
         return iter(batches(0, 1))
@@ -94,7 +94,7 @@ def distribute(
         dataset = batches(context.input_pipeline_id, workers)
         if here == 1:
             return dataset
-        # One element a replica, in the replicas' order.
+        # One element per replica, in the order of the replicas.
         return dataset.map(lambda *batch: tf.nest.map_structure(split(here), batch)).unbatch()
 
     def split(count: int) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -138,7 +138,7 @@ def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except Exception as error:  # what is raised depends on how far it gets
+    except Exception as error:  # the type of the error depends on where it occurs
         raise ValueError(
             f"--strategy=tpu found no TPU of the name {tpu!r}: {error}. Name one by --tpu, or train "
             "with another --strategy."

@@ -1,4 +1,4 @@
-"""The flags of an equilibrium: its solver, adjoint and penalty, and their schedule; settings made of them."""
+"""The flags of an equilibrium (solver, adjoint, penalty and their schedule), and settings made from them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from tfdeq import Implicit, adjoints, solvers
 from tfdeq.training.equilibrium_watch import ACTIONS
 from tfdeq.training.flags.shared import above_zero, at_least, bound, define
 
-# absl's function, name, default, help, further arguments.
+# absl's function, name, default, help, additional arguments.
 _EQUILIBRIUM = [
     (flags.DEFINE_integer, "depth", 0, "0: the equilibrium. L: L explicit applications of the same cell, with ordinary backpropagation."),
     (flags.DEFINE_enum, "solver", "fixed_point_iteration", "Forward solver.", sorted(solvers.REGISTRY)),
@@ -49,16 +49,16 @@ def define_equilibrium_flags(**defaults: Any) -> list[str]:
 
 
 def equilibrium_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a `tfdeq.DEQLayer` of a configuration takes: solver, adjoint, penalty and depth.
+    """Returns arguments of `tfdeq.DEQLayer` from a configuration: solver, adjoint, penalty and depth.
 
     Raises:
-        ValueError: an adjoint that does not go with the solver.
+        ValueError: for an adjoint that does not work with the solver.
     """
     solver = solvers.get(
         config["solver"], max_steps=config["max_steps"], tolerance=config["tolerance"]
     )
     adjoint = adjoints.get(_adjoint(config))
-    if not config["depth"]:  # applications are differentiated as they are
+    if not config["depth"]:  # explicit applications need no adjoint
         _check_adjoint(config, solver, adjoint)
     return {
         "solver": solver,
@@ -89,7 +89,7 @@ def _adjoint(config: Mapping[str, Any]) -> str | adjoints.Adjoint:
 def _check_adjoint(
     config: Mapping[str, Any], solver: solvers.Solver, adjoint: adjoints.Adjoint
 ) -> None:
-    """Refuses flags that do not go together, before a run claims its folder."""
+    """Raises an error for incompatible flags, before a run claims its folder."""
     kind = adjoint.solver_kind
     if not isinstance(solver, kind):
         known = [name for name, made in solvers.REGISTRY.items() if issubclass(made, kind)]

@@ -1,20 +1,21 @@
-"""Which flags a configuration uses: one table, for the check, for resumption and for --help."""
+"""The flags that a configuration uses, in one table for checks, resumption and --help."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tfdeq.programs.processes import flag_text
 
-# In place of a flag's values: any but 0, "" and an empty list; and these alone.
+# In place of a flag's values: any value except 0, "" and an empty list; or only these.
 GIVEN, NOT_GIVEN = "given", "not given"
 
-# What is trained; a trainer that has no --model trains an equilibrium or applications of its cell.
+# Kinds of models; a trainer without --model trains an equilibrium or applications of its cell.
 EQUILIBRIUM = {"model": ("deq",), "depth": (0,)}
 CELL = {"model": ("deq",)}
 _PENALTY = {**CELL, "jacobian_penalty": GIVEN}
 
-# flag -> the settings of other flags that it is used with, any one of them; flags that are not here
-# are used by everything that is trained. Those of a task's own flags are added where these are defined.
+# flag -> settings of other flags, one of which must hold for the flag to be used. Flags that are
+# not in the table are always used. Entries for a task's own flags are added where these are
+# defined.
 USES: dict[str, list[dict[str, Any]]] = {
     "solver": [EQUILIBRIUM],
     "max_steps": [EQUILIBRIUM],
@@ -43,14 +44,14 @@ USES: dict[str, list[dict[str, Any]]] = {
 
 
 def add(uses: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Adds what the flags of a task are used with; see `USES`."""
+    """Adds the entries for the flags of a task; see `USES`."""
     USES.update(uses)
 
 
 def is_used(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a flag changes anything beside the other flags' values.
+    """Whether a flag has an effect with the given values of the other flags.
 
-    A flag that the values lack, as a trainer without it does, is taken to be as it must be.
+    If the values lack a flag, because the trainer does not have it, its condition counts as met.
     """
     return name not in USES or any(
         all(other not in values or _fits(values[other], wanted) for other, wanted in case.items())
@@ -59,12 +60,12 @@ def is_used(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def used(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of those flags that change anything."""
+    """Returns the values of the flags that have an effect."""
     return {name: value for name, value in values.items() if is_used(name, values)}
 
 
 def when_used(name: str) -> str:
-    """Returns the flags that a flag is used with, as one types them; "" if with any."""
+    """Returns the flags that a flag needs to be used, as on a command line; "" if none."""
     cases = (
         " ".join(_typed(other, wanted) for other, wanted in case.items())
         for case in USES.get(name, ())
@@ -75,12 +76,12 @@ def when_used(name: str) -> str:
 def unused(
     values: Mapping[str, Any], defaults: Mapping[str, Any], names: Collection[str]
 ) -> dict[str, str]:
-    """Returns, of the named flags, those that change nothing although they are not at their default.
+    """Returns those of the named flags that have no effect although they are not at their default.
 
-    One that says that something is off (0, "none") says what is true, and is left alone.
+    A flag that switches something off (0, "none") is correct, and is not included.
 
     Returns:
-        flag -> a sentence that says so.
+        flag -> an explanation.
     """
     found = {}
     for name in sorted(names):
@@ -97,14 +98,14 @@ def unused(
 def refuse_unused(
     values: Mapping[str, Any], defaults: Mapping[str, Any], names: Iterable[str]
 ) -> None:
-    """Refuses flags that change nothing.
+    """Raises an error for flags without an effect.
 
     Args:
-        values: flag -> value. defaults: flag -> what it is if nobody sets it.
+        values: flag -> value. defaults: flag -> default value.
         names: the flags that the user has set.
 
     Raises:
-        ValueError: with a sentence for each of them.
+        ValueError: with an explanation for each of them.
     """
     found = unused(values, defaults, {name for name in names if name in values})
     if found:
@@ -129,6 +130,6 @@ def _typed(name: str, wanted: Any) -> str:
 
 
 def _beside(name: str, values: Mapping[str, Any]) -> str:
-    """What of the values decides about a flag."""
+    """Returns the values that determine whether a flag is used."""
     others = dict.fromkeys(other for case in USES[name] for other in case if other in values)
     return " ".join(f"--{other}={flag_text(values[other])}" for other in others)

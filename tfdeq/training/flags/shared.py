@@ -1,4 +1,4 @@
-"""The flags of any run, and the configuration made of them."""
+"""The flags of all runs, and the configuration made from them."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -16,11 +16,11 @@ from tfdeq.training.steps.optimizers import SCHEDULES
 
 FLAGS = flags.FLAGS
 
-# What may differ between a run and its continuation: where it lies, and what of the machine it takes.
+# Flags that may differ between a run and its continuation: its place, and its use of the machine.
 _NOT_CONFIGURATION = ("workdir", "prepared_dir", "tpu", "keep_freed_memory")
-# What may differ too, although the run records it: how often to report and save, how the same step is
-# computed (but for rounding, and for the noise that parts and replicas draw for themselves), and what is
-# done about steps that are not finite.
+# Flags that may also differ, although the run records them: how often to report and save, how the
+# same step is computed (up to rounding, and to noise that parts and replicas draw separately), and
+# how steps that are not finite are handled.
 _MAY_DIFFER = (
     "log_every",
     "evaluate_every",
@@ -38,12 +38,12 @@ _MAY_DIFFER = (
     "divergence_patience",
     "max_rollbacks",
 )
-# What a flag was, in effect, before it existed, for the runs from then: flag -> value. Without an entry
-# here a new flag's default does what the code did before.
+# flag -> its effective value in older runs, from before it existed. For a flag without an entry,
+# the default does what the code did before.
 _BEFORE: dict[str, Any] = {"keep": "last"}
 
 
-# absl's function, name, default, help, further arguments.
+# absl's function, name, default, help, additional arguments.
 _RUN = [
     (flags.DEFINE_string, "workdir", None, "Folder of the run. It is created if it is missing; if it holds this run, the run is resumed."),
     (flags.DEFINE_integer, "train_steps", 2000, "Optimiser steps."),
@@ -78,7 +78,7 @@ _RUN = [
 
 
 def define_run_flags(**defaults: Any) -> list[str]:
-    """Defines the flags of any run and returns their names; defaults override those below."""
+    """Defines the flags of all runs and returns their names; defaults override those above."""
     names = define(_RUN, defaults)
     flags.DEFINE_enum(
         "preset",
@@ -107,9 +107,9 @@ def define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
     """Defines flags and returns their names.
 
     Args:
-        definitions: (absl's function, name, default, help, further arguments). The help gets what else
-            has to be set for the flag to be used, and the default.
-        defaults: name -> what to take instead of that default.
+        definitions: (absl's function, name, default, help, additional arguments). The default, and the
+            other flags that must be set for the flag to be used, are added to the help.
+        defaults: name -> value instead of that default.
     """
     names = [definition[1] for definition in definitions]
     unknown = set(defaults) - set(names)
@@ -127,41 +127,41 @@ def define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
 
 
 def set_up_process() -> tf.distribute.Strategy:
-    """Sets memory and devices up as the flags say; returns the strategy, see `make_strategy`."""
+    """Sets up memory and devices according to the flags; returns the strategy, see `make_strategy`."""
     if FLAGS.keep_freed_memory:
         keep_freed_memory()
     return make_strategy(FLAGS.strategy, FLAGS.logical_devices, FLAGS.tpu)
 
 
 def may_differ(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns what a continuation of a run may set otherwise.
+    """Returns the flags that a continuation of a run may change.
 
-    train_steps is among it, unless it is at its default because nobody gave it: a run does not become
-    longer or shorter by an oversight.
+    train_steps is one of them if the user has set it, so that a run does not become longer or shorter
+    by mistake.
     """
     names = list(_MAY_DIFFER)
     if is_used("watch_residual", config):
-        names.remove("log_every")  # the watch acts on rows: how long they are changes what it does
+        names.remove("log_every")  # the watch acts on rows, so their length matters
     if config.get("keep", "best") == "best":
-        names.remove("evaluate_every")  # what is kept is one of the evaluated
+        names.remove("evaluate_every")  # the kept model is one of those evaluated
     if not (FLAGS.is_parsed() and FLAGS["train_steps"].using_default_value):
         names.append("train_steps")
     return tuple(names)
 
 
 def before_it_existed(names: Iterable[str]) -> dict[str, Any]:
-    """Returns what flags did in effect in runs that were begun without them: flag -> value."""
+    """Returns flag -> its effective value in runs that were started before it existed."""
     defaults = {name: FLAGS[name].default for name in names if name in FLAGS}
     return {**defaults, **{name: value for name, value in _BEFORE.items() if name in defaults}}
 
 
 def check_uses() -> None:
-    """Refuses flags on the command line that change nothing; those of a --flagfile it only names.
+    """Raises an error for flags on the command line without an effect; only lists those of a --flagfile.
 
-    A file of flags may serve several models, as the presets do.
+    A file of flags may be made for several models, as the presets are.
 
     Raises:
-        ValueError: with a sentence for each of them.
+        ValueError: with an explanation for each of them.
     """
     values = FLAGS.flag_values_dict()
     defaults = {name: FLAGS[name].default for name in values}
@@ -175,7 +175,7 @@ def check_uses() -> None:
 
 
 def on_command_line(arguments: Iterable[str]) -> set[str]:
-    """Returns the names of the flags that arguments name themselves, not in a --flagfile."""
+    """Returns the names of the flags that are set by the arguments, not by a --flagfile."""
     found = set()
     for argument in arguments:
         if argument == "--":
@@ -202,23 +202,23 @@ def _define_bounds() -> None:
 
 
 def _removed(name: str, instead: str) -> None:
-    """Refuses a flag that there was once, and says what to give instead."""
+    """Raises an error for a removed flag, with its replacement."""
     flags.DEFINE_string(name, None, f"{REMOVED} Give {instead}.")
     bound(name, lambda value: value is None, f"is no more. Give {instead}")
 
 
 def at_least(lowest: int, *names: str) -> None:
-    """Refuses values of flags below a number."""
+    """Raises an error for values of flags below a number."""
     for name in names:
         bound(name, lambda value: value >= lowest, f"must be at least {lowest}")
 
 
 def above_zero(*names: str) -> None:
-    """Refuses values of flags that are not above 0."""
+    """Raises an error for values of flags that are not above 0."""
     for name in names:
         bound(name, lambda value: value > 0, "must be greater than 0")
 
 
 def bound(name: str, valid: Callable[[Any], bool], text: str) -> None:
-    """Refuses values of a flag that are not valid: text says what it must be."""
+    """Raises an error for invalid values of a flag; text describes the valid ones."""
     flags.register_validator(name, valid, f"--{name} {text}.")

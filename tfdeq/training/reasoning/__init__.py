@@ -1,1 +1,1 @@
-"""Puzzles as tasks: trained on small ones, tested on larger and harder ones, at growing budgets."""
+"""Puzzles as tasks: training on small ones, tests on larger and harder ones with growing budgets."""

@@ -1,4 +1,4 @@
-"""What a model makes of puzzles: exact answers, places, and whether an answer that is settled is right."""
+"""Evaluation on puzzles: exact answers, correct places, and whether converged answers are correct."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from tfdeq.runs.measures import CROSS_ENTROPY, per_example
 from tfdeq.training.evaluation import Budget, Evaluator, Rows
 from tfdeq.training.task import CallSettings
 
-# Places of the puzzles that are solved at a time.
+# Largest number of places in the puzzles that are solved at the same time.
 _PLACES = 16384
 _MOST_PUZZLES = 256
 _loss = per_example(CROSS_ENTROPY)
@@ -24,9 +24,9 @@ class PuzzleRows:
 
     Args:
         model: the model.
-        starts: solves of each puzzle; of several the answer is chosen as `best_of` does, whose steps are
-            those of all. Not for training.
-        noise: standard deviation of the starts but the first.
+        starts: number of solves of each puzzle; with several, the answer is chosen as in `best_of`, and
+            the steps are those of all solves. Not for training.
+        noise: standard deviation of all starts except the first.
     """
 
     def __init__(self, model: Reasoner, starts: int = 1, noise: float = 1.0):
@@ -35,7 +35,7 @@ class PuzzleRows:
     def solved(
         self, inputs: tf.Tensor, settings: CallSettings, z0: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, Solution]:
-        """Logits [B, places, classes], and the solution, of puzzles [B, places] that start at z0."""
+        """Returns logits [B, places, classes] and the solution for puzzles [B, places], starting at z0."""
         if self._starts > 1:
             best = best_of(self._model, inputs, self._starts, settings.max_steps, noise=self._noise)
             return best.outputs, Solution(best.outputs, best.residual, best.steps, best.status)
@@ -49,7 +49,7 @@ class PuzzleRows:
         )
 
     def __call__(self, batch: Any, settings: CallSettings, carried: Any) -> Rows:
-        """What the model makes of a batch (inputs, targets, weights)."""
+        """Returns the model's results for a batch (inputs, targets, weights)."""
         inputs, targets, weights = map(tf.convert_to_tensor, batch)
         logits, solution = self.solved(inputs, settings)
         sums = {"exact": exact(targets, logits), "places": places(targets, logits)}
@@ -66,12 +66,12 @@ class PuzzleRows:
 
 
 def exact(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Returns [B] float32, 1 where the answer is right at every place."""
+    """Returns [B] float32, 1 if the answer is correct at every place."""
     return tf.reduce_min(_right(targets, logits), axis=range(1, len(targets.shape)))
 
 
 def places(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Returns [B] float32, the share of places where the answer is right."""
+    """Returns [B] float32, the share of places at which the answer is correct."""
     return tf.reduce_mean(_right(targets, logits), axis=range(1, len(targets.shape)))
 
 
@@ -88,12 +88,14 @@ def puzzle_evaluator(
 ) -> Evaluator:
     """Returns the evaluator of a model on puzzles.
 
-    Its figures: `exact`, the share of puzzles whose answer is right at every place; `places`, of places;
-    `loss`, nats per place; `settled`, the share of puzzles whose solve met the tolerance, and of these
-    `right_if_settled`, of the others `right_if_unsettled`, both missing where there are none.
+    Its figures: `exact`, the share of puzzles with a correct answer at every place; `places`, the share
+    of correct places; `loss`, nats per place; `settled`, the share of puzzles whose solve met the
+    tolerance; `right_if_settled` and `right_if_unsettled`, the shares of correct answers among these
+    and among the others, omitted if there are none.
 
     Args:
-        budgets: multiples of the usual number of steps. starts: solves of each puzzle; see `PuzzleRows`.
+        budgets: multiples of the usual number of steps. starts: number of solves of each puzzle; see
+            `PuzzleRows`.
     """
     size = split[0][0].size
     batches = evaluation_examples(split, min(_MOST_PUZZLES, max(1, _PLACES // (size * starts))))
@@ -103,14 +105,14 @@ def puzzle_evaluator(
         batches,
         _figures if not config["depth"] else _figures_of_applications,
         budget=Budget(steps, explicit=bool(config["depth"])),
-        # What XLA compiles is solved whole: larger puzzles than the run's are not compiled.
+        # XLA does not support solves by blocks, so puzzles larger than the run's are not compiled.
         jit_compile=config["jit_compile"] and not (config["block"] and size > places_of(model)),
         budgets=budgets,
     )
 
 
 def places_of(model: Reasoner) -> int:
-    """Returns the places of a puzzle of the size that a model was built for."""
+    """Returns the number of places in a puzzle of the size that a model was built for."""
     return math.prod(model.input_places)
 
 
@@ -126,5 +128,5 @@ def _figures(means: Mapping[str, float]) -> dict[str, float]:
 
 
 def _figures_of_applications(means: Mapping[str, float]) -> dict[str, float]:
-    """Without those of a solve."""
+    """Returns the figures of explicit applications, without those of a solve."""
     return {name: means[name] for name in ("exact", "places", "loss")}

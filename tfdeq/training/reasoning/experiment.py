@@ -1,4 +1,4 @@
-"""A run that learns to solve puzzles: its data, model, loss and tests."""
+"""A run of a model that learns to solve puzzles: its data, model, loss and tests."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,17 +26,17 @@ from tfdeq.training.schedule import largest_budget
 from tfdeq.training.task import Score, Task
 
 EXACT = Score("exact", "share of puzzles solved", lower_is_better=False)
-# What an export says of the logits.
+# The measures of the logits for exports.
 _MEASURES = {"loss": CROSS_ENTROPY, "places": "sparse_categorical_accuracy"}
-_EXAMPLES = 4  # whose spectral radius is looked at
-_DRAWN_FROM = 16  # test puzzles
+_EXAMPLES = 4  # number of examples whose spectral radius is computed
+_DRAWN_FROM = 16  # number of test puzzles
 
 
 def make_experiment(config: Mapping[str, Any], prepared_dir: str | None = None) -> Experiment:
     """Returns the experiment of a configuration, with its untrained model.
 
     Args:
-        prepared_dir: where sets of puzzles are kept; see `puzzle_examples`.
+        prepared_dir: where sets of puzzles are stored; see `puzzle_examples`.
     """
     puzzle = get(config["task"])
     examples = puzzle_examples(
@@ -102,7 +102,7 @@ def _loss(model: Reasoner, config: Mapping[str, Any], segments: Segments | None)
 def _draw_settling(
     model: Reasoner, config: Mapping[str, Any], puzzle: Puzzle, split: Split, workdir: str
 ) -> None:
-    """Draws how the answer settles, of that test puzzle among a few which takes the most evaluations."""
+    """Draws how an answer settles, for the one of a few test puzzles that takes the most evaluations."""
     most = int(config["max_steps"] * config["test_budget"])
     inputs = np.asarray(split[0][:_DRAWN_FROM])
     _, solution = model(inputs, max_steps=most, return_solution=True)
@@ -112,15 +112,15 @@ def _draw_settling(
 
 
 def _radius_of(model: Reasoner) -> Callable[[Any], tf.Tensor]:
-    """(batch) -> [b], the spectral radius of ∂f/∂z at the equilibria of a batch's first puzzles."""
+    """Returns (batch) -> [b], the spectral radius of ∂f/∂z at the equilibria of a batch's first puzzles."""
 
     def radius(batch: Any) -> tf.Tensor:
         inputs, _ = batch
         x, mask = model.embed(inputs[:_EXAMPLES])
         z = model.equilibrium(x, mask=mask, training=False)
         injected = model.cell.inject(x)
-        # All places of a training puzzle are inside, and the noise is the same each time: a look draws
-        # no random number.
+        # All places of a training puzzle are inside. The noise is always the same, so an inspection
+        # draws no random numbers.
         return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
 
     return radius

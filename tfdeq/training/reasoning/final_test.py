@@ -10,12 +10,12 @@ from tfdeq.models import Reasoner
 from tfdeq.training.evaluation import Evaluator
 from tfdeq.training.reasoning.evaluation import puzzle_evaluator
 
-# Seed of puzzles of other sizes and grades, which no training seed is.
+# Seed of puzzles of other sizes and grades, different from training seeds.
 _SEED = 2**62
 
 
 def budgets_of(config: Mapping[str, Any]) -> list[float]:
-    """Returns the multiples of the usual budget that a test tries: ½, 1, 2, … --test_budget."""
+    """Returns the multiples of the usual budget in a test: ½, 1, 2, … --test_budget."""
     if config["depth"]:
         return [1.0]
     budgets = [0.5, 1.0]
@@ -28,8 +28,9 @@ def public_set(config: Mapping[str, Any]) -> tuple[Split, ...]:
     """Returns the first puzzles of --test_set and their answers, or () without one.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a task without a known set, another layout, or an answer that breaks the task's rules.
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: for a task without a known set, another layout, or an answer that breaks the task's
+            rules.
     """
     path = config["test_set"]
     if not path:
@@ -52,13 +53,14 @@ def public_set(config: Mapping[str, Any]) -> tuple[Split, ...]:
 def final_test(
     model: Reasoner, config: Mapping[str, Any], split: Split, public: Sequence[Split] = ()
 ) -> dict[str, Any]:
-    """Returns metrics["test"]: figures of the puzzles as in training, at all budgets.
+    """Returns metrics["test"]: figures for puzzles as in training, at all budgets.
 
-    Beside them by_grade and by_set at all budgets, and at the largest one by_size and by_starts: of each
-    grade, or of the puzzles as in training ("all") where the task has none, by number of starts.
+    It also has by_grade and by_set at all budgets, and by_size and by_starts at the largest budget.
+    by_starts has figures by number of starts for each grade, or for the puzzles as in training ("all")
+    if the task has no grades.
 
     Args:
-        split: (inputs, targets) as in training. public: the set that `public_set` returned.
+        split: (inputs, targets) as in training. public: the set from `public_set`.
     """
     budgets, puzzle = budgets_of(config), get(config["task"])
 

@@ -1,4 +1,4 @@
-"""What a model of puzzles is trained on."""
+"""The training loss of models that solve puzzles."""
 
 from typing import Any, ClassVar
 
@@ -16,23 +16,23 @@ _EPSILON = 1e-6
 
 
 class PuzzleLoss:
-    """Nats per place of the answer, and the settling penalty.
+    """Nats per place of the answer, plus the settling penalty.
 
-    With the state z of a solve that ended after some evaluations, the penalty is the mean over all places p
-    of ‖f(z)_p − z_p‖ / ‖f(z)_p‖. As a sum of lengths, not of squares, it is cheap where few places move a
-    lot, as where an answer travels, and dear where all move a little: the places behind the front settle,
-    and those before it wait. The denominator gets no gradient.
+    Let z be the final state of a solve. The penalty is the mean over all places p of ‖f(z)_p − z_p‖ /
+    ‖f(z)_p‖. Since it sums lengths, not squares, it is small if a few places move far, as when an
+    answer travels, and large if all places move a little. So places that the answer has passed settle,
+    and places ahead of it wait. The denominator gets no gradient.
 
     Args:
         model: the model.
-        settling_penalty: its weight, >= 0; 0: none.
-        progressive: weight in [0, 1] of the nats of `progressive_state`, 1 − progressive that of those of
-            the solve; with 1 there is no solve. 0: none.
-        most: evaluations of a training step at most, where progressive is given.
-        segments: of deep supervision, or None. Not together with progressive.
+        settling_penalty: weight of the penalty, >= 0; 0: none.
+        progressive: weight in [0, 1] of the nats of `progressive_state`; those of the solve have the
+            weight 1 − progressive. With 1 there is no solve. 0: none.
+        most: largest number of evaluations in a training step, if progressive is used.
+        segments: segments of deep supervision, or None. Not together with progressive.
 
-    Source: sums of lengths for few that are not zero: Yuan and Lin, Model Selection and Estimation in
-        Regression with Grouped Variables, 2006, equation (2.1).
+    Source: sums of lengths as a penalty that favours few nonzero terms: Yuan and Lin, Model Selection
+        and Estimation in Regression with Grouped Variables, 2006, equation (2.1).
     """
 
     MEASURES: ClassVar[tuple[str, ...]] = ("exact", "places", "moved")
@@ -51,7 +51,7 @@ class PuzzleLoss:
         self._segments = segments
 
     def __call__(self, batch: Any, settings: CallSettings, carried: Any) -> Loss:
-        """The loss of a batch (inputs, targets)."""
+        """Returns the loss of a batch (inputs, targets)."""
         inputs, targets = batch
         z0 = None
         if self._segments is not None:
@@ -82,7 +82,7 @@ class PuzzleLoss:
         if not self._settling_penalty:
             z = tf.stop_gradient(z)
         image = self._model.applied(z, inputs)
-        # The root has no derivative at 0.
+        # The square root has no derivative at 0.
         change = tf.sqrt(tf.reduce_sum((image - z) ** 2, axis=-1) + _EPSILON**2)
         size = tf.sqrt(tf.reduce_sum(image**2, axis=-1) + _EPSILON)
         moved = change / tf.stop_gradient(size)

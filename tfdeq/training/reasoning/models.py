@@ -1,4 +1,4 @@
-"""The models that solve puzzles, from a configuration."""
+"""Makes models that solve puzzles from a configuration."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def make_model(config: Mapping[str, Any], puzzle: Puzzle) -> Reasoner:
     """Returns the untrained model of a configuration.
 
     Raises:
-        ValueError: flags that do not go together.
+        ValueError: for incompatible flags.
     """
     places = (config["size"] or puzzle.size,) * puzzle.rank
     cells = [_cell(config, puzzle, places, number) for number in range(config["layers"])]

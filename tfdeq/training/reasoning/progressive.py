@@ -1,4 +1,4 @@
-"""The progressive loss: any state of an iteration is to be one from which the answer can be reached."""
+"""The progressive loss: the answer should be reachable from every state of an iteration."""
 
 import tensorflow as tf
 
@@ -9,13 +9,13 @@ from tfdeq.models import Reasoner
 def progressive_state(
     model: Reasoner, inputs: tf.Tensor, budget: tf.Tensor, most: int
 ) -> tf.Tensor:
-    """Returns the state [B, places, width] after n + k applications, the last k of them with a gradient.
+    """Returns the state [B, places, width] after n + k applications, the last k with a gradient.
 
-    n is drawn evenly from 0 … budget − 1, then k from 1 … budget − n, both for the whole batch.
+    n is drawn uniformly from 0 … budget − 1, then k from 1 … budget − n, both for the whole batch.
 
     Args:
         inputs: [B, places] integers.
-        budget: [] int32, >= 1. most: what it never exceeds.
+        budget: scalar int32, >= 1. most: upper bound of the budget.
 
     Source: Bansal et al., End-to-end Algorithm Synthesis with Recurrent Networks, arXiv:2202.05826,
         algorithm 1.
@@ -41,7 +41,7 @@ def progressive_state(
 
 
 def _drawn(low: int, end: tf.Tensor) -> tf.Tensor:
-    """[] int32 of low … end − 1, the same in all parts of a batch."""
+    """Returns a scalar int32 from low … end − 1, the same in all parts of a batch."""
     part = batch_part.current()
     seed = _seed() if part is None else part.next_seed()
     return tf.random.stateless_uniform([], seed, low, end, dtype=tf.int32)

@@ -1,4 +1,4 @@
-"""How each task is best learned, as far as it was measured: defaults of the flags."""
+"""The best measured settings for each task, as defaults of the flags."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from absl import flags
 
 from tfdeq.training.flags.flag_uses import is_used
 
-# Of all tasks. An answer that travels through the state keeps the residual level until it has arrived:
-# budgets are several times those of a language model.
+# For all tasks. While an answer travels through the state, the residual stays constant, so budgets
+# are several times those of a language model.
 RUN: dict[str, Any] = {
     "train_steps": 1000,
     "batch_size": 64,
@@ -25,11 +25,12 @@ EQUILIBRIUM: dict[str, Any] = {
     "shallow_steps": 20,
     "equilibrium_watch": "none",
 }
-# task -> flag -> value, where it differs.
+# task -> flag -> value, if it differs.
 RECIPES: dict[str, dict[str, Any]] = {
     "prefix_sums": {"train_steps": 600, "width": 32, "block": 64},
-    # Budgets from a few evaluations to some beyond the equilibrium, and starts from noise: without either,
-    # mazes of 9 × 9 are solved as well, but fewer of larger ones, or fewer answers settle.
+    # Budgets range from a few evaluations to more than the equilibrium needs, and solves start from
+    # noise. Without either, 9 × 9 mazes are solved as well, but fewer larger ones are, or fewer
+    # answers settle.
     "maze": {
         "train_steps": 5000,
         "batch_size": 32,
@@ -72,7 +73,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def apply(values: flags.FlagValues) -> None:
-    """Gives flags that nobody set the values of the recipe of --task, as far as they are used then."""
+    """Sets flags that the user did not set to the values in the recipe of --task, if they are used."""
     recipe = {
         name: value
         for name, value in RECIPES[values["task"].value].items()

@@ -1,4 +1,4 @@
-"""Deep supervision: puzzles that stay in the batch for several training steps, with their state."""
+"""Deep supervision: puzzles stay in the batch, with their states, for several training steps."""
 
 from typing import Any, NamedTuple
 
@@ -8,31 +8,31 @@ from tfdeq import Solution
 from tfdeq.models import Reasoner
 from tfdeq.training.reasoning.evaluation import exact
 
-# When a puzzle leaves before its last segment.
+# The conditions under which a puzzle leaves before its last segment.
 HALTING = ("none", "exact", "settled")
 
 
 class Carried(NamedTuple):
-    """What a training step hands on to the next one."""
+    """The state that a training step passes on to the next one."""
 
     inputs: tf.Tensor  # [B, places] int32
     targets: tf.Tensor  # [B, places] int32
-    z: tf.Tensor  # [B, places, width] float32, where the next segment starts
-    segment: tf.Tensor  # [B] int32, segments made; 0 and below: the next puzzle of the data comes
+    z: tf.Tensor  # [B, places, width] float32, start of the next segment
+    segment: tf.Tensor  # [B] int32, segments made so far; 0 or less: a new puzzle follows
 
 
 class Segments:
-    """Keeps a row's puzzle for several training steps, each of which goes on from the state of the last.
+    """Keeps a row's puzzle for several training steps, each of which starts from the last state.
 
-    No gradient passes from one to the next. A row whose puzzle leaves takes the one that stands at its place
-    in the step's batch; the other puzzles of the batch are not used.
+    No gradient passes from one step to the next. When its puzzle leaves, a row takes the puzzle at its
+    place in the step's batch; the other puzzles in the batch are not used.
 
     Args:
         model: the model.
-        count: segments of a puzzle at most, >= 1.
-        halting: "exact": a puzzle leaves once its answer is right at every place, as a learned sign of
-            halting is trained to say; "settled": once its solve has met the tolerance; "none": after
-            its last segment alone.
+        count: largest number of segments of a puzzle, >= 1.
+        halting: "exact": a puzzle leaves as soon as its answer is correct at every place, which a
+            learned halting signal would be trained to predict; "settled": as soon as its solve meets
+            the tolerance; "none": only after its last segment.
 
     Source: Wang et al., Hierarchical Reasoning Model, arXiv:2506.21734, section 2 (deep supervision,
         adaptive computation).
@@ -44,9 +44,10 @@ class Segments:
         self._model, self._count, self._halting = model, count, halting
 
     def initial(self, rows: int) -> Carried:
-        """What the first step receives.
+        """Returns the state for the first step.
 
-        The first puzzles of the rows have 1 … count segments, so that rows do not all change theirs at once.
+        The first puzzles of the rows have 1 … count segments, so that not all rows change their puzzles
+        at the same time.
         """
         shape = (rows, *self._model.input_places)
         nothing = tf.zeros(shape, tf.int32)
@@ -54,7 +55,7 @@ class Segments:
         return Carried(nothing, nothing, z, -(tf.range(rows) % self._count))
 
     def begin(self, batch: Any, carried: Carried, training: bool) -> Carried:
-        """Returns the puzzles of this step, and where their solves start."""
+        """Returns the puzzles of this step and the starts of their solves."""
         inputs, targets = (tf.cast(part, tf.int32) for part in batch)
         new = carried.segment <= 0
         inputs, targets = _where(new, inputs, carried.inputs), _where(new, targets, carried.targets)
@@ -63,7 +64,7 @@ class Segments:
         return Carried(inputs, targets, _where(new, start, carried.z), carried.segment)
 
     def end(self, begun: Carried, logits: tf.Tensor, solution: Solution) -> Carried:
-        """Returns what the next step receives."""
+        """Returns the state for the next step."""
         made = tf.abs(begun.segment) + 1
         done = made >= self._count
         if self._halting == "exact":

@@ -1,4 +1,4 @@
-"""How an answer settles, as a picture: a grid as an animation, a line as places against evaluations."""
+"""Pictures of how an answer settles: an animation of a grid, or for a line places over evaluations."""
 
 import os
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from tfdeq.programs.workdir import write_atomically
 from tfdeq.training.report.plotting import BLUE, GREEN, ORANGE
 
 _FRAMES = 60
-_LAST_FRAMES = 12  # that the end stands still
+_LAST_FRAMES = 12  # number of still frames at the end
 _PER_SECOND = 12
-_LEAST = 1e-6  # move that is still told apart
+_LEAST = 1e-6  # smallest move that is shown
 
 
 class Settling(NamedTuple):
     """The solve of one puzzle by plain iteration, after 1, 2, … K evaluations."""
 
     probability: np.ndarray  # [K, places, classes]
-    moved: np.ndarray  # [K, places], how far a place moved in that evaluation, over its size
+    moved: np.ndarray  # [K, places], relative distance that a place moved in that evaluation
     residual: np.ndarray  # [K], relative
 
 
 def record(model: Reasoner, inputs: Any, max_steps: int, tolerance: float) -> Settling:
-    """Solves one puzzle [places] and keeps every state, until the residual meets the tolerance."""
+    """Solves one puzzle [places] until the residual meets the tolerance, and records every state."""
     inputs = tf.constant(inputs)[None]
     x, _ = model.embed(inputs)
     z = tf.cast(model.start(x), tf.float32)
@@ -54,10 +54,10 @@ def record(model: Reasoner, inputs: Any, max_steps: int, tolerance: float) -> Se
 
 
 def draw(puzzle: Puzzle, inputs: np.ndarray, settling: Settling, folder: str) -> str:
-    """Writes settling.gif of a grid, or settling.png of a line, into a folder, and returns its path.
+    """Writes settling.gif for a grid, or settling.png for a line, to a folder, and returns its path.
 
-    Of a grid: the puzzle with what the model says of it, and how far every place still moves. Of a line:
-    both over evaluations, from above.
+    For a grid, the picture shows the puzzle with the model's answer, and how far every place still
+    moves. For a line, it shows both over evaluations, from top to bottom.
     """
     if puzzle.rank == 1:
         path = os.path.join(folder, "settling.png")
@@ -112,14 +112,14 @@ def _grid(puzzle: Puzzle, inputs: np.ndarray, settling: Settling) -> tuple[Any, 
 
 
 def _paint(axes: Any, inputs: np.ndarray) -> Callable[[np.ndarray], None]:
-    """The probability of the last class, and dark where the puzzle says nothing."""
+    """Draws the probability of the last class, dark at empty places of the puzzle."""
     image = axes.imshow(np.zeros(inputs.shape), cmap="Blues", vmin=0, vmax=1)
     axes.imshow(np.where(inputs == 0, 0.25, np.nan), cmap="Greys", vmin=0, vmax=1)
     return lambda probability: image.set_data(probability[..., -1])
 
 
 def _maze(axes: Any, inputs: np.ndarray) -> Callable[[np.ndarray], None]:
-    """Walls, start, goal, and the way as far as the model has it."""
+    """Draws walls, start, goal, and the path that the model has found so far."""
     wall, _, start, goal = range(4)
     image = axes.imshow(np.zeros(inputs.shape), cmap="Blues", vmin=0, vmax=1)
     axes.imshow(np.where(inputs == wall, 1.0, np.nan), cmap="Greys", vmin=0, vmax=1.15)
@@ -130,7 +130,7 @@ def _maze(axes: Any, inputs: np.ndarray) -> Callable[[np.ndarray], None]:
 
 
 def _sudoku(axes: Any, inputs: np.ndarray) -> Callable[[np.ndarray], None]:
-    """Givens in black, answers in blue, paler where the model is not sure."""
+    """Draws givens in black, and answers in blue, paler if the model is not sure."""
     size = len(inputs)
     axes.imshow(np.zeros(inputs.shape), cmap="Greys", vmin=0, vmax=1)
     for edge in range(size + 1):

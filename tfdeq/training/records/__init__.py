@@ -1,1 +1,1 @@
-"""What a run writes and finds again: checkpoints, curves, TensorBoard's files, its environment."""
+"""The files of a run: checkpoints, curves, TensorBoard's files and its environment."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, restored from the newest one that is whole."""
+"""Checkpoints of a run, written atomically and restored from the newest complete one."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-# Any part of a checkpoint shows that it was there.
+# Any part of a checkpoint shows that it existed.
 _NAME = re.compile(r"ckpt-([0-9]+)\.(?:index|data-.*)")
 _STATE = "checkpoint"
 _UNFINISHED = "unfinished"
@@ -18,18 +18,18 @@ _DAMAGE = (tf.errors.NotFoundError, tf.errors.DataLossError, tf.errors.OutOfRang
 
 
 class Checkpoints:
-    """The last few checkpoints of a run, restored from the newest one that is whole.
+    """The last few checkpoints of a run, restored from the newest complete one.
 
-    A checkpoint is written in a folder of its own inside `folder`, with the state file that will name
-    it. That folder is renamed when all of it is on the disk, and its files are moved into place; older
-    ones are removed after that. Where a process was killed between two of these moves, the next one
-    makes the rest of them.
+    A checkpoint is written to a separate folder inside `folder`, with the state file that will refer to
+    it. That folder is renamed when all of it is on the disk, and its files are moved into place; then
+    older checkpoints are removed. If a process is killed between two of these moves, the next process
+    makes the remaining ones.
 
     Args:
-        folder: where they lie and are written.
-        keep: how many of those saved last stay.
-        read_from: another folder to restore from, which is only read; None: `folder`. For a worker
-            that starts from another one's checkpoints and writes its own.
+        folder: folder of the checkpoints.
+        keep: number of newest checkpoints to keep.
+        read_from: another folder to restore from, which is only read; None: `folder`. For a worker that
+            starts from another worker's checkpoints and writes its own.
         objects: name -> trackable object (model, optimizer, variables).
     """
 
@@ -41,15 +41,15 @@ class Checkpoints:
         self._read_from = folder if read_from is None else read_from
         self._checkpoint = tf.train.Checkpoint(**objects)
         _finish_moves(folder)
-        self._paths = _checkpoint_paths(folder)  # the one saved last is the last
+        self._paths = _checkpoint_paths(folder)  # the newest is the last
         _repair_state(folder)
 
     def save(self, step: int) -> None:
         """Writes a checkpoint and removes the oldest one beyond `keep`.
 
         Raises:
-            OSError: if it cannot be written, on a full disk for one. What was written of it is removed,
-                and the former ones are as they were.
+            OSError: if it cannot be written, for example because the disk is full. Its partial files
+                are removed, and the earlier checkpoints do not change.
         """
         path = os.path.join(self._folder, f"ckpt-{step}")
         others = [other for other in self._paths if other != path]
@@ -57,7 +57,7 @@ class Checkpoints:
         unfinished, finished = self._own_folders()
         try:
             self._write(unfinished, path, kept)
-            # From here on it is whole, wherever its files lie.
+            # From here on the checkpoint is complete, even if not all its files are in place.
             os.rename(unfinished, finished)
             self._paths = [*others, path]
             _move_into_place(finished, self._folder)
@@ -77,10 +77,10 @@ class Checkpoints:
         return [os.path.join(self._folder, name) for name in (_UNFINISHED, _FINISHED)]
 
     def _write(self, unfinished: str, path: str, kept: Sequence[str]) -> None:
-        for folder in self._own_folders():  # of a run that was killed while it wrote
+        for folder in self._own_folders():  # left by a run that was killed while writing
             shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(unfinished)
-        self._checkpoint.save_counter.assign_add(1)  # Checkpoint.restore asks for it
+        self._checkpoint.save_counter.assign_add(1)  # Checkpoint.restore needs it
         self._checkpoint.write(os.path.join(unfinished, os.path.basename(path)))
         _write_state(os.path.join(unfinished, _STATE), kept)
         for name in os.listdir(unfinished):
@@ -100,16 +100,18 @@ class Checkpoints:
 
     @property
     def latest_path(self) -> str | None:
-        """Path of the newest checkpoint that there is to restore, whether or not it can be read."""
+        """Path of the newest checkpoint to restore, even if it cannot be read."""
         return next(iter(reversed(_checkpoint_paths(self._read_from))), None)
 
     def restore(self, before: int | None = None, words: str = "Resuming from") -> bool:
         """Restores the newest readable checkpoint and returns whether there was one.
 
-        A single one without its index was never whole: a run was killed while it wrote its first.
+        A single checkpoint without its index was never complete: a run was killed while writing its
+        first one.
 
         Args:
-            before: prefer those of earlier steps than this one. words: what is said, before the path.
+            before: prefer those of earlier steps than this one. words: message to print before the
+                path.
 
         Raises:
             ValueError: if there are checkpoints and none of them can be read.
@@ -120,13 +122,13 @@ class Checkpoints:
         return path is not None
 
     def newest(self, before: int | None = None) -> int | None:
-        """Returns the step of the newest checkpoint whose values can all be read; None without any.
+        """Returns the step of the newest checkpoint whose values can all be read; None if there is none.
 
         Args:
             before: prefer those of earlier steps than this one.
 
         Raises:
-            ValueError: as `restore` does.
+            ValueError: as for `restore`.
         """
 
         def read(path: str) -> None:
@@ -141,7 +143,7 @@ class Checkpoints:
         """Restores the checkpoint of a step.
 
         Args:
-            words: what is said, before the path.
+            words: message to print before the path.
 
         Raises:
             ValueError: if it cannot be read.
@@ -160,10 +162,10 @@ class Checkpoints:
 
     def _restore(self, path: str) -> None:
         status = self._checkpoint.restore(path).assert_existing_objects_matched()
-        status.expect_partial()  # else it warns of what was not asked for
+        status.expect_partial()  # otherwise it warns about unused values
 
     def _first_good(self, attempt: Callable[[str], None], before: int | None) -> str | None:
-        """The newest checkpoint that an attempt at it does not fail with."""
+        """Returns the newest checkpoint for which an attempt does not fail."""
         paths = list(reversed(_checkpoint_paths(self._read_from)))
         if len(paths) == 1 and not _is_there(paths[0]):
             print(
@@ -192,14 +194,14 @@ class Checkpoints:
         return None
 
     def _remove_first(self, path: str) -> None:
-        """Has a damaged checkpoint be the first to be removed, before any that is good."""
+        """Makes a damaged checkpoint the first to be removed, before any good one."""
         if path in self._paths:
             self._paths.remove(path)
             self._paths.insert(0, path)
 
 
 def _checkpoint_paths(folder: str) -> list[str]:
-    """The checkpoints that lie in a folder, lowest step first, whatever its state file says."""
+    """Returns the checkpoints in a folder, lowest step first, independent of its state file."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     numbers = sorted({int(found[1]) for found in map(_NAME.fullmatch, names) if found})
     return [os.path.join(folder, f"ckpt-{number}") for number in numbers]
@@ -216,13 +218,13 @@ def _is_there(path: str) -> bool:
 def _remove(path: str) -> None:
     folder, checkpoint = os.path.split(path)
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    for name in sorted(names, reverse=True):  # the index first, without which it is not there
+    for name in sorted(names, reverse=True):  # the index first, without which it does not count
         if _NAME.fullmatch(name) and name.startswith(f"{checkpoint}."):
             os.remove(os.path.join(folder, name))
 
 
 def _move_into_place(finished: str, folder: str) -> None:
-    # Data, index, and what names them.
+    # First the data, then the index, then the state file.
     for name in sorted(os.listdir(finished), key=lambda name: (name == _STATE, name)):
         os.replace(os.path.join(finished, name), os.path.join(folder, name))
     _flush(folder)
@@ -230,17 +232,17 @@ def _move_into_place(finished: str, folder: str) -> None:
 
 
 def _finish_moves(folder: str) -> None:
-    """Moves into place what a process that was killed had written whole."""
+    """Moves into place a checkpoint that a killed process had written completely."""
     finished = os.path.join(folder, _FINISHED)
     if os.path.isdir(finished):
         try:
             _move_into_place(finished, folder)
-        except OSError as error:  # what is in place is restored, or the one before
+        except OSError as error:  # the checkpoint in place is restored, or the previous one
             logging.warning("%s cannot be moved into place: %s", finished, error)
 
 
 def _flush(path: str) -> None:
-    """Some file systems find only here that they are full."""
+    """Flushes a file to the disk; some file systems report only here that they are full."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -249,7 +251,7 @@ def _flush(path: str) -> None:
 
 
 def _write_state(path: str, checkpoints: Sequence[str]) -> None:
-    """The file that `tf.train.latest_checkpoint` reads."""
+    """Writes the file that `tf.train.latest_checkpoint` reads."""
     names = [os.path.basename(checkpoint) for checkpoint in checkpoints]
     with open(path, "w", encoding="utf-8") as file:
         file.write(f'model_checkpoint_path: "{names[-1]}"\n')
@@ -257,7 +259,7 @@ def _write_state(path: str, checkpoints: Sequence[str]) -> None:
 
 
 def _repair_state(folder: str) -> None:
-    """Writes the state file anew from the checkpoints that are there, if it is lost or broken."""
+    """Writes the state file again from the existing checkpoints, if it is missing or damaged."""
     paths = list(filter(_is_there, _checkpoint_paths(folder)))
     try:
         state = tf.train.get_checkpoint_state(folder)
@@ -268,11 +270,11 @@ def _repair_state(folder: str) -> None:
         print(f"{folder}/checkpoint is missing or damaged; it is written again.", flush=True)
         try:
             _write_state(os.path.join(folder, _STATE), paths)
-        except OSError as error:  # restoring does without it, and the next save writes it
+        except OSError as error:  # restoring does not need it, and the next save writes it
             logging.warning("The state file in %s cannot be written: %s", folder, error)
 
 
 def _first_line(error: Exception) -> str:
-    # TensorFlow puts the name of its own function in front, in braces.
+    # TensorFlow adds the name of its own function in braces at the front.
     text = re.sub(r"^\{\{.*?\}\} *", "", str(error).strip())
     return text.splitlines()[0] if text else type(error).__name__

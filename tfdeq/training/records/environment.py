@@ -1,4 +1,4 @@
-"""What a run was started with: versions, commit, devices and the command line."""
+"""The environment of a run: versions, commit, devices and the command line."""
 
 import datetime
 import importlib.metadata
@@ -39,7 +39,7 @@ def record(workdir: str) -> None:
 
 
 def commit(folder: str) -> dict[str, Any] | None:
-    """Returns the Git commit of a folder's checkout, and whether files differ from it; None without."""
+    """Returns the Git commit of a folder's checkout, and whether files differ; None without a checkout."""
     head = _git(folder, "rev-parse", "HEAD")
     if head is None:
         return None

@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run: what belongs to steps that come again is taken out of them."""
+"""TensorBoard's files of a run: removes the records of steps that will be repeated."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,16 +11,16 @@ Event = tf.compat.v1.Event
 
 
 def rewind(folder: str, step: int) -> None:
-    """Drops what was written about the steps after one, and every picture.
+    """Removes the records of all later steps, and every picture.
 
-    Pictures are drawn when a run is finished: one that goes on draws them again. A record that was cut
-    off when its writer was killed is dropped too. Each file is replaced whole or not at all, so that
-    an interruption here leaves something that the next start puts right. (The record by which a
-    restart is told to TensorBoard, SessionLog, takes back no summaries of TensorFlow 2.)
+    Pictures are drawn when a run is finished, and a run that continues draws them again. A record that
+    was truncated when its writer was killed is removed too. Each file is replaced atomically, so the
+    next start can repair an interruption here. (TensorBoard's own record of a restart, SessionLog, does
+    not remove summaries of TensorFlow 2.)
 
     Args:
-        folder: with the files; others in it, and folders, are left alone. It may be missing.
-        step: the last one that is kept.
+        folder: folder of the files; other files and folders in it are not changed. It may be missing.
+        step: the last step to keep.
     """
 
     def stays(event):
@@ -30,12 +30,12 @@ def rewind(folder: str, step: int) -> None:
 
 
 def drop_pictures(folder: str) -> None:
-    """Drops the pictures alone, before they are drawn anew."""
+    """Removes only the pictures, before they are drawn again."""
     _keep(folder, lambda event: not _is_picture(event))
 
 
 def _keep(folder: str, stays: Callable[[Event], bool]) -> None:
-    """Keeps in each file the events that stay."""
+    """Removes all other events from each file."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     for name in names:
         if not name.startswith(_PREFIX):
@@ -48,7 +48,7 @@ def _keep(folder: str, stays: Callable[[Event], bool]) -> None:
 
 
 def _records(path: str) -> tuple[list[bytes], bool]:
-    """The records of a file up to the first that cannot be read, and whether that is all of it."""
+    """Returns a file's records up to the first unreadable one, and whether these are all."""
     records: list[bytes] = []
     try:
         for record in _read(path):
@@ -64,8 +64,8 @@ def _read(path: str) -> Iterator[bytes]:
 
 
 def _write(path: str, records: list[bytes]) -> None:
-    """Writes a file whole or not at all."""
-    # Not a name that TensorBoard would read, should it be left behind.
+    """Writes a file atomically."""
+    # A name that TensorBoard does not read, in case the file is left behind.
     temporary = os.path.join(os.path.dirname(path), "unfinished")
     with tf.io.TFRecordWriter(temporary) as writer:
         for record in records:

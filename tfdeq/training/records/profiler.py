@@ -9,18 +9,18 @@ class Profiler:
     """Profiles five steps of a run.
 
     Args:
-        folder: TensorBoard's.
-        step: the first step that is profiled; 0: none is.
+        folder: TensorBoard's folder.
+        step: the first step to profile; 0: none.
     """
 
     def __init__(self, folder: str, step: int):
         self._folder = folder
-        # Where a call of several steps has to end.
+        # Steps at which a call of several steps must end.
         self.stops = (step, step + _STEPS) if step else ()
         self._runs = False
 
     def at(self, step: int) -> None:
-        """Is told of each step that is about to be made."""
+        """Call it before each step."""
         if self.stops and step == self.stops[0]:
             tf.profiler.experimental.start(self._folder)
             self._runs = True
@@ -28,7 +28,7 @@ class Profiler:
             self.stop()
 
     def stop(self) -> None:
-        """Ends the profile, if one is being taken, and writes it."""
+        """Ends the current profile, if there is one, and writes it."""
         if self._runs:
             tf.profiler.experimental.stop()
             self._runs = False

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: rows of curves, TensorBoard, a progress bar, and its own clock."""
+"""The progress of a run: rows of the curves, TensorBoard, a progress bar and a clock."""
 
 import contextlib
 import os
@@ -16,23 +16,23 @@ from tfdeq.training.records import event_files
 
 
 class Clock:
-    """The time that training steps take, without evaluations, checkpoints and compilations."""
+    """The time of training steps, without evaluations, checkpoints and compilations."""
 
     def __init__(self) -> None:
         self._seconds, self._steps = 0.0, 0
         self._started, self._since = time.perf_counter(), 0
 
     def start(self, step: int) -> None:
-        """The steps from this one on count."""
+        """Starts to count at this step."""
         self._started, self._since = time.perf_counter(), step
 
     def stop(self, step: int) -> None:
-        """The steps since the start are done, and count."""
+        """Stops, and counts the steps since the start."""
         self._seconds += time.perf_counter() - self._started
         self._steps += step - self._since
 
     def seconds_per_step(self) -> float | None:
-        """Returns the mean since the last call, or None if no step counted."""
+        """Returns the mean since the last call, or None if no step was counted."""
         mean = self._seconds / self._steps if self._steps else None
         self._seconds, self._steps = 0.0, 0
         return mean
@@ -43,9 +43,9 @@ class Progress:
 
     Args:
         workdir: receives curves.jsonl and tensorboard/.
-        display: {"loss": …} -> what the bar and TensorBoard show of it, name -> number.
-        steps: of the whole run.
-        item: what rows count a second.
+        display: {"loss": …} -> name -> number, for the bar and TensorBoard.
+        steps: number of steps of the whole run.
+        item: the items that rows count per second.
     """
 
     def __init__(
@@ -65,27 +65,27 @@ class Progress:
 
     @property
     def writer(self) -> tf.summary.SummaryWriter:
-        """TensorBoard's writer; its file begins when it is asked for."""
+        """TensorBoard's writer; its file is created on first use."""
         if self._writer is None:
             with self._writing():
                 self._writer = tf.summary.create_file_writer(self._folder)
         return self._writer
 
     def rewind(self, step: int) -> None:
-        """Drops what was kept of the steps after one: that part of the run comes again."""
+        """Removes the records of all later steps, because the run will repeat them."""
         self.close()
         self.curves.rewind(step)
         with self._writing():
             event_files.rewind(self._folder, step)
 
     def flush(self) -> None:
-        """Puts on the disk what TensorBoard is shown: a checkpoint must not know of more than that."""
+        """Flushes TensorBoard's records to the disk, so that a checkpoint is never ahead of them."""
         if self._writer is not None:
             with self._writing():
                 self._writer.flush()
 
     def close(self) -> None:
-        """Closes TensorBoard's file, with all that was written to it."""
+        """Flushes and closes TensorBoard's file."""
         if self._writer is not None:
             with self._writing():
                 self._writer.close()
@@ -95,8 +95,8 @@ class Progress:
         return writing(self._folder, tf.errors.OpError)
 
     def bar(self, step: int) -> tqdm:
-        """Returns the progress bar, a context, from a step on."""
-        # A terminal shows the bar as it moves; a file receives a line now and then.
+        """Returns the progress bar, a context, starting at a step."""
+        # A terminal is updated often; a file receives a line from time to time.
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
             initial=step, total=self._steps, unit="step", dynamic_ncols=True, mininterval=interval
@@ -104,7 +104,7 @@ class Progress:
         return self._bar
 
     def row(self, row: dict[str, Any]) -> None:
-        """Shows and keeps the means of the steps since the last row."""
+        """Shows and records the means over the steps since the last row."""
         self.curves.append(row)
         display = {} if row["loss"] is None else self._display(row)
         self.scalars(row["step"], "train", {**row, **display})
@@ -119,7 +119,7 @@ class Progress:
         with self._writing(), self.writer.as_default(step=step):
             for name, value in values.items():
                 if value is not None and name != "step":
-                    # Here, and not by TensorFlow, which refuses what float32 cannot hold.
+                    # Cast here, because TensorFlow refuses numbers that float32 cannot represent.
                     with np.errstate(over="ignore"):
                         tf.summary.scalar(f"{group}/{name}", np.float32(value))
 
@@ -133,14 +133,14 @@ class Progress:
         return write
 
     def evaluation(self, step: int, results: Mapping[str, float]) -> None:
-        """Shows and keeps what was found on the validation data."""
+        """Shows and records the results on the validation data."""
         self.curves.append({"step": step, **{f"validation_{k}": v for k, v in results.items()}})
         self.scalars(step, "validation", results)
         text = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
         self.say(f"step {step}: validation {text}")
 
     def say(self, text: str) -> None:
-        """Prints a line without breaking the bar."""
+        """Prints a line without damaging the bar."""
         tqdm.write(text)
 
     def move_to(self, step: int) -> None:
@@ -149,6 +149,6 @@ class Progress:
             self._bar.update(step - self._bar.n)
 
     def last_finite_row(self) -> dict[str, Any] | None:
-        """Returns the last row of steps none of which was skipped."""
+        """Returns the last row without skipped steps."""
         rows = [row for row in self.curves.rows if row.get("loss") is not None]
         return next((row for row in reversed(rows) if not row["skipped_steps"]), None)

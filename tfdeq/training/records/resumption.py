@@ -1,4 +1,4 @@
-"""Whether a folder holds this very run, and from where and how it goes on."""
+"""Checks whether a folder holds the same run, and determines how it continues."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tfdeq.programs.workdir import read_json
 from tfdeq.training.flags.flag_uses import is_used
 from tfdeq.training.schedule import SHORTEST
 
-# Where the text comes from. Two runs have the same text if its fingerprint is the same.
+# The source of the text. Two runs have the same text if its fingerprint is the same.
 PLACES_OF_DATA = ("dataset", "data_dir", "files")
 FINGERPRINT = "data_fingerprint"
 _NO_FLAGS = (FINGERPRINT, SHORTEST)
@@ -24,20 +24,20 @@ def check_configuration(
     may_differ: Iterable[str] = (),
     before: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Returns whether workdir holds this very run; writes nothing.
+    """Returns whether workdir holds the same run; writes nothing.
 
-    Text is the same if its fingerprint is, wherever it lies. Flags that change nothing beside the others
-    may differ.
+    The text is the same if its fingerprint is, in any place. Flags that have no effect with the other
+    flags may differ.
 
     Args:
-        may_differ: names of settings that change no result, such as how often to report. With
-            "train_steps" among them the run may become longer, or shorter down to the steps that it
-            has made.
-        before: flag -> what it was in effect for runs that were begun before it existed.
+        may_differ: names of settings that do not change results, such as how often to report. If it
+            includes "train_steps", the run may become longer, or shorter down to the steps that it has
+            made.
+        before: flag -> its effective value in runs that were started before it existed.
 
     Raises:
         NotADirectoryError: if workdir is a file.
-        ValueError: if workdir belongs to a run of another configuration, or of more steps.
+        ValueError: if workdir belongs to a run with another configuration, or with more steps.
     """
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise NotADirectoryError(
@@ -70,10 +70,10 @@ def check_configuration(
 
 
 def going_on(workdir: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the configuration to train with: with the smallest --train_steps that the run has had.
+    """Returns the configuration for training, with the smallest --train_steps that the run has had.
 
-    Only if that is not the present one. The phase at the start of a run, of which that is the measure,
-    does not come again when a run is made longer.
+    That entry is added only if it differs from the current one. It determines the phase at the start of
+    a run, which is not repeated when the run is made longer.
     """
     known = read_json(os.path.join(workdir, "config.json")) or {}
     shortest = known.get(SHORTEST, known.get("train_steps", config["train_steps"]))
@@ -83,7 +83,7 @@ def going_on(workdir: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finished(workdir: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the metrics of a run that has made its --train_steps, or None."""
+    """Returns the metrics of a run that has completed its --train_steps, or None."""
     metrics = read_json(os.path.join(workdir, "metrics.json"))
     if metrics is None or _length(metrics) != config["train_steps"]:
         return None
@@ -91,7 +91,7 @@ def finished(workdir: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def steps_made(workdir: str) -> int:
-    """Returns the step of a run's last checkpoint, whole or not, or of its metrics; 0 without."""
+    """Returns the step of a run's last checkpoint, complete or not, or of its metrics; 0 without either."""
     folder = os.path.join(workdir, "checkpoints")
     names = os.listdir(folder) if os.path.isdir(folder) else []
     steps = [int(found[1]) for found in map(_CHECKPOINT.fullmatch, names) if found]
@@ -104,12 +104,12 @@ def _length(metrics: Mapping[str, Any]) -> int | None:
 
 
 def _check_text(workdir: str, known: Mapping[str, Any], received: Mapping[str, Any]) -> None:
-    """Refuses another text."""
+    """Raises an error for another text."""
     one, other = known.get(FINGERPRINT), received.get(FINGERPRINT)
     if None in (one, other) or one == other:
         return
     names = [name for name in PLACES_OF_DATA if known.get(name) != received.get(name)]
-    if "dataset" not in {**known, **received}:  # the trainer's own examples
+    if "dataset" not in {**known, **received}:  # examples that the trainer makes itself
         what = "was started with other data; the data have changed since"
     elif "dataset" in names:
         what = f"was trained on --dataset={known.get('dataset')}, not on {received.get('dataset')}"

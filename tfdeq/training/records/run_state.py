@@ -1,4 +1,4 @@
-"""What a run keeps on disk: checkpoints by steps and time, the best one, and the way back to a good one."""
+"""The state of a run on disk: checkpoints by steps and time, the best one, and restoring them."""
 
 import math
 import os
@@ -11,27 +11,28 @@ import tensorflow as tf
 from tfdeq.training.devices.agreement import Agreement
 from tfdeq.training.records.checkpoints import Checkpoints
 
-# What the chief tells in place of a step.
+# Values that the chief sends instead of a step.
 _NOTHING, _UNREADABLE = -1.0, -2.0
 
 
 class RunState:
-    """The checkpoints of a run, and the figures that they keep beside the model's.
+    """The checkpoints of a run, and the figures that they store in addition to the model.
 
-    The best checkpoint holds what was evaluated, and its score and step; no other place does. So a
-    run that goes on, wherever its own checkpoints end, knows of the best what is there to be kept.
+    Only the best checkpoint stores the evaluated model with its score and step. So a run that continues
+    from any of its checkpoints still knows the best one.
 
     Args:
-        folder: where checkpoints are written; the best one below it, in best/.
-        read_from: where they are restored from; a worker that is not the chief reads the chief's.
+        folder: where checkpoints are written; the best one in its subfolder best/.
+        read_from: where they are restored from; other workers read those of the chief.
         config: checkpoint_every, checkpoint_minutes, max_rollbacks.
-        objects: name -> what a checkpoint holds (model, optimizer, variables).
-        evaluated: those among them that an evaluation depends on: what the best checkpoint holds.
-        agreement: with the other workers; None: there are none.
-        lower_is_better: of two scores, whether the lower one is the better.
+        objects: name -> object to store in a checkpoint (model, optimizer, variables).
+        evaluated: names of the objects that an evaluation depends on, which the best checkpoint stores.
+        agreement: the agreement with other workers; None without other workers.
+        lower_is_better: whether the lower of two scores is better.
 
     Attributes:
-        step: steps made. seconds: that they took. rollbacks: returns to a checkpoint.
+        step: number of steps made. seconds: their duration. rollbacks: number of returns to a
+            checkpoint.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class RunState:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The best validation score and the step that it was reached at; None before there is one."""
+        """The best validation score and its step; None if there is none yet."""
         signed = float(self._score)
         if signed == math.inf:
             return None
@@ -75,11 +76,11 @@ class RunState:
     def restore(self) -> bool:
         """Restores the newest checkpoint that can be read and returns whether there was one.
 
-        The chief finds it, and all workers restore that one.
+        The chief finds it, and all workers restore the same one.
 
         Raises:
-            ValueError: if there are checkpoints and none of them can be read, or one that the chief could
-                read cannot here.
+            ValueError: if there are checkpoints and none of them can be read, or if this worker cannot
+                read the chief's one.
         """
         own, read_from = self._best_folders
         figures = Checkpoints(own, read_from=read_from, **self._best_figures)
@@ -90,7 +91,7 @@ class RunState:
         return self._restore_together(self._checkpoints)
 
     def restore_best(self) -> bool:
-        """Gives the model what the best checkpoint holds; False, saying so, if it cannot be read."""
+        """Restores the best checkpoint; prints a message and returns False if it cannot be read."""
         try:
             return self._restore_together(self._best, words="The model is that of")
         except ValueError as error:
@@ -98,7 +99,7 @@ class RunState:
             return False
 
     def _restore_together(self, checkpoints: Checkpoints, *how: Any, **settings: Any) -> bool:
-        """`Checkpoints.restore` by all workers, of what the chief could read."""
+        """Calls `Checkpoints.restore` in all workers, for the checkpoint that the chief could read."""
         if self._agreement.alone:
             return checkpoints.restore(*how, **settings)
         found, refusal = None, None
@@ -116,7 +117,7 @@ class RunState:
         return step >= 0
 
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint is to be written after a step, whatever the clock says."""
+        """Whether a checkpoint is due after a step, independent of time."""
         last = step == self._config["train_steps"]
         return step % self._config["checkpoint_every"] == 0 or last
 
@@ -132,15 +133,15 @@ class RunState:
         self._saved_at = time.monotonic()
 
     def save_if_best(self, step: int, score: float) -> None:
-        """Writes the best checkpoint anew if no validation score before was better.
+        """Replaces the best checkpoint if no earlier validation score was better.
 
-        Of equal scores the last one counts: a share of right answers that cannot rise any more says
-        nothing about the weights after, which have been trained longer.
+        Of equal scores the last one counts: if all answers are correct, the score cannot rise, but
+        later weights have been trained longer.
 
-        To be called while the model has the weights that were evaluated. The chief's score counts: workers
-        round differently, and all of them have to save, or none.
+        Call it while the model has the evaluated weights. The chief's score counts, because workers
+        round differently, and either all of them or none must save.
         """
-        signed = self._sign * score  # what the checkpoint holds: lower for better models
+        signed = self._sign * score  # stored in the checkpoint: lower for better models
         lowest = self._agreement.on(signed if signed <= float(self._score) else math.inf)
         if lowest < math.inf:
             self._score.assign(lowest)
@@ -148,9 +149,9 @@ class RunState:
             self._best.save(step)
 
     def roll_back(self, before: int | None = None) -> bool:
-        """Returns to the last checkpoint, counting it, and says whether there was one to return to.
+        """Returns to the last checkpoint and counts this; returns whether there was one.
 
-        The best stays the best, also if it is of a step that is taken back.
+        The best checkpoint remains the best, even if its step is undone.
 
         Args:
             before: see `Checkpoints.restore`.
@@ -167,7 +168,7 @@ class RunState:
         return True
 
     def what_is_there(self) -> str:
-        """What a run that cannot go on leaves, in a sentence."""
+        """Returns a sentence about the checkpoints of a run that cannot continue."""
         newest = self._checkpoints.latest_path
         if newest is None:
             return "No checkpoint had been written before."

@@ -1,4 +1,4 @@
-"""What a trainer says at its end."""
+"""The lines that a trainer prints at its end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from tfdeq.programs import commands
 
 
 def last_lines(metrics: Mapping[str, Any], workdir: str) -> list[str]:
-    """Returns the figures of a finished run, and the command that tells more, line by line.
+    """Returns the figures of a finished run, and the command for more information, line by line.
 
     Args:
         metrics: the run's metrics.json.
-        workdir: its folder.
+        workdir: folder of the run.
     """
     report = commands.command("trainers.report")
     return [

@@ -26,10 +26,10 @@ def draw_all(
     residuals: Mapping[str, Any],
     writer: tf.summary.SummaryWriter | None = None,
 ) -> list[str]:
-    """Draws every picture that the results allow and returns their paths.
+    """Draws all pictures for which there are results, and returns their paths.
 
     Args:
-        workdir: where the PNG files go.
+        workdir: folder for the PNG files.
         metrics: the run's metrics.json.
         baselines: name -> the curves of each baseline.
         residuals: {"before": trace, "after": trace} of `Evaluator.residual_trace`, or empty.
@@ -69,7 +69,7 @@ def draw_again(
     baselines: Mapping[str, Mapping[str, Any]],
     residuals: Mapping[str, Any],
 ) -> list[str]:
-    """Draws the pictures of a run that is over; TensorBoard receives them in a file of their own."""
+    """Draws the pictures of a finished run; TensorBoard receives them in a separate file."""
     logs = os.path.join(workdir, "tensorboard")
     with writing(logs, tf.errors.OpError):
         writer = tf.summary.create_file_writer(logs)
@@ -83,7 +83,7 @@ def _quality(figure, curves, baselines, takeover, score, label):
     axes = figure.add_subplot()
     unit, direction = score.unit or score.name, "lower" if score.lower_is_better else "higher"
     step, loss = defined(curves, "loss")
-    # The loss is in nats; of a score of another kind it says nothing.
+    # The loss is in nats, so it can only be converted to scores in nats or bits.
     scale = {"loss": 1.0}.get(score.name, np.log(2) if score.name.startswith("bits_per_") else None)
     if scale is not None:
         axes.plot(step, loss / scale, color=BLUE, alpha=0.35, linewidth=1, label="training batches")
@@ -112,7 +112,7 @@ def _trace(figure, residuals, budget):
             continue
         values = np.array(residuals[moment]["residual"])
         if not np.median(values[-1]):
-            label += " (nothing to solve yet)"  # the state's weights start at zero
+            label += " (nothing to solve yet)"  # the weights of the state start at zero
         values = np.maximum(values, LOWEST)
         steps = residuals[moment]["steps"]
         axes.plot(steps, np.median(values, axis=1), style, color=color, markersize=4, label=label)

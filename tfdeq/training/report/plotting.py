@@ -1,4 +1,4 @@
-"""What the pictures of a run and the plots of the report share: colours and curves with gaps."""
+"""Common parts of a run's pictures and the report's plots: colours and curves with gaps."""
 
 import math
 import numbers
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; lines differ in style too.
+# Okabe and Ito's colours, which everyone can distinguish; lines also differ in style.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 PURPLE, GOLD, SKY = "#CC79A7", "#E69F00", "#56B4E9"
-LOWEST = 1e-8  # where a logarithmic axis shows a residual of zero
+LOWEST = 1e-8  # value at which a logarithmic axis shows a residual of zero
 
 
 def number(value: Any) -> float | None:
@@ -21,7 +21,7 @@ def number(value: Any) -> float | None:
 
 
 def defined(curves: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (steps, values) of a curve, where it has finite values; empty without the curve."""
+    """Returns (steps, values) of a curve at its finite values; empty if there is no curve."""
     pairs = [
         (step, value)
         for step, value in zip(curves.get("step") or (), curves.get(name) or (), strict=False)
@@ -32,6 +32,6 @@ def defined(curves: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarra
 
 
 def tidy(axes: Any) -> None:
-    """A faint grid, and no frame where no axis stands."""
+    """Draws a faint grid, and removes the frame on sides without an axis."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The HTML that the report is made of; everything that comes from files is escaped here."""
+"""The report's HTML; everything that comes from files is escaped here."""
 
 import base64
 import html
@@ -44,7 +44,7 @@ summary { cursor: pointer; }
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """Returns the whole page; body: its parts, as HTML."""
+    """Returns the whole page; body: its parts as HTML."""
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -53,7 +53,7 @@ def document(title: str, body: Sequence[str]) -> str:
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
-            # The browser itself keeps the page from loading anything.
+            # Makes the browser prevent the page from loading anything.
             '<meta http-equiv="Content-Security-Policy" '
             "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
             '<link rel="icon" href="data:,">',
@@ -72,12 +72,12 @@ def document(title: str, body: Sequence[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A part of the page, under its heading."""
+    """Returns a part of the page under its heading."""
     return "\n".join([f"<section>\n<h2>{escape(title)}</h2>", *parts, "</section>"])
 
 
 def figures(plots: Sequence[Plot], without: str) -> str:
-    """The plots, each with its title and what it shows in words; without: said where there is none."""
+    """Returns the plots, each with title and description; without: the text if there are no plots."""
     if not plots:
         return f"<p>{escape(without)}</p>" if without else ""
     parts = []
@@ -97,9 +97,9 @@ def table(
     rows: Iterable[tuple[str, Iterable[Any]]],
     kind: str = "words",
 ) -> str:
-    """A table that scrolls by itself where it is too wide; a row is (its head as HTML, its values).
+    """Returns a table, which scrolls if it is too wide; a row is (its head as HTML, its values).
 
-    kind: "numbers" or "words", how the values are aligned.
+    kind: "numbers" or "words", which determines the alignment of the values.
     """
     lines = []
     for head, values in rows:
@@ -108,7 +108,7 @@ def table(
     top = "".join(f'<th scope="col">{breakable(head)}</th>' for head in heads)
     return "\n".join(
         [
-            # tabindex: it can be scrolled without a mouse.
+            # tabindex allows scrolling without a mouse.
             f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0">',
             f'<table class="{kind}">\n<caption><span>{escape(caption)}</span></caption>',
             f"<thead><tr>{top}</tr></thead>",
@@ -124,7 +124,7 @@ def _cell(value: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """A value as the tables show it."""
+    """Returns a value as the tables show it."""
     if isinstance(value, str):
         return value or _MISSING
     known = number(value)
@@ -136,22 +136,22 @@ def text(value: Any) -> str:
 
 
 def residual(value: Any) -> str | None:
-    """A residual as the tables show it; None for what is no number."""
+    """Returns a residual as the tables show it; None if it is not a number."""
     known = number(value)
     return None if known is None else f"{known:.1e}"
 
 
 def rounded(value: Any) -> float | None:
-    """A number without its decimals; None for what is no number."""
+    """Returns a number without decimals; None if it is not a number."""
     known = number(value)
     return None if known is None else round(known)
 
 
 def escape(text: str) -> str:
-    """Text from anywhere, as HTML that shows it."""
+    """Returns any text as HTML that shows it."""
     return html.escape(printable(str(text)), quote=True)
 
 
 def breakable(text: str) -> str:
-    """A name as HTML that a narrow screen may break where its parts meet."""
+    """Returns a name as HTML that may be broken between its parts on a narrow screen."""
     return re.sub(r"(?<=[\w-])([/_.]|-(?=\w))", r"\1<wbr>", escape(text))

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs no other file, no network and no JavaScript."""
+"""The report as a single HTML page without other files, network access or JavaScript."""
 
 import json
 import shlex
@@ -31,8 +31,8 @@ def page(runs: Sequence[Run], made: str) -> str:
     """Returns the page.
 
     Args:
-        runs: the runs, in the order of the tables and of the colours.
-        made: when it was made, as text.
+        runs: the runs, in the order of tables and colours.
+        made: the time at which the report is made, as text.
     """
     names = ", ".join(run.name for run in runs)
     title = (
@@ -51,7 +51,7 @@ def page(runs: Sequence[Run], made: str) -> str:
 
 
 def _runs(runs: Sequence[Run]) -> str:
-    """The table of runs; a column that no run has a value for is left out."""
+    """Returns the table of runs; a column without values is omitted."""
     columns: dict[str, list[Any]] = {
         "state": [run.state for run in runs],
         "steps": [_steps(run) for run in runs],
@@ -103,7 +103,7 @@ def _skipped(run: Run) -> float | None:
 
 
 def _scalar(run: Run, name: str) -> float | None:
-    """What metrics.json says at the end, or the last row of the curves."""
+    """Returns the value in metrics.json, or in the last row of the curves."""
     known = number(run.train.get(name))
     return run.last(name) if known is None else known
 
@@ -162,7 +162,7 @@ def _flags(runs: Sequence[Run]) -> list[str]:
 
 
 def _flag(config: Mapping[str, Any], name: str) -> str:
-    """A flag's value as one types it."""
+    """Returns a flag's value as on a command line."""
     if name not in config:
         return "not recorded"
     value = config[name]
@@ -180,7 +180,7 @@ def _environment(runs: Sequence[Run]) -> str:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """Name -> what the starts of a run say, each different value once."""
+    """Returns name -> values from the starts of a run, each different value once."""
     starts = [mapping(start) for start in run.starts]
     if not starts:
         return {}
@@ -210,12 +210,12 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The figures of quality of any of the rows."""
+    """Returns the names of the figures of quality in any of the rows."""
     return list(dict.fromkeys(name for row in rows for name in scores(row)))
 
 
 def _run_head(run: Run, index: int) -> str:
-    """A run's name and its line, as the plots draw it."""
+    """Returns a run's name and a sample of its line in the plots."""
     color, dashes = line_style(index)
     dashes = " ".join(f"{2 * length:g}" for length in dashes)
     return (

@@ -1,4 +1,4 @@
-"""The plots of the report: one line a run, as SVG that needs nothing else."""
+"""The plots of the report as standalone SVG, with one line per run."""
 
 import dataclasses
 import io
@@ -30,21 +30,22 @@ _COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GOLD)
 _DASHES = ((), (5, 2), (1, 1.5), (6, 2, 1, 2))
 _MOST_IN_LEGEND = 8
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# Stands for the colour of the text until the SVG is written; no line has it.
+# Placeholder for the text colour until the SVG is written; no line has this colour.
 _INK = "#010203"
 _STYLE = "<style>svg{color:#1c1c1c}@media(prefers-color-scheme:dark){svg{color:#e4e4e4}}</style>"
 _SETTINGS = {
     "font.family": "sans-serif",
     "svg.fonttype": "none",
-    "svg.hashsalt": "tfdeq",  # the same plot is the same file
-    "text.parse_math": False,  # a folder's name may hold a dollar sign
+    "svg.hashsalt": "tfdeq",  # equal plots give equal files
+    "text.parse_math": False,  # a folder's name may contain a dollar sign
     **dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
     ),
     "grid.color": _INK,
 }
 
-# Column -> title, caption, whether the axis is logarithmic. Those of the validation data come second.
+# Column -> title, caption, whether the axis is logarithmic. Columns of the validation data come
+# second.
 _CURVES = {
     "loss": ("Loss", "Mean loss of the training batches since the row before.", False),
     "residual": (
@@ -84,7 +85,7 @@ _CURVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A picture, and what it shows in words: title, caption, and the figures at its ends."""
+    """A picture and its description: title, caption, and the values at its ends."""
 
     title: str
     caption: str
@@ -93,7 +94,7 @@ class Plot:
 
 
 def line_style(index: int) -> tuple[str, tuple[float, ...]]:
-    """Returns the colour and the dashes of the run at an index."""
+    """Returns the colour and the dashes for the run with an index."""
     return _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
 
 
@@ -150,7 +151,7 @@ def budget_plots(runs: Sequence[Run]) -> list[Plot]:
 
 
 def words(name: str) -> str:
-    """Returns the name of a column as words that any font and file can hold."""
+    """Returns the name of a column as words that every font and file can represent."""
     return printable(name.replace("_", " ")).strip() or "?"
 
 
@@ -159,7 +160,7 @@ def capitalized(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Replaces what an XML file cannot hold, such as control characters and lone surrogates."""
+    """Replaces characters that XML cannot contain, such as control characters and lone surrogates."""
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -187,7 +188,7 @@ def _plot(
         axes.set_xlabel(label)
         if logarithmic:
             axes.set_yscale("log")
-            # Plain digits: the usual labels of powers are formulas, which are switched off.
+            # Plain digits, because the usual labels of powers are formulas, which are switched off.
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
         finish(axes)
@@ -211,7 +212,7 @@ def _budget_axis(axes: Any, budgets: list[float]) -> None:
 
 
 def _legend(figure: Any, runs: Sequence[Run], shown: list[int]) -> None:
-    """Names the lines below the axes, unless there is one run, or too many: the table shows them."""
+    """Names the lines below the axes, unless there is a single run or too many, which the table names."""
     if len(runs) == 1 or len(shown) > _MOST_IN_LEGEND:
         return
     handles, labels = [], []
@@ -219,7 +220,8 @@ def _legend(figure: Any, runs: Sequence[Run], shown: list[int]) -> None:
         color, dashes = line_style(index)
         handles.append(Line2D([], [], color=color, linestyle=(0, dashes) if dashes else "-"))
         name = printable(runs[index].name)
-        # The end tells runs apart. A label must not begin with an underscore: it would be left out.
+        # The end of a name distinguishes runs. A label that begins with an underscore would be
+        # omitted.
         name = name if len(name) <= 40 else f"…{name[-39:]}"
         labels.append(f" {name}" if name.startswith("_") else name)
     columns = 2 if max(map(len, labels), default=0) <= 20 else 1
@@ -227,10 +229,10 @@ def _legend(figure: Any, runs: Sequence[Run], shown: list[int]) -> None:
 
 
 def _svg(draw: Callable[[Any], None]) -> str:
-    """Returns a figure as SVG with a transparent ground, its text dark on light and light on dark."""
+    """Returns a figure as SVG with a transparent background, and text for light and dark pages."""
     file = io.StringIO()
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # The browser has letters that matplotlib's own font lacks.
+        # The browser has characters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         draw(figure)

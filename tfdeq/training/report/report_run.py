@@ -1,4 +1,4 @@
-"""The runs that a report compares, as their folders tell them."""
+"""The runs that a report compares, read from their folders."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ from tfdeq.programs import commands
 from tfdeq.programs.workdir import Curves, read_json
 from tfdeq.training.report.plotting import defined, number
 
-# What stands beside the figures of quality in a row of results.
+# Entries of a row of results that are not figures of quality.
 SOLVE = ("residual", "steps")
 _BESIDE = (*SOLVE, "standard_error", "examples", "tokens")
 
@@ -19,11 +19,11 @@ class Run:
     """One run.
 
     Args:
-        name: tells it from the other runs of the report.
+        name: distinguishes it from the other runs of the report.
         metrics: its metrics.json; None while it trains.
         config: name -> value of its flags.
-        curves: name -> one value a row, None where a row lacks it.
-        starts: what environment.json says of each start.
+        curves: name -> one value per row, None if a row lacks it.
+        starts: the entries of environment.json, one for each start.
     """
 
     name: str
@@ -34,17 +34,17 @@ class Run:
 
     @property
     def train(self) -> Mapping[str, Any]:
-        """What metrics.json says of the training; empty while it trains."""
+        """The training entries of metrics.json; empty during training."""
         return mapping(mapping(self.metrics).get("train"))
 
     @property
     def test(self) -> Mapping[str, Any]:
-        """What metrics.json says of the test data; empty while it trains."""
+        """The test entries of metrics.json; empty during training."""
         return mapping(mapping(self.metrics).get("test"))
 
     @property
     def by_budget(self) -> dict[float, Mapping[str, Any]]:
-        """The results at multiples of the step budget, where they were taken."""
+        """The results at multiples of the step budget, if there are any."""
         rows = {}
         for budget, row in mapping(self.test.get("by_budget")).items():
             try:
@@ -57,17 +57,17 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step that the curves know."""
+        """The last step in the curves."""
         return int(max(filter(number, self.curves.get("step") or ()), default=0))
 
     @property
     def state(self) -> str:
-        """Whether the run is finished, and where it stands."""
+        """Whether the run is finished, and its current step."""
         return "finished" if self.is_finished else f"in progress at step {self.step}"
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has results, and is not being made longer since."""
+        """Whether it has results, and is not being extended."""
         planned = mapping(mapping(self.metrics).get("config")).get("train_steps")
         longer = None not in (planned, self.config.get("train_steps")) and (
             planned != self.config["train_steps"]
@@ -86,7 +86,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def scores(row: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures of quality of a row of results: every number but what stands beside them."""
+    """Returns the figures of quality in a row of results: all numbers except those of the solve."""
     return {
         name: value
         for name, value in row.items()
@@ -99,14 +99,14 @@ def read(workdirs: Sequence[str]) -> list[Run]:
 
     Raises:
         FileNotFoundError: if a folder holds neither metrics.json nor curves.jsonl.
-        ValueError: a file that cannot be read as JSON.
+        ValueError: for a file that is not valid JSON.
     """
     folders = distinct_folders(workdirs)
     return [_read(path, name) for path, name in zip(folders, distinct_names(folders), strict=True)]
 
 
 def distinct_folders(workdirs: Sequence[str]) -> list[str]:
-    """Returns the folders in order; one that is named twice, or by a link, counts once."""
+    """Returns the folders in order; one that is given twice, or by a link, counts once."""
     folders: dict[str, str] = {}
     for path in workdirs:
         folders.setdefault(os.path.realpath(path), os.path.normpath(path))
@@ -114,7 +114,7 @@ def distinct_folders(workdirs: Sequence[str]) -> list[str]:
 
 
 def distinct_names(folders: Sequence[str]) -> list[str]:
-    """Returns the last part of each path, and as many before it as tell it from the others."""
+    """Returns the last part of each path, with as many parts before it as distinguish it from the others."""
     parts = [os.path.abspath(path).split(os.sep) for path in folders]
     lengths = [1] * len(parts)
     while True:

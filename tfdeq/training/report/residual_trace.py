@@ -1,4 +1,4 @@
-"""residuals.json: how far from equilibrium some examples are after each step, before and after training."""
+"""residuals.json: residuals of some examples after each step, before and after training."""
 
 import os
 from collections.abc import Callable
@@ -13,18 +13,18 @@ def path_in(workdir: str) -> str:
 
 
 class ResidualTrace:
-    """Keeps the traces of a run.
+    """Stores the traces of a run.
 
     Args:
-        trace: returns one of the model as it is; see `Evaluator.residual_trace`. None: nothing is solved,
-            and nothing is kept.
+        trace: returns that of the current model; see `Evaluator.residual_trace`. None: nothing is
+            solved or stored.
     """
 
     def __init__(self, trace: Callable[[], dict[str, Any]] | None):
         self._trace = trace
 
     def before(self, workdir: str) -> None:
-        """Writes the trace of the untrained model, where none is there."""
+        """Writes the trace of the untrained model, if there is none yet."""
         if self._trace is not None and read_json(path_in(workdir)) is None:
             write_json(path_in(workdir), {"before": self._trace()})
 

@@ -1,4 +1,4 @@
-"""What runs have reached, and the page that compares them."""
+"""The results of runs, and the page that compares them."""
 
 import datetime
 import glob
@@ -19,10 +19,10 @@ from tfdeq.training.task import score_of
 
 
 def summary(workdir: str) -> list[str]:
-    """Returns what a finished run has reached and where its files are, line by line.
+    """Returns the results of a finished run and the places of its files, line by line.
 
     Raises:
-        FileNotFoundError: if no finished run lies in workdir.
+        FileNotFoundError: if there is no finished run in workdir.
     """
     metrics = read_json(os.path.join(workdir, "metrics.json"))
     if metrics is None:
@@ -34,7 +34,7 @@ def summary(workdir: str) -> list[str]:
 
 
 def write_page(workdirs: Sequence[str], output: str) -> list[report_run.Run]:
-    """Writes the page that compares the runs, whole or not at all, and returns the runs.
+    """Writes the page that compares the runs atomically, and returns the runs.
 
     Raises:
         FileNotFoundError: if a folder holds no run. IsADirectoryError: if output is a folder.
@@ -84,9 +84,9 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _of_other_data(test: Mapping[str, Any], key: str) -> list[str]:
-    """The figures of other sizes and grades than those of training, at the largest budget tried.
+    """Returns the figures for sizes and grades other than in training, at the largest budget.
 
-    Those of several starts are of the largest number of them.
+    Figures for several starts are those for the largest number of starts.
     """
     lines = []
     groups = {
@@ -144,21 +144,21 @@ def _places(workdir: str) -> list[str]:
 
 
 def _versions(workdir: str) -> list[str]:
-    """The version folders that were exported into the run's own folder."""
+    """Returns the version folders that were exported to the run's own folder."""
     pattern = os.path.join(glob.escape(workdir), "export", "*", "saved_model.pb")
     folders = [os.path.dirname(path) for path in glob.glob(pattern)]
     return sorted(folders, key=lambda path: (len(path), path))  # 10 comes after 9
 
 
 def _verification(workdir: str) -> tuple[str, str | None]:
-    """The report of export.verify, and what it is worth now; None where there is no report."""
+    """Returns the report of export.verify, and whether it still applies; None if there is no report."""
     path = os.path.join(workdir, "export_report.json")
     report = read_json(path)
     return path, None if report is None else verified.standing(report, workdir)
 
 
 def next_steps(workdir: str) -> list[str]:
-    """Returns what one may do with a run, line by line; of an export, what is not done yet."""
+    """Returns the next steps with a run, line by line; those of an export only if not yet done."""
     lines = [
         "",
         "What to do next:",
@@ -175,7 +175,7 @@ def next_steps(workdir: str) -> list[str]:
         arguments = shlex.join([f"--workdir={workdir}", f"--output={export}"])
         lines.append(f"  export: {command} {arguments}")
         return lines
-    # Again, where the report is of a version that is no more as it was.
+    # Again, if the report is about a version that has changed since.
     if _verification(workdir)[1] not in (verified.PASSED, verified.FAILED):
         command = commands.command("export.verify")
         arguments = shlex.join([f"--workdir={workdir}", f"--model={versions[-1]}"])
@@ -190,13 +190,13 @@ def next_steps(workdir: str) -> list[str]:
 
 
 def _kind(workdir: str) -> str:
-    """The kind of the run's task; runs of older releases were of language models."""
+    """Returns the kind of the run's task; runs of older releases trained language models only."""
     metrics = read_json(os.path.join(workdir, "metrics.json")) or {}
     return (metrics.get("kind") or {}).get("name", LANGUAGE_MODEL)
 
 
 def _served_name(kind: str) -> str:
-    """What a server calls the model."""
+    """Returns the model's name on a server."""
     return kind if kind == LANGUAGE_MODEL else "model"
 
 

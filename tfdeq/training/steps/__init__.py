@@ -1,1 +1,1 @@
-"""One training step: gradients, optimisers, and what a step that went wrong leaves alone."""
+"""One training step: gradients, optimisers, and the handling of steps that go wrong."""

@@ -1,4 +1,4 @@
-"""A batch that is computed in parts, one after the other (--accumulation_steps)."""
+"""Batches that are computed in parts, one after another (--accumulation_steps)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,16 +13,17 @@ def mean_over_parts(
     carried: Any,
     shapes: Sequence[tf.TensorSpec],
 ) -> tuple[list[tf.Tensor], Any]:
-    """Returns the means of what is computed of each part, and the carried state of all rows.
+    """Returns the means of the values computed for each part, and the carried state of all rows.
 
-    Every part counts alike: the mean is that of the batch where what is computed is a mean over
-    rows, each with as many predictions.
+    All parts have the same weight. The mean equals that of the batch if the values are means over rows
+    with equal numbers of predictions.
 
     Args:
-        compute: (index [] int32, rows of the batch, their carried state) -> (tensors, the new one).
-        count: parts, which divide the rows; with 1 nothing is taken apart.
+        compute: (index, a scalar int32; rows of the batch; their carried state) -> (tensors, new
+            carried state).
+        count: number of parts, which must divide the rows; 1: the batch is not divided.
         batch, carried: nests of tensors [B, …].
-        shapes: of the tensors that compute returns.
+        shapes: shapes of the tensors that compute returns.
     """
     if count == 1:
         return compute(0, batch, carried)

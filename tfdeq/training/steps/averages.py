@@ -1,4 +1,4 @@
-"""Averaged weights (--ema): what is evaluated and kept, while training goes on from the others."""
+"""Averaged weights (--ema), which are evaluated and saved, while training continues from the others."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ import tensorflow as tf
 def averaged_weights(
     optimizer: keras.optimizers.Optimizer, model: keras.Model, momentum: float
 ) -> Iterator[None]:
-    """Inside the context the model has the optimiser's moving average of its weights.
+    """A context in which the model has the optimiser's moving averages as weights.
 
     Args:
-        optimizer: with use_ema, if momentum > 0.
-        model: whose trainable variables it updates.
-        momentum: of the average; 0: there is none, and nothing is changed.
+        optimizer: an optimiser, with use_ema if momentum > 0.
+        model: the model whose trainable variables it updates.
+        momentum: momentum of the average; 0: no average, and nothing changes.
     """
     variables = model.trainable_variables
     kept = [tf.identity(variable.value) for variable in variables] if momentum else []
@@ -31,6 +31,6 @@ def averaged_weights(
 def take_averages(
     optimizer: keras.optimizers.Optimizer, model: keras.Model, momentum: float
 ) -> None:
-    """Gives the model the averages for good; before the first update there are none to give."""
+    """Replaces the model's weights by the averages; before the first update there are none."""
     if momentum and int(keras.ops.convert_to_numpy(optimizer.iterations)):
         optimizer.finalize_variable_values(model.trainable_variables)

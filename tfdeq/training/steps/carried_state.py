@@ -1,4 +1,4 @@
-"""What a batch of segments hands on to the next one, over all replicas."""
+"""The state that a batch of segments passes on to the next one, for all replicas."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +9,14 @@ import tensorflow as tf
 class CarriedState:
     """Keeps the carried state of every row of a batch between training steps.
 
-    Each replica has the state of all rows and uses that of its own: so a checkpoint holds it once,
-    whatever the devices are.
+    Each replica has the state of all rows and uses that of its own rows. So a checkpoint stores it
+    once, independent of the devices.
 
     Args:
-        initial: (rows) -> a nest of tensors [rows, …], of rows that nothing came before; None: nothing is
-            handed on.
-        batch_size: rows of a batch, over all replicas.
-        strategy: whose scope this is called in.
+        initial: (rows) -> a nest of tensors [rows, …], the state at the beginning; None: no state is
+            passed on.
+        batch_size: number of rows in a batch, over all replicas.
+        strategy: the strategy in whose scope this is called.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class CarriedState:
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """What a checkpoint keeps."""
+        """The variables for a checkpoint."""
         return tf.nest.flatten(self._kept)
 
     def rows(self) -> Any:
-        """On a replica: the state of its rows."""
+        """On a replica: returns the state of its rows."""
 
         def own(variable):
             if self._replicas == 1:
@@ -50,20 +50,21 @@ class CarriedState:
         return tf.nest.map_structure(own, self._kept)
 
     def gathered(self, carried: Any) -> Any:
-        """On a replica: its rows' state and that of the other replicas' rows."""
+        """On a replica: returns the state of its rows and of the other replicas' rows."""
         leaves = tf.nest.flatten(carried)
         if self._replicas == 1 or not leaves:
             return carried
 
         def placed(own):
-            # Zeros for the others' rows, so that a sum is the whole.
+            # With zeros for the others' rows, so that the sum is the whole state.
             place = [[_replica().replica_id_in_sync_group]]
             every = tf.zeros([self._replicas, *own.shape], own.dtype)
             every = tf.tensor_scatter_nd_update(every, place, own[None])
             return tf.reshape(every, [-1, *own.shape[1:]])
 
         whole = {}
-        # By dtype: integers are reduced on the host, and not together with what the devices reduce.
+        # By dtype, because integers are reduced on the host, separately from those reduced on
+        # devices.
         for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
             places = [index for index, leaf in enumerate(leaves) if leaf.dtype == dtype]
             parts = [placed(leaves[index]) for index in places]
@@ -72,10 +73,10 @@ class CarriedState:
         return tf.nest.pack_sequence_as(carried, [whole[index] for index in range(len(leaves))])
 
     def keep(self, carried: Any, where: tf.Tensor, local: Callable[[Any], tf.Tensor]) -> None:
-        """Over all replicas: keeps a gathered state if `where` [] holds.
+        """Over all replicas: stores a gathered state if the scalar `where` is true.
 
         Args:
-            local: one replica's part of a value that is the same on all.
+            local: returns one replica's part of a value that is the same on all.
         """
         for variable, new in zip(self.variables, tf.nest.flatten(carried), strict=True):
             variable.assign(tf.where(where, local(new), variable))

@@ -1,30 +1,33 @@
-"""Which steps go wrong, counted where they are made: on the device, from reduced values."""
+"""Counts the steps that go wrong, on the device, from reduced values."""
 
 import math
 from typing import Any
 
 import tensorflow as tf
 
-# A loss so many times that of the uniform guess, or of the best step, says that the model is lost.
+# With a loss this many times those of the uniform guess and of the best step, the model counts as
+# lost.
 _TIMES = 2.0
 
 
 class Divergence:
-    """Counts the steps in a row, up to now, that went wrong.
+    """Counts the most recent consecutive steps that went wrong.
 
-    A step goes wrong if its loss or gradient is not finite, or if its loss is above twice the uniform
-    guess's and above twice the lowest loss so far. Runs whose first losses are above the uniform
-    guess's, as with large embeddings, do not go wrong as long as they fall; nor does a run that was
-    better than the guess and returns to it.
+    A step goes wrong if its loss or gradient is not finite, or if its loss is above twice that of the
+    uniform guess and above twice the lowest loss so far. Steps of runs whose first losses are above
+    that of the uniform guess, as with large embeddings, do not go wrong while the losses fall; nor do
+    those of a run that was better than the guess and returns to it.
 
-    After `patience` such steps in a row the count stays until `reset`, whenever it is looked at.
+    After `patience` such consecutive steps the count does not change until `reset`, so that it can be
+    read later.
 
     Args:
-        patience: steps in a row, >= 1.
-        uniform_loss: of a guess that knows nothing, in nats; None: only what is not finite goes wrong.
+        patience: number of consecutive steps, >= 1.
+        uniform_loss: loss of the uniform guess, in nats; None: a step goes wrong only if it is not
+            finite.
 
     Attributes:
-        consecutive: such steps in a row. high: those among them whose loss was finite; such steps
+        consecutive: number of such consecutive steps. high: number of those with a finite loss, which
             changed the weights. lowest: the lowest loss so far.
     """
 
@@ -37,14 +40,15 @@ class Divergence:
 
     @property
     def saved(self) -> dict[str, tf.Variable]:
-        """What a checkpoint keeps."""
+        """The variables for a checkpoint."""
         return {"consecutive": self.consecutive, "high": self.high, "lowest_loss": self.lowest}
 
     def note(self, loss: tf.Tensor, finite: tf.Tensor, apply: tf.Tensor) -> None:
-        """Notes a step, if apply.
+        """Records a step, if apply.
 
         Args:
-            loss: [] float32, the mean over all replicas. finite: whether loss and gradient are.
+            loss: scalar float32, the mean over all replicas. finite: whether loss and gradient are
+                finite.
         """
         lowest = tf.where(finite, tf.minimum(self.lowest, loss), self.lowest)
         high = finite & (loss > self._limit(lowest))
@@ -60,16 +64,16 @@ class Divergence:
         self.lowest.assign(tf.where(apply, lowest, self.lowest))
 
     def has_diverged(self) -> bool:
-        """Whether as many steps as the patience went wrong in a row."""
+        """Whether `patience` consecutive steps went wrong."""
         return int(self.consecutive.numpy()) >= self._patience
 
     def reset(self) -> None:
-        """Begins to count anew."""
+        """Resets the count."""
         self.consecutive.assign(0)
         self.high.assign(0)
 
     def described(self) -> str:
-        """What was wrong with the last steps, to go on with "in each of the last … steps"."""
+        """Describes the problem with the last steps, to be followed by "in each of the last … steps"."""
         if not int(self.high.numpy()):
             return "The loss or its gradient was NaN or Inf"
         lowest = float(self.lowest.numpy())

@@ -1,4 +1,4 @@
-"""What layers write while a gradient is computed, and how it is taken back."""
+"""The state that layers write while a gradient is computed, and its restoration."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +10,10 @@ import tensorflow as tf
 class LayerState:
     """The moving statistics, random generators and metrics of layers, as they were before a step.
 
-    Only Keras's variables, those that a layer lists, are known.
+    It includes only Keras variables that a layer lists.
 
     Args:
-        layers: the model, and layers whose metrics may lie outside of it. They are built.
+        layers: the model, and layers whose metrics may be outside it; all of them built.
     """
 
     def __init__(self, layers: Iterable[keras.layers.Layer]):
@@ -23,7 +23,7 @@ class LayerState:
         )
         metrics = (variable for layer in layers for variable in layer.metrics_variables)
         self._variables = _each_once([*state, *metrics])
-        # A frozen layer writes no weights, and they may be large.
+        # The weights of frozen layers are excluded: they do not change, and may be large.
         every = [one for layer in layers for one in layer._flatten_layers()]
         frozen = {id(weight) for one in every if not one.trainable for weight in one.weights}
         self._statistics = [
@@ -33,27 +33,27 @@ class LayerState:
         ]
 
     def values(self) -> list[tf.Tensor]:
-        """On a replica: copies of all values."""
+        """On a replica: returns copies of all values."""
         return [tf.identity(variable.value) for variable in self._variables]
 
     def put_back(self, before: list[tf.Tensor]) -> None:
-        """On a replica: assigns what `values` returned."""
+        """On a replica: assigns the values that `values` returned."""
         for variable, value in zip(self._variables, before, strict=True):
             variable.assign(value)
 
     def is_spoilt(self, before: list[tf.Tensor]) -> tf.Tensor:
-        """On a replica: [] bool, whether a statistic became NaN or Inf since `values`.
+        """On a replica: returns a scalar bool, whether a statistic became NaN or infinite since `values`.
 
-        It may although loss and gradient are finite: where a variance overflows, its inverse is 0.
+        This can occur with finite loss and gradient: if a variance overflows, its inverse is 0.
         """
         spoilt = tf.constant(False)
         for index in self._statistics:
             new = tf.math.is_finite(tf.convert_to_tensor(self._variables[index].value))
-            # What was not finite before is no statistic, but for example a mask.
+            # A value that was not finite before is not a statistic, but for example a mask.
             spoilt |= tf.reduce_any(~new & tf.math.is_finite(before[index]))
         return spoilt
 
 
 def _each_once(variables: Iterable[Any]) -> list[Any]:
-    """Layers share generators, and a model has its layers' metrics."""
+    """Returns each variable once: layers share generators, and a model has its layers' metrics."""
     return list({id(variable): variable for variable in variables}.values())

@@ -11,9 +11,9 @@ _FIRST = 2.0**15
 class LossScale:
     """A factor of the loss that halves when a gradient overflows and doubles after 2,000 good steps.
 
-    Only mixed_float16 has one: bfloat16 has float32's exponents. Keras's LossScaleOptimizer holds the
-    same policy, but inside the optimiser, where each replica's gradient is judged and clipped before
-    they are reduced; here it is the reduced gradient.
+    Only mixed_float16 has one, because bfloat16 has the exponent range of float32. Keras's
+    LossScaleOptimizer has the same policy, but inside the optimiser, where each replica's gradient is
+    checked and clipped before the reduction; here the reduced gradient is checked.
 
     Args:
         precision: the dtype policy of the model.
@@ -30,21 +30,21 @@ class LossScale:
             ]
 
     def value(self) -> Any:
-        """The factor, [] float32; 1.0 where there is none."""
+        """The factor, a scalar float32; 1.0 if there is none."""
         return tf.convert_to_tensor(self.variables[0]) if self.variables else 1.0
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
-        """The loss whose gradient is taken."""
+        """Returns the loss to differentiate."""
         return loss * self.value() if self.variables else loss
 
     def unscaled(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """The gradients of the loss itself."""
+        """Returns the gradients of the unscaled loss."""
         if not self.variables:
             return gradients
         return [gradient / self.value() for gradient in gradients]
 
     def update(self, finite: tf.Tensor, apply: tf.Tensor) -> None:
-        """Notes whether a step was finite, if apply."""
+        """Records whether a step was finite, if apply."""
         if not self.variables:
             return
         scale, good_steps = self.variables

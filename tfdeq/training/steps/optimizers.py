@@ -1,4 +1,4 @@
-"""Optimisers and learning rates, from the shared flags."""
+"""Optimisers and learning rates from the shared flags."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 class ScalableSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate times `scale`, a variable that starts at 1: what a run that diverged lowers.
+    """A learning rate times `scale`, a variable that starts at 1 and is lowered after divergence.
 
     Args:
         rate: a schedule or a number.
@@ -28,10 +28,10 @@ class ScalableSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class _TakesReducedGradients:
-    """Of an optimiser whose gradients are the same on all replicas already: they are not summed again.
+    """For optimisers whose gradients are already the same on all replicas, and are not summed again.
 
-    The training step reduces first, since the norm to clip by is that of the reduced gradient; Keras
-    clips each replica's own and sums afterwards.
+    The training step reduces first, because clipping uses the norm of the reduced gradient; Keras clips
+    each replica's gradient and sums afterwards.
     """
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
@@ -39,11 +39,11 @@ class _TakesReducedGradients:
 
 
 class ReducedAdam(_TakesReducedGradients, keras.optimizers.Adam):
-    """Keras's Adam for gradients that are reduced already."""
+    """Keras's Adam for gradients that are already reduced."""
 
 
 class ReducedMuon(_TakesReducedGradients, keras.optimizers.Muon):
-    """Keras's Muon for gradients that are reduced already."""
+    """Keras's Muon for gradients that are already reduced."""
 
 
 def make_optimizer(
@@ -51,13 +51,13 @@ def make_optimizer(
     schedule: keras.optimizers.schedules.LearningRateSchedule,
     adam_layers: Sequence[str] = (),
 ) -> keras.optimizers.Optimizer:
-    """Returns the optimiser of a configuration; it neither clips nor reduces: the training step does.
+    """Returns the optimiser of a configuration; the training step clips and reduces gradients.
 
     Args:
         config: the shared flags' values.
-        schedule: of the learning rate.
-        adam_layers: parts of the names of layers whose matrices Muon leaves to Adam, as it does
-            vectors and embeddings: those that map to the output.
+        schedule: schedule of the learning rate.
+        adam_layers: parts of the names of output layers, whose matrices Adam trains instead of Muon,
+            like vectors and embeddings.
     """
     average = {"use_ema": True, "ema_momentum": config["ema"]} if config["ema"] else {}
     if config["optimizer"] == "adam":
@@ -75,12 +75,13 @@ def make_optimizer(
 
 
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """A linear warm-up, from peak / warmup_steps at the first step to peak, and what comes after it.
+    """A linear warm-up from peak / warmup_steps at the first step to peak, followed by a decay.
 
     Args:
         peak: the highest rate.
-        warmup_steps: how many steps the rate rises; the first after them is at the peak too.
-        after: (steps since the warm-up, [] float32, 0 at the first step after it) -> share of the peak.
+        warmup_steps: number of steps in which the rate rises; the next one is also at the peak.
+        after: (steps since the warm-up, a scalar float32, 0 at the first step after it) -> share of the
+            peak.
     """
 
     def __init__(self, peak: float, warmup_steps: int, after: Callable[[tf.Tensor], Any]):
@@ -125,9 +126,9 @@ SCHEDULES = {"cosine": _cosine, "inverse_sqrt": _inverse_square_root, "constant"
 def learning_rate_schedule(
     peak: float, train_steps: int, warmup_share: float, kind: str = "cosine"
 ) -> ScalableSchedule:
-    """Linear warm-up to peak over a share of the steps, then what kind, a name in SCHEDULES, says.
+    """Returns a linear warm-up to peak over a share of the steps, followed by a schedule in SCHEDULES.
 
-    The first step has a rate above 0 already: peak divided by the steps of the warm-up.
+    The first step already has a rate above 0: peak divided by the steps of the warm-up.
     """
     warmup = round(warmup_share * train_steps)
     return ScalableSchedule(WarmUp(peak, warmup, SCHEDULES[kind](train_steps, warmup)))

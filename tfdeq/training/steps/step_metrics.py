@@ -1,4 +1,4 @@
-"""The means of a row of the curves, over the training steps since the last one."""
+"""The means in a row of the curves, over the training steps since the last row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,16 +22,16 @@ class StepMetrics:
 
     @property
     def variables(self) -> list[Any]:
-        """What a checkpoint keeps; the measures last, which older ones have not."""
+        """The variables for a checkpoint; measures are last, because older checkpoints lack them."""
         metrics = [*self._means[:2], self._skipped, *self._means[2:]]
         return [variable for metric in metrics for variable in metric.variables]
 
     def update(self, values: Sequence[tf.Tensor], finite: tf.Tensor, apply: tf.Tensor) -> None:
-        """On a replica: takes a step's loss, gradient norm and measures, each [].
+        """On a replica: takes a step's loss, gradient norm and measures, all scalars.
 
         Args:
-            finite: [] bool; a step that is not finite is skipped, and has no part in the means.
-            apply: [] bool; whether the step counts.
+            finite: scalar bool; a step that is not finite is skipped, and not included in the means.
+            apply: scalar bool; whether the step counts.
         """
         counts = tf.cast(finite & apply, tf.float32)
         for mean, value in zip(self._means, values, strict=True):
@@ -40,7 +40,7 @@ class StepMetrics:
 
     def report(self, replicas: int) -> dict[str, Any]:
         """Returns the means and the number of skipped steps since the last report."""
-        # Of skipped steps alone there is no mean.
+        # If all steps were skipped, there is no mean.
         known = float(keras.ops.convert_to_numpy(self._means[0].count))
         row = {mean.name: float(mean.result()) if known else None for mean in self._means}
         row["skipped_steps"] = round(float(self._skipped.result()) / replicas)

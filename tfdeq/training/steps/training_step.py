@@ -22,20 +22,20 @@ from tfdeq.training.task import CallSettings, Task
 class TrainingStep:
     """Makes training steps, compiled, on all replicas of a strategy.
 
-    On one device the step is one XLA program (with config["jit_compile"]); on several, XLA compiles
-    what each replica computes by itself, and tf.distribute reduces.
+    On one device the step is one XLA program (with config["jit_compile"]); on several devices XLA
+    compiles the computation of each replica, and tf.distribute reduces.
 
     Args:
         task: model and loss.
         config: the shared flags' values.
-        optimizer: of the model's variables; it clips nothing and reduces nothing.
-        strategy: the model's.
+        optimizer: the optimiser, which neither clips nor reduces gradients.
+        strategy: strategy of the model.
 
     Attributes:
-        divergence: counts the steps in a row, up to now, that went wrong. skipped: all steps that were
-            not finite.
-        asked: of several workers, whether one was asked to end, and whether the chief wants a checkpoint
-            (see `run`).
+        divergence: counts the most recent consecutive steps that went wrong. skipped: number of all
+            steps that were not finite.
+        asked: with several workers, whether one was asked to end, and whether the chief wants a
+            checkpoint (see `run`).
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class TrainingStep:
         self._layer_state = LayerState([task.model, *task.equilibria])
         self._functions: dict[int, Callable[..., Any]] = {}
         self._loops: dict[int, Callable[..., Any]] = {}
-        self._called: set[int] = set()  # explicit_steps whose step was compiled by itself
+        self._called: set[int] = set()  # explicit_steps whose single step was compiled
         self._data_seconds, self._data_steps = 0.0, 0
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the step: name -> variable or list of them."""
+        """Returns the step's variables for a checkpoint: name -> variable or list of variables."""
         return {
             "divergence": self.divergence.saved,
             "all_skipped": self.skipped,
-            # A row of the curves may span an interruption.
+            # A row of the curves may include an interruption.
             "metrics": self._metrics.variables,
             "loss_scale": self._loss_scale.variables,
             "memory": self._carried.variables,
@@ -85,16 +85,16 @@ class TrainingStep:
         """Makes a step for each of the settings and returns whether something was compiled first.
 
         Args:
-            batches: what `distribute` returned.
-            settings: of the steps, with the same explicit_steps in all of them.
-            asked: whether this process was asked to end, and whether it wants a checkpoint. With several
-                workers the attribute `asked` says after the step what holds for any of them.
+            batches: the result of `distribute`.
+            settings: settings of the steps, all with the same explicit_steps.
+            asked: whether this process was asked to end, and whether it wants a checkpoint. With
+                several workers the attribute `asked` tells after the step whether any of them was.
         """
         explicit_steps = settings[0].explicit_steps
         asked = tf.constant([float(one) for one in asked])
         if len(settings) > 1:
             new = explicit_steps not in self._loops
-            # Of one length, so that a call of fewer steps needs no graph of its own.
+            # Padded to a fixed length, so that a call with fewer steps needs no separate graph.
             padded = [*settings, *[settings[-1]] * (self._config["steps_per_call"] - len(settings))]
             vectors = [s.max_steps for s in padded], [s.penalty_share for s in padded]
             count = tf.constant(len(settings))
@@ -114,10 +114,10 @@ class TrainingStep:
         settings: StepSettings,
         asked: Sequence[bool] = (False, False),
     ) -> dict[str, float] | None:
-        """Makes one step and returns what its parts took, in seconds.
+        """Makes one step and returns the times of its parts, in seconds.
 
-        The gradients are computed twice, the first time without an update, as a step that counts for
-        nothing: the step is the one that `run` makes.
+        The gradients are computed twice, the first time without an update and without any effect, so
+        the step is the same as that of `run`.
 
         Returns:
             data (waiting for the batch), solve (forward, backward and reduction) and update; None if
@@ -140,7 +140,7 @@ class TrainingStep:
         return {"data": data, "solve": solve, "update": max(both - solve, 0.0)}
 
     def _call(self, batch: Any, settings: StepSettings, asked: tf.Tensor, apply: bool) -> None:
-        """Calls the compiled step by itself."""
+        """Calls the compiled single step."""
         self._called.add(settings.explicit_steps)
         self._function(settings.explicit_steps)(
             batch,
@@ -151,7 +151,7 @@ class TrainingStep:
         )
 
     def wait(self) -> None:
-        """Returns when every step made so far is done."""
+        """Waits until all steps made so far are done."""
         self.divergence.consecutive.numpy()
 
     def report(self) -> dict[str, Any]:
@@ -166,11 +166,11 @@ class TrainingStep:
         return row
 
     def _local(self, value: Any) -> tf.Tensor:
-        """The first replica's part of a value that is the same on all."""
+        """Returns the first replica's part of a value that is the same on all."""
         return self._strategy.experimental_local_results(value)[0]
 
     def _function(self, explicit_steps: int) -> Callable[..., Any]:
-        """(batch, max_steps, penalty_share, asked, apply) -> None, the whole step, compiled."""
+        """Returns (batch, max_steps, penalty_share, asked, apply) -> None, the whole compiled step."""
         if explicit_steps not in self._functions:
             several = self._strategy.num_replicas_in_sync > 1
             jit_compile = self._config["jit_compile"]
@@ -191,7 +191,7 @@ class TrainingStep:
         return self._functions[explicit_steps]
 
     def _loop(self, explicit_steps: int) -> Callable[..., Any]:
-        """(batches, max_steps [K], penalty_share [K], count, asked) -> None, so many steps."""
+        """Returns (batches, max_steps [K], penalty_share [K], count, asked) -> None, `count` steps."""
         if explicit_steps not in self._loops:
             step = self._function(explicit_steps)
 
@@ -209,9 +209,9 @@ class TrainingStep:
         return self._loops[explicit_steps]
 
     def _reduced(self, on_replica, batch, max_steps, penalty_share, asked, apply):
-        """On a replica: (finite, loss, asked, gradients, carried state), the same on all of them.
+        """On a replica: returns (finite, loss, asked, gradients, carried state), the same on all replicas.
 
-        And its layers' state from before.
+        Also returns the layers' state from before.
         """
         replicas = self._strategy.num_replicas_in_sync
         before = self._layer_state.values()
@@ -219,8 +219,8 @@ class TrainingStep:
         found, carried = on_replica(batch, carried, self._first_part(), max_steps, penalty_share)
         spoilt = tf.cast(self._layer_state.is_spoilt(before), tf.float32)
         if replicas > 1:
-            # Divided first, by an operation on the replica's device: a reduction goes by the device
-            # of what it receives, and a function's argument or result has none.
+            # Divided first, by an operation on the replica's device, because a reduction uses the
+            # device of its input, and a function's argument or result has none.
             shares = [part / replicas for part in (asked, spoilt, *found)]
             context = tf.distribute.get_replica_context()
             asked, spoilt, *found = context.all_reduce(tf.distribute.ReduceOp.SUM, shares)
@@ -230,7 +230,7 @@ class TrainingStep:
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(norm) & tf.math.is_finite(total) & tf.equal(spoilt, 0.0)
         self._metrics.update([loss, norm, *rest[:count]], finite, apply)
-        # As a factor: tf.clip_by_global_norm would make NaN of all when one is.
+        # As a factor, because tf.clip_by_global_norm makes all gradients NaN if one is.
         clip = tf.minimum(1.0, self._config["gradient_clip"] / tf.maximum(norm, 1e-30))
         return finite, loss, asked, [clip * gradient for gradient in gradients], carried, before
 
@@ -244,7 +244,7 @@ class TrainingStep:
         before: list[Any],
         apply: tf.Tensor,
     ) -> None:
-        """Over all replicas: applies the gradients, unless the step was not finite or is no step."""
+        """Over all replicas: applies the gradients if the step is finite and counts."""
         variables = self._task.model.trainable_variables
 
         def update(gradients):
@@ -259,9 +259,9 @@ class TrainingStep:
             return lambda: self._local(self._strategy.run(on_replica, args=(argument,)))
 
         finite = self._local(finite)
-        # A step that is not finite changes nothing: neither weights nor the optimiser's state, nor
-        # what the layers wrote on the way to the gradients. Random generators go back too: the run
-        # is the one that never saw the batch.
+        # A step that is not finite changes nothing: neither the weights nor the states of the
+        # optimiser and the layers. Random generators are restored too, so the run is as if it had
+        # never seen the batch.
         tf.cond(finite & apply, run(update, gradients), run(put_back, before))
         self._carried.keep(carried, finite & apply, self._local)
         self.divergence.note(self._local(loss), finite, apply)
@@ -272,9 +272,9 @@ class TrainingStep:
             self.asked.assign(asked_before | (self._local(asked) > 0.0))
 
     def _first_part(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """On a replica: the index of its first part of the batch, and the seed [2] of the batch."""
+        """On a replica: returns the index of its first part of the batch, and the seed [2] of the batch."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        # Of the steps that were applied: one that is skipped leaves no trace here either.
+        # Counts only applied steps, so that a skipped step has no effect here either.
         made = keras.ops.cast(self._optimizer.iterations, "int64")
         seed = tf.stack([tf.constant(self._config["seed"], tf.int64), made])
         return tf.cast(replica, tf.int32) * self._config["accumulation_steps"], seed
@@ -288,9 +288,9 @@ class TrainingStep:
         max_steps: tf.Tensor,
         penalty_share: tf.Tensor,
     ) -> tuple[list[tf.Tensor], Any]:
-        """[loss, loss with penalties, *measures, *gradients], means over the parts of a replica's rows.
+        """Returns [loss, loss with penalties, *measures, *gradients], means over a replica's parts.
 
-        And the state that the batch hands on.
+        Also returns the state that the batch passes on.
         """
         count = self._config["accumulation_steps"]
         first, seed = first_part
@@ -324,7 +324,7 @@ class TrainingStep:
             model.trainable_variables,
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        # An embedding's gradient comes as slices, which neither a loop nor XLA's caller can add up.
+        # An embedding's gradient consists of slices, which neither a loop nor XLA's caller can add.
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         measures = [tf.cast(loss.measures[name], tf.float32) for name in self._task.measures]
         return [loss.value, total, *measures, *gradients], loss.carried

@@ -1,4 +1,4 @@
-"""Evaluation of a sequence model: what it makes of the rows of a batch, over windows or segments."""
+"""Evaluation of a sequence model on windows or segments of text."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from tfdeq.models.token_model import TokenModel
 from tfdeq.training.evaluation import Budget, Evaluator, Rows
 from tfdeq.training.task import CallSettings
 
-# What the mean nats per target are called among the measures.
+# Name of the measure of mean nats per target.
 NATS = "nats"
 
 
@@ -29,13 +29,14 @@ def sequence_evaluator(
 
     Args:
         model: its explicit_steps decide whether it is solved or applied; a model without an equilibrium
-            has no residual, no steps and one budget.
-        batches: (tokens, targets), both [B, T], all of one shape; or (tokens, targets, weights), with
-            weights [B, T] of the targets in the mean. A row whose weights are all zero does not count.
-        figures: {"nats": mean nats per target} -> name -> number, in proportion to the nats.
+            has no residual, no steps and a single budget.
+        batches: (tokens, targets), both [B, T], all of the same shape; or (tokens, targets, weights),
+            with weights [B, T] of the targets in the mean. A row whose weights are all zero does not
+            count.
+        figures: {"nats": mean nats per target} -> name -> number, proportional to the nats.
         jit_compile: whether XLA compiles the evaluation.
-        remembers: whether the rows of a batch go on with those of the batch before: the model's memory
-            is handed on.
+        remembers: whether the rows of a batch continue those of the previous batch, so that the model's
+            memory is passed on.
     """
     budget = None
     if model.equilibrium is not None:
@@ -53,7 +54,7 @@ def sequence_evaluator(
 
 
 def sequence_rows(model: TokenModel, batch: Any, settings: CallSettings, carried: Any) -> Rows:
-    """What a model makes of a batch of `sequence_evaluator`; carried: its memory, or ()."""
+    """Returns a model's results for a batch of `sequence_evaluator`; carried: its memory, or ()."""
     tokens, targets, *weights = batch
     weights = weights[0] if weights else tf.ones(targets.shape)
     given: dict[str, Any] = {"targets": targets, "training": settings.training}
@@ -87,14 +88,14 @@ def token_evaluator(
     batch_size: int = 32,
     jit_compile: bool = True,
 ) -> Evaluator:
-    """Returns the evaluator of windows of a token stream that do not overlap.
+    """Returns the evaluator of non-overlapping windows of a token stream.
 
     Args:
         tokens: [N] the stream of validation or test.
         unit: "byte" or "word": bits_per_byte, or bits_per_word and perplexity.
-        windows: how many windows, spread evenly over the stream; all where it has no more. None: all,
-            so that every token but the first is predicted once.
-        batch_size: windows at a time, at most.
+        windows: number of windows, spread evenly over the stream, or all if it has fewer. None: all, so
+            that every token but the first is predicted once.
+        batch_size: largest number of windows at a time.
 
     Raises:
         ValueError: if the stream is shorter than one window.
@@ -102,7 +103,7 @@ def token_evaluator(
     length = model.sequence_length
     count = max(window_count(tokens, length), 1)
     count = count if windows is None else min(windows, count)
-    # Batches of one shape, with as few rows as possible that fill up the last one.
+    # Batches of the same shape, with as few padding rows in the last one as possible.
     batch_size = -(-count // -(-count // batch_size))
     batches = evaluation_windows(
         tokens, sequence_length=length, batch_size=batch_size, max_windows=windows
@@ -118,15 +119,15 @@ def segment_evaluator(
     batch_size: int = 8,
     jit_compile: bool = True,
 ) -> Evaluator:
-    """Returns the evaluator of a whole stream, with the model's memory handed on.
+    """Returns the evaluator of a whole stream, which passes on the model's memory.
 
-    The stream is read in batch_size rows, each from its left to its right; every token but the first
-    of the stream is predicted once.
+    The stream is read in batch_size rows, each from left to right; every token but the first of the
+    stream is predicted once.
 
     Args:
         tokens: [N] the stream of validation or test.
         unit: as in `token_evaluator`.
-        sequence_length: tokens of a segment. batch_size: rows.
+        sequence_length: number of tokens in a segment. batch_size: number of rows.
     """
     batches = evaluation_segments(
         tokens,
@@ -137,9 +138,9 @@ def segment_evaluator(
 
 
 def figures_of(unit: str) -> Callable[[Mapping[str, float]], dict[str, float]]:
-    """{"nats": mean nats per target} -> the figures that are usual for bytes or words.
+    """Returns {"nats": mean nats per target} -> the usual figures for bytes or words.
 
-    A perplexity beyond the largest number is infinite.
+    A perplexity above the largest number is infinite.
     """
 
     def figures(means: Mapping[str, float]) -> dict[str, float]:

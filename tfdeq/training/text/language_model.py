@@ -1,4 +1,4 @@
-"""Language models from a configuration: their experiment, alone or beside baselines."""
+"""Language models from a configuration: their experiment, alone or with baselines."""
 
 import math
 import os
@@ -64,23 +64,24 @@ def train(
 ) -> dict[str, Any] | None:
     """Trains one model to the end, resuming from workdir, and returns its metrics.
 
-    Beside what every trainer leaves in workdir: residuals.json and pictures; vocabulary.txt for words.
+    In addition to the files of every trainer, it writes residuals.json and pictures to workdir, and
+    vocabulary.txt for words.
 
     Args:
         config: values of the flags. data: the token streams. strategy: see `make_strategy`.
 
     Raises:
-        ValueError: if workdir holds a run of another configuration or data.
+        ValueError: if workdir holds a run with another configuration or other data.
     """
     config = _with_fingerprint(config, data)
     return experiment.train(lambda: make_experiment(config, data), config, workdir, strategy)
 
 
 def baseline_configurations(config: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
-    """Returns depth explicit applications of the same cell, without and with the Jacobian penalty.
+    """Returns configurations of `depth` explicit applications of the cell, without and with penalty.
 
-    With the penalty, the recurrent weights start at full scale: the penalty has nothing to act on
-    where the state does not enter.
+    With the Jacobian penalty, the recurrent weights start at full scale, because the penalty has no
+    effect if the cell does not depend on the state.
     """
     plain = {**config, "depth": depth, "jacobian_penalty": 0.0}
     if not config["jacobian_penalty"]:
@@ -98,11 +99,11 @@ def train_with_baselines(
 ) -> dict[str, Any]:
     """Trains the model and, in another process, one application for as many steps; returns metrics.
 
-    The better baseline goes into metrics.json as `baseline`, all of them as `baselines`.
+    metrics.json has the better baseline as `baseline`, and all of them as `baselines`.
 
     Args:
-        program: the one that trains the baselines, for example "trainers.language_model".
-        program_flags: its further flags, no part of the configuration.
+        program: the program that trains the baselines, for example "trainers.language_model".
+        program_flags: its additional flags, which are not part of the configuration.
     """
     experiment.check_resumption(workdir, _with_fingerprint(config, data))
     folders = {}
@@ -112,7 +113,7 @@ def train_with_baselines(
         )
         folders[experiment.describe(baseline)] = folder, used({**program_flags, **baseline})
     missing = [run for run in folders.values() if finished(run[0], config) is None]
-    # On a GPU, whose memory one process fills, the baselines wait for the model.
+    # On a GPU, whose memory one process fills, the baselines are trained after the model.
     at_once = not tf.config.list_physical_devices("GPU")
     with Runs(program, parallel=2) as runs:
         for folder, values in missing if at_once else ():
@@ -139,7 +140,7 @@ def _with_fingerprint(config: Mapping[str, Any], data: TokenData) -> dict[str, A
 def _evaluator(
     config, model: TokenModel, tokens: np.ndarray, unit: str, windows: int | None
 ) -> Evaluator:
-    """Of a stream of validation or test: all where memory is carried or windows is None, else some."""
+    """Returns the evaluator of validation or test: on all windows with a carried memory or windows=None."""
     compiled = config["jit_compile"]
     if config["carry_memory"]:
         length, rows = config["sequence_length"], config["evaluation_rows"]
@@ -180,7 +181,7 @@ def _task(config, model: TokenModel, data: TokenData, evaluate) -> Task:
 
 
 def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str, Any]) -> None:
-    """Puts the better baseline into metrics.json and all of them into the pictures."""
+    """Adds the better baseline to metrics.json, and all of them to the pictures."""
     key = score_of(metrics).name
     name = min(baselines, key=lambda name: baselines[name]["test"][key])
     metrics["baseline"] = {"name": name, **baselines[name]["test"]}
@@ -189,7 +190,7 @@ def _add_baselines(workdir: str, metrics: dict[str, Any], baselines: Mapping[str
     curves = {name: value["train"] for name, value in baselines.items()}
     event_files.drop_pictures(os.path.join(workdir, "tensorboard"))
     pictures.draw_again(workdir, metrics, curves, residuals)
-    # Last: until it stands there, the pictures are drawn again.
+    # Written last: until then, a restart draws the pictures again.
     write_json(os.path.join(workdir, "metrics.json"), metrics)
 
 

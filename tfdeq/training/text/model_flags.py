@@ -10,7 +10,7 @@ from tfdeq.training.flags.flag_uses import CELL, EQUILIBRIUM, GIVEN, NOT_GIVEN
 from tfdeq.training.flags.shared import at_least, bound, define
 
 CELLS = ("transformer", "trellis")
-# Explicit networks of --depth layers, none of which shares its weights but trellisnet's.
+# Explicit networks of --depth layers; only those of trellisnet share their weights.
 BASELINES = ("transformer", "lstm", "gru", "tcn", "trellisnet")
 MODELS = ("deq", *BASELINES)
 
@@ -99,7 +99,7 @@ def define_model_flags(**defaults: Any) -> list[str]:
 
 
 def define_text_flags() -> list[str]:
-    """Defines the flags that name a text, and returns their names."""
+    """Defines the flags that select a text, and returns their names."""
     definitions = [
         (flags.DEFINE_enum, "dataset", "python_stdlib", "Data set.", sorted(DATASETS)),
         (flags.DEFINE_string, "files", None, "Glob patterns of text files, separated by commas; ** includes subfolders."),
@@ -110,7 +110,7 @@ def define_text_flags() -> list[str]:
 
 
 def define_reading_flags() -> list[str]:
-    """Defines the flags that say how a text is read, and returns their names."""
+    """Defines the flags for reading a text, and returns their names."""
     flags.DEFINE_integer(
         "evaluation_windows",
         64,

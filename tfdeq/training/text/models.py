@@ -1,4 +1,4 @@
-"""The models that read tokens, from a configuration: their loss and spectral radius."""
+"""Models that read tokens, from a configuration, with their loss and spectral radius."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,10 @@ def make_model(
     """Returns the untrained model of a configuration.
 
     Args:
-        sequence_length: the longest text. Default: the configuration's.
+        sequence_length: the longest text. Default: that of the configuration.
 
     Raises:
-        ValueError: flags that do not go together.
+        ValueError: for incompatible flags.
     """
     length = sequence_length or config["sequence_length"]
     adds = config["model"] if config["model"] != "deq" else config["cell"]
@@ -55,7 +55,7 @@ def make_model(
 
 
 def _equilibrium(config: Mapping[str, Any], length: int, **settings: Any) -> LanguageModel:
-    """`LanguageModel` around the cell of a configuration."""
+    """Returns a `LanguageModel` around the cell of a configuration."""
     common = {
         "dropout": config["dropout"],
         "recurrent_scale": config["recurrent_scale"],
@@ -90,7 +90,7 @@ def _equilibrium(config: Mapping[str, Any], length: int, **settings: Any) -> Lan
 
 
 def _check_correction(config: Mapping[str, Any], adjoint: adjoints.Adjoint) -> None:
-    """Refuses a correction that the adjoint cannot make, before a run claims its folder."""
+    """Raises an error for a correction that the adjoint does not support, before a run claims its folder."""
     if config["correction_steps"] and not adjoint.takes_iterates:
         able = [name for name, rule in adjoints.REGISTRY.items() if rule().takes_iterates]
         raise ValueError(
@@ -100,7 +100,7 @@ def _check_correction(config: Mapping[str, Any], adjoint: adjoints.Adjoint) -> N
 
 
 def _explicit(config: Mapping[str, Any], length: int, **settings: Any) -> ExplicitLanguageModel:
-    """`ExplicitLanguageModel` around the network of a configuration."""
+    """Returns an `ExplicitLanguageModel` around the network of a configuration."""
     kind, depth = config["model"], config["depth"]
     common = {"dropout": config["dropout"], "dtype": config["precision"], "name": "network"}
     if kind == "transformer":
@@ -143,15 +143,15 @@ def token_loss(
     iterates: Sequence[int] = (),
     weight: float = 0.0,
 ) -> Loss:
-    """Mean negative log-likelihood of the targets of a batch, in nats.
+    """Returns the mean negative log-likelihood of a batch's targets, in nats.
 
     Args:
-        batch: (tokens, targets) [B, T]; with a memory (tokens, targets, continues), where continues
-            [B] bool says whose text goes on from the batch before.
-        settings: how the model is called.
-        carried: the model's memory of the batch before; (): none.
-        iterates, weight: in training, numbers of evaluations of a solve after which the loss is taken
-            too, and the weight of each of these in the mean, where that of its end is 1.
+        batch: (tokens, targets) [B, T]; with a memory (tokens, targets, continues), where continues [B]
+            bool tells which rows continue their text from the previous batch.
+        settings: settings for calling the model.
+        carried: the model's memory from the previous batch; (): none.
+        iterates, weight: in training, numbers of evaluations after which the loss is also computed, and
+            the weight of each of these in the mean; the final state has weight 1.
 
     Source: fixed-point correction: Bai, Geng, Savani, Kolter, arXiv:2204.08442, section 3.3.
     """
@@ -168,14 +168,14 @@ def token_loss(
     nats, *rest = found if isinstance(found, tuple) else (found,)
     loss = tf.reduce_mean(nats)
     if "iterates" in given:
-        # A mean, so that the curves show nats and gradients are clipped at what they usually are.
+        # A mean, so that the curves show nats and gradients have their usual size for clipping.
         others = tf.add_n([tf.reduce_mean(each) for each in rest[0]])
         loss = (loss + weight * others) / (1.0 + weight * len(rest[0]))
     return Loss(loss, rest[-1] if remembers else ())
 
 
 def continued(memory: Any, continues: tf.Tensor) -> Any:
-    """Returns a memory [B, …] with nothing, that is zeros, in the rows whose text begins."""
+    """Returns a memory [B, …] that is empty, that is zero, in the rows in which a text begins."""
 
     def kept(leaf):
         rows = tf.reshape(continues, [-1] + [1] * (len(leaf.shape) - 1))
@@ -185,13 +185,13 @@ def continued(memory: Any, continues: tf.Tensor) -> Any:
 
 
 def radius_of(model: LanguageModel, examples: int = 4) -> Callable[[Any], tf.Tensor]:
-    """Returns (batch) -> [examples] spectral radius of the cell's Jacobian at their equilibria."""
+    """Returns (batch) -> [examples], the spectral radius of the cell's Jacobian at their equilibria."""
 
     def radius(batch: Any) -> tf.Tensor:
         x = model.embed(batch[0][:examples])
         z = model.equilibrium(x, training=False)
         injected = model.cell.inject(x)
-        # From the same noise each time: a look draws no random number.
+        # The noise is always the same, so an inspection draws no random numbers.
         return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
 
     return radius

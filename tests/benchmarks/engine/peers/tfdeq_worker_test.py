@@ -19,14 +19,14 @@ def _worker(case, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "dense", "convolution"])
 def test_bound_and_explicit_layers_give_the_implicit_gradient(name, tmp_path, monkeypatch):
-    """Three ways to one gradient: implicit, the bound's own loop, and backpropagation."""
+    """The same gradient in three ways: implicitly, by the bound's own loop, and by backpropagation."""
     case = {**engine_cases.QUICK_CASES[name], "gain": 0.4}
     worker = _worker(case, tmp_path, monkeypatch)
     outputs = {
         solver: worker.probe(speed.variant(solver, "fixed", 60, 60))
         for solver in ("anderson", "bound", "explicit")
     }
-    outputs["explicit"].pop("u")  # towards every layer's e, not the last one's
+    outputs["explicit"].pop("u")  # with respect to every layer's e, not only the last one's
     assert max(worker.residuals(outputs["bound"]["z"], outputs["bound"]["u"])) < 1e-5
     assert speed.largest_difference(outputs["anderson"], outputs["bound"]) < 1e-4
     assert speed.largest_difference(outputs["bound"], outputs["explicit"]) < 1e-4
@@ -35,8 +35,8 @@ def test_bound_and_explicit_layers_give_the_implicit_gradient(name, tmp_path, mo
 @pytest.mark.slow
 def test_counts_are_those_of_the_cell_itself(tmp_path, monkeypatch):
     worker = _worker(engine_cases.QUICK_CASES["dense"], tmp_path, monkeypatch)
-    # One evaluation serves both linearisations of the bound, tfdeq writes two.
+    # One evaluation serves both linearisations of the bound; tfdeq makes two.
     assert worker.count(speed.variant("bound", "fixed", 7, 5)) == (8, 5)
     assert worker.count(speed.variant("broyden", "fixed", 7, 5)) == (9, 5)
-    # The start of explicit layers gets no gradient: a product less than layers.
+    # The start of explicit layers gets no gradient, so there is one product fewer than layers.
     assert worker.count(speed.variant("explicit", "fixed", 7, 5)) == (7, 6)

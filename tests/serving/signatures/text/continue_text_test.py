@@ -1,4 +1,4 @@
-"""`continue_text`: memory handed on from call to call, by examples of their own lengths."""
+"""`continue_text`: memory is passed from call to call, for examples of different lengths."""
 
 import functools
 
@@ -39,7 +39,7 @@ SETTINGS = {"tolerance", "max_steps"}
 CONVERGENCE = {"residual", "steps", "status"}
 
 
-# Calls, and in each of them the lengths of three examples, which come to the same in the end.
+# The lengths of three examples in each call; their sums are equal.
 CALLS = np.int32([[10, 6, 1], [1, 10, 6], [6, 1, 10]])
 
 
@@ -54,7 +54,7 @@ def any_served(request, served):
 
 
 def in_one_piece(model, text):
-    """Log likelihoods of a text after its first token, log p of the next one, and the memory."""
+    """Returns log likelihoods of a text after its first token, log p of the next one, and the memory."""
     found = model(text[None], memory=model.initial_memory(1))
     log_probabilities = tf.nn.log_softmax(found[0])[0].numpy()
     memory = named_memory(model, found[-1])
@@ -106,7 +106,7 @@ def test_padding_and_neighbours_do_not_matter(any_served):
         for other, place in ((together, row), (padded, 0)):
             assert other["steps"][place] == alone["steps"][0]
             assert other["status"][place] == alone["status"][0]
-            # Below the tolerance of 1e-6 residuals are all but rounding.
+            # Below the tolerance of 1e-6, residuals are mostly rounding.
             np.testing.assert_allclose(other["residual"][place], alone["residual"][0], atol=2e-7)
             assert not other["log_likelihood"][place, length:].any()
             np.testing.assert_allclose(
@@ -155,7 +155,7 @@ def test_a_memory_that_is_not_finite_is_invalid_and_harms_no_other(any_served, n
 
 
 def test_a_memory_that_overflows_harms_no_other(any_served):
-    """Finite, but of no use: whatever becomes of its own text is finite, and the others are as ever."""
+    """The memory is finite but useless: the answer to its own text is finite, and others do not change."""
     texts = np.repeat(TEXT[:1, :LENGTH], 3, axis=0)
     before = memory_in(any_served(texts[:, :3], [3] * 3))
     huge = {name: value.copy() for name, value in before.items()}

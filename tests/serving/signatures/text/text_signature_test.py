@@ -1,4 +1,4 @@
-"""What holds for every signature of the language models, by the registry."""
+"""Properties of all signatures of the language models in the registry."""
 
 import types
 
@@ -16,7 +16,7 @@ from tools import signature_table
 
 @pytest.fixture(scope="module")
 def model():
-    """One that has all of them."""
+    """A model with all signatures."""
     return equilibrium(span=4)
 
 
@@ -74,7 +74,7 @@ def test_the_documents_table_is_that_of_the_registry(monkeypatch):
     assert written == document, "python -m tools.signature_table"
 
     class Another(Step):
-        """What is added."""
+        """The added signature."""
 
         name = "another"
         models = "some"

@@ -1,4 +1,4 @@
-"""The served signatures of the language models: one class a file, each with all that belongs to it."""
+"""The served signatures of the language models, one class per file."""
 
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.signatures.text.continue_text import ContinueText
@@ -9,7 +9,7 @@ from tfdeq.serving.signatures.text.serving_default import ServingDefault
 from tfdeq.serving.signatures.text.step import Step
 from tfdeq.serving.signatures.text.text_signature import TextSignature
 
-# In the order in which cards and documents name them.
+# In the order of cards and documents.
 REGISTRY: dict[str, TextSignature] = {
     signature.name: signature
     for signature in (
@@ -24,10 +24,10 @@ REGISTRY: dict[str, TextSignature] = {
 
 
 def get(name: str) -> TextSignature:
-    """Returns the signature of a name.
+    """Returns the signature with a name.
 
     Raises:
-        ValueError: for an unknown name, naming the known ones.
+        ValueError: for an unknown name; the message lists the known ones.
     """
     if name not in REGISTRY:
         known = ", ".join(REGISTRY)
@@ -36,5 +36,5 @@ def get(name: str) -> TextSignature:
 
 
 def of(model: TokenModel) -> list[TextSignature]:
-    """Returns the signatures that a model has, in order."""
+    """Returns the signatures of a model, in order."""
     return [signature for signature in REGISTRY.values() if signature.fits(model)]

@@ -1,4 +1,4 @@
-"""`continue_text`: texts of any length, call by call, each with the memory that the last one returned."""
+"""`continue_text`: texts of any length in several calls, each with the memory from the last one."""
 
 import dataclasses
 from typing import Any
@@ -36,25 +36,25 @@ _TAKEN = (
 _RETURNED = "for the next call: the memory after the example's own last token"
 
 
-@dataclasses.dataclass(frozen=True)  # no tuple, which would be a nest itself
+@dataclasses.dataclass(frozen=True)  # not a tuple, which would be a nest itself
 class _Leaf:
-    """One tensor of a memory, as it is served."""
+    """One tensor of a memory, as served."""
 
     name: str
     spec: tf.TensorSpec  # [B, …], half precision as float32
-    dtype: tf.DType  # the model's own
+    dtype: tf.DType  # in the model
 
 
 class ContinueText(TextSignature):
-    """`serving_default` and `score` of texts that go on where an earlier call ended.
+    """`serving_default` and `score` for texts that continue where an earlier call ended.
 
-    The memory's tensors are inputs and outputs of the same names, such as `memory_key`: a client
-    feeds back what it received, call after call. Each example has its own memory, and gets the one
-    after its own last token, whatever it is padded with.
+    The memory's tensors are inputs and outputs with the same names, such as `memory_key`: a client
+    passes what it received to the next call. Each example has its own memory, and gets the one after
+    its own last token, independent of its padding.
 
-    An example whose memory cannot be used, or whose text cannot, is marked invalid and keeps the
-    memory that it came with; zeros, where that is not finite. So does one whose outputs are not
-    finite, which has the status NON_FINITE and outputs of 0.
+    An example with an invalid memory or text is marked as invalid and keeps its memory, or zeros if
+    that is not finite. The same holds for an example whose outputs are not finite; it has the status
+    NON_FINITE and zeros as outputs.
     """
 
     name = "continue_text"
@@ -81,13 +81,13 @@ class ContinueText(TextSignature):
         return _answer(model, _layout(model), given, solving)
 
     def invalid(self, output, given):
-        return given.get(output, 0)  # the memory that came
+        return given.get(output, 0)  # the memory in the request
 
     def warm_up_inputs(self, model, lengths):
         return empty_memory(model, len(lengths))
 
     def asked_inputs(self, model, count):
-        # After a text that is shorter than what the model remembers.
+        # After a text that is shorter than the model's memory.
         earlier = np.arange(3)[None] % model.vocabulary_size
         *_, memory = model(earlier, memory=model.initial_memory(1), training=False)
         return {
@@ -108,10 +108,10 @@ class ContinueText(TextSignature):
 
 
 def empty_memory(model: TokenModel, count: int) -> dict[str, np.ndarray]:
-    """Returns the memory of texts that begin, by the names that it is served under.
+    """Returns the memory at the beginning of texts, by served names.
 
     Args:
-        model: built, one that remembers. count: B.
+        model: a built model with a carried memory. count: B.
 
     Example:
         >>> from tfdeq.models import LanguageModel
@@ -127,7 +127,7 @@ def empty_memory(model: TokenModel, count: int) -> dict[str, np.ndarray]:
 
 
 def named_memory(model: TokenModel, memory: Any) -> dict[str, np.ndarray]:
-    """Returns a memory that the Keras model returned, by the names that it is served under."""
+    """Returns the Keras model's memory by served names."""
     leaves, values = keras.tree.flatten(_layout(model)), keras.tree.flatten(memory)
     return {
         leaf.name: tf.cast(value, leaf.spec.dtype).numpy()
@@ -136,14 +136,14 @@ def named_memory(model: TokenModel, memory: Any) -> dict[str, np.ndarray]:
 
 
 def model_memory(model: TokenModel, named: dict[str, Any]) -> Any:
-    """Returns the memory that the Keras model takes: what `named_memory` was made of."""
+    """Returns the memory for the Keras model, the inverse of `named_memory`."""
     layout = _layout(model)
     return keras.tree.map_structure(lambda leaf: tf.cast(named[leaf.name], leaf.dtype), layout)
 
 
 def _layout(model: TokenModel) -> Any:
-    """The memory's structure, of `_Leaf`."""
-    with tf.init_scope():  # not into the graph that is traced
+    """Returns the memory's structure as a nest of `_Leaf`."""
+    with tf.init_scope():  # outside the graph being traced
         empty = model.initial_memory(1)
     leaves = []
     for path, value in keras.tree.flatten_with_path(empty):
@@ -192,7 +192,7 @@ def _answer(model, layout, given, solving: Solving) -> dict[str, tf.Tensor]:
 
 
 def _finite_rows(tensors: dict[str, tf.Tensor]) -> tf.Tensor:
-    """[B]: whether all of an example's numbers are finite."""
+    """[B]: whether all numbers of an example are finite."""
     floating = [value for value in tensors.values() if value.dtype.is_floating]
     rows = [
         tf.reduce_all(tf.math.is_finite(value), axis=range(1, value.shape.rank))
@@ -202,7 +202,7 @@ def _finite_rows(tensors: dict[str, tf.Tensor]) -> tf.Tensor:
 
 
 def _possible_rows(model: TokenModel, memory: dict[str, tf.Tensor]) -> tf.Tensor:
-    """[B]: whether a memory's whole numbers, how many places are taken, can be."""
+    """[B]: whether a memory's integers, the numbers of filled places, are valid."""
     part = model.network if model.equilibrium is None else model.cell
     most = (getattr(part, "span", None) or tf.int32.max) - 1
     rows = tf.fill(tf.shape(next(iter(memory.values())))[:1], True)

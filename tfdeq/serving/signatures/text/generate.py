@@ -1,4 +1,4 @@
-"""`generate`: new tokens after a text, one after the other."""
+"""`generate`: new tokens after a text, one after another."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,7 +9,7 @@ from tfdeq.serving.signatures.signature import CONVERGENCE, INVALID, budget
 from tfdeq.serving.signatures.text.text_signature import Input, TextSignature
 from tfdeq.serving.signatures.text_requests import checked, marked
 
-_NEW_TOKENS = 6  # that verification asks for
+_NEW_TOKENS = 6  # in verification requests
 _SAMPLING = {
     "max_new_tokens": "[B] int32: tokens to add at most; not > 0: as many as the model has room for.",
     "temperature": "[B] float32: divides the logits; not > 0: the likeliest token, always.",
@@ -28,7 +28,7 @@ SAMPLING_SPECS = {
 
 
 def greedy(count: int, max_new_tokens: int) -> dict[str, np.ndarray]:
-    """Returns inputs of `generate` for `count` prompts: the likeliest tokens, and no stop token."""
+    """Returns inputs of `generate` for `count` prompts: the most likely tokens, without a stop token."""
     given = {"max_new_tokens": max_new_tokens, "stop_token": -1}
     return {
         name: np.full([count], given.get(name, 0), spec.dtype.as_numpy_dtype)
@@ -37,7 +37,7 @@ def greedy(count: int, max_new_tokens: int) -> dict[str, np.ndarray]:
 
 
 class Generate(TextSignature):
-    """New tokens, each from a solve of its own position alone."""
+    """New tokens, each from a solve of only its own position."""
 
     name = "generate"
     models = "equilibria of a `TransformerCell`, or of a cell that remembers"
@@ -87,7 +87,7 @@ class Generate(TextSignature):
         return {"tokens": -1, "finish": INVALID}.get(output, 0)
 
     def warm_up_inputs(self, model, lengths):
-        # Two new tokens warm the loop.
+        # Two new tokens are enough to warm up the loop.
         count = len(lengths)
         return {
             "max_new_tokens": np.full([count], 2, np.int32),

@@ -6,7 +6,7 @@ from tfdeq.serving.signatures.signature import CONVERGENCE
 from tfdeq.serving.signatures.text.text_signature import TextSignature
 from tfdeq.serving.signatures.text_requests import checked, log_likelihood, solve
 
-# Numbers of the log probabilities of one call of the Keras model: 64 MiB.
+# Largest number of log probabilities in one call of the Keras model: 64 MiB.
 _MOST_VALUES = 2**24
 
 
@@ -36,7 +36,7 @@ class Score(TextSignature):
         return found
 
     def references(self, keras_model, inputs):
-        """Of texts that fill the request, as many of them together as memory allows."""
+        """Computes texts without padding together, as many as memory allows."""
         length = inputs["tokens"].shape[1]
         if (inputs["lengths"] != length).any():
             return super().references(keras_model, inputs)

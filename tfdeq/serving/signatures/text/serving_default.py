@@ -13,8 +13,8 @@ from tfdeq.serving.signatures.text_requests import (
 class ServingDefault(TextSignature):
     """The distribution of the next token.
 
-    Of the last position alone: all positions' distributions, [B, T, V], soon exceed the 4 MiB that
-    gRPC clients receive.
+    It is returned only for the last position: the distributions of all positions, [B, T, V], could
+    exceed the 4 MiB limit of gRPC clients.
     """
 
     name = "serving_default"

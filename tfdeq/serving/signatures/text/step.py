@@ -1,4 +1,4 @@
-"""`step`: for texts that grow or change little, whose solve starts from their last equilibrium."""
+"""`step`: for texts that grow or change a little, whose solve starts from the last equilibrium."""
 
 import numpy as np
 import tensorflow as tf
@@ -58,7 +58,7 @@ class Step(TextSignature):
         return {"equilibrium_lengths": lengths}
 
     def asked_inputs(self, model, count):
-        # Shorter than the text, as a stream's last equilibrium is.
+        # Shorter than the text, like a stream's last equilibrium.
         start = np.random.default_rng(0).normal(size=[1, 3, model.state_width])
         return {
             "equilibrium": np.repeat(start.astype(np.float32), count, axis=0),
@@ -79,7 +79,7 @@ class Step(TextSignature):
 
 
 def _start(text: Text, equilibrium: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-    """A start [B, T', d] from the given positions of a last equilibrium; 0 behind them."""
+    """Returns a start [B, T', d] from the given positions of a last equilibrium, and 0 after them."""
     width = tf.shape(text.tokens)[1]
     given = tf.sequence_mask(lengths, tf.shape(equilibrium)[1])
     equilibrium = tf.where(given[:, :, None], equilibrium, 0.0)

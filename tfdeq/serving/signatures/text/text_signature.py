@@ -1,4 +1,4 @@
-"""A served signature of the language models: all that is to be known of it, as one object."""
+"""The base class of the language models' served signatures."""
 
 import abc
 import re
@@ -23,31 +23,31 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Input(NamedTuple):
-    """A tensor that a signature takes beside text and settings."""
+    """A tensor that a signature takes in addition to text and settings."""
 
-    spec: tf.TensorSpec  # with its name; [B, …], B not known
+    spec: tf.TensorSpec  # with its name; [B, …], B unknown
     meaning: str
 
 
 class Reading(NamedTuple):
-    """What the Keras model says of one text."""
+    """The Keras model's results for one text."""
 
-    log_probabilities: np.ndarray  # [T, V], natural log: of the token after each
-    z: np.ndarray | None  # [T, d], the states; None of a model in which nothing is solved
-    convergence: dict[str, np.ndarray]  # residual, steps, status: []
-    memory: Any  # after the text, a nest of [1, …]; None where none was given
+    log_probabilities: np.ndarray  # [T, V], natural logarithms, for the token after each
+    z: np.ndarray | None  # [T, d], the states; None for a model without solves
+    convergence: dict[str, np.ndarray]  # residual, steps, status: scalars
+    memory: Any  # after the text, a nest of [1, …]; None if none was given
 
     def log_likelihood(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns log p [T] float32 of each of the tokens [T], given those before; 0 of the first."""
+        """Returns log p [T] float32 of each of the tokens [T], given those before; 0 for the first."""
         found = np.zeros(len(tokens), np.float32)
         found[1:] = self.log_probabilities[np.arange(len(tokens) - 1), tokens[1:]]
         return found
 
 
 class KerasReader(Protocol):
-    """The Keras model that a version is compared with, as `reference` may ask it.
+    """The interface through which `reference` uses the Keras model that a version is compared with.
 
-    A request's `tolerance` and `max_steps` are kept as the meanings of the signatures promise.
+    A request's `tolerance` and `max_steps` have the meanings that the signatures document.
     """
 
     model: TokenModel
@@ -58,37 +58,38 @@ class KerasReader(Protocol):
         """Reads texts of equal length.
 
         Args:
-            given: `tokens` [N, T], `tolerance` [N] and `max_steps` [N]; more is ignored.
-            start: [1, T, d], where the solve of one text starts.
-            memory: what one text goes on after, as the model takes it.
+            given: `tokens` [N, T], `tolerance` [N] and `max_steps` [N]; others are ignored.
+            start: [1, T, d], start of the solve of one text.
+            memory: the carried memory before one text, as the model takes it.
         """
 
     def generate(self, given: Arrays) -> dict[str, np.ndarray]:
-        """Goes on from one text: name -> value of each field of `tfdeq.models.generate`'s answer.
+        """Continues one text; returns name -> value for each field of `tfdeq.models.generate`'s result.
 
         Args:
-            given: `tokens` [1, T], and of the inputs of `generate` [1] those that are to be other
-                than greedy.
+            given: `tokens` [1, T], and those inputs of `generate` [1] that differ from greedy
+                generation.
         """
 
 
 class TextSignature(abc.ABC):
-    """What language models are served by, of one name.
+    """A served signature of the language models.
 
-    Takes `tokens`, `lengths`, `tolerance` and `max_steps` (see `TEXT` and `SETTINGS`), and what
-    `inputs` names besides. Every tensor has the batch in dimension 0, and an example's answer depends
-    neither on its neighbours nor on how far and with what it is padded.
+    It takes `tokens`, `lengths`, `tolerance` and `max_steps` (see `TEXT` and `SETTINGS`), and the
+    additional `inputs`. Every tensor has the batch in dimension 0, and an example's answer depends
+    neither on its neighbours nor on its padding.
 
-    To add one, write a class in a file of this folder and its line in `REGISTRY`. From there on models
-    that it `fits` are exported with it, the card describes it, warm-up records ask it at each batch
-    size, and `verify` compares both runtimes' answers with `reference`, with other settings, padding,
-    neighbours and invalid rows too. `python -m tools.signature_table` writes the table of
-    docs/serving.md, in which the first line of the class's docstring says what it is.
+    To add one, write a class in a file of this folder and add it to `REGISTRY`. Then models that it
+    `fits` are exported with it, the card describes it, warm-up records call it at each batch size, and
+    `verify` compares both runtimes' answers with `reference`, including other settings, padding,
+    neighbours and invalid rows. `python -m tools.signature_table` writes the table in docs/serving.md,
+    which describes the signature by the first line of the class's docstring.
 
     Attributes:
-        name: that clients ask for.
-        models: which models have it, in words; for the documents.
-        one_solve: whether an answer's steps are those of one solve, which a request's max_steps ends.
+        name: the name that clients use.
+        models: description of the models that have it, for the documents.
+        one_solve: whether an answer's steps are those of a single solve, limited by the request's
+            max_steps.
     """
 
     name: ClassVar[str]
@@ -100,43 +101,43 @@ class TextSignature(abc.ABC):
         return True
 
     def inputs(self, model: TokenModel) -> Sequence[Input]:
-        """What it takes beside text and settings. Default: nothing.
+        """The inputs in addition to text and settings. Default: none.
 
-        Where two signatures name an input alike, it is the same one.
+        If two signatures have an input with the same name, it is the same input.
         """
         return ()
 
     @abc.abstractmethod
     def outputs(self, model: TokenModel) -> dict[str, str]:
-        """Meanings of what it returns, by name; `residual`, `steps` and `status` among them."""
+        """Meanings of the outputs by name, including `residual`, `steps` and `status`."""
 
     @abc.abstractmethod
     def answer(
         self, model: TokenModel, given: Mapping[str, tf.Tensor], solving: Solving
     ) -> dict[str, tf.Tensor]:
-        """What it returns, of TensorFlow operations only; called in a graph, for inference.
+        """Returns the outputs, computed by TensorFlow operations only; called in a graph, for inference.
 
         Examples that cannot be answered (see `text_requests.checked`) are marked by their status, and
-        the others of the batch are answered.
+        the others in the batch are answered.
 
         Args:
             given: all inputs by name.
-            solving: how the version solves.
+            solving: the version's settings for solves.
         """
 
     def taken(self, model: TokenModel) -> str:
-        """What it takes beside text and settings, for the documents: `inputs` by name and shape."""
+        """The inputs in addition to text and settings, with shapes, for the documents."""
         return _in_words({each.spec.name: each.meaning for each in self.inputs(model)})
 
     def returned(self, model: TokenModel) -> str:
-        """What it returns beside convergence, for the documents: `outputs` by name and shape."""
+        """The outputs in addition to convergence, with shapes, for the documents."""
         outputs = self.outputs(model)
         return _in_words({name: outputs[name] for name in outputs if name not in CONVERGENCE})
 
     def invalid(self, output: str, given: Arrays) -> np.ndarray | float:
-        """What examples that cannot be answered get as an output of this signature's own. Default: 0.
+        """Returns an output's value for examples that cannot be answered. Default: 0.
 
-        Not asked of `log_probabilities`, `residual`, `steps` and `status`.
+        Not called for `log_probabilities`, `residual`, `steps` and `status`.
 
         Args:
             given: the request's inputs.
@@ -147,29 +148,29 @@ class TextSignature(abc.ABC):
         return 0
 
     def warm_up_inputs(self, model: TokenModel, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        """Those of `inputs` for warm-up records of texts of these lengths [N]. Default: none.
+        """Returns values of `inputs` for warm-up records of texts with these lengths [N]. Default: none.
 
-        Inputs of one number an example that are not named are 0; an input that `encode` returns is
-        what it returns for the texts.
+        Missing inputs with one number per example are 0; an input that is an output of `encode` is
+        computed by it for the texts.
         """
         return {}
 
     def asked_inputs(self, model: TokenModel, count: int) -> dict[str, np.ndarray]:
-        """`inputs` for what verification asks of `count` examples, the same for each. Default: none."""
+        """Returns values of `inputs` for verification requests of `count` equal examples. Default: none."""
         return {}
 
     @abc.abstractmethod
     def reference(self, keras_model: KerasReader, given: Arrays) -> dict[str, np.ndarray]:
-        """What the Keras model answers to one example: each output without its batch dimension.
+        """Returns the Keras model's answer to one example: each output without its batch dimension.
 
-        What an output of the server is longer by must be zeros.
+        If an output of the server is longer, the rest must be zeros.
 
         Args:
-            given: all inputs [1, …]; the tokens are those of the text alone, without padding.
+            given: all inputs [1, …]; the tokens are those of the text, without padding.
         """
 
     def references(self, keras_model: KerasReader, inputs: Arrays) -> list[dict[str, np.ndarray]]:
-        """What the Keras model answers to a request's examples, each alone and unpadded."""
+        """Returns the Keras model's answers to a request's examples, each alone and without padding."""
         found = []
         for row, length in enumerate(inputs["lengths"]):
             given = {name: value[row : row + 1] for name, value in inputs.items()}
@@ -178,12 +179,12 @@ class TextSignature(abc.ABC):
         return found
 
     def traced(self, model: TokenModel, solving: Solving, jit_compile: bool = False) -> Signature:
-        """The signature of a built model, as it is served."""
+        """Returns the signature of a built model, as it is served."""
 
         def function(**given):
             return self.answer(model, given, solving)
 
-        function.__name__ = self.name  # what the graph's functions are called
+        function.__name__ = self.name  # the name of the graph's functions
         further = self.inputs(model)
         specs = {**TEXT_SPECS, **SETTING_SPECS, **{each.spec.name: each.spec for each in further}}
         meanings = {**TEXT, **SETTINGS, **{each.spec.name: each.meaning for each in further}}
@@ -191,7 +192,7 @@ class TextSignature(abc.ABC):
 
 
 def _in_words(meanings: Mapping[str, str]) -> str:
-    """Tensors by name, with their shapes where they are more than one number an example."""
+    """Returns the names of tensors, with shapes if they have more than one number per example."""
     found = []
     for name, meaning in meanings.items():
         shape = re.match(r"\[B, .*?\]", meaning)
