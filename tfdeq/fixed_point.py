@@ -71,8 +71,8 @@ def fixed_point(
             there; adjoints that differentiate the whole solve do not support this. Solvers that use products
             with the Jacobian solve once more for each. None: no such states.
         trace: whether the solution's `trace` keeps the residual of every iterate, for plots.
-        batched_args: positions in args of the arguments that have a row for each sample: leaves [B,
-            ...], or [1, ...] for values that all samples share. If given, and outside of XLA,
+        batched_args: positions in args of the arguments that have a row for each sample: leaves
+            [B, ...], or [1, ...] for values that all samples share. If given, and outside of XLA,
             samples that have converged leave the batch. A batch then costs about the sum of its
             samples' steps, instead of its size times the largest number of steps. Also, a sample
             with NaN or infinity in one of these arguments is NON_FINITE, whatever f returns. None:
