@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from tfdeq.cell_calls.scoped_call import own_unless_positive
 from tfdeq.cells.transformer import TransformerCell
-from tfdeq.models.language_model import LanguageModel
 from tfdeq.models.sampling import sample
+from tfdeq.models.token_model import TokenModel
 from tfdeq.solve_scope import SolveScope
 
 # Why a text ended.
@@ -53,7 +53,7 @@ class _State(NamedTuple):
 
 
 def generate(
-    model: LanguageModel,
+    model: TokenModel,
     tokens: Any,
     lengths: Any = None,
     *,
@@ -98,13 +98,14 @@ def generate(
 
     Example:
         >>> import tfdeq
-        >>> model = LanguageModel(11, sequence_length=8, cell=tfdeq.cells.TransformerCell(8, 2, 8))
+        >>> cell = tfdeq.cells.TransformerCell(8, 2, 8)
+        >>> model = tfdeq.models.LanguageModel(11, sequence_length=8, cell=cell)
         >>> model.build((None, 8))
         >>> generate(model, [[1, 2, 3]], max_new_tokens=2).lengths.numpy().tolist()
         [2]
     """
     if not can_generate(model):
-        raise ValueError(_refusal(model))
+        raise ValueError(refusal(model))
     tokens = tf.cast(tokens, tf.int32)[:, : model.sequence_length]
     batch = tf.shape(tokens)[:1]
 
@@ -152,8 +153,8 @@ def can_generate(model: Any) -> bool:
     return _has_places(model) or model.remembers
 
 
-def _refusal(model: Any) -> str:
-    """Why `generate` does not work for a model."""
+def refusal(model: Any) -> str:
+    """Returns why `generate` does not work for a model."""
     if getattr(model, "equilibrium", None) is None:
         return f"model must be a tfdeq.models.LanguageModel; received {type(model).__name__}."
     if model.explicit_steps:
@@ -167,7 +168,7 @@ def _refusal(model: Any) -> str:
     )
 
 
-def _has_places(model: LanguageModel) -> bool:
+def _has_places(model: TokenModel) -> bool:
     """Whether the past has a place for each position, and not what the last segment handed on."""
     return isinstance(model.cell, TransformerCell)
 
@@ -183,7 +184,7 @@ def _draws(seed: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def _after_prompt(
-    model: LanguageModel,
+    model: TokenModel,
     tokens: tf.Tensor,
     lengths: tf.Tensor,
     settings: _Settings,
@@ -226,7 +227,7 @@ def _after_prompt(
     )
 
 
-def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _State:
+def _after_token(model: TokenModel, state: _State, settings: _Settings) -> _State:
     """Solves the position of the token drawn last, for those who go on, and draws the next."""
     going = state.finish < 0
     x, z0 = model.embedding(state.token), state.z
@@ -260,7 +261,7 @@ def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _S
     )
 
 
-def _grown(model: LanguageModel, state: _State, kept: Any) -> Any:
+def _grown(model: TokenModel, state: _State, kept: Any) -> Any:
     """The past with what is kept of the position that was solved last."""
     if not _has_places(model):
         return tf.nest.map_structure(
@@ -278,7 +279,7 @@ def _with_row(past: tf.Tensor, place: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.tensor_scatter_nd_update(past, indices, row), past.shape)
 
 
-def _drawn(model: LanguageModel, state: _State, settings: _Settings) -> _State:
+def _drawn(model: TokenModel, state: _State, settings: _Settings) -> _State:
     """Draws a token after the last equilibrium, and ends the texts that it ends."""
     going = state.finish < 0
     token = sample(

@@ -10,11 +10,12 @@ from keras import ops
 from tfdeq.layer import DEQLayer
 from tfdeq.models.adaptive_embedding import AdaptiveEmbedding
 from tfdeq.models.adaptive_softmax import AdaptiveSoftmax
+from tfdeq.models.presets import FromPreset
 from tfdeq.models.row_chunks import chunked
 from tfdeq.solvers.solver import require_integer, require_positive_integer
 
 
-class TokenModel(keras.Model):
+class TokenModel(FromPreset, keras.Model):
     """Embedding -> what a subclass makes of it -> norm -> next-token logits.
 
     A subclass has a `call`, and says by `remembers` whether segments have a carried memory.
@@ -22,6 +23,8 @@ class TokenModel(keras.Model):
     Attributes:
         equilibrium: the `tfdeq.DEQLayer` that makes the states; None: an explicit network does.
         explicit_steps: > 0: its cell is applied so often instead of solved for.
+        tokenizer: a `tfdeq.models.Tokenizer`, which presets save and `LanguageModel.generate` uses; None:
+            the model reads token ids alone.
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.
