@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import tomllib
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from tfdeq.models import (
     presets,
 )
 
+ROOT = pathlib.Path(__file__).absolute().parents[2]
 SHIPPED = "tfdeq_bytes_small"
 WORDS = [f"w{number}" for number in range(11)]
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 7)).astype(np.int32)
@@ -244,6 +246,13 @@ class TestShipped:
         assert f"{metadata['test']['bits_per_byte']:.3f} bits per byte" in readme
         assert f"{metadata['parameter_count']:,} parameters" in readme
         assert f"--output=tfdeq/models/shipped/{SHIPPED}" in readme
+
+    def test_an_installation_has_all_of_it(self):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        globs = project["tool"]["setuptools"]["package-data"]["tfdeq.models"]
+        package = presets.SHIPPED.parent
+        taken = {path for pattern in globs for path in package.glob(pattern) if path.is_file()}
+        assert taken == {path for path in presets.SHIPPED.rglob("*") if path.is_file()}
 
     def test_a_name_goes_before_a_folder(self, tmp_path, monkeypatch):
         _reasoner().save_to_preset(tmp_path / SHIPPED)
