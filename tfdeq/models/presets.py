@@ -11,7 +11,6 @@ import keras
 
 from tfdeq.models.tokenizers import Tokenizer
 from tfdeq.programs.paths import expanded
-from tfdeq.programs.whole_folder import write_whole
 from tfdeq.version import __version__
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -90,6 +89,9 @@ class FromPreset:
             FileExistsError: there is a folder already; with overwrite: one that is no preset.
             OSError: it cannot be written.
         """
+        # Here, since it needs a POSIX system, and what loads and trains a model does not.
+        from tfdeq.programs.whole_folder import write_whole
+
         if not self.built:
             raise ValueError(
                 f"{self.name!r} has no weights yet. Call it, or build it with the shape of its input, before "
