@@ -127,6 +127,15 @@ def test_a_run_from_training_to_verification(binaries, folder):
     assert "Test bits" in _run([binaries / "tfdeq-report", "run"], folder)
 
 
+def test_text_from_the_preset_that_comes_with_it(binaries, folder):
+    code = (
+        "import tfdeq\n"
+        'model = tfdeq.models.LanguageModel.from_preset("tfdeq_bytes_small")\n'
+        'print(model.generate("def "))'
+    )
+    assert _run([binaries / "python", "-P", "-c", code], folder).startswith("def ")
+
+
 @pytest.mark.parametrize("block", _blocks())
 def test_the_documents_python(block, binaries, folder):
     trains = ["--workdir=own", "--train_steps=20", "--evaluate_every=10"]

@@ -24,6 +24,11 @@ LAYERS = (
         "tfdeq.numerics.xla",
         "tfdeq.cell_calls.batch_part",
         "tfdeq.cell_calls.call_time",
+        # Files written whole or not at all; models save themselves with them.
+        "tfdeq.programs.paths",
+        "tfdeq.programs.preemption",
+        "tfdeq.programs.whole_folder",
+        "tfdeq.programs.workdir",
     ),
     (
         "tfdeq.rows",

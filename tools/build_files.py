@@ -15,7 +15,7 @@ NAME_test.py a py_test, and a module with a `__main__` block also a py_binary NA
   are complete.
 - `data` are the modules that a file runs by name or by path: a string that is a dotted module name
   ("trainers.language_model", for `python -m`) or a file in the same folder ("runtime.py"); and C++
-  sources in the same folder that it mentions.
+  sources, and folders without Python ("shipped"), in the same folder that it mentions.
 
 Packages from pip come from the Python interpreter that Bazel finds first on PATH.
 """
@@ -42,7 +42,10 @@ RULES = "@rules_python//python:defs.bzl"
 HEADER = '"""Written by `python -m tools.build_files` from the imports."""\n'
 PACKAGE = 'package(default_visibility = ["//visibility:public"])\n'
 SOURCES = 'filegroup(\n    name = "sources",\n    srcs = glob(["*.py", "presets/*.flags"]) + ["BUILD"],\n)\n'
-EXTRAS = {"tools": 'exports_files(["pytest_runner.py"])\n'}
+EXTRAS = {
+    "tools": 'exports_files(["pytest_runner.py"])\n',
+    "tfdeq/models": 'filegroup(\n    name = "shipped",\n    srcs = glob(["shipped/**"]),\n)\n',
+}
 
 
 def folders() -> list[str]:
@@ -103,13 +106,15 @@ def runs(module: str) -> set[str]:
 
 
 def reads(module: str) -> list[str]:
-    """Returns the C++ sources in a module's folder that it mentions."""
+    """Returns the C++ sources, and the filegroups of `EXTRAS`, in a module's folder that it mentions."""
     folder = source(module).parent
-    return sorted(
-        text
-        for text in _facts(module).every_string
-        if re.fullmatch(r"\w+\.cc", text) and (folder / text).is_file()
-    )
+    extras = EXTRAS.get(folder.relative_to(ROOT).as_posix(), "")
+    strings = _facts(module).every_string
+    sources = [
+        text for text in strings if re.fullmatch(r"\w+\.cc", text) and (folder / text).is_file()
+    ]
+    groups = [f":{text}" for text in strings if f'filegroup(\n    name = "{text}"' in extras]
+    return sorted(sources + groups)
 
 
 def label(module: str, folder: str) -> str:

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from tfdeq.cell_calls.scoped_call import own_unless_positive
 from tfdeq.cells.transformer import TransformerCell
-from tfdeq.models.language_model import LanguageModel
 from tfdeq.models.sampling import sample
+from tfdeq.models.token_model import TokenModel
 from tfdeq.solve_scope import SolveScope
 
 # The reasons why a text ended.
@@ -53,7 +53,7 @@ class _State(NamedTuple):
 
 
 def generate(
-    model: LanguageModel,
+    model: TokenModel,
     tokens: Any,
     lengths: Any = None,
     *,
@@ -99,13 +99,14 @@ def generate(
 
     Example:
         >>> import tfdeq
-        >>> model = LanguageModel(11, sequence_length=8, cell=tfdeq.cells.TransformerCell(8, 2, 8))
+        >>> cell = tfdeq.cells.TransformerCell(8, 2, 8)
+        >>> model = tfdeq.models.LanguageModel(11, sequence_length=8, cell=cell)
         >>> model.build((None, 8))
         >>> generate(model, [[1, 2, 3]], max_new_tokens=2).lengths.numpy().tolist()
         [2]
     """
     if not can_generate(model):
-        raise ValueError(_refusal(model))
+        raise ValueError(refusal(model))
     tokens = tf.cast(tokens, tf.int32)[:, : model.sequence_length]
     batch = tf.shape(tokens)[:1]
 
@@ -153,7 +154,7 @@ def can_generate(model: Any) -> bool:
     return _has_places(model) or model.remembers
 
 
-def _refusal(model: Any) -> str:
+def refusal(model: Any) -> str:
     """Returns why `generate` does not work for a model."""
     if getattr(model, "equilibrium", None) is None:
         return f"model must be a tfdeq.models.LanguageModel; received {type(model).__name__}."
@@ -168,7 +169,7 @@ def _refusal(model: Any) -> str:
     )
 
 
-def _has_places(model: LanguageModel) -> bool:
+def _has_places(model: TokenModel) -> bool:
     """Whether the past has a place for each position, rather than the memory of the last segment."""
     return isinstance(model.cell, TransformerCell)
 
@@ -184,7 +185,7 @@ def _draws(seed: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def _after_prompt(
-    model: LanguageModel,
+    model: TokenModel,
     tokens: tf.Tensor,
     lengths: tf.Tensor,
     settings: _Settings,
@@ -227,7 +228,7 @@ def _after_prompt(
     )
 
 
-def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _State:
+def _after_token(model: TokenModel, state: _State, settings: _Settings) -> _State:
     """Solves the position of the last drawn token, for texts that have not ended, and draws the next."""
     going = state.finish < 0
     x, z0 = model.embedding(state.token), state.z
@@ -261,7 +262,7 @@ def _after_token(model: LanguageModel, state: _State, settings: _Settings) -> _S
     )
 
 
-def _grown(model: LanguageModel, state: _State, kept: Any) -> Any:
+def _grown(model: TokenModel, state: _State, kept: Any) -> Any:
     """Returns the past including the last solved position."""
     if not _has_places(model):
         return tf.nest.map_structure(
@@ -279,7 +280,7 @@ def _with_row(past: tf.Tensor, place: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.tensor_scatter_nd_update(past, indices, row), past.shape)
 
 
-def _drawn(model: LanguageModel, state: _State, settings: _Settings) -> _State:
+def _drawn(model: TokenModel, state: _State, settings: _Settings) -> _State:
     """Draws a token from the last equilibrium, and marks the texts that end with it."""
     going = state.finish < 0
     token = sample(

@@ -1,5 +1,6 @@
 """A causal language model whose depth is an equilibrium."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ from keras import ops
 
 from tfdeq import adjoints, solvers
 from tfdeq.layer import DEQLayer
+from tfdeq.models.text_generation import TextGenerator
 from tfdeq.models.token_model import TokenModel
 from tfdeq.solution import Solution
 
@@ -96,6 +98,7 @@ class LanguageModel(TokenModel):
             dtype=self.dtype_policy,
             name="equilibrium",
         )
+        self._text_generator: TextGenerator | None = None  # made when it is first needed
 
     @property
     def explicit_steps(self) -> int:
@@ -163,6 +166,58 @@ class LanguageModel(TokenModel):
             past = self.cell.remember(ops.stop_gradient(z), self.cell.inject(x))
             results.append(keras.tree.map_structure(ops.stop_gradient, past))
         return results[0] if len(results) == 1 else tuple(results)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        strip_prompt: bool = False,
+        max_new_tokens: Any = 0,
+        temperature: Any = 0.0,
+        top_k: Any = 0,
+        top_p: Any = 0.0,
+        stop_token: Any = -1,
+        seed: Any = 0,
+        tolerance: Any = 0.0,
+        max_steps: Any = 0,
+    ) -> str | list[str]:
+        """Continues texts, by the model's `tokenizer` and `tfdeq.models.generate`.
+
+        The first call traces a graph, which takes a few seconds; later calls use it.
+
+        Args:
+            prompts: a text, or a list of B texts, each of 1 … sequence_length − 1 tokens.
+            strip_prompt: return only what follows the prompts. Default: with the prompts.
+            max_new_tokens, temperature, top_k, top_p, stop_token, seed, tolerance, max_steps: scalars or
+                [B], see `tfdeq.models.generate`. Default: the most likely tokens, as many as
+                sequence_length allows.
+
+        Returns:
+            The text, or a list of texts.
+
+        Raises:
+            TypeError: prompts that are no text.
+            ValueError: a model without a tokenizer, or one that cannot generate; a prompt that is empty,
+                too long, or has words that the tokenizer does not know.
+
+        Example:
+            >>> model = LanguageModel.from_preset("tfdeq_bytes_small")
+            >>> model.generate("def ", max_new_tokens=4).startswith("def ")
+            True
+        """
+        if self._text_generator is None:
+            self._text_generator = TextGenerator(self)
+        settings = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "stop_token": stop_token,
+            "seed": seed,
+            "tolerance": tolerance,
+            "max_steps": max_steps,
+        }
+        return self._text_generator(prompts, strip_prompt, settings)
 
     def compute_output_spec(
         self, tokens, targets=None, memory=None, iterates=None, return_solution=False, **kwargs

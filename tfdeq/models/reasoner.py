@@ -8,11 +8,12 @@ from keras import ops
 from tfdeq import adjoints, solvers
 from tfdeq.cells.linear import checked_scale, linear, norm
 from tfdeq.layer import DEQLayer
+from tfdeq.models.presets import FromPreset
 from tfdeq.solvers.solver import require_positive_integer
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")
-class Reasoner(keras.Model):
+class Reasoner(FromPreset, keras.Model):
     """Embedding -> `DEQLayer` of a cell -> norm -> logits at every place.
 
     It is made for puzzles: the input is the content of each place, the output is the answer at each
@@ -212,5 +213,6 @@ class Reasoner(keras.Model):
     def from_config(cls, config):
         config = dict(config)
         for name in ("cell", "solver", "adjoint"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
+            if isinstance(config[name], dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)

@@ -10,11 +10,12 @@ from keras import ops
 from tfdeq.layer import DEQLayer
 from tfdeq.models.adaptive_embedding import AdaptiveEmbedding
 from tfdeq.models.adaptive_softmax import AdaptiveSoftmax
+from tfdeq.models.presets import FromPreset
 from tfdeq.models.row_chunks import chunked
 from tfdeq.solvers.solver import require_integer, require_positive_integer
 
 
-class TokenModel(keras.Model):
+class TokenModel(FromPreset, keras.Model):
     """Embedding -> the computation of a subclass -> norm -> next-token logits.
 
     A subclass defines `call`, and `remembers`: whether segments have a carried memory.
@@ -22,6 +23,8 @@ class TokenModel(keras.Model):
     Attributes:
         equilibrium: the `tfdeq.DEQLayer` that computes the states; None for an explicit network.
         explicit_steps: if > 0, its cell is applied this many times instead of solving.
+        tokenizer: a `tfdeq.models.Tokenizer`, which presets save and `LanguageModel.generate` uses; None if
+            the model reads only token ids.
 
     Args:
         vocabulary_size: V, token ids are 0 … V − 1.

@@ -19,6 +19,7 @@ SCRIPTS = {
     "trainers.report": "tfdeq-report",
     "export.saved_model": "tfdeq-export",
     "export.verify": "tfdeq-verify",
+    "export.preset": "tfdeq-preset",
     "export.serving_config": "tfdeq-serving-config",
     "export.client": "tfdeq-client",
     "export.load_test": "tfdeq-load-test",

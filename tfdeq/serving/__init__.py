@@ -17,10 +17,19 @@ _PLACES = {
     "encode_text": "client.model_client",
     "export": "versions.saved_model",
     "load_model": "versions.loading",
+    "preset_from_run": "kinds.run_preset",
     "verify": "verification.verify",
 }
 
-__all__ = ["Client", "decode_text", "encode_text", "export", "load_model", "verify"]
+__all__ = [
+    "Client",
+    "decode_text",
+    "encode_text",
+    "export",
+    "load_model",
+    "preset_from_run",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tests.support import ending_cases as cases
 from tests.support.disk_cases import MAY_NOT_MOUNT, put_on_a_disk
+from tfdeq.programs import whole_folder
 from tfdeq.serving.versions import publishing, saved_model
 
 # what is being written -> the function that starts it
@@ -110,7 +111,7 @@ def test_a_rename_that_fails_is_one_line(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publishing, "_rename_to_free_name", full)
+    monkeypatch.setattr(whole_folder, "rename_to_free_name", full)
     with pytest.raises(
         OSError, match="1 cannot be written: No space left on device. Free some space"
     ):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tfdeq.programs import whole_folder
 from tfdeq.serving.versions import publishing
 
 ROOT = pathlib.Path(__file__).absolute().parents[3]
@@ -150,7 +151,7 @@ def test_number_that_is_taken_meanwhile_gives_way_to_the_next(tmp_path):
 @pytest.mark.parametrize("call", [True, False])
 def test_a_rename_never_replaces_an_empty_folder(tmp_path, monkeypatch, call):
     if not call:  # as on a file system without renameat2's flag: a folder with content is refused
-        monkeypatch.setattr(publishing, "_rename_to_free_name", lambda source, target: False)
+        monkeypatch.setattr(whole_folder, "rename_to_free_name", lambda source, target: False)
     (tmp_path / "1").mkdir()
     if not call:
         (tmp_path / "1" / "content").write_text("")

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfdeq.models.tokenizers import Tokenizer
 from tfdeq.serving.signatures import request_checks
 from tfdeq.serving.signatures.batching import Batching
 from tfdeq.serving.signatures.signature import STATUS_TEXTS, Signature, own_settings, solving_of
@@ -62,6 +63,10 @@ class Kind(abc.ABC):
     def files(self) -> dict[str, str]:
         """Returns name -> text of a version's additional files."""
         return {}
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Returns what makes tokens of text; None: requests are no texts, or it is not known."""
+        return None
 
     def card(self, max_steps_limit: int | None) -> dict[str, Any]:
         """Returns the card's entries about the model and about requests without settings."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfdeq.data.windows import spread_windows
 from tfdeq.models.token_model import TokenModel
+from tfdeq.models.tokenizers import ByteTokenizer, Tokenizer, WordTokenizer
 from tfdeq.runs.kind import VOCABULARY
 from tfdeq.serving.kinds.kind import Kind
 from tfdeq.serving.signatures import language_model_signatures as signatures
@@ -80,6 +81,12 @@ class LanguageModelKind(Kind):
 
     def files(self) -> dict[str, str]:
         return {} if self._vocabulary is None else {VOCABULARY: self._vocabulary}
+
+    def tokenizer(self) -> Tokenizer | None:
+        if self._vocabulary is not None:
+            return WordTokenizer(self._vocabulary.split("\n")[:-1])
+        tokenizer = ByteTokenizer()
+        return tokenizer if self.model.vocabulary_size == tokenizer.vocabulary_size else None
 
     def card(self, max_steps_limit: int | None) -> dict[str, Any]:
         file = None if self._vocabulary is None else VOCABULARY

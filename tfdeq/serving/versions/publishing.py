@@ -1,17 +1,16 @@
 """Version folders as TensorFlow Serving reads them: their numbers, and writing them atomically."""
 
-import ctypes
 import errno
-import fcntl
 import os
 import pathlib
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 
+from tfdeq.programs import whole_folder
 from tfdeq.programs.paths import expanded
+from tfdeq.programs.whole_folder import flush, flush_tree, lock
 from tfdeq.programs.workdir import writing
 
 # Every subfolder whose whole name parses as a 64-bit integer >= 0 is a version, even `0001` and `
@@ -19,9 +18,6 @@ from tfdeq.programs.workdir import writing
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+[ \t\n\v\f\r]*")
 _LARGEST = 2**63 - 1
 _TEMPORARY = ".tmp-"
-# A newer temporary folder may belong to a writer that has not locked it yet.
-_ABANDONED_AFTER_SECONDS = 60.0
-_HERE, _NO_REPLACE = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
 
 
 class VersionExistsError(FileExistsError):
@@ -101,21 +97,20 @@ def publish(
     check_free(output, version)
     with writing(str(output)):
         output.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(output)
+        whole_folder.remove_abandoned(output, f"{_TEMPORARY}*-*")
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=output))
-    lock = os.open(temporary, os.O_RDONLY)
+    descriptor = os.open(temporary, os.O_RDONLY)
     try:
-        _lock(lock)
-        # Only its owner can read mkdtemp's folder, but the server runs as another user.
-        temporary.chmod(0o777 & ~_umask())
+        lock(descriptor)
+        whole_folder.open_to_others(temporary)  # the server runs as another user
         write(temporary)
-        _flush_tree(temporary)
+        flush_tree(temporary)
         return _publish_whole(output, temporary, version, finish)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def _publish_whole(
@@ -127,14 +122,14 @@ def _publish_whole(
     """Numbers a filled folder and renames it, one writer at a time."""
     descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # If the file system has no locks, the rename still refuses a number that is taken.
-        _lock(descriptor, wait=True)
+        # Where the file system has no locks, the rename still refuses a number that is taken.
+        lock(descriptor, wait=True)
         while True:
             check_free(output, version)
             number = next_version(output) if version is None else version
             if finish is not None:
                 finish(temporary, number)
-                _flush_tree(temporary)
+                flush_tree(temporary)
             target = output / str(number)
             try:
                 _rename(temporary, target)
@@ -142,7 +137,7 @@ def _publish_whole(
                 if version is not None:
                     raise
                 continue
-            _flush(output)
+            flush(output)
             return target
     finally:
         os.close(descriptor)
@@ -169,7 +164,7 @@ def check_free(output: str | os.PathLike, version: int | None) -> None:
 def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
     """Renames a folder to a name that must be free; rename(2) alone would replace an empty folder."""
     try:
-        if not _rename_to_free_name(source, target):
+        if not whole_folder.rename_to_free_name(source, target):
             os.rename(source, target)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -179,62 +174,3 @@ def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
             ) from error
         with writing(str(target)):
             raise
-
-
-def _rename_to_free_name(source: pathlib.Path, target: pathlib.Path) -> bool:
-    """Calls Linux's renameat2 with RENAME_NOREPLACE; returns False if there is no such call."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    if rename(_HERE, os.fsencode(source), _HERE, os.fsencode(target), _NO_REPLACE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL):  # not supported by this kernel or this file system
-        return False
-    raise OSError(number, os.strerror(number), str(source), None, str(target))
-
-
-def _flush_tree(folder: pathlib.Path) -> None:
-    with writing(str(folder.parent)):  # some file systems report only here that they are full
-        for parent, _, files in os.walk(folder, topdown=False):
-            for name in files:
-                _flush(pathlib.Path(parent, name))
-            _flush(pathlib.Path(parent))
-
-
-def _flush(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, wait: bool = False) -> bool:
-    """Locks a folder until its descriptor is closed; returns False if that is impossible."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
-def _remove_abandoned(output: pathlib.Path) -> None:
-    """Removes the temporary folders of writers that were killed: old ones whose lock is free."""
-    for path in output.glob(f"{_TEMPORARY}*-*"):
-        try:
-            old = time.time() - path.stat().st_mtime > _ABANDONED_AFTER_SECONDS
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            continue
-        try:
-            if old and _lock(descriptor):
-                shutil.rmtree(path, ignore_errors=True)
-        finally:
-            os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
