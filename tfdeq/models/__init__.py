@@ -5,11 +5,14 @@ from tfdeq.models.adaptive_softmax import AdaptiveSoftmax
 from tfdeq.models.explicit_language_model import ExplicitLanguageModel
 from tfdeq.models.generation import Generation, generate
 from tfdeq.models.language_model import LanguageModel
+from tfdeq.models.multiscale_heads import ClassificationHead, DensePredictionHead
 from tfdeq.models.reasoner import Reasoner
 
 __all__ = [
     "AdaptiveEmbedding",
     "AdaptiveSoftmax",
+    "ClassificationHead",
+    "DensePredictionHead",
     "ExplicitLanguageModel",
     "Generation",
     "LanguageModel",

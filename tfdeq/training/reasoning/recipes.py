@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from tfdeq.training.flags.flag_uses import is_used
+from tfdeq.training.flags.shared import apply_recipe
 
 # Of all tasks. An answer that travels through the state keeps the residual level until it has arrived:
 # budgets are several times those of a language model.
@@ -73,12 +73,4 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def apply(values: flags.FlagValues) -> None:
     """Gives flags that nobody set the values of the recipe of --task, as far as they are used then."""
-    recipe = {
-        name: value
-        for name, value in RECIPES[values["task"].value].items()
-        if not values[name].present
-    }
-    together = {**values.flag_values_dict(), **recipe}
-    for name, value in recipe.items():
-        if is_used(name, together):
-            values[name].value = value
+    apply_recipe(values, RECIPES[values["task"].value])
