@@ -79,9 +79,6 @@ class ClassificationHead(layers.Layer):
         found = ops.relu(self.widen_norm(self.widen(total), training=training))
         return self.logits(ops.mean(found, axis=(1, 2)))
 
-    def compute_output_shape(self, shapes):
-        return (shapes[0][0], self.classes)
-
     def get_config(self):
         return {
             **super().get_config(),
@@ -175,9 +172,6 @@ class _Bottleneck(layers.Layer):
             if place < len(self.norms) - 1:
                 found = ops.relu(found)
         return ops.relu(found + self.beside_norm(self.beside(x), training=training))
-
-    def compute_output_shape(self, shape):
-        return (*shape[:-1], _WIDER * self.channels)
 
     def get_config(self):
         return {**super().get_config(), "channels": self.channels}

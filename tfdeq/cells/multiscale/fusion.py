@@ -35,9 +35,12 @@ class Fusion(layers.Layer):
         self.groups = groups
         self.weight_normalization = weight_normalization
         count = len(self.channels)
+        # One flat list, which Keras saves: of each target the paths from all other branches, in order.
         self.paths = [
-            [self._layers_between(origin, target) for origin in range(count)]
+            _Path(self.channels, origin, target, groups, dtype=self.dtype_policy)
             for target in range(count)
+            for origin in range(count)
+            if origin != target
         ]
         policy = self.dtype_policy
         self.mixing = [
@@ -49,44 +52,15 @@ class Fusion(layers.Layer):
             for place in range(count)
         ]
 
-    def _layers_between(self, origin: int, target: int) -> list[layers.Layer]:
-        """The layers from one branch to another."""
-        if origin == target:
-            return []
-        name, policy = f"from_{origin}_to_{target}", self.dtype_policy
-        goal = self.channels[target]
-        if origin > target:
-            project = layers.Conv2D(goal, 1, use_bias=False, dtype=policy, name=f"{name}_project")
-            return [project, group_norm(self.groups, dtype=policy, name=f"{name}_norm")]
-        found: list[layers.Layer] = []
-        for halving in range(target - origin):
-            last = halving == target - origin - 1
-            size, part = goal if last else self.channels[origin], f"{name}_{halving}"
-            found += [
-                layers.Conv2D(
-                    size, 3, 2, padding="same", use_bias=False, dtype=policy, name=f"{part}_halve"
-                ),
-                group_norm(self.groups, dtype=policy, name=f"{part}_norm"),
-            ]
-            if not last:
-                found.append(layers.ReLU(dtype=policy, name=f"{part}_relu"))
-        return found
-
     def call(self, states):
-        fused = []
-        for target, paths in enumerate(self.paths):
-            parts = []
-            for origin, path in enumerate(paths):
-                part = states[origin]
-                for layer in path:
-                    part = layer(part)
-                parts.append(_enlarged(part, 2 ** max(origin - target, 0), states[target]))
-            total = sum(parts[1:], parts[0])
+        fused, paths = [], iter(self.paths)
+        for target, state in enumerate(states):
+            total = state
+            for origin, other in enumerate(states):
+                if origin != target:
+                    total = total + next(paths)(other, state)
             fused.append(self.norms[target](self.mixing[target](ops.relu(total))))
         return fused
-
-    def compute_output_shape(self, shapes):
-        return [(*shape[:-1], size) for shape, size in zip(shapes, self.channels, strict=True)]
 
     def get_config(self):
         return {
@@ -95,6 +69,34 @@ class Fusion(layers.Layer):
             "groups": self.groups,
             "weight_normalization": self.weight_normalization,
         }
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+class _Path(layers.Layer):
+    """What one branch says to another; call arguments: its state, and that of the other."""
+
+    def __init__(self, channels, origin: int, target: int, groups: int, **kwargs):
+        super().__init__(name=f"from_{origin}_to_{target}", **kwargs)
+        self.factor = 2 ** max(origin - target, 0)
+        policy, goal = self.dtype_policy, channels[target]
+        self.steps = []
+        if origin > target:
+            self.steps.append(layers.Conv2D(goal, 1, use_bias=False, dtype=policy, name="project"))
+            self.steps.append(group_norm(groups, dtype=policy, name="norm"))
+        for halving in range(target - origin):
+            last = halving == target - origin - 1
+            size, part = goal if last else channels[origin], f"halve_{halving}"
+            convolution = layers.Conv2D(
+                size, 3, 2, padding="same", use_bias=False, dtype=policy, name=part
+            )
+            self.steps += [convolution, group_norm(groups, dtype=policy, name=f"{part}_norm")]
+            if not last:
+                self.steps.append(layers.ReLU(dtype=policy, name=f"{part}_relu"))
+
+    def call(self, x, like):
+        for step in self.steps:
+            x = step(x)
+        return _enlarged(x, self.factor, like)
 
 
 def _enlarged(x, factor: int, like):

@@ -83,23 +83,21 @@ class MultiscaleCell(keras.layers.Layer):
             ResidualBlock(size, expansion, groups, self.dropout, name=f"block_{place}", **of_blocks)
             for place, size in enumerate(self.channels)
         ]
-        self.halving = self._halving() if skip == "input" else []
+        further = self.channels[1:] if skip == "input" else []
+        policy = self.dtype_policy
+        self.halving = [
+            keras.layers.Conv2D(
+                size, 3, 2, padding="same", use_bias=False, dtype=policy, name=f"halve_{place}"
+            )
+            for place, size in enumerate(further)
+        ]
+        self.halving_norms = [
+            group_norm(groups, dtype=policy, name=f"halve_{place}_norm")
+            for place in range(len(further))
+        ]
         self.fusion = None
         if len(self.channels) > 1:
             self.fusion = Fusion(self.channels, groups, name="fusion", **settings)
-
-    def _halving(self) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
-        """What makes the input of each further branch of that of the one before."""
-        policy = self.dtype_policy
-        return [
-            (
-                keras.layers.Conv2D(
-                    size, 3, 2, padding="same", use_bias=False, dtype=policy, name=f"halve_{place}"
-                ),
-                group_norm(self.groups, dtype=policy, name=f"halve_{place}_norm"),
-            )
-            for place, size in enumerate(self.channels[1:])
-        ]
 
     def _check(self) -> None:
         require_positive_integer("expansion", self.expansion)
@@ -142,7 +140,7 @@ class MultiscaleCell(keras.layers.Layer):
     def inject(self, x):
         """Returns the x_i of the branches that have one, for the images x [B, H, W, c_0]."""
         found = [x]
-        for halve, norm in self.halving:
+        for halve, norm in zip(self.halving, self.halving_norms, strict=True):
             found.append(norm(halve(found[-1])))
         return found
 

@@ -75,9 +75,6 @@ class ResidualBlock(layers.Layer):
             change = change + injection
         return last(ops.relu(z + outer(change)))
 
-    def compute_output_shape(self, shape):
-        return shape
-
     def get_config(self):
         return {
             **super().get_config(),
