@@ -93,6 +93,10 @@ CELLS = {
         lambda: tfdeq.cells.MonotoneConvolution(4, monotonicity=0.5, recurrent_scale=0.3),
         _floats(3, 3, 4, 2),
     ),
+    "multiscale": (
+        lambda: tfdeq.cells.MultiscaleCell([4, 6], 2, groups=2, skip="input", recurrent_scale=0.1),
+        _floats(3, 4, 5, 4),
+    ),
     "token mixing": (
         lambda: tfdeq.cells.TokenMixing(4, places=6, recurrent_scale=0.2),
         _floats(3, 3, 2, 4),

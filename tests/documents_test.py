@@ -48,6 +48,7 @@ PUBLIC = (
     "tfdeq.callbacks",
     "tfdeq.cells",
     "tfdeq.data",
+    "tfdeq.data.images",
     "tfdeq.data.puzzles",
     "tfdeq.models",
     "tfdeq.serving",

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).absolute().parents[2]
 PROGRAMS = {
     "trainers.report": "--output=TEXT",
     "trainers.copy_memory": "--test_lengths=VALUE,VALUE",
+    "trainers.image_classifier": "--cell=monotone|multiscale|residual",
     "export.saved_model": "--workdir=TEXT",
     "export.verify": "--workdir=TEXT",
     "export.client": "--address=TEXT",

@@ -11,6 +11,8 @@ ROOT = pathlib.Path(__file__).absolute().parents[2]
 PRESETS = sorted((ROOT / "trainers" / "presets").glob("*.flags"))
 # Numbers of parameters in the papers, and the allowed deviations.
 PUBLISHED = {
+    "cifar10_mdeq": 10_000_000,
+    "cifar10_mdeq_tiny": 170_000,
     "copy_memory": 14_000,
     "ptb_words": 5_000_000,
     "ptb_words_paper": 24_000_000,
@@ -18,6 +20,8 @@ PUBLISHED = {
     "wikitext103_trellisnet": 180_000_000,
 }
 AT_MOST = ("copy_memory", "ptb_words")
+# The papers' roundings: the authors' own configurations of these sizes have 11.1 million and 159 thousand.
+ROUNDED = ("cifar10_mdeq", "cifar10_mdeq_tiny")
 # Fewer rows and shorter segments: the parameters are the same, and one step fits anywhere.
 SMALL = ("--batch_size=1", "--sequence_length=32")
 
@@ -33,8 +37,10 @@ def test_every_preset_is_here():
     ids=lambda path: path.stem,
 )
 def test_a_dry_run_without_the_data(preset, tmp_path):
-    trainer = "copy_memory" if preset.stem == "copy_memory" else "language_model"
-    small = () if trainer == "copy_memory" else SMALL
+    trainer = {"copy_memory": "copy_memory", "cifar10": "image_classifier"}.get(
+        preset.stem.removesuffix("_tiny").removesuffix("_mdeq"), "language_model"
+    )
+    small = {"language_model": SMALL, "image_classifier": ("--batch_size=2",)}.get(trainer, ())
     command = [sys.executable, "-m", f"trainers.{trainer}", f"--flagfile={preset}", "--dry_run"]
     found = subprocess.run(
         [*command, f"--workdir={tmp_path / 'none'}", *small],
@@ -49,7 +55,11 @@ def test_a_dry_run_without_the_data(preset, tmp_path):
     if preset.stem in AT_MOST:
         assert parameters <= expected
     elif expected:
-        assert parameters == pytest.approx(expected, rel=0.01)
+        rounding = 0.12 if preset.stem in ROUNDED else 0.01
+        assert parameters == pytest.approx(expected, rel=rounding)
+    if trainer == "image_classifier":
+        assert "made-up pictures stand in for cifar10" in found
+        assert "change nothing" not in found
     if trainer == "language_model":
         assert "made-up tokens stand in for the data" in found
 

@@ -4,6 +4,7 @@ from tfdeq.cells.composed import ComposedCell
 from tfdeq.cells.dense import DenseCell
 from tfdeq.cells.group_attention import GroupAttention
 from tfdeq.cells.monotone import LipschitzBounded, MonotoneConvolution, MonotoneDense
+from tfdeq.cells.multiscale import MultiscaleCell
 from tfdeq.cells.nested_recursion import NestedRecursion
 from tfdeq.cells.normalized_dense import WeightNormalizedDense, normalized_dense
 from tfdeq.cells.recall_convolution import RecallConvolution
@@ -20,6 +21,7 @@ __all__ = [
     "LipschitzBounded",
     "MonotoneConvolution",
     "MonotoneDense",
+    "MultiscaleCell",
     "NestedRecursion",
     "RecallConvolution",
     "StackedCell",

@@ -88,7 +88,7 @@ def _encoded(path: str) -> bytes:
 
 def is_prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> bool:
     """Returns whether a complete prepared copy exists."""
-    with _quiet():
+    with quiet():
         return make_builder().is_prepared()
 
 
@@ -108,7 +108,7 @@ def read_texts(
     Raises:
         ValueError: if the prepared copy is damaged.
     """
-    with _quiet():
+    with quiet():
         builder = make_builder()
         prepared = builder.is_prepared()
     if not prepared:
@@ -117,7 +117,7 @@ def read_texts(
         logging.info("Preparing %s in %s.", builder.name, builder.data_dir)
         builder = _prepare(builder, make_builder, manual_dir)
     try:
-        with _quiet():
+        with quiet():
             return {split: _read_split(builder, split) for split in SPLITS}
     except (tf.errors.OpError, OSError) as error:
         raise ValueError(_damaged(builder, error)) from error
@@ -129,7 +129,7 @@ def _prepare(
     manual_dir: str | None,
 ) -> tfds.core.DatasetBuilder:
     try:
-        with _quiet():
+        with quiet():
             # TFDS writes to a folder `incomplete.*`, which it renames at the end, or removes after
             # an error.
             builder.download_and_prepare(
@@ -138,7 +138,7 @@ def _prepare(
         return builder
     except Exception:
         # The rename fails if another process was faster. Its copy has the same content.
-        with _quiet():
+        with quiet():
             builder = make_builder()
             if not builder.is_prepared():
                 raise
@@ -160,7 +160,7 @@ def _damaged(builder: tfds.core.DatasetBuilder, reason: object) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hides TFDS's progress bars, prints and log lines; the bars also remain off afterwards."""
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()

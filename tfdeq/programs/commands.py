@@ -15,6 +15,7 @@ SCRIPTS = {
     "trainers.language_model": "tfdeq-language-model",
     "trainers.copy_memory": "tfdeq-copy-memory",
     "trainers.reasoning": "tfdeq-reasoning",
+    "trainers.image_classifier": "tfdeq-image-classifier",
     "trainers.overlap": "tfdeq-overlap",
     "trainers.report": "tfdeq-report",
     "export.saved_model": "tfdeq-export",

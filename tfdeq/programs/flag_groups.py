@@ -18,6 +18,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Data": (
         *("dataset", "task", "size", "grade", "files", "data_dir", "prepared_dir"),
         *("train_puzzles", "validation_puzzles", "test_puzzles"),
+        *(
+            "image_size",
+            "train_pictures",
+            "validation_pictures",
+            "test_pictures",
+            "shift",
+            "mirror",
+        ),
     ),
     "Model": (
         *(
@@ -33,6 +41,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "attention_heads",
             "feedforward",
         ),
+        *("branches", "filters", "expansion", "groups", "block_dropout", "weight_normalization"),
+        *("skip",),
+        *("monotonicity", "stem_stride", "pooling", "head_channels", "head_features"),
         *("attention_span", "distance_slope", "norm", "query_key_norm", "kernel_size"),
         *("normalization", "recurrent_scale", "tied_output", "cutoffs", "cutoff_factor"),
         *("loss_chunk", "dropout", "locked_dropout", "weight_dropout", "input_dropout"),

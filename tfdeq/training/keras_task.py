@@ -1,6 +1,6 @@
 """A Keras model with a `DEQLayer` as a task: examples with targets, a loss and measures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -27,6 +27,10 @@ def keras_experiment(
     measures: Mapping[str, Given],
     score: Score,
     item: str = "examples",
+    *,
+    augment: Callable[..., Any] | None = None,
+    prepare: Callable[[Any], Any] | None = None,
+    output_layers: Sequence[str] = (),
 ) -> Experiment:
     """Returns the experiment of a Keras model that is trained on examples with targets.
 
@@ -35,13 +39,18 @@ def keras_experiment(
 
     Args:
         model: a functional model, or one of a class that Keras can save, with named inputs. Its
-            `DEQLayer` is made with `tfdeq.training.flags.equilibrium.equilibrium_settings(config)`.
+            `DEQLayer` is made with `tfdeq.training.flags.equilibrium.equilibrium_settings(config)`. A
+            model without one, a baseline, is evaluated at no other budgets.
         config: values of the flags.
-        examples: inputs as the model takes them, and targets.
+        examples: inputs as the model, or `prepare`, takes them, and targets.
         measures: name -> measure for each example; "loss" is minimised in training. A loss object's own
             reduction is not used, but the mean over the batch.
         score: the measure by which models are compared.
         item: name of the examples in the curves, in the plural.
+        augment: random changes to training batches; see `tfdeq.data.training_examples`.
+        prepare: (inputs of some examples) -> inputs of the model, in TensorFlow, so that examples in memory
+            can be bytes. Default None: no change.
+        output_layers: parts of the names of the layers that map to the output. Muon leaves them to Adam.
 
     Raises:
         ValueError: if "loss" is missing, or score is not one of the measures.
@@ -50,8 +59,11 @@ def keras_experiment(
         raise ValueError(
             f'measures must have "loss" and the score {score.name!r}; received {sorted(measures)}.'
         )
-    called = _Called(model, measures)
-    budget = Budget(config["depth"] or config["max_steps"], explicit=bool(config["depth"]))
+    prepare = prepare or (lambda inputs: inputs)
+    called = _Called(model, measures, prepare)
+    budget = None
+    if called.layers:
+        budget = Budget(config["depth"] or config["max_steps"], explicit=bool(config["depth"]))
 
     def evaluator(split: Any) -> Evaluator:
         return Evaluator(
@@ -63,7 +75,8 @@ def keras_experiment(
         )
 
     validation, test = evaluator(examples.validation), evaluator(examples.test)
-    kept = kind.keep(*examples.test)
+    few = tf.nest.map_structure(lambda leaf: leaf[: kind.KEPT], tuple(examples.test))
+    kept = kind.keep(prepare(few[0]), few[1])
     trace = ResidualTrace(None if config["depth"] else validation.residual_trace)
 
     def after(workdir: str, metrics: dict[str, Any], writer: Any) -> None:
@@ -73,7 +86,7 @@ def keras_experiment(
     task = Task(
         model=model,
         loss=called.loss,
-        batches=example_batches(config, examples),
+        batches=example_batches(config, examples, augment),
         evaluate=validation.evaluate,
         display=lambda row: {name: row[name] for name in measures if name in row},
         items_per_step=config["batch_size"],
@@ -86,6 +99,7 @@ def keras_experiment(
     return Experiment(
         task,
         test.results,
+        output_layers=output_layers,
         before=trace.before,
         after=after,
         kind=entry,
@@ -115,9 +129,14 @@ def example_batches(
 class _Called:
     """A model as the training loop and the evaluator call it."""
 
-    def __init__(self, model: keras.Model, measures: Mapping[str, Given]):
+    def __init__(
+        self,
+        model: keras.Model,
+        measures: Mapping[str, Given],
+        prepare: Callable[[Any], Any],
+    ):
         self.layers = [layer for layer in model._flatten_layers() if isinstance(layer, DEQLayer)]
-        self._model = model
+        self._model, self._prepare = model, prepare
         self._measures = {name: per_example(given) for name, given in measures.items()}
 
     def loss(self, batch: Any, settings: CallSettings, carried: Any) -> Loss:
@@ -152,7 +171,7 @@ class _Called:
             compaction=False,
         )
         with scope:
-            outputs = self._model(inputs, training=settings.training)
+            outputs = self._model(self._prepare(inputs), training=settings.training)
         return outputs, combined(scope.solutions.values())
 
 

@@ -69,7 +69,7 @@ def test_text_is_judged_by_its_fingerprint(tmp_path):
 def test_changed_text_is_no_flag(tmp_path):
     folder = begun(tmp_path, {**CONFIG, **TEXT})
     changed = {**CONFIG, **TEXT, "data_fingerprint": "2" * 64}
-    said = r"the text of --dataset=text has changed since \(fingerprint 1{12}…, now 2{12}…\)\. To continue"
+    said = r"the content of --dataset=text has changed since \(fingerprint 1{12}…, now 2{12}…\)\. To continue"
     with pytest.raises(ValueError, match=said) as caught:
         resumption.check_configuration(folder, changed)
     assert "data_fingerprint" not in str(caught.value)

@@ -126,6 +126,15 @@ def define(definitions: list[tuple], defaults: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def apply_recipe(values: flags.FlagValues, recipe: Mapping[str, Any]) -> None:
+    """Gives flags that nobody set the values of a recipe, flag -> value, as far as they are used then."""
+    recipe = {name: value for name, value in recipe.items() if not values[name].present}
+    together = {**values.flag_values_dict(), **recipe}
+    for name, value in recipe.items():
+        if is_used(name, together):
+            values[name].value = value
+
+
 def set_up_process() -> tf.distribute.Strategy:
     """Sets up memory and devices according to the flags; returns the strategy, see `make_strategy`."""
     if FLAGS.keep_freed_memory:

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from tfdeq.training.flags.flag_uses import is_used
+from tfdeq.training.flags.shared import apply_recipe
 
 # For all tasks. While an answer travels through the state, the residual stays constant, so budgets
 # are several times those of a language model.
@@ -74,12 +74,4 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def apply(values: flags.FlagValues) -> None:
     """Sets flags that the user did not set to the values in the recipe of --task, if they are used."""
-    recipe = {
-        name: value
-        for name, value in RECIPES[values["task"].value].items()
-        if not values[name].present
-    }
-    together = {**values.flag_values_dict(), **recipe}
-    for name, value in recipe.items():
-        if is_used(name, together):
-            values[name].value = value
+    apply_recipe(values, RECIPES[values["task"].value])

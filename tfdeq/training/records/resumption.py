@@ -104,7 +104,7 @@ def _length(metrics: Mapping[str, Any]) -> int | None:
 
 
 def _check_text(workdir: str, known: Mapping[str, Any], received: Mapping[str, Any]) -> None:
-    """Raises an error for another text."""
+    """Raises an error for other data."""
     one, other = known.get(FINGERPRINT), received.get(FINGERPRINT)
     if None in (one, other) or one == other:
         return
@@ -115,7 +115,7 @@ def _check_text(workdir: str, known: Mapping[str, Any], received: Mapping[str, A
         what = f"was trained on --dataset={known.get('dataset')}, not on {received.get('dataset')}"
     else:
         what = (
-            f"was started with another text; the text of --dataset={received.get('dataset')} has "
+            f"was started with other data; the content of --dataset={received.get('dataset')} has "
             "changed since"
         )
         moved = (f"--{n} was {known.get(n)!r}, now {received.get(n)!r}" for n in names)
