@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import gc
 import pathlib
 import random
 
@@ -15,11 +14,6 @@ import pytest
 from tensorflow.python.framework import ops
 
 from tests.support.shared_folder import shared_folder
-
-# Objects from the imports are left out of garbage collection, which would look through them each time.
-gc.collect()
-gc.freeze()
-gc.set_threshold(10_000, 20, 20)
 
 # The first solve in a mode includes compilation, so the time per example is not limited.
 # Derandomised, so that failures can be reproduced.

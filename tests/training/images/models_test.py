@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tfdeq
+from tests.support.cases import fast
 from tfdeq.cells import MonotoneConvolution, MultiscaleCell
 from tfdeq.training.images.models import make_model
 
@@ -59,8 +60,17 @@ def test_an_untrained_monotone_model_says_how_far_its_answers_hold():
     assert (radius.numpy() > 0).all()
 
 
-@pytest.mark.parametrize("changes", [{}, {"cell": "monotone"}, {"stem_stride": 8}])
-@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize(
+    ("changes", "depth"),
+    fast(
+        [({}, 1), ({"cell": "monotone"}, 4)],
+        [
+            (changes, depth)
+            for changes in ({}, {"cell": "monotone"}, {"stem_stride": 8})
+            for depth in (1, 4)
+        ],
+    ),
+)
 def test_a_residual_network_is_as_large_as_it_may_be(changes, depth):
     # Large enough that there are networks of its size.
     changes = {"branches": ["16", "16"], "filters": 40, "groups": 4, **changes}

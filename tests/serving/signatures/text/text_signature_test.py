@@ -81,7 +81,7 @@ def test_the_documents_table_is_that_of_the_registry(monkeypatch):
 
     monkeypatch.setitem(text.REGISTRY, "another", Another())
     row = (
-        "| `another` | What is added | some | `equilibrium` [B, S, d], `equilibrium_lengths` | "
+        "| `another` | The added signature | some | `equilibrium` [B, S, d], `equilibrium_lengths` | "
         "`log_probabilities` [B, V], `equilibrium` [B, T, d] |\n"
     )
     assert signature_table.written(document) == written.replace("\n<!-- end", f"{row}\n<!-- end")
