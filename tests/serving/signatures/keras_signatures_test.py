@@ -181,6 +181,24 @@ def test_a_stream_starts_from_its_last_equilibrium(signatures):
     assert found["steps"].tolist() == [warm["steps"][0], cold["steps"][1], warm["steps"][2]]
 
 
+def test_nan_that_a_layer_before_the_equilibrium_turns_into_zero_is_reported():
+    """A convolution, its bias and relu are one operation in a graph on a CPU, and relu(NaN) is 0 there."""
+    keras.utils.set_random_seed(3)
+    image = keras.Input((12, 12, 1), name="image")
+    features = keras.layers.Conv2D(8, 3, 2, padding="same", activation="relu")(image)
+    pooled = keras.layers.GlobalAveragePooling2D()(features)
+    z = tfdeq.DEQLayer(Cell(8), tfdeq.FixedPointIteration(60, 1e-3))(pooled)
+    function = keras_signatures(keras.Model(image, z))["serving_default"].function
+    images = np.random.default_rng(0).random((3, 12, 12, 1)).astype("float32")
+    images[1, 5, 5] = np.nan
+    rest = {"tolerance": tf.zeros([3]), "max_steps": tf.zeros([3], tf.int32)}
+    found = function(image=tf.constant(images), **rest)
+    assert found["status"].numpy().tolist() == [0, Status.NON_FINITE, 0]
+    assert found["residual"].numpy()[1] == np.finfo("float32").max
+    assert not found["output_0"].numpy()[1].any()
+    assert found["output_0"].numpy()[[0, 2]].any(axis=1).all()
+
+
 def test_nan_stays_with_its_example(signatures):
     inputs = inputs_of(3)
     expected = call(signatures["serving_default"], inputs)

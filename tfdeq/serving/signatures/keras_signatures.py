@@ -67,16 +67,17 @@ def keras_signatures(
 
     def serving_default(**given):
         outputs, solutions = call(given)
-        return answered(outputs, convergence(solutions) or nothing_to_solve(given["max_steps"]))
+        solved = convergence(solutions) or nothing_to_solve(given["max_steps"])
+        return answered(outputs, solved, call.inputs_of(given))
 
     def encode(**given):
         _, solutions = call(given)
-        return answered(equilibria(solutions), convergence(solutions))
+        return answered(equilibria(solutions), convergence(solutions), call.inputs_of(given))
 
     def step(**given):
         outputs, solutions = call(given, starts_of(call.layout, given))
         found = {**outputs, **equilibria(solutions)}
-        return answered(found, convergence(solutions))
+        return answered(found, convergence(solutions), call.inputs_of(given))
 
     _require_distinct([*call.names, *SETTINGS])
     settings = {**call.specs, **SETTING_SPECS}
@@ -130,7 +131,7 @@ class _Call:
     def __call__(
         self, given: Mapping[str, tf.Tensor], starts: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, tf.Tensor], dict[str, Solution]]:
-        leaves = [given[name] for name in self.names]
+        leaves = self.inputs_of(given)
         x = keras.tree.pack_sequence_as(self._structure, leaves)
         with scope(given, self._solving, starts) as solves:
             outputs = self._model(x, training=False)
@@ -141,6 +142,10 @@ class _Call:
             )
         self.layout.update({name: solution.z for name, solution in solves.solutions.items()})
         return named_outputs(outputs), solves.solutions
+
+    def inputs_of(self, given: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the model's inputs in a request."""
+        return [given[name] for name in self.names]
 
 
 def input_structure(model: keras.Model, inputs: Any = None) -> tuple[Any, list[str]]:

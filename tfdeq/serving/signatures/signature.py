@@ -1,6 +1,6 @@
 """Common parts of all served signatures: settings, convergence and tracing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -157,12 +157,16 @@ def nothing_to_solve(rows: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def answered(
-    outputs: Mapping[str, tf.Tensor], solved: Mapping[str, tf.Tensor]
+    outputs: Mapping[str, tf.Tensor],
+    solved: Mapping[str, tf.Tensor],
+    inputs: Iterable[tf.Tensor] = (),
 ) -> dict[str, tf.Tensor]:
     """Joins a model's outputs and their convergence, and replaces values that are not finite.
 
-    An example with NaN or infinity in any output gets zeros instead (REST would write invalid JSON),
-    the status NON_FINITE and the largest float32 as its residual.
+    An example with NaN or infinity in any output or input gets zeros instead (REST would write invalid
+    JSON), the status NON_FINITE and the largest float32 as its residual. Inputs are checked too because NaN
+    does not always reach the outputs: in a graph on a CPU, TensorFlow fuses convolution, bias and relu,
+    and the fused operation turns NaN into 0.
     """
     solved = dict(solved)
     half = (tf.float16, tf.bfloat16)  # which JSON or NumPy cannot represent
@@ -171,9 +175,9 @@ def answered(
         for name, output in outputs.items()
     }
     finite = tf.fill(tf.shape(solved["status"]), True)
-    for output in outputs.values():
-        if output.dtype.is_floating:
-            finite &= tf.reduce_all(tf.math.is_finite(output), axis=range(1, output.shape.rank))
+    for value in (*outputs.values(), *inputs):
+        if value.dtype.is_floating:
+            finite &= tf.reduce_all(tf.math.is_finite(value), axis=range(1, value.shape.rank))
     solved["residual"] = tf.where(finite, solved["residual"], tf.float32.max)
     solved["status"] = tf.where(finite, solved["status"], int(Status.NON_FINITE))
 
