@@ -11,7 +11,9 @@ def test_names_and_paths():
     assert {"copy_memory", "ptb_words"} <= set(presets.names())
     for name in presets.names():
         assert os.path.isfile(presets.path_of(name))
-    with pytest.raises(ValueError, match=r"--preset=ptb is none of the presets: .*, copy_memory, ptb_"):
+    with pytest.raises(
+        ValueError, match=r"--preset=ptb is none of the presets: .*, copy_memory, ptb_"
+    ):
         presets.path_of("ptb")
 
 

@@ -150,7 +150,7 @@ def test_a_folder_of_pictures(tmp_path):
     [
         (["--cell=monotone", "--expansion=3"], "--expansion=3 changes nothing"),
         (["--monotonicity=2"], "--monotonicity=2.0 changes nothing"),
-        (["--model=resnet"], "Residual networks want --depth"),
+        (["--model=resnet"], "--model=resnet needs a --depth"),
         (["--stem_stride=3"], "must be a power of 2"),
         (["--image_size=64"], "--image_size=64 changes nothing"),
         (["--branches=4,5", "--groups=2"], "groups must divide"),

@@ -80,6 +80,6 @@ def define_image_flags(**defaults: Any) -> list[str]:
     flags.register_multi_flags_validator(
         ["model", "depth"],
         lambda values: values["model"] == "deq" or values["depth"] >= 1,
-        "Residual networks want --depth, how many blocks they have.",
+        "--model=resnet needs a --depth of at least 1, its number of blocks. Add for example --depth=6.",
     )
     return names
