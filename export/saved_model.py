@@ -4,13 +4,12 @@ python -m export.saved_model --workdir=runs/quickstart --output=runs/quickstart/
 """
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
 
 from absl import flags
 
 from tfdeq.programs import commands, program
 from tfdeq.programs.workdir import read_json
+from tfdeq.serving.edge import edge_flags
 from tfdeq.serving.kinds import runs
 from tfdeq.serving.signatures.batching import SIZES as BATCH_SIZES
 from tfdeq.serving.signatures.batching import THREADS, TIMEOUT_MICROS
@@ -42,24 +41,16 @@ def main() -> None:
         max_steps_limit=FLAGS.max_steps_limit,
         max_request_values=FLAGS.max_request_values,
         gradients=FLAGS.gradients,
+        edge=edge_flags.converted(run.kind, FLAGS),
     )
     print(f"Exported {path}.")
     written = read_json(path / model_card.FOLDER / model_card.NAME) or {}
+    for name, file in written.get("edge", {}).items():
+        print(f"  {model_card.FOLDER}/{name}: {file['bytes']:,} bytes")
     for row in written.get("quality_by_tolerance", []):
-        print(f"  {_line(row)}")
+        print(f"  {model_card.quality_line(row)}")
     arguments = shlex.join([f"--workdir={FLAGS.workdir}", f"--model={path}"])
     print(f"Verify it: {commands.command('export.verify')} {arguments}")
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    """Returns a row of the card's table in words."""
-    beside = ("tolerance", "residual", "largest_residual", "steps", "converged")
-    figures = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name not in beside]
-    of = f"tolerance {row['tolerance']:g}: " if row["tolerance"] else ""
-    return (
-        f"{of}{', '.join(figures)} in {row['steps']:.1f} steps, largest residual "
-        f"{row['largest_residual']:.1e}, {row['converged']:.0%} converged"
-    )
 
 
 def define_flags() -> None:
@@ -103,10 +94,9 @@ def define_flags() -> None:
         "largest batch, if they are more.",
         lower_bound=1,
     )
-    flags.DEFINE_string(
-        "prepared_dir", None, "Where TFDS keeps prepared copies. Default: as in the trainer."
-    )
+    flags.DEFINE_string("prepared_dir", None, "Folder of TFDS. Default: as in the trainer.")
     _define_batching_flags()
+    edge_flags.define()
     flags.mark_flags_as_required(["workdir", "output"])
     flags.register_multi_flags_validator(
         ["version", "skip_existing"],

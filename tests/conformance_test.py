@@ -4,6 +4,7 @@ A new solver or adjoint is tested here automatically; a new cell or model needs 
 MODELS.
 """
 
+import dataclasses
 import itertools
 
 import keras
@@ -28,6 +29,10 @@ from tests.support.cases import (
 from tfdeq import adjoints, solvers
 from tfdeq.cells import TransformerCell, TrellisCell
 from tfdeq.models import LanguageModel, Reasoner
+from tfdeq.serving import convert
+from tfdeq.serving.edge.interpreter import Interpreter
+from tfdeq.serving.signatures.signature import CONVERGENCE
+from tfdeq.serving.verification import checks
 
 SOLVERS = exact_solvers()
 
@@ -341,6 +346,58 @@ def test_cell_is_batch_invariant_in_inference(name):
     alone = layer(_tensors(tf.nest.map_structure(lambda leaf: leaf[1:2], x)), return_solution=True)
     assert alone.steps[0] == together.steps[1]
     _assert_close(alone.z, tf.nest.map_structure(lambda leaf: leaf[1:2], together.z), 1e-5)
+
+
+@pytest.mark.parametrize("name", fast(["pair"], CELLS))
+def test_cell_runs_in_litert(name, tmp_path):
+    make, x = CELLS[name]
+    x = tf.nest.map_structure(lambda leaf: leaf if leaf.dtype.kind == "f" else np.int32(leaf), x)
+    x = x if isinstance(x, dict) else {"x": x}
+    given = {
+        key: keras.Input(leaf.shape[1:], dtype=leaf.dtype.name, name=key) for key, leaf in x.items()
+    }
+    # A history as long as the state would make small systems singular, whose solution is rounding.
+    layer = tfdeq.DEQLayer(make(), tfdeq.Anderson(max_steps=60, tolerance=1e-4, memory=3))
+    leaves = tf.nest.flatten(layer(given if len(given) > 1 else given["x"]))
+    model = keras.Model(given, {f"y{index}": leaf for index, leaf in enumerate(leaves)})
+    _assert_equal_in_litert(model, x, tmp_path)
+
+
+@pytest.mark.parametrize("name", fast(["newton_krylov"], GENERAL))
+def test_solver_runs_in_litert(name, tmp_path):
+    inputs = keras.Input((4,), name="x")
+    settings = {"memory": 3} if name == "anderson" else {}
+    solver = dataclasses.replace(solvers.get(name), max_steps=60, tolerance=1e-4, **settings)
+    model = keras.Model(inputs, {"y": tfdeq.DEQLayer(DenseCell(4), solver)(inputs)})
+    _assert_equal_in_litert(model, {"x": _floats(3, 4)}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["forward_backward", "peaceman_rachford"])
+def test_splitting_solver_runs_in_litert(name, tmp_path):
+    inputs = keras.Input((3,), name="x")
+    layer = tfdeq.DEQLayer(tfdeq.cells.MonotoneDense(4, monotonicity=0.5), name)
+    _assert_equal_in_litert(
+        keras.Model(inputs, {"y": layer(inputs)}), {"x": _floats(3, 3)}, tmp_path
+    )
+
+
+def _assert_equal_in_litert(model, x, folder):
+    with tfdeq.SolveScope() as scope:
+        expected = model(x)
+    (solution,) = scope.solutions.values()
+    answer = Interpreter(convert(model, folder / "model.tflite")).answer("serving_default", x)
+    expected = {**expected, **{name: getattr(solution, name) for name in CONVERGENCE}}
+    pairs = [
+        (
+            f"row {row}",
+            *({name: found[name][row] for name in expected} for found in (answer, expected)),
+        )
+        for row in range(len(answer["steps"]))
+    ]
+    # A row that stops a step apart because rounding decides whether it meets the tolerance may differ.
+    found = checks.compare("LiteRT", pairs, model.layers[-1].solver.tolerance)
+    assert found.passed, found.text
 
 
 @pytest.mark.parametrize("name", fast(FEW, CELLS))

@@ -21,7 +21,7 @@ LAYERS = (
         "tfdeq.version",
         "tfdeq.numerics.arnoldi",
         "tfdeq.numerics.custom_gradient",
-        "tfdeq.numerics.xla",
+        "tfdeq.numerics.fixed_shapes",
         "tfdeq.cell_calls.batch_part",
         "tfdeq.cell_calls.call_time",
         # Files written whole or not at all; models save themselves with them.

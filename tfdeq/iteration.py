@@ -8,6 +8,7 @@ from tensorflow.python.eager import record
 
 from tfdeq.compaction import BoundFunction, run_compacting
 from tfdeq.numerics import safeguard
+from tfdeq.numerics.fixed_shapes import shapes_are_fixed, unaliased
 from tfdeq.numerics.function_evaluation import evaluate, evaluate_linearised, residual_of
 from tfdeq.numerics.limits import Limits
 from tfdeq.numerics.loop_state import (
@@ -22,7 +23,6 @@ from tfdeq.numerics.loop_state import (
 )
 from tfdeq.numerics.split_function import evaluate_split, prepared_splitting
 from tfdeq.numerics.state_layout import StateLayout
-from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.solution import Solution
 from tfdeq.solvers.solver import Solver
 
@@ -128,7 +128,7 @@ def iterate(
 
 
 def _shrinks(f: Callable[[Any], Any]) -> bool:
-    return isinstance(f, BoundFunction) and f.compacts and not compiles_with_xla()
+    return isinstance(f, BoundFunction) and f.compacts and not shapes_are_fixed()
 
 
 def _is_watched() -> bool:
@@ -149,8 +149,9 @@ def _run(
         running = tf.reduce_sum(tf.cast(running_of(LoopState(*fields)), tf.float32))
         return running > share * tf.cast(tf.size(limits.max_steps), tf.float32)
 
-    def body(*fields: Any) -> LoopState:
-        return _turn(settings, f, LoopState(*fields), limits)
+    def body(*fields: Any) -> list[Any]:
+        state = LoopState(*fields)
+        return unaliased(_turn(settings, f, state, limits), state, state.k)
 
     return LoopState(*tf.while_loop(goes_on, body, list(start), parallel_iterations=1))
 
@@ -228,7 +229,7 @@ def _divided(solver: Solver, scale: tf.Tensor, *states: tf.Tensor) -> list[tf.Te
         return [state * (1 / scale)[:, None] for state in states]
 
     # Under XLA the division is fused with the next operation.
-    if compiles_with_xla() or all(map(is_small, states)):
+    if shapes_are_fixed() or all(map(is_small, states)):
         return divided()
     result = tf.cond(tf.reduce_any(tf.not_equal(scale, 1)), divided, lambda: list(states))
     for one, state in zip(result, states, strict=True):

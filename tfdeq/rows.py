@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeq.numerics.xla import compiles_with_xla
+from tfdeq.numerics.fixed_shapes import shapes_are_fixed
 
 
 def per_sample(
@@ -93,7 +93,7 @@ def with_rows(name: str, nest: Any, batch: Any, shared: bool = True) -> Any:
             raise tf.errors.InvalidArgumentError(
                 None, None, f"{message}: {size}; received {rows} rows, shape {leaf.shape}."
             )
-        if compiles_with_xla():
+        if shapes_are_fixed():
             return leaf
         found = tf.shape(leaf)[0]
         fits = tf.equal(found, batch) | (shared & tf.equal(found, 1))
@@ -154,11 +154,9 @@ def power_of_two(values: tf.Tensor) -> tf.Tensor:
 
     Products with it are exact. values: [B] float32 or float64.
     """
-    # With only its exponent's bits, a number is a power of two.
-    integer, bits = (
-        (tf.int64, 0x7FF << 52) if values.dtype == tf.float64 else (tf.int32, 0xFF << 23)
-    )
-    power = tf.bitcast(tf.bitcast(values, integer) & tf.constant(bits, integer), values.dtype)
+    # With only its exponent's bits, a number is a power of two. LiteRT has no bitwise "and" of these.
+    integer, unit = (tf.int64, 1 << 52) if values.dtype == tf.float64 else (tf.int32, 1 << 23)
+    power = tf.bitcast(tf.bitcast(values, integer) // unit * unit, values.dtype)
     # The inverse of the largest powers is not a normal number.
     power = tf.where(power > 1e37, power / 4, power) if values.dtype == tf.float32 else power
     usable = (power > 0) & tf.math.is_finite(power)

@@ -62,7 +62,7 @@ def test_cudnn_is_left_alone_under_xla(monkeypatch):
     layer = Recurrent(WIDTH)
     layer(_inputs())
     assert layer.stack[0].use_cudnn == "auto"
-    monkeypatch.setattr(recurrent, "compiles_with_xla", lambda: True)
+    monkeypatch.setattr(recurrent, "shapes_are_fixed", lambda: True)
     layer(_inputs())
     assert layer.stack[0].use_cudnn is False
 

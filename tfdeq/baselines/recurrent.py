@@ -3,7 +3,7 @@
 import keras
 
 from tfdeq.baselines.segment_layer import SegmentLayer
-from tfdeq.numerics.xla import compiles_with_xla
+from tfdeq.numerics.fixed_shapes import shapes_are_fixed
 
 _KINDS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 
@@ -72,7 +72,7 @@ class Recurrent(SegmentLayer):
         h, after = x, []
         before = [None] * self.depth if memory is None else memory
         for layer, dropout, states in zip(self.stack, self.input_dropouts, before, strict=True):
-            layer.use_cudnn = False if compiles_with_xla() else "auto"
+            layer.use_cudnn = False if shapes_are_fixed() else "auto"
             h = dropout(h, training=training)
             h, *states = layer(h, initial_state=states, training=training)
             after.append(states)

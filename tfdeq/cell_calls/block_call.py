@@ -8,8 +8,8 @@ import tensorflow as tf
 from tfdeq.block_solve import solve_by_blocks
 from tfdeq.cell_calls.masks import without_mask
 from tfdeq.cell_calls.pure_cell import PureCell
+from tfdeq.numerics.fixed_shapes import shapes_are_fixed
 from tfdeq.numerics.limits import Limits
-from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.solution import Solution
 from tfdeq.solvers import FixedPointIteration, Solver
 from tfdeq.solvers.solver import require_positive_integer
@@ -53,7 +53,7 @@ class BlockCall:
 
         compaction: whether settled parts may leave the solve, which is not allowed in training.
         """
-        return compaction and iterates is None and not trace and not compiles_with_xla()
+        return compaction and iterates is None and not trace and not shapes_are_fixed()
 
     def solve(
         self, pure_cell: PureCell, z0: tf.Tensor, x: Any, mask: Any, limits: Limits

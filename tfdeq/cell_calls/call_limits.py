@@ -6,8 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfdeq.cell_calls.scoped_call import ScopedCall
+from tfdeq.numerics.fixed_shapes import shapes_are_fixed
 from tfdeq.numerics.limits import Limits
-from tfdeq.numerics.xla import compiles_with_xla
 from tfdeq.solvers.solver import Solver, require_positive_integer
 
 
@@ -28,7 +28,7 @@ def call_limits(
     never = tf.int32.max if solver.patience is None else solver.patience
     steps = given.max_steps
     # XLA must know the largest length of a trace.
-    if trace and compiles_with_xla() and not scoped.known:
+    if trace and shapes_are_fixed() and not scoped.known:
         steps = own if steps is None else steps
     else:
         steps = scoped.limit("max_steps", steps, own, solver.max_steps, batch, tf.int32)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfdeq.models.adaptive_embedding import AdaptiveEmbedding, cluster_bounds, cluster_widths
 from tfdeq.models.row_chunks import chunked
-from tfdeq.numerics.xla import compiles_with_xla
+from tfdeq.numerics.fixed_shapes import shapes_are_fixed
 from tfdeq.solvers.solver import require_positive_integer
 
 
@@ -191,7 +191,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
     def _row_loss(self, hidden, targets):
         """[N, d], [N] -> [N]."""
         first, places, members = self.bounds[1], targets, []
-        add = _add_in_chunks if compiles_with_xla() else _add_to_members
+        add = _add_in_chunks if shapes_are_fixed() else _add_to_members
         for i in range(1, len(self.bounds) - 1):
             # The last cluster also takes targets beyond the vocabulary, and its softmax raises the
             # error.

@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _PLACES = {
     "Client": "client.model_client",
+    "convert": "edge.litert",
     "decode_text": "client.model_client",
     "encode_text": "client.model_client",
     "export": "versions.saved_model",
@@ -23,6 +24,7 @@ _PLACES = {
 
 __all__ = [
     "Client",
+    "convert",
     "decode_text",
     "encode_text",
     "export",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdeq.solvers import history
+from tfdeq.solvers import history, small_matrices
 from tfdeq.solvers.solver import (
     Solver,
     require_damping,
@@ -136,7 +136,7 @@ def _scaled_ridge_solve(gram: tf.Tensor, right_side: tf.Tensor, ridge: float) ->
     on the scaled matrix, which is positive definite. It takes a few fused operations, while a general
     factorisation could cost more than the cell.
     """
-    squares = tf.linalg.diag_part(gram)
+    squares = small_matrices.diagonal(gram)
     filled = squares > 0
     scale = tf.where(filled, tf.math.rsqrt(tf.where(filled, squares, 1)), 0)
     size = gram.shape[-1]

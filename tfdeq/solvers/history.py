@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfdeq.numerics.xla import compiles_with_xla
+from tfdeq.numerics.fixed_shapes import shapes_are_fixed
 from tfdeq.rows import scattered
 
 
@@ -19,7 +19,7 @@ def growing(z: tf.Tensor, rows: int) -> tf.Tensor:
 
     So the cost of products with it depends on the rows that it holds, not on those that it could hold.
     """
-    if compiles_with_xla():
+    if shapes_are_fixed():
         return empty(z, rows)
     # The placeholder's shape is unknown when the graph is traced, so a loop allows it to change.
     return tf.compat.v1.placeholder_with_default(
@@ -47,7 +47,7 @@ def combination(history: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 
 def appended(history: tf.Tensor, position: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
     """Like `with_row`, for a growing history, where position may be one past the last row."""
-    if compiles_with_xla():
+    if shapes_are_fixed():
         return with_row(history, position, row)
     result = tf.cond(
         tf.equal(position, tf.shape(history)[1]),
@@ -68,7 +68,7 @@ def padded(history: tf.Tensor, longer: tf.Tensor) -> tf.Tensor:
 
 def with_row(history: tf.Tensor, position: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
     """Returns the history with row [B, D] at position, a scalar in 0 … m − 1 for all samples."""
-    if compiles_with_xla():
+    if shapes_are_fixed():
         # One fused pass; under XLA a scatter becomes a loop over the samples.
         here = tf.range(history.shape[1]) == position
         return tf.where(here[None, :, None], row[:, None, :], history)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdeq.solvers import history
+from tfdeq.solvers import history, small_matrices
 
 # Rounding errors of the orthogonalisation, in units of the dtype's precision.
 _ROUNDING = 10.0
@@ -99,11 +99,11 @@ def solution(space: KrylovSpace) -> tf.Tensor:
     size = space.triangle.shape[1]
     used = tf.sequence_mask(space.size, size, dtype=space.basis.dtype)  # [B, m]
     projected = space.length[:, None] * space.rotation[:, :size, 0] * used
-    diagonal = tf.linalg.diag_part(space.triangle)
+    diagonal = small_matrices.diagonal(space.triangle)
     regular = tf.abs(diagonal) > _smallest(diagonal.dtype)
-    triangle = tf.linalg.set_diag(space.triangle, tf.where(regular, diagonal, 1))
+    triangle = small_matrices.with_diagonal(space.triangle, tf.where(regular, diagonal, 1))
     projected = tf.where(regular, projected, 0)
-    weights = tf.linalg.triangular_solve(triangle, projected[..., None], lower=False)[..., 0]
+    weights = small_matrices.upper_solve(triangle, projected)
     return history.combination(space.basis[:, :size], weights * used)
 
 

@@ -1,6 +1,6 @@
 """Any Keras model with a `DEQLayer`, alone or with examples and targets."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -45,7 +45,7 @@ class KerasKind(Kind):
     def solves(self) -> bool:
         return any(not layer.explicit_steps for layer in solving_layers(self.model))
 
-    def traced(self, **settings: Any) -> dict[str, Signature]:
+    def traced(self, only: Collection[str] | None = None, **settings: Any) -> dict[str, Signature]:
         return keras_signatures(self.model, self._inputs, explicit=self._explicit, **settings)
 
     def warm_up(self) -> Mapping[str, np.ndarray] | None:

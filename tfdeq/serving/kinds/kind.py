@@ -1,7 +1,7 @@
 """The base class of kinds, which exports and verifications use."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -40,9 +40,18 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def traced(
-        self, *, jit_compile: bool, compaction: bool, max_steps_limit: int | None
+        self,
+        *,
+        jit_compile: bool,
+        compaction: bool,
+        max_steps_limit: int | None,
+        only: Collection[str] | None = None,
     ) -> dict[str, Signature]:
-        """Returns name -> signature, without checks of requests."""
+        """Returns name -> signature, without checks of requests.
+
+        Args:
+            only: names of those that are needed; others may then be missing. None: all.
+        """
 
     @abc.abstractmethod
     def questions(self, card: Mapping[str, Any]) -> Questions:

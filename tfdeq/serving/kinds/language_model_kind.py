@@ -1,6 +1,6 @@
 """The language models of `tfdeq.models`, alone or with their test text."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,8 +64,8 @@ class LanguageModelKind(Kind):
     def solves(self) -> bool:
         return is_equilibrium(self.model)
 
-    def traced(self, **settings: Any) -> dict[str, Signature]:
-        return signatures.language_model_signatures(self.model, **settings)
+    def traced(self, only: Collection[str] | None = None, **settings: Any) -> dict[str, Signature]:
+        return signatures.language_model_signatures(self.model, only=only, **settings)
 
     def warm_up(self) -> Mapping[str, np.ndarray] | None:
         return None if self._windows is None else signatures.examples(self._windows, self.model)

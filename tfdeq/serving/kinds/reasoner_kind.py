@@ -1,6 +1,6 @@
 """`tfdeq.models.Reasoner`, alone or with puzzles and their answers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,9 @@ class ReasonerKind(KerasKind):
         self._spec = spec or _spec_of(model, examples)
         super().__init__(model, self._spec, examples, **settings)
 
-    def traced(self, **settings: Any) -> dict[str, Signature]:
-        found = super().traced(**settings)
-        if not self.solves:
+    def traced(self, only: Collection[str] | None = None, **settings: Any) -> dict[str, Signature]:
+        found = super().traced(only, **settings)
+        if not self.solves or (only is not None and SOLVE not in only):
             return found
         solving = solving_of(
             self.model, settings.get("max_steps_limit"), settings.get("compaction", True)

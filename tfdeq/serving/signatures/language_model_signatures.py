@@ -1,5 +1,7 @@
 """The serving signatures of the language models of `tfdeq.models`."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from tfdeq.models import ExplicitLanguageModel, LanguageModel
@@ -19,6 +21,7 @@ def language_model_signatures(
     jit_compile: bool = False,
     compaction: bool = True,
     max_steps_limit: int | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Signature]:
     """Traces the signatures of `tfdeq.serving.signatures.text` that fit the model.
 
@@ -32,6 +35,7 @@ def language_model_signatures(
             size and length.
         compaction: whether examples that are done leave the batch, if not compiled.
         max_steps_limit: see `tfdeq.serving.signatures.signature.solving_of`.
+        only: names of the signatures to trace. None: all.
 
     Returns:
         Name -> `Signature`.
@@ -49,6 +53,7 @@ def language_model_signatures(
     return {
         signature.name: signature.traced(model, solving, jit_compile)
         for signature in text.of(model)
+        if only is None or signature.name in only
     }
 
 

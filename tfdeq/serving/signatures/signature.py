@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfdeq import DEQLayer, Solution, SolveScope, Status, describe
+from tfdeq.numerics.fixed_shapes import fixed_spec
 from tfdeq.serving.signatures import served_names
 from tfdeq.solution import combined
 
@@ -64,12 +65,14 @@ def trace(
             which a server could not split.
     """
     served_names.require_inputs(specs)
+    specs = {name: fixed_spec(name, spec) for name, spec in specs.items()}
     # Not compiled unless requested, because a stock server refuses a compiled function at the first
     # request.
     traced = tf.function(function, jit_compile=jit_compile or None, autograph=False)
     concrete = traced.get_concrete_function(**specs)
+    rows = {spec.shape[0] for spec in specs.values()}
     for name, output in concrete.structured_outputs.items():
-        if output.shape.rank == 0 or (output.shape.rank and output.shape[0] is not None):
+        if output.shape.rank == 0 or (output.shape.rank and output.shape[0] not in rows):
             raise ValueError(
                 f"The output {name!r} has the shape {output.shape}; a server that batches requests "
                 "needs every output to be [B, ...], with the batch that the inputs have."

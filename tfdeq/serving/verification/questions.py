@@ -15,6 +15,7 @@ from tfdeq.serving.verification import (
     card_checks,
     checks,
     conversation_checks,
+    edge_checks,
     language_model_options,
     loading_checks,
     quality_checks,
@@ -84,6 +85,16 @@ def ask(
         answers = {runtime: future.result() for runtime, future in started.items()}
     if "c" in answers:
         found.append(checks.check_ops(path, answers["c"].facts.pop("runnable_ops")))
+    for name, described in (card.get("edge") or {}).items():
+        found.append(
+            edge_checks.check(
+                path / model_card.FOLDER / name,
+                described,
+                asked.batches,
+                asked.references,
+                asked.tolerance,
+            )
+        )
     for runtime, answer in answers.items():
         outputs = iter(answer.outputs)
         parts = [[next(outputs) for _ in part] for part in requests[runtime]]

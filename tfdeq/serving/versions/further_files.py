@@ -3,10 +3,20 @@
 import pathlib
 from collections.abc import Mapping
 
+from tfdeq.serving.edge import converted
 from tfdeq.serving.versions import keras_state, loading, manifest, model_card, warm_up
 
 # The names that `tfdeq.serving.export` itself uses.
-_TAKEN = frozenset((model_card.NAME, manifest.NAME, loading.NAME, keras_state.FOLDER, warm_up.NAME))
+_TAKEN = frozenset(
+    (
+        model_card.NAME,
+        manifest.NAME,
+        loading.NAME,
+        keras_state.FOLDER,
+        warm_up.NAME,
+        *converted.NAMES.values(),
+    )
+)
 
 
 def check_names(files: Mapping[str, str]) -> None:

@@ -54,6 +54,17 @@ def write(folder: pathlib.Path, card: Mapping[str, Any]) -> None:
     (folder / FOLDER / NAME).write_text(to_json(card), encoding="utf-8")
 
 
+def quality_line(row: Mapping[str, Any]) -> str:
+    """Returns a row of the card's table in words."""
+    beside = ("tolerance", "residual", "largest_residual", "steps", "converged")
+    figures = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name not in beside]
+    of = f"tolerance {row['tolerance']:g}: " if row["tolerance"] else ""
+    return (
+        f"{of}{', '.join(figures)} in {row['steps']:.1f} steps, largest residual "
+        f"{row['largest_residual']:.1e}, {row['converged']:.0%} converged"
+    )
+
+
 def to_json(card: Mapping[str, Any]) -> str:
     return json.dumps(card, indent=1, ensure_ascii=False) + "\n"
 

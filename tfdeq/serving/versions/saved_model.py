@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfdeq import DEQLayer
 from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import writing
+from tfdeq.serving.edge.converted import Converted
 from tfdeq.serving.kinds import runs
 from tfdeq.serving.kinds.kind import Kind
 from tfdeq.serving.signatures.batching import SIZES as BATCH_SIZES
@@ -160,12 +161,15 @@ def export_kind(
     max_request_values: int | None = None,
     gradients: bool = False,
     keras_model: bool = True,
+    edge: Mapping[str, Converted] | None = None,
 ) -> pathlib.Path:
     """Writes a model with its kind's data: quality by tolerance, warm-up records, files.
 
     Args:
         kind: the model and its data; see `tfdeq.serving.kinds`.
         examples: as for `export`; None: those of the kind.
+        edge: name -> converted model, written under assets.extra/ beside the card; see
+            `tfdeq.serving.edge.litert`.
         Others: as for `export`, which also describes results and errors.
     """
     output = expanded(output)
@@ -195,10 +199,11 @@ def export_kind(
         "allowed_batch_sizes": list(batch_sizes),
         "batching": None if batching is None else batching._asdict(),
         "warm_up_records": examples is not None,
+        **({"edge": {name: file.described for name, file in edge.items()}} if edge else {}),
         **(card or {}),
     }
     records = [] if examples is None else list(warm_up.requests(signatures, examples, batch_sizes))
-    content = _Content(kind.model, signatures, gradients, loadable, records, files)
+    content = _Content(kind.model, signatures, gradients, loadable, records, files, edge or {})
     return publishing.publish(
         output,
         lambda folder: content.write(folder, output),
@@ -216,6 +221,7 @@ class _Content(NamedTuple):
     loadable: loading.Description | None
     records: Sequence[Any]
     files: Mapping[str, str]
+    edge: Mapping[str, Converted]
 
     def write(self, folder: pathlib.Path, output: pathlib.Path) -> None:
         extra = folder / model_card.FOLDER
@@ -228,6 +234,8 @@ class _Content(NamedTuple):
             if self.records:
                 warm_up.write(folder, output.name, self.records)
             further_files.write(self.files, extra)
+            for name, file in self.edge.items():
+                (extra / name).write_bytes(file.content)
 
 
 def _finish(

@@ -1,0 +1,1 @@
+"""Files for small devices, such as phones: models converted for LiteRT, and their answers."""
