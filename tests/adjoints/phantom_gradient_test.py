@@ -41,6 +41,7 @@ def test_against_the_series(damping):
 
 @pytest.mark.parametrize("damping", fast([0.7], [1.0, 0.7]))
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.slow
 def test_error_falls_to_zero_with_the_steps(mode, damping):
     _, exact = _gradients("implicit")
     errors = [

@@ -58,6 +58,7 @@ def test_is_the_documented_equation(kernel_size, normalization):
 
 
 @pytest.mark.parametrize("kernel_size", fast([3], [2, 3]))
+@pytest.mark.slow
 def test_many_layers_are_the_equilibrium_of_the_cell(kernel_size):
     network = _network(100, kernel_size)
     network.recurrent.gain.assign(0.5 * network.recurrent.gain)  # almost a contraction

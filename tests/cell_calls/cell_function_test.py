@@ -118,6 +118,7 @@ def test_losses_of_the_cell_enter_fit_and_evaluate(jit_compile):
 
 
 @pytest.mark.parametrize("policy", fast(["mixed_bfloat16"], ["mixed_bfloat16", "mixed_float16"]))
+@pytest.mark.slow
 def test_losses_in_half_precision_can_be_added_to_those_of_fit(policy):
     keras.config.set_dtype_policy(policy)
     inputs = keras.Input((UNITS,))
@@ -292,6 +293,7 @@ def test_gradient_is_of_the_noise_of_the_solve(kind):
     np.testing.assert_allclose(np.sum(tape.gradient(loss, x) * along), difference, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_noise_in_inference_leaves_statistics_alone_and_reaches_predict(tmp_path):
     inputs = keras.Input((UNITS,))
     layer = tfdeq.DEQLayer(AlwaysNoisyCell(), TIGHT)
@@ -308,6 +310,7 @@ def test_noise_in_inference_leaves_statistics_alone_and_reaches_predict(tmp_path
     assert np.abs(served.serve(x) - served.serve(x)).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_cell_without_noise_in_inference_is_exported_without_a_write(tmp_path):
     inputs = keras.Input((UNITS,))
     model = keras.Model(inputs, tfdeq.DEQLayer(NoisyCell(UNITS), TIGHT)(inputs))

@@ -55,6 +55,7 @@ def test_a_layer_or_a_scope_may_say_how_often():
         tfdeq.DEQLayer(DenseCell(UNITS), explicit_steps=-1)
 
 
+@pytest.mark.slow
 def test_a_compiled_function_takes_them_from_a_scope_inside():
     layer = tfdeq.DEQLayer(DenseCell(UNITS))
     x = tf.ones([2, UNITS])

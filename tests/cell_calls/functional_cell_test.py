@@ -29,6 +29,7 @@ def _convolution_cell(channels=3):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("channels", fast([5], [3, 5]))
+@pytest.mark.slow
 def test_sizes_that_the_cell_leaves_open_are_those_of_x(channels, mode):
     layer = tfdeq.DEQLayer(_convolution_cell(channels), TIGHT)
     call = in_mode(lambda x: layer(x), mode)

@@ -248,6 +248,7 @@ def test_losses_of_a_model_leave_padding_out_only_where_there_is_some():
     np.testing.assert_allclose(received, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_masks_survive_saving_and_exporting(tmp_path):
     inputs = keras.Input((5,), dtype="int32")
     layer = tfdeq.DEQLayer(_pooling_cell(), TIGHT)

@@ -77,6 +77,7 @@ def test_one_solve_is_two(name, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.slow
 def test_gradients_are_those_of_two_solves(mode):
     a, b = _dense(4, "float64"), _dense(3, "float64")
     layers = [tfdeq.DEQLayer(cell, EXACT, dtype="float64") for cell in (a, b)]

@@ -111,6 +111,7 @@ def test_segments_are_one_long_text_in_float32():
 
 
 @pytest.mark.parametrize("span", fast([SPAN], [1, SPAN]))
+@pytest.mark.slow
 def test_a_fresh_past_is_none(span):
     layer, x = _layer(span=span), _inputs()
     fresh = layer.cell.initial_past(x)
@@ -239,6 +240,7 @@ def test_an_examples_answer_does_not_depend_on_its_neighbours():
         np.testing.assert_allclose(alone.z[0], together.z[row], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_padding_behind_a_segment_is_zero_and_changes_nothing():
     layer, x = _layer(), _inputs()
     past = _past(layer)

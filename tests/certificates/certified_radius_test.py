@@ -92,6 +92,7 @@ def test_no_neighbour_on_a_circle_has_another_answer():
         assert (answers == np.argmax(model(x), axis=1)[:, None]).all() == same
 
 
+@pytest.mark.slow
 def test_softmax_saving_and_graphs_change_nothing(tmp_path):
     model = _trained()
     x, _ = _moons(20, seed=3)

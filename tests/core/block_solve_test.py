@@ -188,6 +188,7 @@ def test_a_layer(cell, shape, mode, tmp_path):
     assert loaded.layers[-1].block == 5
 
 
+@pytest.mark.slow
 def test_xla_and_traces_solve_as_usual():
     layer = tfdeq.DEQLayer(RecallConvolution(4, 1, recurrent_scale=0.2), EXACT, block=5)
     x = tf.constant(_floats(2, 30, 4).astype("float32"))

@@ -141,6 +141,7 @@ def test_it_looks_every_so_many_batches_across_epochs():
     np.testing.assert_allclose(np.divide(losses, HALF_SQUARED * 0.5), [1, 1, 2, 2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_window_is_of_training_alone():
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=2)
     _fit(_rough_model(jacobian_penalty=0.5), monitor, 2, batches=2, validation_split=0.5)
@@ -149,6 +150,7 @@ def test_the_window_is_of_training_alone():
 
 
 @pytest.mark.parametrize("settings", [{"steps_per_execution": 2}, {"run_eagerly": True}])
+@pytest.mark.slow
 def test_other_ways_to_run_the_steps(settings):
     model = _rough_model(jacobian_penalty=0.5)
     model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False, **settings)
@@ -254,6 +256,7 @@ def test_residuals_that_stay_high_bring_the_good_state_back(capsys):
 # --- what it leaves alone ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_are_as_without_a_monitor(tmp_path):
     with_it, without = (_rough_model() for _ in range(2))
     path = str(tmp_path / "during.keras")
@@ -271,6 +274,7 @@ def test_files_are_as_without_a_monitor(tmp_path):
 
 
 @pytest.mark.parametrize("halved", [False, True])
+@pytest.mark.slow
 def test_schedules_are_the_users_own_again_unless_they_were_halved(halved, tmp_path):
     schedule = _schedule()
     model = _classifier(keras.optimizers.Adam(schedule))
@@ -305,6 +309,7 @@ def test_log_dir_receives_scalars(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_layers_inside_a_cell_are_part_of_it():
     @keras.saving.register_keras_serializable(package="tfdeq_tests")
     class Outer(keras.layers.Layer):

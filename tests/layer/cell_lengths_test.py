@@ -51,6 +51,7 @@ def _after(layer, segment, mask=None):
         [*((name, "graph") for name in CELLS), ("span 4", "xla"), ("kernel 4", "xla")],
     ),
 )
+@pytest.mark.slow
 def test_what_is_remembered_is_that_of_the_example_alone(name, mode):
     layer = _layer(name)
     mask = tf.sequence_mask(LENGTHS, LENGTH)
@@ -82,6 +83,7 @@ def test_full_lengths_are_none(name):
         np.testing.assert_array_equal(found[name], value)
 
 
+@pytest.mark.slow
 def test_the_mask_of_a_segment_as_keras_hands_it_on():
     layer = _layer("span 4")
     x = tf.where(tf.sequence_mask(LENGTHS, LENGTH)[:, :, None], _inputs(LENGTH), 0.0)

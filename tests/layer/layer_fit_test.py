@@ -227,6 +227,7 @@ def test_nested_layers_train(jit_compile):
 
 
 @pytest.mark.parametrize("policy", fast(["mixed_bfloat16"], ["mixed_bfloat16", "mixed_float16"]))
+@pytest.mark.slow
 def test_mixed_policies_train(policy):
     keras.config.set_dtype_policy(policy)
     images, labels = image_data(images_per_class=8)

@@ -291,6 +291,7 @@ def test_saving(kind, settings, tmp_path):
 
 
 @one_kind
+@pytest.mark.slow
 def test_mixed_bfloat16_remembers_in_its_own_precision(kind):
     solver = tfdeq.FixedPointIteration(30, 1e-2)
     model, (exact, _, in_one_piece) = (

@@ -102,6 +102,7 @@ def test_the_layout_is_that_of_kerashub(tmp_path):
     assert metadata["date_saved"]
 
 
+@pytest.mark.slow
 def test_text_to_text_with_words(tmp_path):
     model = _transformer()
     model.tokenizer = WordTokenizer(WORDS)

@@ -56,6 +56,7 @@ def test_new_weights_are_used(model):
     assert model.generate("w1") == before
 
 
+@pytest.mark.slow
 def test_a_model_that_generated_is_saved_as_before(model, tmp_path):
     model.generate("w1")
     tokens = np.int32([[1, 2, 3]])

@@ -11,6 +11,7 @@ def test_samples_stop_on_their_own():
     assert all(values[-1] <= 1e-4 < values[-2] for values in lines.values())
 
 
+@pytest.mark.slow
 def test_warm_starts_need_fewer_evaluations(tmp_path):
     lines = concept_pictures.warm_starts(2)
     zeros, warm = lines["from zeros"], lines["from the last equilibrium"]

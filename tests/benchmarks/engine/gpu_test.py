@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks.engine import gpu
 
 ROOT = pathlib.Path(__file__).absolute().parents[3]
@@ -16,6 +18,7 @@ def _run(*flags):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 def test_a_case_is_measured_and_written(tmp_path):
     results, page = tmp_path / "gpu.json", tmp_path / "gpu.md"
     finished = _run(

@@ -27,6 +27,7 @@ def _root(name):
     return iterate(f, tf.constant(problem.start[None]), solver).z.numpy()[0]
 
 
+@pytest.mark.slow
 def test_known_roots():
     # Moré, Garbow, Hillstrom, problem 3.
     np.testing.assert_allclose(_root("Powell badly scaled"), [1.098e-5, 9.106], rtol=1e-3)

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.training import adaptive_softmax
 
 
+@pytest.mark.slow
 def test_every_step_is_timed():
     table = adaptive_softmax.measure(64, rows=4, width=16, rounds=1, memory=False)
     assert [(row["mode"], row["softmax"]) for row in table] == [

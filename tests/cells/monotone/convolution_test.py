@@ -83,6 +83,7 @@ def test_gradient_is_the_closed_form(mode):
     np.testing.assert_allclose(d_b, g.reshape(-1, 3).sum(axis=0), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_images_of_any_size():
     """One graph for unknown sizes gives the same answers as graphs for known sizes."""
     layer = _layer(tfdeq.PeacemanRachford(500, 1e-10))

@@ -44,6 +44,7 @@ def test_the_constant_is_reached():
 
 
 @pytest.mark.parametrize("kind", [tfdeq.PeacemanRachford, tfdeq.ForwardBackward])
+@pytest.mark.slow
 def test_splitting_methods_converge_in_the_metric(kind):
     layer = _layer(scale=0.3, monotonicity=1.0)
     solver = kind(5000, 1e-9)
@@ -66,6 +67,7 @@ def test_every_weight_is_trained():
         assert np.abs(gradient).max() > 0
 
 
+@pytest.mark.slow
 def test_certified_radius_in_the_metric():
     """No direction tried leads to another answer within the radius."""
     layer = _layer(lipschitz=0.5, scale=0.3)

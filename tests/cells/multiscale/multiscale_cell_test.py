@@ -27,6 +27,7 @@ def test_branches_are_half_as_large_each(size):
     assert shapes == [(2, *part, count) for part, count in zip(halved, (4, 4, 8), strict=True)]
 
 
+@pytest.mark.slow
 def test_sizes_need_not_be_known():
     layer = tfdeq.DEQLayer(_smooth(), "fixed_point_iteration")
     inputs = keras.Input((None, None, 4))
@@ -61,6 +62,7 @@ def test_adding_the_input_it_converges_and_has_a_gradient():
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_with_a_scale_of_zero_the_first_equilibrium_is_one_application():
     cell = MultiscaleCell([4, 8], 2, groups=2, skip="input", recurrent_scale=0.0)
     layer = tfdeq.DEQLayer(cell, tfdeq.FixedPointIteration(10, 1e-6))

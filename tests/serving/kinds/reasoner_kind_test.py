@@ -89,6 +89,7 @@ def test_signatures_and_their_sizes(kind):
     assert spec.shape.as_list() == [None, None]
 
 
+@pytest.mark.slow
 def test_a_cell_of_one_size():
     model = _model(TokenMixing(8, places=5))
     found = of_model(model, examples={"puzzle": PUZZLES}).signatures(batching=None)["solve"]

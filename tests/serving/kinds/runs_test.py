@@ -100,6 +100,7 @@ def test_other_kinds_are_refused(name, message, tmp_path):
         runs.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_examples_by_name_for_a_model_that_does_not_say_its_inputs(tmp_path):
     model = contracting_language_model(vocabulary_size=9, length=6)
     tokens = np.random.default_rng(0).integers(0, 9, (5, 6)).astype("int32")

@@ -103,6 +103,7 @@ def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
     assert not (tmp_path / "program").exists()
 
 
+@pytest.mark.slow
 def test_the_program_times_a_versions_warm_up_records(version, serving_executable):
     finished = subprocess.run(
         [

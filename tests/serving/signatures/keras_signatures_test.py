@@ -232,6 +232,7 @@ def test_compiled_signatures_answer_alike(model, signatures):
         assert graph_checks.problems(compiled[name].function, jit_compile=True) == []
 
 
+@pytest.mark.slow
 def test_two_depths_add_their_steps_and_have_two_equilibria():
     model = make_model(depths=2)
     signatures = keras_signatures(model)

@@ -102,6 +102,7 @@ def test_what_is_wrong_with_a_memory_is_found(loaded):
     assert "5 calls hold an example that could not be answered" in invalid.text
 
 
+@pytest.mark.slow
 def test_solves_that_end_early_are_allowed_more():
     """The limits are made for rounding errors; a larger residual is a larger error."""
     conversation = conversation_checks.Conversation(MODELS["span"](), STREAM)
@@ -152,6 +153,7 @@ def test_records_of_one_number_are_short(tmp_path):
     np.testing.assert_array_equal(read["ones"], value + 1)
 
 
+@pytest.mark.slow
 def test_the_documents_example_talks_with_a_version(version, loaded, monkeypatch, capsys):
     """The code of docs/serving.md, with the server's part done by the version itself."""
     document = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -137,6 +137,7 @@ class Cell(keras.layers.Layer):
         return keras.ops.tanh(self.dense(z) + x)
 
 
+@pytest.mark.slow
 def test_a_functional_model_comes_back(tmp_path):
     x = keras.Input((3,), name="x")
     h = keras.layers.BatchNormalization()(x)

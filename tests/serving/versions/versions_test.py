@@ -161,6 +161,7 @@ def test_a_rename_never_replaces_an_empty_folder(tmp_path, monkeypatch, call):
     assert contents(tmp_path) == ["1", "new"]
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_get_numbers_of_their_own(tmp_path):
     program = (
         "import sys\n"

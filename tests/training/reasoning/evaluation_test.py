@@ -75,6 +75,7 @@ def test_explicit_applications_have_nothing_settled(model):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.slow
 def test_several_starts(model, jit_compile):
     """The answers are those of best_of, and the steps those of all starts."""
     inputs, targets = _puzzles()

@@ -68,6 +68,7 @@ def test_moving_statistics_are_those_that_were_evaluated(tmp_path):
 
 
 @pytest.mark.parametrize("at", fast([7], [3, 7, 10]))
+@pytest.mark.slow
 def test_begun_again_it_keeps_the_same(tmp_path, at):
     """The run ends by an error before a step; its last checkpoint may then be older than the best."""
 

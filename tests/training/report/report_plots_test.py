@@ -3,6 +3,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from tests.support.cases import fast
 from tfdeq.training.report import report_plots
 from tfdeq.training.report.report_run import Run
 
@@ -52,7 +53,12 @@ def test_there_may_be_nothing_to_draw():
     assert report_plots.curve_plots(runs) == report_plots.budget_plots(runs) == []
 
 
-@pytest.mark.parametrize("name", ["$\\frac$", "_hidden", "<b>&", "\x01\ud800", "数据", "x" * 90])
+@pytest.mark.parametrize(
+    "name",
+    fast(
+        ["$\\frac$", "\x01\ud800"], ["$\\frac$", "_hidden", "<b>&", "\x01\ud800", "数据", "x" * 90]
+    ),
+)
 def test_any_name_gives_a_valid_picture(name):
     runs = [Run(name, None, curves=CURVES), Run("other", None, curves=CURVES)]
     shown = texts(report_plots.curve_plots(runs)[0].svg)

@@ -142,6 +142,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_program_tells_every_run_and_writes_one_page(tmp_path):
     for name in ("a/run", "b/run"):
         write_json(str(tmp_path / name / "metrics.json"), METRICS)

@@ -79,6 +79,7 @@ def check_same(found, expected):
 @pytest.mark.parametrize(
     "config", fast([{}], [{}, {"accumulation_steps": 2}, {"steps_per_call": 3}]), ids=str
 )
+@pytest.mark.slow
 def test_the_run_is_the_one_that_never_saw_the_batch(config, jit_compile):
     """Moving statistics, generators, metrics and averages are equal bit for bit."""
     together = "steps_per_call" in config

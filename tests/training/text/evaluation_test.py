@@ -72,6 +72,7 @@ def test_an_explicit_model_is_applied_that_often(tokens):
     assert [row["steps"] for row in rows.values()] == [1.0, 2.0, 4.0, 8.0]
 
 
+@pytest.mark.slow
 def test_the_trace_holds_each_budget_of_each_example(tokens):
     trace = evaluator(make_model(), tokens).residual_trace(examples=3)
     values = np.array(trace["residual"])
@@ -137,6 +138,7 @@ def test_the_test_predicts_every_token(tokens, batch_size):
 
 
 @pytest.mark.parametrize("windows", fast([1, 5], [1, 5, 37]))
+@pytest.mark.slow
 def test_as_many_windows_as_asked_for(tokens, windows):
     found = token_evaluator(
         make_model(), tokens, "word", windows=windows, batch_size=4, jit_compile=False

@@ -254,6 +254,7 @@ def test_correction_averages_the_losses_after_evaluations_of_a_training_solve(mo
         assert float(loss_of(*arguments).value) == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_radius_is_the_same_each_time_and_below_one_where_it_contracts(model):
     tokens = tf.constant(np.random.default_rng(0).integers(0, 9, (5, 6)), tf.int32)
     radius = radius_of(model, examples=3)

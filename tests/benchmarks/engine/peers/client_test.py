@@ -33,6 +33,7 @@ def toy(tmp_path, monkeypatch):
         yield worker
 
 
+@pytest.mark.slow
 def test_answers_come_back_without_what_libraries_print(toy, tmp_path):
     assert toy.ask("add", one=1, two=2) == {"sum": 3}
     assert toy.ask("add", one=3, two=4) == {"sum": 7}
@@ -45,6 +46,7 @@ def test_an_error_is_told_and_the_worker_goes_on(toy):
     assert toy.ask("add", one=1, two=1) == {"sum": 2}
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_ended_is_told_with_its_last_words(toy):
     with pytest.raises(client.WorkerError, match="has ended: the toy dies"):
         toy.ask("die")

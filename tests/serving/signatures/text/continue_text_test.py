@@ -227,6 +227,7 @@ def test_explicit_applications_carry_the_models_own_memory(make):
 
 
 @pytest.mark.parametrize("dtype", fast(["mixed_bfloat16"], ["mixed_bfloat16", "float64"]))
+@pytest.mark.slow
 def test_half_precision_is_served_as_float32(dtype):
     served = Served(equilibrium(span=4, dtype=dtype, solver=tfdeq.Anderson(20, 1e-2)))
     answer = served(TEXT[:, :5], [5, 3, 1])
