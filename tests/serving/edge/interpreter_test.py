@@ -21,12 +21,16 @@ def interpreter(tmp_path_factory):
     ("signature", "inputs", "message"),
     [
         ("solve", {"x": np.zeros([1, 4])}, "no signature 'solve'. It has: serving_default"),
-        ("serving_default", {"x": np.zeros([1, 5])}, r"'x' as \('N', 4\); received \(1, 5\)"),
-        ("serving_default", {"y": np.zeros([1, 4])}, r"'x' as \('N', 4\); received nothing"),
+        (
+            "serving_default",
+            {"x": np.zeros([1, 5])},
+            r"'x' as \('N', 4\), with N = 1.*received \(1, 5\)",
+        ),
+        ("serving_default", {"y": np.zeros([1, 4])}, r"'x' as \('N', 4\).*received nothing"),
         (
             "serving_default",
             {"x": np.zeros([2, 4]), "tolerance": [1e-3]},
-            r"'tolerance' as \('N',\); received \(1,\)",
+            r"'tolerance' as \('N',\), with N = 2.*received \(1,\)",
         ),
     ],
 )

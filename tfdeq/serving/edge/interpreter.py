@@ -48,8 +48,8 @@ class Interpreter:
             found = arrays[name].shape if name in arrays else None
             if found is None or found[:1] != (rows,) or found[1:] != expected:
                 raise ValueError(
-                    f"The signature {signature!r} takes {name!r} as {('N', *expected)}; received "
-                    f"{'nothing' if found is None else found}."
+                    f"The signature {signature!r} takes {name!r} as {('N', *expected)}, with N = {rows} "
+                    f"as in the first input; received {'nothing' if found is None else found}."
                 )
         size = int(next(iter(details.values()))["shape"][0])
         parts = [self._call(signature, arrays, first, size) for first in range(0, rows, size)]
