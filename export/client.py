@@ -8,12 +8,11 @@ import pathlib
 import sys
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from tfdeq import Status, describe
 from tfdeq.programs import program
-from tfdeq.serving.client.model_client import MAX_ANSWER_BYTES, Client, decode_text, encode_text
+from tfdeq.serving.client.model_client import MAX_ANSWER_BYTES, Client
 
 FLAGS = flags.FLAGS
 
@@ -36,36 +35,24 @@ def main() -> None:
     vocabulary = None
     if FLAGS.vocabulary is not None:
         vocabulary = pathlib.Path(FLAGS.vocabulary).read_text(encoding="utf-8").splitlines()
-    tokens = encode_text(FLAGS.text, vocabulary)
-    answer = client.predict(
-        {
-            "tokens": tokens[None],
-            "lengths": np.array([len(tokens)], np.int32),
-            "max_new_tokens": np.array([FLAGS.max_new_tokens], np.int32),
-            "temperature": np.array([FLAGS.temperature], np.float32),
-            "top_k": np.array([FLAGS.top_k], np.int32),
-            "top_p": np.array([FLAGS.top_p], np.float32),
-            "seed": np.array([FLAGS.seed], np.int32),
-            "stop_token": np.array([-1], np.int32),
-        },
-        "generate",
+    found = client.generate(
+        FLAGS.text,
+        max_new_tokens=FLAGS.max_new_tokens,
+        temperature=FLAGS.temperature,
+        top_k=FLAGS.top_k,
+        top_p=FLAGS.top_p,
+        seed=FLAGS.seed,
+        vocabulary=vocabulary,
         **settings,
     )
-    if answer["status"][0] < 0:
-        raise ValueError(
-            "The server rejected the text: it has more tokens than the model can read, or tokens that "
-            "the model does not know. Shorten the text, or give the model's --vocabulary."
-        )
-    new = answer["tokens"][0, : answer["lengths"][0]]
-    print(FLAGS.text + decode_text(new, vocabulary))
-    status = int(answer["status"][0])
+    print(FLAGS.text + found.text)
     print(
-        f"{len(new)} tokens, {answer['steps'][0]} steps ({answer['prompt_steps'][0]} of them for the "
-        f"prompt), largest residual {answer['residual'][0]:.1e}, {Status(status).name}",
+        f"{len(found.tokens)} tokens, {found.steps} steps ({found.prompt_steps} of them for the "
+        f"prompt), largest residual {found.residual:.1e}, {Status(found.status).name}",
         file=sys.stderr,
     )
-    if status:
-        print(describe(status), file=sys.stderr)
+    if found.status:
+        print(describe(found.status), file=sys.stderr)
 
 
 def _read_inputs(path: str) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def test_errors_of_the_runtime(version):
     finished = subprocess.run(command, capture_output=True, text=True, timeout=55)
     assert finished.returncode == 0, finished.stderr
     texts = json.loads(finished.stdout)
-    names = ["encode", "generate", "score", "serving_default", "step"]
+    generating = ["generate", "generate_first", "generate_next"]
+    names = ["encode", *generating, "score", "serving_default", "step"]
     assert texts[0] == f"ValueError: No signature 'other'; there are {names}."
     assert "score takes ['lengths', 'max_steps'" in texts[1]
     assert texts[2] == "ValueError: lengths must be of dtype int32; received float64."

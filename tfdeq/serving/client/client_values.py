@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tfdeq.serving.client.client_calls import ServerError
+from tfdeq.serving.client.client_calls import NoSignatureError, ServerError
 
 SETTINGS = ("tolerance", "max_steps")
 
@@ -32,10 +32,11 @@ def served_signature(
     """Returns a signature from a server's metadata.
 
     Raises:
-        ServerError: if the model has no such signature, or the metadata cannot be read.
+        NoSignatureError: if the model has no such signature.
+        ServerError: if the metadata cannot be read.
     """
     if signature not in found.signature_def:
-        raise ServerError(
+        raise NoSignatureError(
             f"The server refused: the model has no signature {signature!r}. Ask for one that it has: "
             f"{', '.join(sorted(found.signature_def)) or 'none'}."
         )

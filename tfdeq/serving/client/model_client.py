@@ -1,15 +1,17 @@
 """A client of TensorFlow Serving, by gRPC or REST, with a deadline, retries and a tolerance."""
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tfdeq.serving.client import client_calls
+from tfdeq.serving.client import client_calls, client_text
 from tfdeq.serving.client.client_calls import NotNow, ServerError
 from tfdeq.serving.client.client_grpc import GrpcTransport
 from tfdeq.serving.client.client_rest import RestTransport
+from tfdeq.serving.client.client_text import Segment
 from tfdeq.serving.client.client_values import (
     ServedSignature,
     answer_values,
@@ -17,6 +19,14 @@ from tfdeq.serving.client.client_values import (
     request_values,
 )
 
+_SAMPLING = {
+    "max_new_tokens": 0,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 0.0,
+    "seed": 0,
+    "stop_token": -1,
+}
 MAX_ANSWER_BYTES = 256 * 2**20  # many answers exceed gRPC's own default of 4 MiB
 
 
@@ -95,13 +105,113 @@ class Client:
             ValueError: for inputs that the signature does not take, or whose shapes, batches or values
                 do not fit it, such as integers beyond its dtype. Nothing was computed then.
         """
+        return self._answer(
+            inputs, signature, {"tolerance": tolerance, "max_steps": max_steps}, self._timeout
+        )
+
+    def generate(self, prompt: str | Any, **settings: Any) -> Segment:
+        """Returns a language model's continuation of a text.
+
+        It asks for the tokens in segments, so that a long text does not make the short ones of other
+        clients wait. The tokens are those of the signature `generate`, exactly.
+
+        Args:
+            prompt, settings: as of `segments`. The client's `timeout` is for all segments together.
+
+        Returns:
+            The new tokens: text, tokens [N] int32, finish, residual, steps, prompt_steps, status.
+
+        Raises:
+            As `segments`.
+
+        Example:
+            print(client.generate("import numpy as ", max_new_tokens=40).text)
+        """
+        deadline = time.monotonic() + self._timeout
+        return client_text.together(list(self._segments(prompt, deadline, **settings)))
+
+    def stream(self, prompt: str | Any, **settings: Any) -> Iterator[str]:
+        """Yields a language model's continuation of a text as it comes; see `segments`.
+
+        All texts together are the one that `generate` returns.
+
+        Example:
+            for text in client.stream("import numpy as ", max_new_tokens=40):
+                print(text, end="", flush=True)
+        """
+        parts = self.segments(prompt, **settings)
+        return (part.text for part in parts if part.text)
+
+    def segments(self, prompt: str | Any, **settings: Any) -> Iterator[Segment]:
+        """Yields a language model's continuation of a text in segments, one call of the server for each.
+
+        The first call reads the prompt. Each further one sends the text and the state of the model, which
+        the last one returned, so any server with this version can answer it. Name the client's `version` if
+        another version may be loaded meanwhile. A model that was exported without segments answers in one.
+
+        Args:
+            prompt: a text, or token ids [T].
+            settings: `max_new_tokens` (0, the default: as many as the model has room for), `temperature`
+                (0, the default: the most likely token, always), `top_k`, `top_p`, `seed`, `stop_token`
+                (-1: none), `tolerance`, `max_steps`, each one number, as the signature `generate` takes
+                them; `vocabulary`, the words of a model of words in the order of ids (None: bytes);
+                `first_tokens` and `segment_tokens`, the tokens of the first call (default 1) and of the
+                others (default 16).
+
+        Raises:
+            ServerError: as `predict`; the client's `timeout` is for each segment.
+            ValueError: for a prompt without a token, or one that the model cannot read.
+            TypeError: for an unknown setting.
+        """
+        return self._segments(prompt, None, **settings)
+
+    def _segments(
+        self,
+        prompt: str | Any,
+        deadline: float | None,
+        *,
+        tolerance: float | None = None,
+        max_steps: int | None = None,
+        vocabulary: list[str] | None = None,
+        first_tokens: int = 1,
+        segment_tokens: int = 16,
+        **sampling: Any,
+    ) -> Iterator[Segment]:
+        unknown = sorted(set(sampling) - set(_SAMPLING))
+        if unknown:
+            known = "tolerance, max_steps, vocabulary, first_tokens, segment_tokens"
+            raise TypeError(
+                f"Unknown settings: {', '.join(unknown)}. Known ones: {', '.join(_SAMPLING)}, {known}."
+            )
+        if first_tokens < 1 or segment_tokens < 1:
+            raise ValueError(
+                "first_tokens and segment_tokens must be >= 1; received "
+                f"{first_tokens}, {segment_tokens}."
+            )
+        solving = {"tolerance": tolerance, "max_steps": max_steps}
+
+        def predict(inputs: Mapping[str, Any], signature: str) -> dict[str, np.ndarray]:
+            left = self._timeout if deadline is None else deadline - time.monotonic()
+            return self._answer(inputs, signature, solving, max(left, 0.0))
+
+        return client_text.segments(
+            predict, prompt, vocabulary, first_tokens, segment_tokens, {**_SAMPLING, **sampling}
+        )
+
+    def close(self) -> None:
+        """Closes the connection; the client cannot be used afterwards."""
+        self._closed = True
+        self._transport.close()
+
+    def _answer(
+        self, inputs: Mapping[str, Any], signature: str, settings: Mapping[str, Any], timeout: float
+    ) -> dict[str, np.ndarray]:
         if self._closed:
             raise ValueError("This client is closed. Make another one.")
         if not isinstance(inputs, Mapping):
             raise TypeError(f"inputs must map names to arrays; received {type(inputs).__name__}.")
         given = {name: _as_input(value, name) for name, value in inputs.items()}
         batch_size(given)
-        settings = {"tolerance": tolerance, "max_steps": max_steps}
 
         def attempt(deadline: float) -> dict[str, np.ndarray]:
             known = self._served.get(signature)
@@ -113,12 +223,7 @@ class Client:
                     raise
             return self._asked(given, signature, settings, deadline)
 
-        return client_calls.ask(attempt, self._server, self._timeout, self._attempts)
-
-    def close(self) -> None:
-        """Closes the connection; the client cannot be used afterwards."""
-        self._closed = True
-        self._transport.close()
+        return client_calls.ask(attempt, self._server, timeout, self._attempts)
 
     def _asked(
         self,
@@ -158,40 +263,3 @@ def _as_input(value: Any, name: str = "inputs") -> np.ndarray:
         ) from error
     # NumPy's own text dtype would lose a trailing 0 byte, and turn numbers next to text into text.
     return np.asarray(value, object) if text else array
-
-
-def encode_text(text: str, vocabulary: list[str] | None) -> np.ndarray:
-    """Returns token ids: bytes, or words of a vocabulary.
-
-    Raises:
-        ValueError: for an empty text, or a word that is not in a vocabulary without <unk>.
-    """
-    if not text.strip():
-        raise ValueError("--text must hold at least one character that is no space.")
-    if vocabulary is None:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-    ids = {word: index for index, word in enumerate(vocabulary)}
-    unknown = ids.get("<unk>")
-    missing = [word for word in text.split() if word not in ids]
-    if missing and unknown is None:
-        raise ValueError(f"Words that the vocabulary lacks: {', '.join(missing)}.")
-    return np.array([ids.get(word, unknown) for word in text.split()], np.int32)
-
-
-def decode_text(tokens: np.ndarray, vocabulary: list[str] | None) -> str:
-    """Returns the text of token ids.
-
-    Raises:
-        ValueError: for an id that is not a byte or not in the vocabulary.
-    """
-    size = 256 if vocabulary is None else len(vocabulary)
-    beyond = [int(token) for token in tokens if not 0 <= token < size]
-    if beyond:
-        last = "a byte" if vocabulary is None else "the last line of --vocabulary"
-        raise ValueError(
-            f"The answer has the token {beyond[0]}, and {last} is {size - 1}. Name the model's "
-            "--vocabulary: assets.extra/vocabulary.txt of its version."
-        )
-    if vocabulary is None:
-        return bytes(tokens.astype(np.uint8)).decode(errors="replace")
-    return " " + " ".join(vocabulary[token] for token in tokens)
