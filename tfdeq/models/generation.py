@@ -292,10 +292,7 @@ def _after_token(model: TokenModel, state: State, settings: Settings) -> State:
         model,
         state._replace(
             past=_grown(model, state, model.cell.remember(solution.z, model.cell.inject(x))),
-            # A text whose segment has ended goes on from here in the next call.
-            z=tf.where(
-                going[:, None], solution.z if has_places(model) else solution.z[:, 0], state.z
-            ),
+            z=_last_of_going(model, state, solution.z),
             position=state.position + tf.cast(going, tf.int32),
             residual=tf.where(going, tf.maximum(state.residual, solution.residual), state.residual),
             steps=state.steps + tf.where(going, solution.steps, 0),
@@ -303,6 +300,12 @@ def _after_token(model: TokenModel, state: State, settings: Settings) -> State:
         ),
         settings,
     )
+
+
+def _last_of_going(model: TokenModel, state: State, z: tf.Tensor) -> tf.Tensor:
+    """Returns the last equilibrium; a text whose segment has ended keeps its own for the next call."""
+    last = z if has_places(model) else z[:, 0]
+    return tf.ensure_shape(tf.where(state.finish[:, None] < 0, last, state.z), state.z.shape)
 
 
 def _grown(model: TokenModel, state: State, kept: Any) -> Any:

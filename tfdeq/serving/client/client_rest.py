@@ -5,6 +5,7 @@ import collections
 import contextlib
 import http.client
 import json
+import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ import numpy as np
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tfdeq.serving.client import client_calls, client_socket
+from tfdeq.serving.client import client_access, client_calls, client_socket
+from tfdeq.serving.client.client_access import Access
 from tfdeq.serving.client.client_calls import NotNow, ServerError
 from tfdeq.serving.client.client_values import ServedSignature, served_signature
 
@@ -35,16 +37,21 @@ _ADVICE = {
     400: "Correct the request as it says.",
     404: "Correct the model's name, version or signature, or load that version.",
     413: "Ask with a smaller batch.",
+    401: client_access.REFUSED,
+    403: client_access.REFUSED,
 }
 
 
 class RestTransport:
     """A model on a server, by REST; see `export.client.Client`. Threads may share it."""
 
-    def __init__(self, address: str, model_name: str, version: int | None, max_answer_bytes: int):
+    def __init__(self, access: Access, model_name: str, version: int | None, max_answer_bytes: int):
+        address, self._access = access.address, access
+        self._context = access.context() if access.tls else None
         parts = urllib.parse.urlsplit(f"http://{address}")
+        usual = http.client.HTTPS_PORT if access.tls else http.client.HTTP_PORT
         try:
-            self._at = parts.hostname, parts.port or http.client.HTTP_PORT
+            self._at = parts.hostname, parts.port or usual
         except ValueError:
             self._at = None, 0
         if self._at[0] is None:
@@ -55,7 +62,8 @@ class RestTransport:
         self._limit = max_answer_bytes
         self._headers = {"Content-Type": "application/json"}
         self._idle: collections.deque[http.client.HTTPConnection] = collections.deque()
-        self._ask_a_proxy(parts.netloc)
+        if not access.tls:
+            self._ask_a_proxy(parts.netloc)
 
     def _ask_a_proxy(self, netloc: str) -> None:
         """Uses the environment variables http_proxy and no_proxy."""
@@ -116,6 +124,7 @@ class RestTransport:
 
     def _exchange(self, method: str, path: str, body: bytes | None, deadline: float) -> Any:
         """Returns the JSON answer to one request."""
+        headers = self._access.headers()
         doing = f"connecting to {self._at[0]}:{self._at[1]}"
         connection, kept = None, False
         try:
@@ -124,7 +133,7 @@ class RestTransport:
             # A server may close the connection before it has read everything, and still have
             # answered.
             with contextlib.suppress(ConnectionError):
-                connection.request(method, path, body, self._headers)
+                connection.request(method, path, body, {**self._headers, **headers})
             doing = "waiting for the answer's header"
             response = connection.getresponse()
             doing = "reading the answer"
@@ -134,6 +143,14 @@ class RestTransport:
             raise
         except TimeoutError as error:
             raise client_calls.out_of_time(doing) from error
+        except ssl.SSLCertVerificationError as error:
+            raise ServerError(
+                f"No answer from the server: {error.verify_message}. {client_access.NOT_TRUSTED}"
+            ) from error
+        except ssl.SSLEOFError as error:
+            raise NotNow(f"the connection failed while {doing}: {error}", _CHECK) from error
+        except ssl.SSLError as error:
+            raise ServerError(f"No answer: {error}. {client_access.NO_TLS}") from error
         except (ConnectionError, http.client.IncompleteRead) as error:
             raise NotNow(f"the connection failed while {doing}: {error}", _CHECK) from error
         except http.client.HTTPException as error:
@@ -162,6 +179,8 @@ class RestTransport:
             connection.close()
         connection = http.client.HTTPConnection(*self._at)
         connection.sock = client_socket.connect(*self._at, deadline)
+        if self._context is not None:
+            connection.sock = client_socket.secured(connection.sock, self._context, self._at[0])
         return connection
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:

@@ -1,6 +1,6 @@
 """Inputs and outputs of a served signature, and arrays with exactly these dtypes and shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +77,46 @@ def batch_size(given: Mapping[str, np.ndarray]) -> int:
         listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
         raise ValueError(f"All inputs must have one batch size; received {listed}.")
     return next(iter(sizes.values()))
+
+
+def rows_of(settings: Mapping[str, Any], rows: slice, batch: int) -> dict[str, Any]:
+    """Returns the settings of a part of a batch.
+
+    Args:
+        settings: as of `request_values`. rows: the part. batch: number of examples of the whole batch.
+
+    Raises:
+        ValueError: for a setting that is neither one number nor one for each example.
+    """
+    found = {}
+    for name, value in settings.items():
+        shape = np.shape(value)
+        if shape not in ((), (batch,)):
+            raise ValueError(
+                f"{name} must be one number, or one for each of the {batch} examples; received the "
+                f"shape {list(shape)}."
+            )
+        found[name] = np.asarray(value)[rows] if shape else value
+    return found
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the answers to the parts of a batch as one answer.
+
+    Raises:
+        ServerError: for parts whose rows have different shapes.
+    """
+    found = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if len({value.shape[1:] for value in values}) > 1 or not values[0].ndim:
+            shapes = ", ".join(str(list(value.shape)) for value in values)
+            raise ServerError(
+                f"The answers to the parts of the batch cannot be joined: {name!r} has the shapes {shapes}. "
+                "Ask without max_batch_size."
+            )
+        found[name] = np.concatenate(values)
+    return found
 
 
 def request_values(

@@ -1,13 +1,15 @@
 """A client of TensorFlow Serving, by gRPC or REST, with a deadline, retries and a tolerance."""
 
+import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from tfdeq.serving.client import client_calls, client_text
+from tfdeq.serving.client.client_access import Access
 from tfdeq.serving.client.client_calls import NotNow, ServerError
 from tfdeq.serving.client.client_grpc import GrpcTransport
 from tfdeq.serving.client.client_rest import RestTransport
@@ -16,7 +18,9 @@ from tfdeq.serving.client.client_values import (
     ServedSignature,
     answer_values,
     batch_size,
+    joined,
     request_values,
+    rows_of,
 )
 
 _SAMPLING = {
@@ -34,7 +38,8 @@ class Client:
     """A model on a server. Threads may share it.
 
     Args:
-        address: host:port; 8500 is the server's gRPC port, 8501 its REST port.
+        address: host:port; 8500 is the server's gRPC port, 8501 its REST port. With https:// in front, the
+            connection is encrypted by TLS.
         model_name: name of the model in the server's configuration.
         rest: whether to use REST instead of gRPC. Default False.
         version: the version to use; None: the newest.
@@ -43,9 +48,20 @@ class Client:
         attempts: largest number of attempts, with growing pauses, if retries may help: for a server
             that is away, starts, stops or is full. None, the default: as many as the time allows.
         max_answer_bytes: the largest answer to read, in bytes. Default 256 MiB.
+        max_batch_size: the most examples of one request: `predict` sends a larger batch in parts, one after
+            another, and joins the answers. None, the default: every batch in one request.
+        headers: name -> value, sent with every request, such as those that a proxy asks for.
+        token: sent as `Authorization: Bearer TOKEN`, which needs TLS except on this machine; or a function
+            without arguments that returns it, called for each request.
+        certificate_authority: PEM file of the authorities whose servers to trust, with TLS; None: those of
+            the system.
+        client_certificate: PEM file of this client's certificate and key, or the pair of files (certificate,
+            key), with TLS.
 
     Raises:
-        ValueError: for a setting out of range, or, with REST, an address that is not host:port.
+        ValueError: for a setting out of range, or, with REST, an address that is not host:port; for headers
+            that cannot be sent, and a token that would be sent without TLS.
+        OSError: for a file of certificates that cannot be read.
 
     Example:
         client = Client("localhost:8500", "language_model")
@@ -62,6 +78,11 @@ class Client:
         timeout: float = 10.0,
         attempts: int | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
+        max_batch_size: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        token: str | Callable[[], str] | None = None,
+        certificate_authority: str | os.PathLike | None = None,
+        client_certificate: str | os.PathLike | tuple[Any, Any] | None = None,
     ):
         if not 0 < timeout <= threading.TIMEOUT_MAX or (attempts is not None and attempts < 1):
             raise ValueError(
@@ -73,12 +94,22 @@ class Client:
             raise ValueError(
                 f"max_answer_bytes must be between 1 and 2**31 - 1; received {max_answer_bytes}."
             )
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be >= 1 or None; received {max_batch_size}.")
         self._timeout, self._attempts = timeout, attempts
+        self._max_batch_size = max_batch_size
         self._server = f"server at {address} ({'REST' if rest else 'gRPC'}), model {model_name!r}"
         self._served: dict[str, ServedSignature] = {}
         self._closed = False
+        access = Access(
+            address,
+            headers=headers,
+            token=token,
+            certificate_authority=certificate_authority,
+            client_certificate=client_certificate,
+        )
         kind = RestTransport if rest else GrpcTransport
-        self._transport = kind(address, model_name, version, max_answer_bytes)
+        self._transport = kind(access, model_name, version, max_answer_bytes)
 
     def predict(
         self,
@@ -98,6 +129,9 @@ class Client:
             signature: name of the signature.
             tolerance, max_steps: for all examples or [B]; 0: the model's own. None: those in the
                 inputs, else the model's own.
+
+        A batch above `max_batch_size` is sent in parts. The timeout is for all of them; an error names the
+        examples of the part that has no answer.
 
         Raises:
             ServerError: if there is no answer in time, a refusal, or an answer that cannot be read.
@@ -211,8 +245,29 @@ class Client:
         if not isinstance(inputs, Mapping):
             raise TypeError(f"inputs must map names to arrays; received {type(inputs).__name__}.")
         given = {name: _as_input(value, name) for name, value in inputs.items()}
-        batch_size(given)
+        batch, most = batch_size(given), self._max_batch_size
+        if most is None or batch <= most:
+            return self._ask(given, signature, settings, timeout)
+        deadline = time.monotonic() + timeout
+        parts = []
+        for start in range(0, batch, most):
+            rows = slice(start, min(start + most, batch))
+            try:
+                part = {name: value[rows] for name, value in given.items()}
+                left = max(deadline - time.monotonic(), 0.0)
+                parts.append(self._ask(part, signature, rows_of(settings, rows, batch), left))
+            except (ServerError, ValueError) as error:
+                where = f"Examples {start} to {rows.stop - 1} of {batch}"
+                raise type(error)(f"{where}: {error}") from error
+        return joined(parts)
 
+    def _ask(
+        self,
+        given: Mapping[str, np.ndarray],
+        signature: str,
+        settings: Mapping[str, Any],
+        timeout: float,
+    ) -> dict[str, np.ndarray]:
         def attempt(deadline: float) -> dict[str, np.ndarray]:
             known = self._served.get(signature)
             try:
