@@ -16,6 +16,8 @@ import pytest
 from google.protobuf import json_format
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
@@ -91,7 +93,14 @@ def start_rest(folder, name, asks_client):
             self.wfile.write(content)
 
         def do_GET(self):
-            self.reply({"metadata": {"signature_def": described}})
+            if self.path.endswith("/metadata"):
+                return self.reply({"metadata": {"signature_def": described}})
+            failed = {"error_code": "UNKNOWN", "error_message": "no file"}
+            states = [
+                {"version": "4", "state": "END", "status": failed},
+                {"version": "3", "state": "AVAILABLE", "status": {"error_code": "OK"}},
+            ]
+            return self.reply({"model_version_status": states})
 
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -140,7 +149,16 @@ def start_grpc(folder, name, asks_client):
             self.check(context)
             return predict_pb2.PredictResponse.FromString(proto_answer())
 
+    class Models(model_service_pb2_grpc.ModelServiceServicer):
+        def GetModelStatus(self, request, context):
+            found = get_model_status_pb2.GetModelStatusResponse()
+            failed = found.model_version_status.add(version=4, state=50)  # END
+            failed.status.error_message = "no file"
+            found.model_version_status.add(version=3, state=30)  # AVAILABLE
+            return found
+
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Servicer(), server)
     pair = (folder / f"{name}.key").read_bytes(), (folder / f"{name}.pem").read_bytes()
     authority = (folder / "authority.pem").read_bytes() if asks_client else None
@@ -197,6 +215,19 @@ def test_connections_are_kept_over_tls(start, certificates):
     if rest:
         assert len(asked._transport._idle) == 1
     asked.close()
+
+
+def test_versions_and_signatures(start, certificates):
+    address, _, rest = start()
+    asked = Client(
+        address, "model", rest=rest, certificate_authority=certificates / "authority.pem"
+    )
+    assert asked.status() == [(4, "END", "no file"), (3, "AVAILABLE", "")]
+    (served,) = asked.signatures().values()
+    assert served.inputs.keys() == {"x", "tolerance", "max_steps"}
+    asked.close()
+    with pytest.raises(ValueError, match="closed"):
+        asked.status()
 
 
 @pytest.mark.parametrize("name", ["server", "elsewhere"])

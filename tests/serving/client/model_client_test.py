@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 
 import grpc
 import numpy as np
@@ -27,7 +26,6 @@ from tensorflow_serving.apis import (
 )
 
 import tfdeq
-from export import client as client_program
 from tests.support.cases import fast
 from tests.support.verified_run import language_model
 from tfdeq.models import generate
@@ -401,27 +399,3 @@ def test_the_program_prints_a_continuation(grpc_server, model, tmp_path):
     assert refused.returncode == 1
     assert "more tokens than the model can read" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-@by_grpc_first
-def test_the_program_reads_json(server, tmp_path, capsys, monkeypatch):
-    address, _, rest = server
-    file = tmp_path / "inputs.json"
-    flags = {
-        **{"address": address, "model_name": "model", "rest": rest, "timeout": 5.0},
-        **{"attempts": None, "max_answer_bytes": 10**6, "tolerance": 0.0, "max_steps": 0},
-        **{"inputs": str(file), "signature": "serving_default"},
-    }
-    monkeypatch.setattr(client_program, "FLAGS", types.SimpleNamespace(**flags))
-    file.write_text('{"tokens": [[1, 2, 3]], "lengths": [3]}')
-    client_program.main()
-    assert json.loads(capsys.readouterr().out)["status"] == [0]
-    for text, match in {
-        '{"tokens": [[1, 2, 3000000000]], "lengths": [3]}': "received 3000000000",
-        '{"tokens": [[1, 2, 3]], "length": [3]}': "unknown: length; missing: lengths",
-        "{": "is no JSON",
-        "[]": "must hold",
-    }.items():
-        file.write_text(text)
-        with pytest.raises(ValueError, match=match):
-            client_program.main()

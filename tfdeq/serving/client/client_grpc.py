@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
@@ -17,7 +19,7 @@ from tensorflow_serving.apis import (
 from tfdeq.serving.client import client_access, client_calls
 from tfdeq.serving.client.client_access import Access
 from tfdeq.serving.client.client_calls import NotNow, ServerError
-from tfdeq.serving.client.client_values import ServedSignature, served_signature
+from tfdeq.serving.client.client_values import ServedSignature, VersionStatus
 
 _Code = grpc.StatusCode
 # A server that starts, stops or has a full queue; retries do not help with other errors.
@@ -64,9 +66,21 @@ class GrpcTransport:
         else:
             self._channel = grpc.insecure_channel(access.address, options)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
-    def signature(self, signature: str, deadline: float) -> ServedSignature:
-        """Returns the inputs and outputs of a signature, from the server's metadata."""
+    def status(self, deadline: float) -> list[VersionStatus]:
+        """Returns the states of the model's versions."""
+        request = get_model_status_pb2.GetModelStatusRequest()
+        self._name_model(request.model_spec)
+        answer = self._call(self._models.GetModelStatus, request, deadline)
+        states = get_model_status_pb2.ModelVersionStatus.State
+        return [
+            VersionStatus(each.version, states.Name(each.state), each.status.error_message)
+            for each in answer.model_version_status
+        ]
+
+    def signatures(self, deadline: float) -> get_model_metadata_pb2.SignatureDefMap:
+        """Returns the model's signatures, from the server's metadata."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         self._name_model(request.model_spec)
         answer = self._call(self._stub.GetModelMetadata, request, deadline)
@@ -77,7 +91,7 @@ class GrpcTransport:
             raise ServerError(_unreadable("metadata", error)) from error
         if not readable:
             raise ServerError(_unreadable("metadata", "no signatures in it"))
-        return served_signature(found, signature)
+        return found
 
     def predict(
         self,

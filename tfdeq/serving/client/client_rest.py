@@ -18,7 +18,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from tfdeq.serving.client import client_access, client_calls, client_socket
 from tfdeq.serving.client.client_access import Access
 from tfdeq.serving.client.client_calls import NotNow, ServerError
-from tfdeq.serving.client.client_values import ServedSignature, served_signature
+from tfdeq.serving.client.client_values import ServedSignature, VersionStatus
 
 # A server, or a proxy in front of it, that starts, stops or has a full queue.
 _RETRIED = (429, 502, 503, 504)
@@ -79,11 +79,26 @@ class RestTransport:
                 f"Basic {base64.b64encode(user.encode()).decode()}"
             )
 
-    def signature(self, signature: str, deadline: float) -> ServedSignature:
-        """Returns the inputs and outputs of a signature, from the server's metadata."""
+    def status(self, deadline: float) -> list[VersionStatus]:
+        """Returns the states of the model's versions."""
+        answer = self._exchange("GET", self._path, None, deadline)
+        try:
+            return [
+                VersionStatus(
+                    int(each["version"]),
+                    str(each["state"]),
+                    str(each.get("status", {}).get("error_message", "")),
+                )
+                for each in answer["model_version_status"]
+            ]
+        except Exception as error:  # any error that unexpected JSON causes
+            raise ServerError(_unreadable("status", f"{type(error).__name__}: {error}")) from error
+
+    def signatures(self, deadline: float) -> get_model_metadata_pb2.SignatureDefMap:
+        """Returns the model's signatures, from the server's metadata."""
         answer = self._exchange("GET", f"{self._path}/metadata", None, deadline)
         try:
-            found = json_format.ParseDict(
+            return json_format.ParseDict(
                 answer["metadata"]["signature_def"],
                 get_model_metadata_pb2.SignatureDefMap(),
                 ignore_unknown_fields=True,
@@ -92,7 +107,6 @@ class RestTransport:
             raise ServerError(
                 _unreadable("metadata", f"{type(error).__name__}: {error}")
             ) from error
-        return served_signature(found, signature)
 
     def predict(
         self,

@@ -26,6 +26,14 @@ class ServedSignature(NamedTuple):
     outputs: Mapping[str, Tensor]
 
 
+class VersionStatus(NamedTuple):
+    """A version of a model on a server."""
+
+    version: int
+    state: str  # "START", "LOADING", "AVAILABLE", "UNLOADING" or "END"
+    error: str  # why it could not be loaded; else ""
+
+
 def served_signature(
     found: get_model_metadata_pb2.SignatureDefMap, signature: str
 ) -> ServedSignature:
@@ -56,6 +64,18 @@ def served_signature(
             f"The server's metadata of the signature {signature!r} cannot be read: {error} Export the "
             "model again, for a server of the same TensorFlow."
         ) from error
+
+
+def tensors_text(tensors: Mapping[str, Tensor]) -> str:
+    """Returns names, dtypes and shapes of a signature's inputs or outputs, for people."""
+    shown = []
+    for name, tensor in tensors.items():
+        sizes = None if tensor.shape.rank is None else tensor.shape.as_list()
+        sizes = (
+            ["…"] if sizes is None else ["B", *("any" if n is None else str(n) for n in sizes[1:])]
+        )
+        shown.append(f"{name} {tensor.dtype.name} [{', '.join(sizes)}]")
+    return ", ".join(shown)
 
 
 def batch_size(given: Mapping[str, np.ndarray]) -> int:

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,13 +16,16 @@ from tfdeq.serving.client.client_rest import RestTransport
 from tfdeq.serving.client.client_text import Segment
 from tfdeq.serving.client.client_values import (
     ServedSignature,
+    VersionStatus,
     answer_values,
     batch_size,
     joined,
     request_values,
     rows_of,
+    served_signature,
 )
 
+T = TypeVar("T")
 _SAMPLING = {
     "max_new_tokens": 0,
     "temperature": 0.0,
@@ -143,6 +146,25 @@ class Client:
             inputs, signature, {"tolerance": tolerance, "max_steps": max_steps}, self._timeout
         )
 
+    def status(self) -> list[VersionStatus]:
+        """Returns the states of the model's versions on the server, in the server's order.
+
+        A version answers requests while its `state` is "AVAILABLE".
+
+        Raises:
+            ServerError: if there is no answer in time, or the server has no such model.
+        """
+        return self._ask_transport(lambda deadline: self._transport.status(deadline))
+
+    def signatures(self) -> dict[str, ServedSignature]:
+        """Returns the model's signatures: name -> inputs and outputs, name -> dtype and shape.
+
+        Raises:
+            ServerError: if there is no answer in time, or the server has no such model.
+        """
+        found = self._ask_transport(lambda deadline: self._transport.signatures(deadline))
+        return {name: served_signature(found, name) for name in sorted(found.signature_def)}
+
     def generate(self, prompt: str | Any, **settings: Any) -> Segment:
         """Returns a language model's continuation of a text.
 
@@ -237,6 +259,11 @@ class Client:
         self._closed = True
         self._transport.close()
 
+    def _ask_transport(self, attempt: Callable[[float], T]) -> T:
+        if self._closed:
+            raise ValueError("This client is closed. Make another one.")
+        return client_calls.ask(attempt, self._server, self._timeout, self._attempts)
+
     def _answer(
         self, inputs: Mapping[str, Any], signature: str, settings: Mapping[str, Any], timeout: float
     ) -> dict[str, np.ndarray]:
@@ -293,7 +320,7 @@ class Client:
         return answer_values(found, served, batch_size(values))
 
     def _read_signature(self, signature: str, deadline: float) -> ServedSignature:
-        served = self._transport.signature(signature, deadline)
+        served = served_signature(self._transport.signatures(deadline), signature)
         self._served[signature] = served
         return served
 
