@@ -70,7 +70,7 @@ class Seen:
     """The headers that a server received, and the token that it accepts."""
 
     def __init__(self):
-        self.headers, self.token = [], None
+        self.headers, self.token, self.asked = [], None, None
 
     def refuses(self, headers):
         self.headers.append({name.lower(): value for name, value in headers.items()})
@@ -95,6 +95,7 @@ def start_rest(folder, name, asks_client):
         def do_GET(self):
             if self.path.endswith("/metadata"):
                 return self.reply({"metadata": {"signature_def": described}})
+            seen.asked = self.path
             failed = {"error_code": "UNKNOWN", "error_message": "no file"}
             states = [
                 {"version": "4", "state": "END", "status": failed},
@@ -151,6 +152,8 @@ def start_grpc(folder, name, asks_client):
 
     class Models(model_service_pb2_grpc.ModelServiceServicer):
         def GetModelStatus(self, request, context):
+            spec = request.model_spec
+            seen.asked = (str(spec.version.value or ""), spec.version_label)
             found = get_model_status_pb2.GetModelStatusResponse()
             failed = found.model_version_status.add(version=4, state=50)  # END
             failed.status.error_message = "no file"
@@ -217,12 +220,17 @@ def test_connections_are_kept_over_tls(start, certificates):
     asked.close()
 
 
-def test_versions_and_signatures(start, certificates):
-    address, _, rest = start()
-    asked = Client(
-        address, "model", rest=rest, certificate_authority=certificates / "authority.pem"
-    )
+def test_versions_labels_and_signatures(start, certificates):
+    address, seen, rest = start()
+    authority = certificates / "authority.pem"
+    asked = Client(address, "model", rest=rest, version="stable", certificate_authority=authority)
     assert asked.status() == [(4, "END", "no file"), (3, "AVAILABLE", "")]
+    assert (
+        seen.asked
+        == {"rest": "/v1/models/model/labels/stable", "grpc": ("", "stable")}[
+            "rest" if rest else "grpc"
+        ]
+    )
     (served,) = asked.signatures().values()
     assert served.inputs.keys() == {"x", "tolerance", "max_steps"}
     asked.close()

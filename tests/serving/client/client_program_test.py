@@ -135,10 +135,12 @@ def test_a_token_and_certificates_reach_the_client(monkeypatch, tmp_path):
     monkeypatch.setattr(client_flags, "Client", lambda *_, **settings: given.update(settings))
     flags = {
         **{**FLAGS, "address": "https://a:1", "token_file": str(tmp_path / "token")},
-        **{"client_certificate": ["a.pem", "a.key"], "max_batch_size": 8, "model_version": 3},
+        **{"client_certificate": ["a.pem", "a.key"], "max_batch_size": 8, "model_version": "3"},
     }
     client_flags.client_of(types.SimpleNamespace(**flags))
     assert given["token"] == "secret"
     assert given["headers"] == {"X-Team": "blue"}
     assert given["client_certificate"] == ("a.pem", "a.key")
     assert (given["max_batch_size"], given["version"]) == (8, 3)
+    client_flags.client_of(types.SimpleNamespace(**{**flags, "model_version": "stable"}))
+    assert given["version"] == "stable"

@@ -46,7 +46,9 @@ def _define_server_flags() -> None:
     )
     flags.DEFINE_bool("rest", False, "Use REST instead of gRPC.")
     flags.DEFINE_string("model_name", None, "Name of the model in the server's configuration.")
-    flags.DEFINE_integer("model_version", None, "The version to ask. Default: the newest.", 0)
+    flags.DEFINE_string(
+        "model_version", None, "The version to ask: its number, or its label. Default: the newest."
+    )
     flags.DEFINE_float(
         "timeout",
         10.0,
@@ -94,13 +96,13 @@ def client_of(values: Any) -> Client:
         if not separator:
             raise ValueError(f"--header takes NAME:VALUE; received {header!r}.")
         headers[name.strip()] = value.strip()
-    token = values.token_file
+    version, token = values.model_version, values.token_file
     certificate = values.client_certificate
     return Client(
         values.address,
         values.model_name,
         rest=values.rest,
-        version=values.model_version,
+        version=int(version) if version is not None and version.isdecimal() else version,
         timeout=values.timeout,
         attempts=values.attempts,
         max_answer_bytes=values.max_answer_bytes,

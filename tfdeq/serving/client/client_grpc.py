@@ -51,7 +51,9 @@ _ADVICE = {
 class GrpcTransport:
     """A model on a server, by gRPC; see `export.client.Client`."""
 
-    def __init__(self, access: Access, model_name: str, version: int | None, max_answer_bytes: int):
+    def __init__(
+        self, access: Access, model_name: str, version: int | str | None, max_answer_bytes: int
+    ):
         options = [
             ("grpc.max_receive_message_length", max_answer_bytes),
             ("grpc.max_send_message_length", -1),  # the server has its own limit
@@ -125,7 +127,9 @@ class GrpcTransport:
 
     def _name_model(self, spec: Any) -> None:
         spec.name = self._name
-        if self._version is not None:
+        if isinstance(self._version, str):
+            spec.version_label = self._version
+        elif self._version is not None:
             spec.version.value = self._version
 
     def _call(self, method: Callable[..., Any], request: Any, deadline: float) -> Any:

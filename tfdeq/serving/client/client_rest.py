@@ -45,7 +45,9 @@ _ADVICE = {
 class RestTransport:
     """A model on a server, by REST; see `export.client.Client`. Threads may share it."""
 
-    def __init__(self, access: Access, model_name: str, version: int | None, max_answer_bytes: int):
+    def __init__(
+        self, access: Access, model_name: str, version: int | str | None, max_answer_bytes: int
+    ):
         address, self._access = access.address, access
         self._context = access.context() if access.tls else None
         parts = urllib.parse.urlsplit(f"http://{address}")
@@ -58,6 +60,8 @@ class RestTransport:
             raise ValueError(f"address must be host:port; received {address!r}.")
         name = urllib.parse.quote(model_name, safe="")
         at = "" if version is None else f"/versions/{version}"
+        if isinstance(version, str):
+            at = f"/labels/{urllib.parse.quote(version, safe='')}"
         self._path = f"{parts.path.rstrip('/')}/v1/models/{name}{at}"
         self._limit = max_answer_bytes
         self._headers = {"Content-Type": "application/json"}

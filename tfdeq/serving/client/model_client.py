@@ -45,7 +45,8 @@ class Client:
             connection is encrypted by TLS.
         model_name: name of the model in the server's configuration.
         rest: whether to use REST instead of gRPC. Default False.
-        version: the version to use; None: the newest.
+        version: the version to use: its number, or a label of the server's configuration, such as
+            "stable"; None: the newest.
         timeout: seconds for a whole call, including all attempts, connections, pauses and the reading
             of the answer. Default 10.
         attempts: largest number of attempts, with growing pauses, if retries may help: for a server
@@ -77,7 +78,7 @@ class Client:
         model_name: str,
         *,
         rest: bool = False,
-        version: int | None = None,
+        version: int | str | None = None,
         timeout: float = 10.0,
         attempts: int | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
