@@ -34,7 +34,7 @@ FLAGS = flags.FLAGS
 
 SHORT, LONG_TOKENS = 31, 100
 PROMPT = "def read(path):\n    "
-TURNS = 9
+TURNS = 15
 RESULTS = "benchmarks/results/serving_long_texts.json"
 TITLE = "## Short texts beside a long one"
 
