@@ -1,6 +1,15 @@
-"""Sends requests to a TensorFlow Serving server by gRPC or REST, with a timeout, retries and a tolerance.
+"""Asks a TensorFlow Serving server by gRPC or REST, with a timeout, retries and a tolerance.
 
-python -m export.client --model_name=language_model --text='import numpy as' --max_new_tokens=40
+    python -m export.client health --model_name=language_model
+    python -m export.client models --model_name=language_model
+    python -m export.client predict --model_name=classifier --inputs=inputs.json
+    python -m export.client generate --model_name=language_model --text='import numpy as' --max_new_tokens=40
+    python -m export.client stream --model_name=language_model --text='import numpy as'
+
+health says which versions of the model are loaded, and ends with status 1 if none answers. models also
+lists the signatures with their tensors. predict sends a JSON file {input: [rows]}, or standard input (-),
+to --signature and prints JSON. generate continues a text, stream prints it as it comes. Without a command,
+--text means generate and --inputs means predict.
 """
 
 import json
@@ -8,130 +17,123 @@ import pathlib
 import sys
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from tfdeq import Status, describe
 from tfdeq.programs import program
-from tfdeq.serving.client.model_client import MAX_ANSWER_BYTES, Client, decode_text, encode_text
+from tfdeq.serving.client import client_text
+from tfdeq.serving.client.client_flags import client_of, define_client_flags, read_inputs
+from tfdeq.serving.client.client_values import tensors_text
+from tfdeq.serving.client.model_client import Client
 
 FLAGS = flags.FLAGS
 
 
-def main() -> None:
-    client = Client(
-        FLAGS.address,
-        FLAGS.model_name,
-        rest=FLAGS.rest,
-        timeout=FLAGS.timeout,
-        attempts=FLAGS.attempts,
-        max_answer_bytes=FLAGS.max_answer_bytes,
+def main(arguments: list[str]) -> None:
+    command = _command(arguments)
+    client = client_of(FLAGS)
+    try:
+        _COMMANDS[command](client)
+    finally:
+        client.close()
+
+
+def _command(arguments: list[str]) -> str:
+    if not arguments and (FLAGS.text is None) != (FLAGS.inputs is None):
+        return "predict" if FLAGS.text is None else "generate"
+    if len(arguments) != 1 or arguments[0] not in _COMMANDS:
+        raise ValueError(
+            f"Name one command: {', '.join(_COMMANDS)}; or give --text or --inputs, and not both. "
+            f"Received {' '.join(arguments) or 'none'}. See --help."
+        )
+    needed = {"predict": "inputs", "generate": "text", "stream": "text"}.get(arguments[0])
+    if needed and getattr(FLAGS, needed) is None:
+        raise ValueError(f"{arguments[0]} needs --{needed}. See --help.")
+    return arguments[0]
+
+
+def _health(client: Client) -> None:
+    found = client.status()
+    for version in found:
+        print(
+            f"{FLAGS.model_name} version {version.version}: {version.state} {version.error}".strip()
+        )
+    if not any(version.state == "AVAILABLE" for version in found):
+        sys.exit(
+            "No version answers requests. The server's log says why, or that it is still loading."
+        )
+
+
+def _models(client: Client) -> None:
+    _health(client)
+    for name, served in client.signatures().items():
+        print(
+            f"{name}\n  takes    {tensors_text(served.inputs)}\n  returns  {tensors_text(served.outputs)}"
+        )
+
+
+def _predict(client: Client) -> None:
+    answer = client.predict(read_inputs(FLAGS.inputs), FLAGS.signature, **_solving())
+    found = {name: value.tolist() for name, value in answer.items()}
+    print(json.dumps(found, default=lambda text: text.decode(errors="replace")))
+
+
+def _generate(client: Client) -> None:
+    found = client.generate(FLAGS.text, **_sampling())
+    print(FLAGS.text + found.text)
+    _report(found)
+
+
+def _stream(client: Client) -> None:
+    print(FLAGS.text, end="", flush=True)
+    parts = []
+    for part in client.segments(FLAGS.text, **_sampling()):
+        parts.append(part)
+        print(part.text, end="", flush=True)
+    print()
+    _report(client_text.together(parts))
+
+
+def _report(found: client_text.Segment) -> None:
+    print(
+        f"{len(found.tokens)} tokens, {found.steps} steps ({found.prompt_steps} of them for the prompt), "
+        f"largest residual {found.residual:.1e}, {Status(found.status).name}; ended by "
+        f"{client_text.FINISH.get(found.finish, found.finish)}",
+        file=sys.stderr,
     )
-    settings = {"tolerance": FLAGS.tolerance or None, "max_steps": FLAGS.max_steps or None}
-    if FLAGS.inputs is not None:
-        answer = client.predict(_read_inputs(FLAGS.inputs), FLAGS.signature, **settings)
-        found = {name: value.tolist() for name, value in answer.items()}
-        print(json.dumps(found, default=lambda text: text.decode(errors="replace")))
-        return
+    if found.status:
+        print(describe(found.status), file=sys.stderr)
+
+
+def _solving() -> dict[str, Any]:
+    return {"tolerance": FLAGS.tolerance or None, "max_steps": FLAGS.max_steps or None}
+
+
+def _sampling() -> dict[str, Any]:
     vocabulary = None
     if FLAGS.vocabulary is not None:
         vocabulary = pathlib.Path(FLAGS.vocabulary).read_text(encoding="utf-8").splitlines()
-    tokens = encode_text(FLAGS.text, vocabulary)
-    answer = client.predict(
-        {
-            "tokens": tokens[None],
-            "lengths": np.array([len(tokens)], np.int32),
-            "max_new_tokens": np.array([FLAGS.max_new_tokens], np.int32),
-            "temperature": np.array([FLAGS.temperature], np.float32),
-            "top_k": np.array([FLAGS.top_k], np.int32),
-            "top_p": np.array([FLAGS.top_p], np.float32),
-            "seed": np.array([FLAGS.seed], np.int32),
-            "stop_token": np.array([-1], np.int32),
-        },
-        "generate",
-        **settings,
-    )
-    if answer["status"][0] < 0:
-        raise ValueError(
-            "The server rejected the text: it has more tokens than the model can read, or tokens that "
-            "the model does not know. Shorten the text, or give the model's --vocabulary."
-        )
-    new = answer["tokens"][0, : answer["lengths"][0]]
-    print(FLAGS.text + decode_text(new, vocabulary))
-    status = int(answer["status"][0])
-    print(
-        f"{len(new)} tokens, {answer['steps'][0]} steps ({answer['prompt_steps'][0]} of them for the "
-        f"prompt), largest residual {answer['residual'][0]:.1e}, {Status(status).name}",
-        file=sys.stderr,
-    )
-    if status:
-        print(describe(status), file=sys.stderr)
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "segment_tokens")
+    return {
+        **{name: getattr(FLAGS, name) for name in names},
+        "vocabulary": vocabulary,
+        **_solving(),
+    }
 
 
-def _read_inputs(path: str) -> dict[str, Any]:
-    try:
-        inputs = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"--inputs={path} is no JSON: {error}. Write {{input: [rows]}}."
-        ) from error
-    if not isinstance(inputs, dict):
-        raise ValueError(f"--inputs={path} must hold {{input: [rows]}}; received {inputs!r:.100}.")
-    return inputs
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("address", "localhost:8500", "host:port; 8501 with --rest.")
-    flags.DEFINE_bool("rest", False, "Use REST instead of gRPC.")
-    flags.DEFINE_string("model_name", None, "Name of the model in the server's configuration.")
-    flags.DEFINE_float(
-        "timeout", 10.0, "Timeout of the whole call, in seconds, over all attempts.", 1e-3
-    )
-    flags.DEFINE_integer(
-        "attempts", None, "Largest number of attempts. Default: as many as --timeout allows.", 1
-    )
-    flags.DEFINE_integer(
-        "max_answer_bytes",
-        MAX_ANSWER_BYTES,
-        "Largest size of an answer that is read.",
-        1,
-        2**31 - 1,
-    )
-    flags.DEFINE_float("tolerance", 0.0, "Relative residual to solve to; 0: the model's own.", 0.0)
-    flags.DEFINE_integer("max_steps", 0, "Steps at most; 0: the model's own.", 0)
-    flags.DEFINE_string(
-        "inputs", None, "JSON file {input: [rows]}; calls --signature and prints JSON."
-    )
-    flags.DEFINE_string("signature", "serving_default", "With --inputs: the signature to call.")
-    flags.DEFINE_string("text", None, "A prompt for a language model's `generate`.")
-    flags.DEFINE_string(
-        "vocabulary",
-        None,
-        "Vocabulary file of a model of words, in the order of ids; without it the text is read as bytes.",
-    )
-    flags.DEFINE_integer("max_new_tokens", 40, "Tokens to add at most.", 1)
-    flags.DEFINE_float("temperature", 0.0, "0: the likeliest token, always.", 0.0)
-    flags.DEFINE_integer("top_k", 0, "Draw from this many most likely tokens; 0: all.", 0)
-    flags.DEFINE_float(
-        "top_p",
-        0.0,
-        "Draw from the most likely tokens with this total probability; 0: all.",
-        0.0,
-        1.0,
-    )
-    flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
-    flags.mark_flag_as_required("model_name")
-    flags.register_multi_flags_validator(
-        ["inputs", "text"],
-        lambda values: (values["inputs"] is None) != (values["text"] is None),
-        "give --text, or --inputs, and not both",
-    )
+_COMMANDS = {
+    "health": _health,
+    "models": _models,
+    "predict": _predict,
+    "generate": _generate,
+    "stream": _stream,
+}
 
 
 def run() -> None:
     """Entry point of the console script."""
-    define_flags()
-    program.run(main)
+    define_client_flags()
+    program.run(main, arguments=True)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,21 @@
 
     python -m export.serving_config --models=language_model=runs/quickstart/export --output=serving
     docker compose --file serving/compose.yaml up
+    python -m export.serving_config labels --output=serving --labels=stable:3,canary:4
+    python -m export.serving_config rollback --output=serving
 
 models.config names the models, monitoring.config enables the Prometheus page, and compose.yaml starts
 the image with both. The versions' cards say whether XLA is needed. The server's own batching
 stays off, because it joins requests before they are checked: a request with another rank or dtype then ends
 the server or fails the other requests. Versions join requests themselves;
 see tfdeq/serving/signatures/batching.py.
+
+With --labels, the server loads the labelled versions only, and a client asks for one by its label. labels
+changes the labels of a server that runs, which reads models.config once a minute; LABEL: without a
+version removes one. rollback returns to the labels before the last change, whose versions stay loaded.
 """
 
+import json
 import pathlib
 import shlex
 
@@ -17,6 +24,7 @@ from absl import flags
 
 from tfdeq.programs import commands, program
 from tfdeq.programs.workdir import write_atomically
+from tfdeq.serving.server import version_labels
 from tfdeq.serving.server.serving_config import (
     IMAGE,
     LOOPBACK,
@@ -32,16 +40,32 @@ from tfdeq.serving.server.serving_config import (
 FLAGS = flags.FLAGS
 
 
-def main() -> None:
-    models, xla = read_models(FLAGS.models, FLAGS.keep_versions)
+def main(arguments: list[str]) -> None:
+    if arguments and (len(arguments) > 1 or arguments[0] not in version_labels.COMMANDS):
+        raise ValueError(
+            f"Name one command of {', '.join(version_labels.COMMANDS)}, or none; received "
+            f"{' '.join(arguments)}."
+        )
+    if arguments:
+        _change_labels(arguments[0])
+        return
+    if not FLAGS.models:
+        raise ValueError("--models is missing: NAME=FOLDER pairs. See --help.")
+    _write_all()
+
+
+def _change_labels(command: str) -> None:
     output = pathlib.Path(FLAGS.output)
-    texts = {
-        "models.config": models_config(models, FLAGS.keep_versions),
-        "monitoring.config": monitoring_config(),
-        "compose.yaml": compose_file(
-            models, output.resolve(), FLAGS.image, xla, FLAGS.bind_address
-        ),
-    }
+    state = version_labels.read(output)
+    state["history"] = version_labels.after(command, state, FLAGS.labels)
+    text = models_config(state["models"], state["keep_versions"], state["history"])
+    _write(output, {"models.config": text, version_labels.NAME: json.dumps(state, indent=2) + "\n"})
+    for name, labels in state["history"][-1].items():
+        print(f"{name}: {', '.join(f'{label} {version}' for label, version in labels.items())}")
+    print("The server reads models.config within a minute.")
+
+
+def _write(output: pathlib.Path, texts: dict[str, str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_atomically(
@@ -49,6 +73,27 @@ def main() -> None:
             lambda path, text=text: pathlib.Path(path).write_text(text, encoding="utf-8"),
         )
         print(f"Wrote {output / name}.")
+
+
+def _write_all() -> None:
+    models, xla = read_models(FLAGS.models, FLAGS.keep_versions)
+    output = pathlib.Path(FLAGS.output)
+    changes = version_labels.parse(FLAGS.labels, list(models))
+    history = version_labels.changed([], changes, models) if changes else []
+    state = {
+        "models": {name: str(folder) for name, folder in models.items()},
+        "keep_versions": FLAGS.keep_versions,
+        "history": history,
+    }
+    texts = {
+        "models.config": models_config(models, FLAGS.keep_versions, history),
+        version_labels.NAME: json.dumps(state, indent=2) + "\n",
+        "monitoring.config": monitoring_config(),
+        "compose.yaml": compose_file(
+            models, output.resolve(), FLAGS.image, xla, FLAGS.bind_address
+        ),
+    }
+    _write(output, texts)
     print(f"Start it: docker compose --file {shlex.quote(str(output / 'compose.yaml'))} up")
     name, host = next(iter(models)), FLAGS.bind_address
     print(
@@ -76,7 +121,10 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "keep_versions", 2, "Number of newest versions that stay loaded.", lower_bound=1
     )
-    flags.mark_flags_as_required(["models", "output"])
+    flags.DEFINE_list(
+        "labels", [], "LABEL:VERSION pairs; with several models MODEL/LABEL:VERSION. Default: none."
+    )
+    flags.mark_flag_as_required("output")
     for name, may_be in SETTINGS.items():
         flags.register_validator(name, may_be, f"must be as {flags.FLAGS[name].default} is")
 
@@ -84,7 +132,7 @@ def define_flags() -> None:
 def run() -> None:
     """Entry point of the console script."""
     define_flags()
-    program.run(main)
+    program.run(main, arguments=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from tfdeq.models.sampling import sample
 from tfdeq.models.token_model import TokenModel
 from tfdeq.solve_scope import SolveScope
 
-# The reasons why a text ended.
-STOP_TOKEN, MAX_NEW_TOKENS, SEQUENCE_LENGTH = 0, 1, 2
+# The reasons why a text ended; a segment also ends where the text goes on (generation_segments.py).
+STOP_TOKEN, MAX_NEW_TOKENS, SEQUENCE_LENGTH, GOES_ON = 0, 1, 2, 3
 
 
 class Generation(NamedTuple):
@@ -27,7 +27,9 @@ class Generation(NamedTuple):
     status: tf.Tensor  # [B] int32: the worst in the sample's solves
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
+    """Settings of a generation, one for each sample."""
+
     max_new_tokens: tf.Tensor  # [B] int32
     temperature: tf.Tensor  # [B]
     top_k: tf.Tensor  # [B] int32
@@ -36,16 +38,19 @@ class _Settings(NamedTuple):
     uniform: tf.Tensor  # [B, sequence_length] the draws, one per token
     tolerance: tf.Tensor  # [B]
     max_steps: tf.Tensor  # [B] int32
+    segment_tokens: tf.Tensor  # [B] int32, tokens of this call at most
 
 
-class _State(NamedTuple):
-    n: tf.Tensor  # scalar int32, tokens drawn so far for texts that have not ended
+class State(NamedTuple):
+    """The state of a generation between two tokens."""
+
+    n: tf.Tensor  # scalar int32, tokens drawn in this call for texts that have not ended
     past: Any  # key, value: [B, heads, sequence_length, d / heads]; or the cell's own past
     z: tf.Tensor  # [B, d] equilibrium of the last solved position
     token: tf.Tensor  # [B] int32, last drawn token, not solved yet
     position: tf.Tensor  # [B] int32, position of this token
     tokens: tf.Tensor  # [B, sequence_length] int32
-    lengths: tf.Tensor  # [B] int32
+    lengths: tf.Tensor  # [B] int32, new tokens so far, those of earlier calls too
     finish: tf.Tensor  # [B] int32, −1 while the text has not ended
     residual: tf.Tensor  # [B] float32
     steps: tf.Tensor  # [B] int32
@@ -108,34 +113,23 @@ def generate(
     if not can_generate(model):
         raise ValueError(refusal(model))
     tokens = tf.cast(tokens, tf.int32)[:, : model.sequence_length]
-    batch = tf.shape(tokens)[:1]
-
-    def each(value, dtype):
-        return tf.broadcast_to(tf.cast(value, dtype), batch)
-
-    lengths = each(tf.shape(tokens)[1] if lengths is None else lengths, tf.int32)
-    solver = model.equilibrium.solver
-    settings = _Settings(
-        max_new_tokens=own_unless_positive(each(max_new_tokens, tf.int32), model.sequence_length),
-        temperature=each(temperature, tf.float32),
-        top_k=each(top_k, tf.int32),
-        top_p=each(top_p, tf.float32),
-        stop_token=each(stop_token, tf.int32),
-        uniform=_draws(each(seed, tf.int32), model.sequence_length),
-        tolerance=own_unless_positive(each(tolerance, tf.float32), solver.tolerance),
-        max_steps=own_unless_positive(each(max_steps, tf.int32), solver.max_steps),
+    settings = settings_of(
+        model,
+        tf.shape(tokens)[:1],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token=stop_token,
+        seed=seed,
+        tolerance=tolerance,
+        max_steps=max_steps,
     )
-    state = _after_prompt(model, tokens, lengths, settings, compaction)
+    lengths = tf.shape(tokens)[1] if lengths is None else lengths
+    lengths = tf.broadcast_to(tf.cast(lengths, tf.int32), tf.shape(tokens)[:1])
+    state = after_prompt(model, tokens, lengths, settings, compaction)
     prompt_steps = state.steps
-    state = _State(
-        *tf.while_loop(
-            lambda *fields: tf.reduce_any(_State(*fields).finish < 0),
-            lambda *fields: list(_after_token(model, _State(*fields), settings)),
-            list(state),
-            maximum_iterations=model.sequence_length,
-            parallel_iterations=1,
-        )
-    )
+    state = until_ended(model, state, settings)
     return Generation(
         state.tokens,
         state.lengths,
@@ -147,11 +141,57 @@ def generate(
     )
 
 
+def settings_of(
+    model: TokenModel,
+    batch: tf.Tensor,
+    *,
+    max_new_tokens: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    stop_token: Any,
+    seed: Any,
+    tolerance: Any,
+    max_steps: Any,
+    segment_tokens: Any = 0,
+) -> Settings:
+    """Returns the settings of a call; arguments as of `generate`. batch: [1] int32, B."""
+
+    def each(value, dtype):
+        return tf.broadcast_to(tf.cast(value, dtype), batch)
+
+    solver, longest = model.equilibrium.solver, model.sequence_length
+    return Settings(
+        max_new_tokens=own_unless_positive(each(max_new_tokens, tf.int32), longest),
+        temperature=each(temperature, tf.float32),
+        top_k=each(top_k, tf.int32),
+        top_p=each(top_p, tf.float32),
+        stop_token=each(stop_token, tf.int32),
+        uniform=_draws(each(seed, tf.int32), longest),
+        tolerance=own_unless_positive(each(tolerance, tf.float32), solver.tolerance),
+        max_steps=own_unless_positive(each(max_steps, tf.int32), solver.max_steps),
+        segment_tokens=own_unless_positive(each(segment_tokens, tf.int32), longest),
+    )
+
+
+def until_ended(model: TokenModel, state: State, settings: Settings) -> State:
+    """Adds tokens until each text, or its segment, has ended."""
+    return State(
+        *tf.while_loop(
+            lambda *fields: tf.reduce_any(State(*fields).finish < 0),
+            lambda *fields: list(_after_token(model, State(*fields), settings)),
+            list(state),
+            maximum_iterations=model.sequence_length,
+            parallel_iterations=1,
+        )
+    )
+
+
 def can_generate(model: Any) -> bool:
     """Whether `generate` works for a model: an equilibrium whose cell can continue from a past."""
     if getattr(model, "equilibrium", None) is None or model.explicit_steps:
         return False
-    return _has_places(model) or model.remembers
+    return has_places(model) or model.remembers
 
 
 def refusal(model: Any) -> str:
@@ -169,7 +209,7 @@ def refusal(model: Any) -> str:
     )
 
 
-def _has_places(model: TokenModel) -> bool:
+def has_places(model: TokenModel) -> bool:
     """Whether the past has a place for each position, rather than the memory of the last segment."""
     return isinstance(model.cell, TransformerCell)
 
@@ -184,24 +224,24 @@ def _draws(seed: tf.Tensor, count: int) -> tf.Tensor:
     )
 
 
-def _after_prompt(
+def after_prompt(
     model: TokenModel,
     tokens: tf.Tensor,
     lengths: tf.Tensor,
-    settings: _Settings,
+    settings: Settings,
     compaction: bool,
-) -> _State:
+) -> State:
     """Solves the prompts and draws the first tokens."""
     valid = tf.sequence_mask(lengths, tf.shape(tokens)[1])
     x = model.embed(tf.where(valid, tokens, 0), training=False)
-    if not _has_places(model):
+    if not has_places(model):
         x = {"input": x, "past": model.cell.initial_past(x), "lengths": lengths}
     # In a scope, because a layer's call would round the tolerance to its compute dtype.
     with SolveScope(settings.tolerance, settings.max_steps, compaction=compaction):
         solution = model.equilibrium(x, mask=valid, return_solution=True, training=False)
     past = model.cell.remember(solution.z, model.cell.inject(x))
     longest = model.sequence_length
-    if _has_places(model):
+    if has_places(model):
         free = longest - tf.shape(tokens)[1]
         past = {name: tf.pad(w, [[0, 0], [0, 0], [0, free], [0, 0]]) for name, w in past.items()}
         for w in past.values():
@@ -211,7 +251,7 @@ def _after_prompt(
     has_room = (lengths >= 1) & (lengths < longest)
     return _drawn(
         model,
-        _State(
+        State(
             n=tf.constant(0),
             past=past,
             z=last,
@@ -228,11 +268,11 @@ def _after_prompt(
     )
 
 
-def _after_token(model: TokenModel, state: _State, settings: _Settings) -> _State:
+def _after_token(model: TokenModel, state: State, settings: Settings) -> State:
     """Solves the position of the last drawn token, for texts that have not ended, and draws the next."""
     going = state.finish < 0
     x, z0 = model.embedding(state.token), state.z
-    if _has_places(model):
+    if has_places(model):
         x = {"input": x, "position": state.position, "past": state.past}
     else:  # a segment of one position
         x, z0 = {"input": x[:, None], "past": state.past}, z0[:, None]
@@ -252,7 +292,7 @@ def _after_token(model: TokenModel, state: _State, settings: _Settings) -> _Stat
         model,
         state._replace(
             past=_grown(model, state, model.cell.remember(solution.z, model.cell.inject(x))),
-            z=solution.z if _has_places(model) else solution.z[:, 0],
+            z=_last_of_going(model, state, solution.z),
             position=state.position + tf.cast(going, tf.int32),
             residual=tf.where(going, tf.maximum(state.residual, solution.residual), state.residual),
             steps=state.steps + tf.where(going, solution.steps, 0),
@@ -262,12 +302,23 @@ def _after_token(model: TokenModel, state: _State, settings: _Settings) -> _Stat
     )
 
 
-def _grown(model: TokenModel, state: _State, kept: Any) -> Any:
+def _last_of_going(model: TokenModel, state: State, z: tf.Tensor) -> tf.Tensor:
+    """Returns the last equilibrium; a text whose segment has ended keeps its own for the next call."""
+    last = z if has_places(model) else z[:, 0]
+    return tf.ensure_shape(tf.where(state.finish[:, None] < 0, last, state.z), state.z.shape)
+
+
+def _grown(model: TokenModel, state: State, kept: Any) -> Any:
     """Returns the past including the last solved position."""
-    if not _has_places(model):
-        return tf.nest.map_structure(
-            lambda new, old: tf.ensure_shape(new, old.shape), kept, state.past
-        )
+    if not has_places(model):
+        going = state.finish < 0
+
+        def of_going(new, old):
+            rows = tf.reshape(going, [-1] + [1] * (old.shape.rank - 1))
+            return tf.ensure_shape(tf.where(rows, new, old), old.shape)
+
+        return tf.nest.map_structure(of_going, kept, state.past)
+    # In a text that has ended, this place is behind the last one that later positions see.
     place = tf.minimum(state.position, model.sequence_length - 1)
     return {name: _with_row(state.past[name], place, kept[name]) for name in kept}
 
@@ -280,12 +331,17 @@ def _with_row(past: tf.Tensor, place: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.tensor_scatter_nd_update(past, indices, row), past.shape)
 
 
-def _drawn(model: TokenModel, state: _State, settings: _Settings) -> _State:
+def _drawn(model: TokenModel, state: State, settings: Settings) -> State:
     """Draws a token from the last equilibrium, and marks the texts that end with it."""
     going = state.finish < 0
     token = sample(
         model.logits(state.z),
-        settings.uniform[:, state.n],
+        tf.gather(
+            settings.uniform,
+            # A text that has ended may have any number.
+            tf.clip_by_value(state.lengths, 0, model.sequence_length - 1),
+            batch_dims=1,
+        ),
         settings.temperature,
         settings.top_k,
         settings.top_p,
@@ -293,7 +349,8 @@ def _drawn(model: TokenModel, state: _State, settings: _Settings) -> _State:
     lengths = state.lengths + tf.cast(going, tf.int32)
     here = going[:, None] & (tf.range(model.sequence_length) == state.n)[None]
     # Later lines override earlier ones.
-    finish = tf.where(state.position + 1 >= model.sequence_length, SEQUENCE_LENGTH, -1)
+    finish = tf.where(state.n + 1 >= settings.segment_tokens, GOES_ON, -1)
+    finish = tf.where(state.position + 1 >= model.sequence_length, SEQUENCE_LENGTH, finish)
     finish = tf.where(lengths >= settings.max_new_tokens, MAX_NEW_TOKENS, finish)
     finish = tf.where(token == settings.stop_token, STOP_TOKEN, finish)
     return state._replace(

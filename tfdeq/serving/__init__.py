@@ -14,8 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _PLACES = {
     "Client": "client.model_client",
     "convert": "edge.litert",
-    "decode_text": "client.model_client",
-    "encode_text": "client.model_client",
+    "decode_text": "client.client_text",
+    "encode_text": "client.client_text",
     "export": "versions.saved_model",
     "load_model": "versions.loading",
     "preset_from_run": "kinds.run_preset",

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 
 import grpc
 import numpy as np
@@ -27,15 +26,14 @@ from tensorflow_serving.apis import (
 )
 
 import tfdeq
-from export import client as client_program
 from tests.support.cases import fast
 from tests.support.verified_run import language_model
 from tfdeq.models import generate
-from tfdeq.serving.client import model_client
 from tfdeq.serving.client.model_client import Client, ServerError
 from tfdeq.serving.versions import warm_up
 
 FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
+GENERATING = ("generate", "generate_first", "generate_next")
 ROOT = pathlib.Path(__file__).absolute().parents[3]
 
 
@@ -71,7 +69,7 @@ def answer(path, model):
     # Like a server's warm-up, because a first call takes seconds, for which no client in these
     # tests waits. The model is made before, because that sets seeds.
     for signature, inputs in warm_up.read(path):
-        if signature in ("serving_default", "generate") and len(inputs["tokens"]) == 1:
+        if signature in ("serving_default", *GENERATING) and len(inputs["tokens"]) == 1:
             run(signature, {name: tf.constant(value) for name, value in inputs.items()})
     return run
 
@@ -121,6 +119,10 @@ def grpc_server(answer, described):
     server.stop(None)
 
 
+def _is_floating(name):
+    return name in ("tolerance", "temperature", "top_p") or name.startswith("state_")
+
+
 @pytest.fixture
 def rest_server(answer, described):
     faults = Faults()
@@ -148,9 +150,8 @@ def rest_server(answer, described):
                 return self.reply(fault, {"error": "not now"})
             if self.path != "/v1/models/model:predict":
                 return self.reply(404, {"error": "Servable not found"})
-            floating = ("tolerance", "temperature", "top_p")
             inputs = {
-                name: tf.constant(value, tf.float32 if name in floating else tf.int32)
+                name: tf.constant(value, tf.float32 if _is_floating(name) else tf.int32)
                 for name, value in body["inputs"].items()
             }
             found = answer(body["signature_name"], inputs)
@@ -325,6 +326,53 @@ def test_bad_addresses(address):
         Client(address, "model", rest=True)
 
 
+SAMPLED = {"max_new_tokens": 7, "temperature": 1.5, "top_p": 0.9, "seed": 4}
+
+
+@by_grpc_first
+@pytest.mark.parametrize("settings", [{}, SAMPLED])
+def test_a_stream_is_what_generate_says(server, answer, settings):
+    """Exactly, in segments of any size."""
+    address, faults, rest = server
+    asked = Client(address, "model", rest=rest)
+    prompt = np.frombuffer(b"impo", np.uint8).astype(np.int32)
+    given = {"max_new_tokens": 0, "temperature": 0.0, "top_k": 0, "top_p": 0.0, "seed": 0}
+    given = {**given, "stop_token": -1, **settings}
+    inputs = {name: np.array([value]) for name, value in given.items()}
+    whole = asked.predict({"tokens": prompt[None], "lengths": [4], **inputs}, "generate")
+    tokens = whole["tokens"][0, : whole["lengths"][0]]
+    expected = bytes(tokens.astype(np.uint8)).decode(errors="replace")
+    faults.calls = 0
+    parts = list(asked.segments("impo", first_tokens=1, segment_tokens=3, **settings))
+    assert [len(part.tokens) for part in parts] == {8: [1, 3, 3, 1], 7: [1, 3, 3]}[len(tokens)]
+    assert faults.calls == len(parts)
+    assert [part.finish for part in parts[:-1]] == [None] * (len(parts) - 1)
+    assert "".join(part.text for part in parts) == expected
+    assert "".join(asked.stream("impo", segment_tokens=2, **settings)) == expected
+    found = asked.generate("impo", **settings)
+    np.testing.assert_array_equal(found.tokens, tokens)
+    assert found.text == expected
+    for name in ("finish", "steps", "prompt_steps", "status", "residual"):
+        assert getattr(found, name) == whole[name][0]
+    np.testing.assert_array_equal(asked.generate(prompt.tolist(), **settings).tokens, tokens)
+
+
+def test_texts_and_settings_that_a_stream_refuses(grpc_server):
+    address, _ = grpc_server
+    asked = Client(address, "model")
+    with pytest.raises(ValueError, match="The server rejected the text: it has more tokens"):
+        list(asked.stream("far longer than twelve bytes"))
+    with pytest.raises(
+        TypeError, match="Unknown settings: tempreature. Known ones: max_new_tokens"
+    ):
+        asked.stream("a", tempreature=1.0)
+    with pytest.raises(ValueError, match="must be >= 1; received 1, 0"):
+        asked.stream("a", segment_tokens=0)
+    for prompt in ([], [[1]], [1.5], None):
+        with pytest.raises(ValueError, match="prompt must be a text, or token ids"):
+            asked.generate(prompt)
+
+
 def test_the_program_prints_a_continuation(grpc_server, model, tmp_path):
     address, _ = grpc_server
     command = [sys.executable, "-m", "export.client", f"--address={address}", "--model_name=model"]
@@ -351,41 +399,3 @@ def test_the_program_prints_a_continuation(grpc_server, model, tmp_path):
     assert refused.returncode == 1
     assert "more tokens than the model can read" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-@by_grpc_first
-def test_the_program_reads_json(server, tmp_path, capsys, monkeypatch):
-    address, _, rest = server
-    file = tmp_path / "inputs.json"
-    flags = {
-        **{"address": address, "model_name": "model", "rest": rest, "timeout": 5.0},
-        **{"attempts": None, "max_answer_bytes": 10**6, "tolerance": 0.0, "max_steps": 0},
-        **{"inputs": str(file), "signature": "serving_default"},
-    }
-    monkeypatch.setattr(client_program, "FLAGS", types.SimpleNamespace(**flags))
-    file.write_text('{"tokens": [[1, 2, 3]], "lengths": [3]}')
-    client_program.main()
-    assert json.loads(capsys.readouterr().out)["status"] == [0]
-    for text, match in {
-        '{"tokens": [[1, 2, 3000000000]], "lengths": [3]}': "received 3000000000",
-        '{"tokens": [[1, 2, 3]], "length": [3]}': "unknown: length; missing: lengths",
-        "{": "is no JSON",
-        "[]": "must hold",
-    }.items():
-        file.write_text(text)
-        with pytest.raises(ValueError, match=match):
-            client_program.main()
-
-
-def test_words():
-    vocabulary = ["the", "cat", "<unk>"]
-    assert model_client.encode_text("the dog", vocabulary).tolist() == [0, 2]
-    assert model_client.decode_text(np.array([1, 0]), vocabulary) == " cat the"
-    # As a byte, 300 would be a comma.
-    for tokens, words in ((np.array([300]), None), (np.array([3]), vocabulary)):
-        with pytest.raises(ValueError, match="Name the model's --vocabulary"):
-            model_client.decode_text(tokens, words)
-    with pytest.raises(ValueError, match="lacks: dog"):
-        model_client.encode_text("the dog", vocabulary[:2])
-    with pytest.raises(ValueError, match="at least one character"):
-        model_client.encode_text(" ", None)

@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 
 from tests.support.verified_run import LENGTH, VOCABULARY, language_model
+from tfdeq.models import generate
 from tfdeq.serving.server import isolated, runtime
 from tfdeq.serving.server.isolated import Request
+from tfdeq.serving.signatures.text.generate import greedy
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +100,45 @@ def test_errors_of_the_runtime(version):
     finished = subprocess.run(command, capture_output=True, text=True, timeout=55)
     assert finished.returncode == 0, finished.stderr
     texts = json.loads(finished.stdout)
-    names = ["encode", "generate", "score", "serving_default", "step"]
+    generating = ["generate", "generate_first", "generate_next"]
+    names = ["encode", *generating, "score", "serving_default", "step"]
     assert texts[0] == f"ValueError: No signature 'other'; there are {names}."
     assert "score takes ['lengths', 'max_steps'" in texts[1]
     assert texts[2] == "ValueError: lengths must be of dtype int32; received float64."
     assert texts[3].startswith("RuntimeError: TensorFlow's runtime could not run score")
     assert texts[4] == [0]
+
+
+def test_segments_are_the_text_of_generate(version, model):
+    prompt = np.frombuffer(b"impo", np.uint8).astype(np.int32)
+    sampling = {**greedy(1, 7), "temperature": np.float32([1.5]), "seed": np.int32([4])}
+    found = generate(model, prompt[None], **sampling)
+    new = found.tokens[0, : found.lengths[0]].numpy()
+    requests = []
+    for drawn, segment in ((None, 0), (0, 1), (1, 3), (4, 16)):
+        text = np.concatenate([prompt, new[: drawn or 0]])
+        given = {
+            "tokens": text[None],
+            "lengths": np.int32([len(text)]),
+            "tolerance": np.zeros(1, np.float32),
+            "max_steps": np.zeros(1, np.int32),
+            **sampling,
+        }
+        name = {None: "generate", 0: "generate_first"}.get(drawn, "generate_next")
+        if drawn is not None:
+            given["segment_tokens"] = np.int32([segment])
+        if drawn:
+            given["drawn"] = np.int32([drawn])
+        carried = ("state_equilibrium", "state_past_key", "state_past_value") if drawn else ()
+        requests.append(Request(name, name, given, carried))
+    (whole, *parts), _ = isolated.answer(version, requests, "c")
+    tokens = [part["tokens"][0, : part["lengths"][0]] for part in parts]
+    assert [len(each) for each in tokens] == [1, 3, 3]
+    np.testing.assert_array_equal(np.concatenate(tokens), new)
+    np.testing.assert_array_equal(whole["tokens"][0, :7], new)
+    assert [part["finish"][0] for part in parts] == [3, 3, whole["finish"][0]]
+    assert sum(part["steps"][0] for part in parts) == whole["steps"][0]
+    assert max(part["residual"][0] for part in parts) == whole["residual"][0]
 
 
 def test_signatures_are_those_that_tensorflow_reads(version):

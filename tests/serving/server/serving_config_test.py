@@ -23,16 +23,24 @@ def write_version(folder, number, jit_compile=False):
 
 @pytest.fixture
 def program(monkeypatch, tmp_path):
-    def call(models, folder="serving", image=serving_config.IMAGE, address="127.0.0.1"):
+    def call(
+        models,
+        folder="serving",
+        image=serving_config.IMAGE,
+        address="127.0.0.1",
+        labels=(),
+        command=(),
+    ):
         flags = types.SimpleNamespace(
             models=models,
             output=str(tmp_path / folder),
             image=image,
             bind_address=address,
             keep_versions=2,
+            labels=list(labels),
         )
         monkeypatch.setattr(config_program, "FLAGS", flags)
-        config_program.main()
+        config_program.main(list(command))
         return tmp_path / folder
 
     return call
@@ -203,3 +211,59 @@ def test_what_cannot_be_served(program, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no version with a model card.*saved_model"):
         program([f"one={tmp_path / 'nothing'}"])
     assert not (tmp_path / "serving").exists()
+
+
+def config_of(folder):
+    """Returns the versions that the server loads, and its labels."""
+    config = text_format.Parse(
+        (folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
+    )
+    (model,) = config.model_config_list.config
+    return list(model.model_version_policy.specific.versions), dict(model.version_labels)
+
+
+def test_a_canary_is_promoted_and_rolled_back(program, tmp_path):
+    for number in (3, 4, 5):
+        write_version(tmp_path / "a", number)
+    folder = program([f"one={tmp_path / 'a'}"], labels=["stable:3"])
+    assert config_of(folder) == ([3], {"stable": 3})
+    flag = "--allow_version_labels_for_unavailable_models=true"
+    assert flag in compose_of(folder)["command"]
+    # The server does not know a version that has no label yet.
+    with pytest.raises(ValueError, match="Give it a new label first, such as --labels=canary:4"):
+        program(None, labels=["stable:4"], command=["labels"])
+    program(None, labels=["canary:4"], command=["labels"])
+    assert config_of(folder) == ([3, 4], {"stable": 3, "canary": 4})
+    program(None, labels=["stable:4", "canary:"], command=["labels"])
+    assert config_of(folder) == ([3, 4], {"stable": 4})
+    program(None, command=["rollback"])
+    assert config_of(folder) == ([3, 4], {"stable": 3, "canary": 4})
+    program(None, command=["rollback"])
+    assert config_of(folder) == ([3], {"stable": 3})
+    with pytest.raises(ValueError, match="no earlier labels"):
+        program(None, command=["rollback"])
+    assert config_of(folder) == ([3], {"stable": 3})
+
+
+def test_wrong_labels_and_commands_change_nothing(program, tmp_path):
+    write_version(tmp_path / "a", 3)
+    write_version(tmp_path / "b", 1)
+    both = [f"one={tmp_path / 'a'}", f"two={tmp_path / 'b'}"]
+    for label in ("stable", "stable:x", ":3", "stable:3", "three/stable:3", "one/2nd:3"):
+        with pytest.raises(ValueError, match="MODEL/LABEL:VERSION"):
+            program(both, labels=[label])
+    with pytest.raises(ValueError, match="'two' has no version 3; there are 1 in"):
+        program(both, labels=["two/stable:3"])
+    with pytest.raises(FileNotFoundError, match="Write the configuration first"):
+        program(None, command=["rollback"])
+    with pytest.raises(ValueError, match="Name one command of labels, rollback"):
+        program(both, command=["promote"])
+    with pytest.raises(ValueError, match="--models is missing"):
+        program(None)
+    assert not (tmp_path / "serving").exists()
+    folder = program(both, labels=["one/stable:3"])
+    models = text_format.Parse(
+        (folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
+    ).model_config_list.config
+    assert dict(models[0].version_labels) == {"stable": 3}
+    assert models[1].model_version_policy.latest.num_versions == 2

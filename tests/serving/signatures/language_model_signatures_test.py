@@ -55,18 +55,20 @@ def call(function, tokens, lengths, tolerance=None, max_steps=None, **given):
         "tolerance": np.zeros(batch) if tolerance is None else tolerance,
         "max_steps": np.zeros(batch) if max_steps is None else max_steps,
         "stop_token": np.full(batch, -1),
+        "segment_tokens": np.full(batch, 2),
         "equilibrium": np.zeros([batch, 0, 16]),
         **given,
     }
-    inputs = {
-        name: tf.constant(given.get(name, np.zeros(batch)), spec.dtype)
-        for name, spec in input_specs(function).items()
-    }
+    specs = input_specs(function)
+    for name in specs.keys() - given.keys():
+        given[name] = np.zeros([batch, *specs[name].shape[1:]])
+    inputs = {name: tf.constant(given[name], spec.dtype) for name, spec in specs.items()}
     return {name: value.numpy() for name, value in function(**inputs).items()}
 
 
 def test_functions_write_nothing_call_no_python_and_are_not_compiled(model, signatures):
-    assert signatures.keys() == {"serving_default", "score", "encode", "step", "generate"}
+    generating = {"generate", "generate_first", "generate_next"}
+    assert signatures.keys() == {"serving_default", "score", "encode", "step", *generating}
     before = [variable.numpy() for variable in model.variables]
     for function in signatures.values():
         assert graph_checks.problems(function) == []
@@ -167,7 +169,7 @@ def test_bad_examples_are_marked_and_harm_no_other(signatures, tokens):
             np.testing.assert_allclose(outputs["log_probabilities"][bad], -np.log(VOCABULARY))
         for output in {"log_likelihood", "equilibrium", "prompt_steps"} & outputs.keys():
             assert not outputs[output][bad].any()
-        if name == "generate":
+        if name.startswith("generate"):
             assert (outputs["tokens"][bad] == -1).all()
             assert not outputs["lengths"][bad].any()
             assert (outputs["finish"][bad] == INVALID).all()
@@ -266,7 +268,7 @@ def test_a_tolerance_alone_is_reached(tokens):
     model = contracting_language_model(VOCABULARY, LENGTH, tfdeq.Anderson(3, 1e-3))
     for name, signature in language_model_signatures(model).items():
         found = call(signature.function, tokens[:2, :4], [4, 4], [1e-4, 0.0], [0, 0])
-        if name == "generate":
+        if name.startswith("generate"):
             assert found["residual"][0] <= 1e-4, name
             continue
         assert (found["status"][0], found["steps"][1]) == (tfdeq.Status.CONVERGED, 3), name

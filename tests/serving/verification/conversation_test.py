@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tests.support.memory_cases import LENGTH, MODELS, VOCABULARY, equilibrium, memory_in
 from tfdeq.data.windows import spread_windows
-from tfdeq.serving.client import model_client
+from tfdeq.serving.client import client_text, model_client
 from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.server import isolated
 from tfdeq.serving.signatures import text
@@ -172,7 +172,7 @@ def test_the_documents_example_talks_with_a_version(version, loaded, monkeypatch
     monkeypatch.setattr(model_client.Client, "predict", predict)
     # This model's tokens are not bytes.
     monkeypatch.setattr(
-        model_client, "encode_text", lambda text, vocabulary: np.int32([ord(c) % 17 for c in text])
+        client_text, "encode_text", lambda text, vocabulary: np.int32([ord(c) % 17 for c in text])
     )
     exec(compile(code, "docs/serving.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()

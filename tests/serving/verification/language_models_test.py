@@ -30,6 +30,7 @@ from tfdeq.serving.signatures.language_model_signatures import (
 
 FUNCTIONS_ARE_KEPT = True  # see tests/conftest.py
 CONVERGENCE = {"residual", "steps", "status"}
+GENERATING = {"generate", "generate_first", "generate_next"}
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,9 @@ def test_a_text_that_begins_is_what_score_and_serving_default_say(served, name):
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (lambda: equilibrium(span=4), {"encode", "step", "generate", "continue_text"}),
-        (equilibrium, {"encode", "step", "generate"}),
-        (trellis, {"encode", "step", "generate", "continue_text"}),
+        (lambda: equilibrium(span=4), {"encode", "step", *GENERATING, "continue_text"}),
+        (equilibrium, {"encode", "step", *GENERATING}),
+        (trellis, {"encode", "step", *GENERATING, "continue_text"}),
         (lambda: equilibrium(span=4, explicit_steps=2), {"continue_text"}),
         (lambda: equilibrium(explicit_steps=2), set()),
         (lambda: explicit(Recurrent(WIDTH)), {"continue_text"}),

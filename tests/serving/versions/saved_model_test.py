@@ -17,7 +17,8 @@ from tfdeq.serving.verification import graph_checks
 from tfdeq.serving.versions import loading, manifest, publishing, saved_model
 
 VOCABULARY, LENGTH = 17, 12
-SIGNATURES = {"serving_default", "score", "encode", "step", "generate"}
+GENERATING = {"generate", "generate_first", "generate_next"}
+SIGNATURES = {"serving_default", "score", "encode", "step", *GENERATING}
 
 
 @pytest.fixture(scope="module")

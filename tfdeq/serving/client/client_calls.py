@@ -28,6 +28,10 @@ class ServerError(ChildProcessError):
     """The server refused, or did not answer in time; the message quotes it and says what to do."""
 
 
+class NoSignatureError(ServerError):
+    """The model has no signature of that name."""
+
+
 class NotNow(Exception):
     """There was no answer, and asking again may help."""
 

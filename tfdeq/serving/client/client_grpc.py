@@ -10,13 +10,16 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
 
-from tfdeq.serving.client import client_calls
+from tfdeq.serving.client import client_access, client_calls
+from tfdeq.serving.client.client_access import Access
 from tfdeq.serving.client.client_calls import NotNow, ServerError
-from tfdeq.serving.client.client_values import ServedSignature, served_signature
+from tfdeq.serving.client.client_values import ServedSignature, VersionStatus
 
 _Code = grpc.StatusCode
 # A server that starts, stops or has a full queue; retries do not help with other errors.
@@ -39,6 +42,8 @@ _ADVICE = {
     _Code.NOT_FOUND: "Correct the model's name, version or signature, or load that version.",
     _Code.INVALID_ARGUMENT: "Correct the request as it says.",
     _Code.UNIMPLEMENTED: _WRONG_PORT,
+    _Code.UNAUTHENTICATED: client_access.REFUSED,
+    _Code.PERMISSION_DENIED: client_access.REFUSED,
     _Code.UNKNOWN: f"The server's log may say more. If it has none: {_WRONG_PORT}",
 }
 
@@ -46,7 +51,9 @@ _ADVICE = {
 class GrpcTransport:
     """A model on a server, by gRPC; see `export.client.Client`."""
 
-    def __init__(self, address: str, model_name: str, version: int | None, max_answer_bytes: int):
+    def __init__(
+        self, access: Access, model_name: str, version: int | str | None, max_answer_bytes: int
+    ):
         options = [
             ("grpc.max_receive_message_length", max_answer_bytes),
             ("grpc.max_send_message_length", -1),  # the server has its own limit
@@ -55,11 +62,27 @@ class GrpcTransport:
             ("grpc.max_reconnect_backoff_ms", 10 * _RECONNECT_MILLISECONDS),
         ]
         self._name, self._version, self._limit = model_name, version, max_answer_bytes
-        self._channel = grpc.insecure_channel(address, options)
+        self._access = access
+        if access.tls:
+            self._channel = grpc.secure_channel(access.address, access.credentials(), options)
+        else:
+            self._channel = grpc.insecure_channel(access.address, options)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
-    def signature(self, signature: str, deadline: float) -> ServedSignature:
-        """Returns the inputs and outputs of a signature, from the server's metadata."""
+    def status(self, deadline: float) -> list[VersionStatus]:
+        """Returns the states of the model's versions."""
+        request = get_model_status_pb2.GetModelStatusRequest()
+        self._name_model(request.model_spec)
+        answer = self._call(self._models.GetModelStatus, request, deadline)
+        states = get_model_status_pb2.ModelVersionStatus.State
+        return [
+            VersionStatus(each.version, states.Name(each.state), each.status.error_message)
+            for each in answer.model_version_status
+        ]
+
+    def signatures(self, deadline: float) -> get_model_metadata_pb2.SignatureDefMap:
+        """Returns the model's signatures, from the server's metadata."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         self._name_model(request.model_spec)
         answer = self._call(self._stub.GetModelMetadata, request, deadline)
@@ -70,7 +93,7 @@ class GrpcTransport:
             raise ServerError(_unreadable("metadata", error)) from error
         if not readable:
             raise ServerError(_unreadable("metadata", "no signatures in it"))
-        return served_signature(found, signature)
+        return found
 
     def predict(
         self,
@@ -104,7 +127,9 @@ class GrpcTransport:
 
     def _name_model(self, spec: Any) -> None:
         spec.name = self._name
-        if self._version is not None:
+        if isinstance(self._version, str):
+            spec.version_label = self._version
+        elif self._version is not None:
             spec.version.value = self._version
 
     def _call(self, method: Callable[..., Any], request: Any, deadline: float) -> Any:
@@ -112,7 +137,7 @@ class GrpcTransport:
         if left <= 0:
             raise client_calls.out_of_time("preparing the request")
         try:
-            return method(request, timeout=left)
+            return method(request, timeout=left, metadata=tuple(self._access.headers().items()))
         except grpc.RpcError as error:
             raise self._failure(error) from error
 
@@ -131,6 +156,10 @@ class GrpcTransport:
             f"status {status})" in details for status in (429, 502, 503, 504)
         ):
             return ServerError(f"The server refused: {text}. {_WRONG_PORT}")
+        if "CERTIFICATE_VERIFY_FAILED" in details or "Hostname Verification" in details:
+            return ServerError(f"No answer: {text}. {client_access.NOT_TRUSTED}")
+        if "WRONG_VERSION_NUMBER" in details or "TLS_ALERT" in details or "TLSV1" in details:
+            return ServerError(f"No answer: {text}. {client_access.NO_TLS}")
         if code is _Code.DEADLINE_EXCEEDED:
             return NotNow(text, client_calls.TAKE_LONGER)
         if code in _RETRIED:

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import http.client
 import json
+import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -14,9 +15,10 @@ import numpy as np
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tfdeq.serving.client import client_calls, client_socket
+from tfdeq.serving.client import client_access, client_calls, client_socket
+from tfdeq.serving.client.client_access import Access
 from tfdeq.serving.client.client_calls import NotNow, ServerError
-from tfdeq.serving.client.client_values import ServedSignature, served_signature
+from tfdeq.serving.client.client_values import ServedSignature, VersionStatus
 
 # A server, or a proxy in front of it, that starts, stops or has a full queue.
 _RETRIED = (429, 502, 503, 504)
@@ -35,27 +37,37 @@ _ADVICE = {
     400: "Correct the request as it says.",
     404: "Correct the model's name, version or signature, or load that version.",
     413: "Ask with a smaller batch.",
+    401: client_access.REFUSED,
+    403: client_access.REFUSED,
 }
 
 
 class RestTransport:
     """A model on a server, by REST; see `export.client.Client`. Threads may share it."""
 
-    def __init__(self, address: str, model_name: str, version: int | None, max_answer_bytes: int):
+    def __init__(
+        self, access: Access, model_name: str, version: int | str | None, max_answer_bytes: int
+    ):
+        address, self._access = access.address, access
+        self._context = access.context() if access.tls else None
         parts = urllib.parse.urlsplit(f"http://{address}")
+        usual = http.client.HTTPS_PORT if access.tls else http.client.HTTP_PORT
         try:
-            self._at = parts.hostname, parts.port or http.client.HTTP_PORT
+            self._at = parts.hostname, parts.port or usual
         except ValueError:
             self._at = None, 0
         if self._at[0] is None:
             raise ValueError(f"address must be host:port; received {address!r}.")
         name = urllib.parse.quote(model_name, safe="")
         at = "" if version is None else f"/versions/{version}"
+        if isinstance(version, str):
+            at = f"/labels/{urllib.parse.quote(version, safe='')}"
         self._path = f"{parts.path.rstrip('/')}/v1/models/{name}{at}"
         self._limit = max_answer_bytes
         self._headers = {"Content-Type": "application/json"}
         self._idle: collections.deque[http.client.HTTPConnection] = collections.deque()
-        self._ask_a_proxy(parts.netloc)
+        if not access.tls:
+            self._ask_a_proxy(parts.netloc)
 
     def _ask_a_proxy(self, netloc: str) -> None:
         """Uses the environment variables http_proxy and no_proxy."""
@@ -71,11 +83,26 @@ class RestTransport:
                 f"Basic {base64.b64encode(user.encode()).decode()}"
             )
 
-    def signature(self, signature: str, deadline: float) -> ServedSignature:
-        """Returns the inputs and outputs of a signature, from the server's metadata."""
+    def status(self, deadline: float) -> list[VersionStatus]:
+        """Returns the states of the model's versions."""
+        answer = self._exchange("GET", self._path, None, deadline)
+        try:
+            return [
+                VersionStatus(
+                    int(each["version"]),
+                    str(each["state"]),
+                    str(each.get("status", {}).get("error_message", "")),
+                )
+                for each in answer["model_version_status"]
+            ]
+        except Exception as error:  # any error that unexpected JSON causes
+            raise ServerError(_unreadable("status", f"{type(error).__name__}: {error}")) from error
+
+    def signatures(self, deadline: float) -> get_model_metadata_pb2.SignatureDefMap:
+        """Returns the model's signatures, from the server's metadata."""
         answer = self._exchange("GET", f"{self._path}/metadata", None, deadline)
         try:
-            found = json_format.ParseDict(
+            return json_format.ParseDict(
                 answer["metadata"]["signature_def"],
                 get_model_metadata_pb2.SignatureDefMap(),
                 ignore_unknown_fields=True,
@@ -84,7 +111,6 @@ class RestTransport:
             raise ServerError(
                 _unreadable("metadata", f"{type(error).__name__}: {error}")
             ) from error
-        return served_signature(found, signature)
 
     def predict(
         self,
@@ -116,6 +142,7 @@ class RestTransport:
 
     def _exchange(self, method: str, path: str, body: bytes | None, deadline: float) -> Any:
         """Returns the JSON answer to one request."""
+        headers = self._access.headers()
         doing = f"connecting to {self._at[0]}:{self._at[1]}"
         connection, kept = None, False
         try:
@@ -124,7 +151,7 @@ class RestTransport:
             # A server may close the connection before it has read everything, and still have
             # answered.
             with contextlib.suppress(ConnectionError):
-                connection.request(method, path, body, self._headers)
+                connection.request(method, path, body, {**self._headers, **headers})
             doing = "waiting for the answer's header"
             response = connection.getresponse()
             doing = "reading the answer"
@@ -134,6 +161,14 @@ class RestTransport:
             raise
         except TimeoutError as error:
             raise client_calls.out_of_time(doing) from error
+        except ssl.SSLCertVerificationError as error:
+            raise ServerError(
+                f"No answer from the server: {error.verify_message}. {client_access.NOT_TRUSTED}"
+            ) from error
+        except ssl.SSLEOFError as error:
+            raise NotNow(f"the connection failed while {doing}: {error}", _CHECK) from error
+        except ssl.SSLError as error:
+            raise ServerError(f"No answer: {error}. {client_access.NO_TLS}") from error
         except (ConnectionError, http.client.IncompleteRead) as error:
             raise NotNow(f"the connection failed while {doing}: {error}", _CHECK) from error
         except http.client.HTTPException as error:
@@ -162,6 +197,8 @@ class RestTransport:
             connection.close()
         connection = http.client.HTTPConnection(*self._at)
         connection.sock = client_socket.connect(*self._at, deadline)
+        if self._context is not None:
+            connection.sock = client_socket.secured(connection.sock, self._context, self._at[0])
         return connection
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:

@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -46,6 +47,49 @@ class DeadlineSocket(socket.socket):
         except OSError:
             return False
         return False
+
+
+class DeadlineTLSSocket(ssl.SSLSocket):
+    """The same over TLS."""
+
+    deadline = 0.0
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        self.settimeout(seconds_left(self.deadline))
+        return super().recv_into(*args, **options)
+
+    def send(self, *args: Any, **options: Any) -> int:
+        self.settimeout(seconds_left(self.deadline))  # of one record; sendall calls it for each
+        return super().send(*args, **options)
+
+    def is_quiet(self) -> bool:
+        """Whether the peer has neither closed the connection nor sent anything unexpected."""
+        self.setblocking(False)
+        try:
+            self.recv(1)  # TLS cannot peek, and reads its own messages, such as tickets, meanwhile
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def secured(connection: DeadlineSocket, context: ssl.SSLContext, host: str) -> DeadlineTLSSocket:
+    """Returns a connection over TLS to the host that its certificate names.
+
+    Raises:
+        TimeoutError, ssl.SSLError, OSError: if there is none before the connection's deadline.
+    """
+    deadline = connection.deadline
+    context.sslsocket_class = DeadlineTLSSocket
+    try:
+        connection.settimeout(seconds_left(deadline))  # for the whole handshake
+        found = context.wrap_socket(connection, server_hostname=host)
+    except BaseException:
+        connection.close()
+        raise
+    found.deadline = deadline
+    return found
 
 
 def connect(host: str, port: int, deadline: float) -> DeadlineSocket:

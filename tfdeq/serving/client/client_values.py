@@ -1,13 +1,13 @@
 """Inputs and outputs of a served signature, and arrays with exactly these dtypes and shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tfdeq.serving.client.client_calls import ServerError
+from tfdeq.serving.client.client_calls import NoSignatureError, ServerError
 
 SETTINGS = ("tolerance", "max_steps")
 
@@ -26,16 +26,25 @@ class ServedSignature(NamedTuple):
     outputs: Mapping[str, Tensor]
 
 
+class VersionStatus(NamedTuple):
+    """A version of a model on a server."""
+
+    version: int
+    state: str  # "START", "LOADING", "AVAILABLE", "UNLOADING" or "END"
+    error: str  # why it could not be loaded; else ""
+
+
 def served_signature(
     found: get_model_metadata_pb2.SignatureDefMap, signature: str
 ) -> ServedSignature:
     """Returns a signature from a server's metadata.
 
     Raises:
-        ServerError: if the model has no such signature, or the metadata cannot be read.
+        NoSignatureError: if the model has no such signature.
+        ServerError: if the metadata cannot be read.
     """
     if signature not in found.signature_def:
-        raise ServerError(
+        raise NoSignatureError(
             f"The server refused: the model has no signature {signature!r}. Ask for one that it has: "
             f"{', '.join(sorted(found.signature_def)) or 'none'}."
         )
@@ -57,6 +66,18 @@ def served_signature(
         ) from error
 
 
+def tensors_text(tensors: Mapping[str, Tensor]) -> str:
+    """Returns names, dtypes and shapes of a signature's inputs or outputs, for people."""
+    shown = []
+    for name, tensor in tensors.items():
+        sizes = None if tensor.shape.rank is None else tensor.shape.as_list()
+        sizes = (
+            ["…"] if sizes is None else ["B", *("any" if n is None else str(n) for n in sizes[1:])]
+        )
+        shown.append(f"{name} {tensor.dtype.name} [{', '.join(sizes)}]")
+    return ", ".join(shown)
+
+
 def batch_size(given: Mapping[str, np.ndarray]) -> int:
     """Returns the number of examples B of arrays [B, ...].
 
@@ -76,6 +97,46 @@ def batch_size(given: Mapping[str, np.ndarray]) -> int:
         listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
         raise ValueError(f"All inputs must have one batch size; received {listed}.")
     return next(iter(sizes.values()))
+
+
+def rows_of(settings: Mapping[str, Any], rows: slice, batch: int) -> dict[str, Any]:
+    """Returns the settings of a part of a batch.
+
+    Args:
+        settings: as of `request_values`. rows: the part. batch: number of examples of the whole batch.
+
+    Raises:
+        ValueError: for a setting that is neither one number nor one for each example.
+    """
+    found = {}
+    for name, value in settings.items():
+        shape = np.shape(value)
+        if shape not in ((), (batch,)):
+            raise ValueError(
+                f"{name} must be one number, or one for each of the {batch} examples; received the "
+                f"shape {list(shape)}."
+            )
+        found[name] = np.asarray(value)[rows] if shape else value
+    return found
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the answers to the parts of a batch as one answer.
+
+    Raises:
+        ServerError: for parts whose rows have different shapes.
+    """
+    found = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if len({value.shape[1:] for value in values}) > 1 or not values[0].ndim:
+            shapes = ", ".join(str(list(value.shape)) for value in values)
+            raise ServerError(
+                f"The answers to the parts of the batch cannot be joined: {name!r} has the shapes {shapes}. "
+                "Ask without max_batch_size."
+            )
+        found[name] = np.concatenate(values)
+    return found
 
 
 def request_values(

@@ -3,7 +3,7 @@
 import ipaddress
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf import text_format
@@ -12,7 +12,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from tfdeq.programs import commands
 from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import read_json
-from tfdeq.serving.server import compose_text
+from tfdeq.serving.server import compose_text, version_labels
 from tfdeq.serving.versions import model_card, publishing
 
 # The image of the TensorFlow version that writes the exports. docs/serving.md names its
@@ -27,19 +27,28 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 
 
-def models_config(models: Mapping[str, Any], keep: int) -> str:
+def models_config(
+    models: Mapping[str, Any], keep: int, history: Sequence[version_labels.Labels] = ()
+) -> str:
     """Returns the text of a ModelServerConfig.
 
     Args:
         models: names of the models; each is under /models in the container.
         keep: number of newest versions to keep loaded, so that a client may ask for the previous one.
+        history: the labels of versions, the current ones last. Of a model with labels, the server loads the
+            versions that these and the labels before name, and no others.
     """
     config = model_server_config_pb2.ModelServerConfig()
     for name in models:
         model = config.model_config_list.config.add()
         model.name, model.base_path = name, f"{_MODELS_FOLDER}/{name}"
         model.model_platform = "tensorflow"
-        model.model_version_policy.latest.num_versions = keep
+        versions = version_labels.loaded(history, name)
+        if versions:
+            model.model_version_policy.specific.versions.extend(versions)
+            model.version_labels.update(history[-1].get(name, {}))
+        else:
+            model.model_version_policy.latest.num_versions = keep
     return text_format.MessageToString(config)
 
 
@@ -70,6 +79,8 @@ def compose_file(
         f"--model_config_file={_CONFIG_FOLDER}/models.config",
         f"--monitoring_config_file={_CONFIG_FOLDER}/monitoring.config",
         "--model_config_file_poll_wait_seconds=60",
+        # Without it, a server refuses labels while it starts, and new labels for new versions.
+        "--allow_version_labels_for_unavailable_models=true",
     ]
     if xla:
         # Without this flag, the stock server loads a jit-compiled version but fails at the first

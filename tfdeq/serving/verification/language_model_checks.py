@@ -1,6 +1,6 @@
 """Verification requests for a served language model, and the Keras model's answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfdeq import SolveScope, Status
 from tfdeq.models import generate
 from tfdeq.models.generation import can_generate
+from tfdeq.models.generation_segments import Paused, empty_paused, generate_segment
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.signatures.language_model_signatures import signature_names
@@ -21,6 +22,11 @@ from tfdeq.serving.verification.checks import BATCHES, DIAL_EXAMPLES, TOLERANCES
 _GENERATE_SPECS = {
     name: tf.TensorSpec(spec.shape, spec.dtype)
     for name, spec in {**SAMPLING_SPECS, **SETTING_SPECS}.items()
+}
+_SEGMENT_SPECS = {
+    **_GENERATE_SPECS,
+    "segment_tokens": tf.TensorSpec([None], tf.int32),
+    "drawn": tf.TensorSpec([None], tf.int32),
 }
 
 
@@ -117,10 +123,20 @@ class KerasModel:
             self._call_from = graph(call_from, tokens, start, *settings)
         if can_generate(model):
             self._generate = graph(add_text, tokens, _GENERATE_SPECS)
+            self._segments = {
+                False: graph(
+                    lambda tokens, options: generate_segment(model, tokens, **options),
+                    *(tokens, _SEGMENT_SPECS),
+                ),
+                True: graph(
+                    lambda tokens, options, paused: generate_segment(
+                        model, tokens, paused=paused, **options
+                    ),
+                    *(tokens, _SEGMENT_SPECS, _specs_of(empty_paused(model, 1))),
+                ),
+            }
         if model.remembers:
-            memory = tf.nest.map_structure(
-                lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), model.initial_memory(1)
-            )
+            memory = _specs_of(model.initial_memory(1))
             # For one text, like its memory: a network's loop accepts no other shape.
             one = [tf.TensorSpec([1, *spec.shape[1:]], spec.dtype) for spec in (tokens, *settings)]
             self._continue = graph(
@@ -157,14 +173,28 @@ class KerasModel:
 
     def generate(self, given: Outputs) -> dict[str, np.ndarray]:
         """See `tfdeq.serving.signatures.text.text_signature.KerasReader`."""
-        given = {**greedy(1, 0), "tolerance": 0.0, "max_steps": 0, **given}
+        found = self._generate(given["tokens"], self._options(given, _GENERATE_SPECS))
+        return {name: value[0].numpy() for name, value in found._asdict().items()}
+
+    def generate_segment(
+        self, given: Outputs, paused: Paused | None = None
+    ) -> tuple[dict[str, np.ndarray], Paused]:
+        """See `tfdeq.serving.signatures.text.text_signature.KerasReader`."""
+        options = self._options(given, _SEGMENT_SPECS)
+        state = () if paused is None else (paused,)
+        found, after = self._segments[bool(state)](given["tokens"], options, *state)
+        return {name: value[0].numpy() for name, value in found._asdict().items()}, after
+
+    def _options(self, given: Outputs, specs: Mapping[str, tf.TensorSpec]) -> dict[str, np.ndarray]:
+        """Returns the settings of a generation, greedy where the request has none."""
+        usual = {"tolerance": 0.0, "max_steps": 0, "segment_tokens": 0, "drawn": 0}
+        given = {**greedy(1, 0), **usual, **given}
         options = {
             name: np.full([1], given[name], spec.dtype.as_numpy_dtype)
-            for name, spec in _GENERATE_SPECS.items()
+            for name, spec in specs.items()
         }
         options["tolerance"], options["max_steps"] = self._settings(options)
-        found = self._generate(given["tokens"], options)
-        return {name: value[0].numpy() for name, value in found._asdict().items()}
+        return options
 
     def _settings(self, given: Outputs) -> tuple[np.ndarray, np.ndarray]:
         """Returns tolerance and max_steps [B] of the solves, as the signatures document them."""
@@ -178,6 +208,10 @@ class KerasModel:
             return {name: getattr(solution, name)[row].numpy() for name in CONVERGENCE}
         steps = np.int32(self.model.network.depth)  # for a network, which makes no solve
         return {"residual": np.float32(0), "steps": steps, "status": np.int32(Status.CONVERGED)}
+
+
+def _specs_of(nest: Any) -> Any:
+    return tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), nest)
 
 
 def request(model, name, signature, tokens, lengths, tolerances=None, max_steps=None) -> Request:

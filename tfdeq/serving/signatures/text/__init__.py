@@ -4,6 +4,8 @@ from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.signatures.text.continue_text import ContinueText
 from tfdeq.serving.signatures.text.encode import Encode
 from tfdeq.serving.signatures.text.generate import Generate
+from tfdeq.serving.signatures.text.generate_first import GenerateFirst
+from tfdeq.serving.signatures.text.generate_next import GenerateNext
 from tfdeq.serving.signatures.text.score import Score
 from tfdeq.serving.signatures.text.serving_default import ServingDefault
 from tfdeq.serving.signatures.text.step import Step
@@ -18,6 +20,8 @@ REGISTRY: dict[str, TextSignature] = {
         Encode(),
         Step(),
         Generate(),
+        GenerateFirst(),
+        GenerateNext(),
         ContinueText(),
     )
 }

@@ -1,6 +1,5 @@
 """`continue_text`: texts of any length in several calls, each with the memory from the last one."""
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 from tfdeq import Status
 from tfdeq.models.token_model import TokenModel
+from tfdeq.serving.signatures import carried
 from tfdeq.serving.signatures.signature import CONVERGENCE, Solving
 from tfdeq.serving.signatures.text.text_signature import Input, TextSignature
 from tfdeq.serving.signatures.text_requests import (
@@ -36,15 +36,6 @@ _TAKEN = (
 _RETURNED = "for the next call: the memory after the example's own last token"
 
 
-@dataclasses.dataclass(frozen=True)  # not a tuple, which would be a nest itself
-class _Leaf:
-    """One tensor of a memory, as served."""
-
-    name: str
-    spec: tf.TensorSpec  # [B, …], half precision as float32
-    dtype: tf.DType  # in the model
-
-
 class ContinueText(TextSignature):
     """`serving_default` and `score` for texts that continue where an earlier call ended.
 
@@ -64,12 +55,12 @@ class ContinueText(TextSignature):
         return model.remembers
 
     def inputs(self, model):
-        leaves = keras.tree.flatten(_layout(model))
-        meanings = _meanings(leaves, _TAKEN)
-        return [Input(leaf.spec, meanings[leaf.name]) for leaf in leaves]
+        layout = _layout(model)
+        meanings = carried.meanings(layout, _TAKEN)
+        return [Input(leaf.spec, meanings[leaf.name]) for leaf in keras.tree.flatten(layout)]
 
     def outputs(self, model):
-        return {**_OUTPUTS, **_meanings(keras.tree.flatten(_layout(model)), _RETURNED)}
+        return {**_OUTPUTS, **carried.meanings(_layout(model), _RETURNED)}
 
     def taken(self, model):
         return "the memory: `memory_key`, …"
@@ -120,67 +111,38 @@ def empty_memory(model: TokenModel, count: int) -> dict[str, np.ndarray]:
         >>> {name: value.shape for name, value in empty_memory(model, 1).items()}
         {'memory_key': (1, 2, 3, 4), 'memory_length': (1,), 'memory_value': (1, 2, 3, 4)}
     """
-    return {
-        leaf.name: np.zeros([count, *leaf.spec.shape[1:]], leaf.spec.dtype.as_numpy_dtype)
-        for leaf in keras.tree.flatten(_layout(model))
-    }
+    return carried.zeros(_layout(model), count)
 
 
 def named_memory(model: TokenModel, memory: Any) -> dict[str, np.ndarray]:
     """Returns the Keras model's memory by served names."""
-    leaves, values = keras.tree.flatten(_layout(model)), keras.tree.flatten(memory)
-    return {
-        leaf.name: tf.cast(value, leaf.spec.dtype).numpy()
-        for leaf, value in zip(leaves, values, strict=True)
-    }
+    return {name: value.numpy() for name, value in carried.served(_layout(model), memory).items()}
 
 
 def model_memory(model: TokenModel, named: dict[str, Any]) -> Any:
     """Returns the memory for the Keras model, the inverse of `named_memory`."""
-    layout = _layout(model)
-    return keras.tree.map_structure(lambda leaf: tf.cast(named[leaf.name], leaf.dtype), layout)
+    return carried.in_model(_layout(model), named)
 
 
 def _layout(model: TokenModel) -> Any:
-    """Returns the memory's structure as a nest of `_Leaf`."""
-    with tf.init_scope():  # outside the graph being traced
-        empty = model.initial_memory(1)
-    leaves = []
-    for path, value in keras.tree.flatten_with_path(empty):
-        name = "_".join(["memory", *map(str, path)])
-        dtype = tf.as_dtype(value.dtype)
-        served = tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
-        spec = tf.TensorSpec([None, *value.shape[1:]], served, name)
-        leaves.append(_Leaf(name, spec, dtype))
-    return keras.tree.pack_sequence_as(empty, leaves)
-
-
-def _meanings(leaves: list[_Leaf], meaning: str) -> dict[str, str]:
-    shown = {}
-    for leaf in leaves:
-        shape = ", ".join(["B", *map(str, leaf.spec.shape[1:])])
-        shown[leaf.name] = f"[{shape}] {leaf.spec.dtype.name}: {meaning}."
-    return shown
+    """Returns the memory's structure as a nest of `carried.Leaf`."""
+    return carried.layout_of("memory", lambda: model.initial_memory(1))
 
 
 def _answer(model, layout, given, solving: Solving) -> dict[str, tf.Tensor]:
-    leaves = keras.tree.flatten(layout)
-    received = {leaf.name: given[leaf.name] for leaf in leaves}
-    finite = _finite_rows(received)
+    received = {leaf.name: given[leaf.name] for leaf in keras.tree.flatten(layout)}
+    finite = carried.finite_rows(received)
     received = where_rows(finite, received, tf.nest.map_structure(tf.zeros_like, received))
-    memory = keras.tree.map_structure(lambda leaf: tf.cast(received[leaf.name], leaf.dtype), layout)
+    memory = carried.in_model(layout, received)
     text = checked(model, given, also=finite & _possible_rows(model, received))
     solved = solve(model, text, given, solving, memory=memory)
-    after = {
-        leaf.name: tf.cast(value, leaf.spec.dtype)
-        for leaf, value in zip(leaves, keras.tree.flatten(solved.memory), strict=True)
-    }
+    after = carried.served(layout, solved.memory)
     width = tf.shape(given["tokens"])[1]
     read = {
         "log_probabilities": next_log_probabilities(model, text, solved.z),
         "log_likelihood": log_likelihood(model, text, solved.z, width),
     }
-    finite = _finite_rows({**read, **after})
+    finite = carried.finite_rows({**read, **after})
     found = solved.convergence
     return {
         **where_rows(finite, read, tf.nest.map_structure(tf.zeros_like, read)),
@@ -189,16 +151,6 @@ def _answer(model, layout, given, solving: Solving) -> dict[str, tf.Tensor]:
         "steps": found["steps"],
         "status": tf.where(finite, found["status"], int(Status.NON_FINITE)),
     }
-
-
-def _finite_rows(tensors: dict[str, tf.Tensor]) -> tf.Tensor:
-    """[B]: whether all numbers of an example are finite."""
-    floating = [value for value in tensors.values() if value.dtype.is_floating]
-    rows = [
-        tf.reduce_all(tf.math.is_finite(value), axis=range(1, value.shape.rank))
-        for value in floating
-    ]
-    return tf.reduce_all(tf.stack(rows), axis=0)
 
 
 def _possible_rows(model: TokenModel, memory: dict[str, tf.Tensor]) -> tf.Tensor:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
+from tfdeq.models.generation_segments import Paused
 from tfdeq.models.token_model import TokenModel
 from tfdeq.serving.signatures.signature import (
     CONVERGENCE,
@@ -69,6 +70,16 @@ class KerasReader(Protocol):
         Args:
             given: `tokens` [1, T], and those inputs of `generate` [1] that differ from greedy
                 generation.
+        """
+
+    def generate_segment(
+        self, given: Arrays, paused: Paused | None = None
+    ) -> tuple[dict[str, np.ndarray], Paused]:
+        """Adds a segment to one text; returns the values as of `generate`, and the state after it.
+
+        Args:
+            given: `tokens` [1, T], and inputs of `generate_first` and `generate_next` [1].
+            paused: the state before the text's last token; None: the text is a prompt.
         """
 
 
