@@ -100,7 +100,8 @@ _NOT_SET = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "toleranc
 
 def empty_paused(model: TokenModel, batch_size: int) -> Paused:
     """Returns a state of zeros, with the structure, shapes and dtypes of those that calls return."""
-    dtype = tf.as_dtype(model.compute_dtype)
+    # The state of a solve stays in float32 in a model of half precision.
+    dtype = tf.float64 if model.compute_dtype == "float64" else tf.float32
     if generation.has_places(model):
         cell = model.cell
         places = [batch_size, cell.heads, model.sequence_length, cell.width // cell.heads]
