@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
-TOP_FOLDERS = ("benchmarks", "export", "tests", "tfdeq", "tools", "trainers")
+TOP_FOLDERS = ("benchmarks", "examples", "export", "tests", "tfdeq", "tools", "trainers")
 IGNORED = ("tools/bazel4",)  # as in .bazelignore
 
 # Tests that read the sources of the whole project.

@@ -93,8 +93,15 @@ def test_every_model_is_trained_tested_drawn_exported_and_verified(arguments, da
     assert np.sum(confusion["confusion"]) == test["examples"] == 8
     share = np.trace(confusion["confusion"]) / 8
     assert share == pytest.approx(test["accuracy"])
-    _run("export.saved_model", f"--workdir={folder}", f"--output={tmp_path / 'export'}")
-    _run("export.verify", f"--workdir={folder}", f"--model={tmp_path / 'export' / '1'}")
+    _exported_and_verified(tmp_path)
+
+
+def _exported_and_verified(folder):
+    """Returns the version of the run in the folder `run`."""
+    run, version = f"--workdir={folder / 'run'}", folder / "export" / "1"
+    _run("export.saved_model", run, f"--output={version.parent}")
+    _run("export.verify", run, f"--model={version}")
+    return version
 
 
 @pytest.mark.slow
@@ -137,6 +144,10 @@ def test_a_folder_of_pictures(tmp_path):
     _run("trainers.image_classifier", folder, *arguments)
     found = json.loads((tmp_path / "run" / "confusion.json").read_text())
     assert found["classes"] == ["dark", "light"]
+    version = _exported_and_verified(tmp_path)
+    card = json.loads((version / "assets.extra" / "model_card.json").read_text())
+    assert card["signatures"]["serve_encoded"]["inputs"]["encoded"]["dtype"] == "string"
+    assert set(card["status"]) == {"-1", "0", "1", "2", "3"}
     (tmp_path / "pictures" / "dark" / "broken.jpg").write_bytes(b"no picture")
     arguments = (folder, *arguments[1:], f"--workdir={tmp_path / 'other'}")
     said = _run("trainers.image_classifier", *arguments, status=1)

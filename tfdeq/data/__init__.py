@@ -26,9 +26,13 @@ _PLACES = {
 
 __all__ = [*_PLACES]
 
+_PACKAGES = ("images", "puzzles")
+
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: a trainer of images needs no text.
     if name in _PLACES:
         return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ SCRIPTS = {
     "trainers.copy_memory": "tfdeq-copy-memory",
     "trainers.reasoning": "tfdeq-reasoning",
     "trainers.image_classifier": "tfdeq-image-classifier",
+    "trainers.segmentation": "tfdeq-segmentation",
     "trainers.overlap": "tfdeq-overlap",
     "trainers.report": "tfdeq-report",
     "export.saved_model": "tfdeq-export",

@@ -11,6 +11,7 @@ from tfdeq.programs.workdir import write_atomically
 from tfdeq.runs import measures
 
 LANGUAGE_MODEL, EXAMPLES, REASONER = "language_model", "examples", "reasoner"
+PICTURES = "pictures"
 FILE = "examples.npz"
 # The words of a language model by id, one per line.
 VOCABULARY = "vocabulary.txt"
@@ -56,6 +57,11 @@ def examples(
 def reasoner(given: Mapping[str, measures.Given], model: keras.Model, kept: Kept) -> dict[str, Any]:
     """Returns the entry of a run of a `tfdeq.models.Reasoner`; arguments as for `examples`."""
     return {**examples(given, model, kept, names=["puzzle"]), "name": REASONER}
+
+
+def pictures(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entry of a run of examples whose only input are pictures [N, H, W, C] in [0, 1]."""
+    return {**entry, "name": PICTURES}
 
 
 def packed(model: keras.Model, leaves: Sequence[Any]) -> Any:

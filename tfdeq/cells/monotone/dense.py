@@ -120,7 +120,16 @@ class MonotoneDense(keras.layers.Layer):
         )
 
     def exact_parts(self, x):
-        """Returns the cell for the inputs x [B, n] as `ExactParts`, for `tfdeq.certified_radius`."""
+        """Returns the cell for the inputs x [B, n] as `ExactParts`, for `tfdeq.certified_radius`.
+
+        Raises:
+            ValueError: for inputs of another rank.
+        """
+        if len(x.shape) != 2:
+            raise ValueError(
+                "A radius is certified of a MonotoneDense whose inputs are [batch, features]; received "
+                f"shape {tuple(x.shape)}."
+            )
         kernel, projection = (
             tf.cast(ops.cast(weight, self.compute_dtype), tf.float64)
             for weight in (self.recurrent_kernel(), self.injection.kernel)

@@ -8,7 +8,7 @@ from absl import logging
 
 from tfdeq.data import folders
 from tfdeq.data.examples import Examples
-from tfdeq.data.images import splits
+from tfdeq.data.images import encoded, splits
 from tfdeq.data.images.image_data import ImageData
 from tfdeq.data.token_data import SPLITS
 
@@ -48,7 +48,8 @@ def load(*, data_dir: str | None = None, image_size: int = 32) -> ImageData:
     found = splits.keys(decoded)
     _warn_of_copies(found, labels, [path for files in paths.values() for path in files])
     channels = max(picture.shape[-1] for picture in decoded)
-    pictures = np.stack([_resized(picture, image_size, channels) for picture in decoded])
+    shape = (image_size, image_size, channels)
+    pictures = np.stack([encoded.resized(picture, shape) for picture in decoded])
     place = splits.shares(found, VALIDATION_SHARE, TEST_SHARE)
     classes = np.array(labels, np.int32)
     parts = [(pictures[place == which], classes[place == which]) for which in range(3)]
@@ -81,23 +82,12 @@ def _pictures_by_class(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 def _decoded(path: pathlib.Path) -> np.ndarray:
     """[H, W, 1 or 3] uint8."""
     try:
-        picture = tf.io.decode_image(path.read_bytes(), expand_animations=False).numpy()
+        return encoded.decoded(path.read_bytes()).numpy()
     except tf.errors.InvalidArgumentError as error:
         reason = str(error.message).splitlines()[0][:200]
         raise ValueError(
             f"The picture {str(path)!r} cannot be read: {reason}. Replace or remove the file."
         ) from error
-    # The last channel of two or four is transparency.
-    return picture[..., :-1] if picture.shape[-1] in (2, 4) else picture
-
-
-def _resized(picture: np.ndarray, size: int, channels: int) -> np.ndarray:
-    if picture.shape[-1] < channels:
-        picture = np.repeat(picture, channels, axis=-1)
-    if picture.shape[:2] == (size, size):
-        return picture
-    scaled = tf.image.resize(picture, (size, size), antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(scaled), 0, 255), tf.uint8).numpy()
 
 
 def _warn_of_copies(found: np.ndarray, labels: list[int], paths: list[pathlib.Path]) -> None:

@@ -24,6 +24,7 @@ from tfdeq.runs import measures
 from tfdeq.serving.kinds.keras_kind import KerasKind
 from tfdeq.serving.kinds.kind import Kind
 from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
+from tfdeq.serving.kinds.picture_kind import PictureKind
 from tfdeq.serving.kinds.reasoner_kind import ReasonerKind
 from tfdeq.serving.signatures.keras_signatures import input_structure
 from tfdeq.serving.signatures.reasoner_signatures import PUZZLE
@@ -171,7 +172,8 @@ def _examples(
         inputs = specs[0] if len(specs) == 1 else specs
     examples = dict(zip(names, kept.inputs, strict=True)) if data else None
     given = measures.restored(entry.get("measures") or {})
-    return KerasKind(model, inputs, examples, kept.targets, given, explicit=True), {}, ""
+    make = PictureKind if entry.get("name") == recorded.PICTURES else KerasKind
+    return make(model, inputs, examples, kept.targets, given, explicit=True), {}, ""
 
 
 def _reasoner(
@@ -196,5 +198,6 @@ def _reasoner(
 _KINDS: dict[str, Callable[..., tuple[Kind, dict[str, Any], str]]] = {
     recorded.LANGUAGE_MODEL: _language_model,
     recorded.EXAMPLES: _examples,
+    recorded.PICTURES: _examples,
     recorded.REASONER: _reasoner,
 }

@@ -178,15 +178,30 @@ _LOADERS = {"tensorflow": _load_with_tensorflow, "c": _load_with_c}
 
 
 def _pack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {f"{index}/{name}": row[name] for index, row in enumerate(rows) for name in row}
+    packed = {}
+    for index, row in enumerate(rows):
+        for name, value in row.items():
+            if value.dtype != object:
+                packed[f"{index}/{name}"] = value
+                continue
+            # NumPy's own type of bytes drops zeros at their end.
+            packed[f"{index}/{name}/lengths"] = np.array([len(each) for each in value], np.int64)
+            packed[f"{index}/{name}/bytes"] = np.frombuffer(b"".join(value), np.uint8)
+    return packed
 
 
 def _unpack(path: pathlib.Path, size: int) -> list[dict[str, np.ndarray]]:
     rows: list[dict[str, np.ndarray]] = [{} for _ in range(size)]
     with np.load(path) as arrays:
         for key in arrays.files:
-            index, _, name = key.partition("/")
-            rows[int(index)][name] = arrays[key]
+            index, name, *part = key.split("/")
+            if not part:
+                rows[int(index)][name] = arrays[key]
+            elif part == ["lengths"]:
+                ends = np.cumsum(arrays[key])
+                parts = np.split(arrays[f"{index}/{name}/bytes"], ends[:-1])
+                rows[int(index)][name] = np.empty([len(ends)], object)
+                rows[int(index)][name][:] = [each.tobytes() for each in parts[: len(ends)]]
     return rows
 
 

@@ -21,6 +21,7 @@ _DTYPES = {
     1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 5: np.int16, 6: np.int8, 9: np.int64,
     10: np.bool_, 17: np.uint16, 19: np.float16, 22: np.uint32, 23: np.uint64,
 }  # fmt: skip
+_STRING, _STRING_BYTES = 7, 24  # TensorFlow's number, and the size of a TF_TString
 _NUMBERS = {np.dtype(dtype): number for number, dtype in _DTYPES.items()}
 
 
@@ -124,12 +125,25 @@ class Runtime:
 
     def _to_tensor(self, name: str, value: np.ndarray, info: TensorInfo) -> int:
         array = np.ascontiguousarray(value)
+        if info.dtype == _STRING and array.dtype == object:
+            return self._to_strings(array)
         if _NUMBERS.get(array.dtype) != info.dtype:
             wanted = np.dtype(_DTYPES[info.dtype]).name if info.dtype in _DTYPES else info.dtype
             raise ValueError(f"{name} must be of dtype {wanted}; received {array.dtype.name}.")
         shape = (ctypes.c_int64 * array.ndim)(*np.shape(value))
         tensor = self._library.TF_AllocateTensor(info.dtype, shape, array.ndim, array.nbytes)
         ctypes.memmove(self._library.TF_TensorData(tensor), array.ctypes.data, array.nbytes)
+        return tensor
+
+    def _to_strings(self, array: np.ndarray) -> int:
+        """Returns a tensor that refers to the array's bytes objects, which must outlive it."""
+        shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        size = array.size * _STRING_BYTES
+        tensor = self._library.TF_AllocateTensor(_STRING, shape, array.ndim, size)
+        for place, text in enumerate(array.ravel()):
+            string = self._library.TF_TensorData(tensor) + place * _STRING_BYTES
+            self._library.TF_StringInit(string)
+            self._library.TF_StringAssignView(string, text, len(text))
         return tensor
 
     def _to_array(self, tensor: int) -> np.ndarray:
@@ -299,6 +313,8 @@ def _load_libraries(folder: pathlib.Path) -> ctypes.CDLL:
         ("TF_AllocateTensor", pointer, [integer, pointer, integer, ctypes.c_size_t]),
         ("TF_DeleteTensor", None, [pointer]),
         ("TF_TensorData", pointer, [pointer]),
+        ("TF_StringInit", None, [pointer]),
+        ("TF_StringAssignView", None, [pointer, text, ctypes.c_size_t]),
         ("TF_TensorType", integer, [pointer]),
         ("TF_NumDims", integer, [pointer]),
         ("TF_Dim", ctypes.c_int64, [pointer, integer]),

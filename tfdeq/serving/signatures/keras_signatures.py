@@ -8,7 +8,8 @@ import keras
 import tensorflow as tf
 
 from tfdeq import Solution
-from tfdeq.serving.signatures import served_names
+from tfdeq.serving.signatures import certificates, served_names
+from tfdeq.serving.signatures.served_names import CERTIFIED_RADIUS
 from tfdeq.serving.signatures.signature import (
     CONVERGENCE,
     SETTING_SPECS,
@@ -41,7 +42,8 @@ def keras_signatures(
     All take the model's inputs by name and, for each example, `tolerance` and `max_steps`; all return,
     for each example, `residual`, `steps` and `status`. `serving_default` returns the model's outputs
     (by name if the model returns a dict, else output_0, output_1, …; a nested dict by its path:
-    {"head": {"mean": …}} is served as head_mean). `encode` returns the equilibrium. `step` is for
+    {"head": {"mean": …}} is served as head_mean); of a model for which `tfdeq.certified_radius` has a
+    value it also returns that: `certified_radius`. `encode` returns the equilibrium. `step` is for
     streams: it takes the last equilibrium as the start, and returns outputs and the new equilibrium. An
     example whose start is not finite starts as usual.
 
@@ -64,10 +66,14 @@ def keras_signatures(
             a limit below the model's own steps.
     """
     call = _Call(model, inputs, solving_of(model, max_steps_limit, compaction), explicit)
+    certified = certificates.certified_output(model, list(call.specs.values()), jit_compile)
 
     def serving_default(**given):
         outputs, solutions = call(given)
         solved = convergence(solutions) or nothing_to_solve(given["max_steps"])
+        if certified is not None:
+            _require_distinct([*outputs, CERTIFIED_RADIUS])
+            outputs[CERTIFIED_RADIUS] = certified(call.inputs_of(given), solutions)
         return answered(outputs, solved, call.inputs_of(given))
 
     def encode(**given):
@@ -85,6 +91,8 @@ def keras_signatures(
     meaning = {**dict.fromkeys(call.specs, f"input {of_model}"), **SETTINGS}
     default = trace(serving_default, settings, jit_compile)
     outputs = {**dict.fromkeys(default.structured_outputs, f"output {of_model}"), **CONVERGENCE}
+    if certified is not None:
+        outputs[CERTIFIED_RADIUS] = certificates.MEANING
     found = {"serving_default": Signature(default, meaning, outputs)}
     if not call.layout:
         return found

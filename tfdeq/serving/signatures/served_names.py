@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+CERTIFIED_RADIUS = "certified_radius"
 # The names that tf.function and SavedModel do not change; with other names they may also fail.
 _INPUT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 

@@ -7,14 +7,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeq import Solution, SolveScope, Status
+from tfdeq import Solution, SolveScope, Status, certified_radius
 from tfdeq.serving.server.isolated import Request
+from tfdeq.serving.signatures.certificates import certificate_of
 from tfdeq.serving.signatures.keras_signatures import (
     equilibria,
     input_structure,
     named_outputs,
     starts_of,
 )
+from tfdeq.serving.signatures.served_names import CERTIFIED_RADIUS
 from tfdeq.serving.signatures.signature import SETTINGS, convergence, nothing_to_solve
 from tfdeq.serving.verification.checks import (
     ASKED_SETTINGS,
@@ -113,8 +115,9 @@ def references(
     Args:
         limit: the max_steps_limit in the version's card.
     """
-    return [
-        [
+    found = []
+    for request in requests:
+        rows = [
             _reference(
                 model,
                 inputs,
@@ -124,20 +127,43 @@ def references(
             )
             for row in range(len(request.inputs["tolerance"]))
         ]
-        for request in requests
-    ]
+        if request.signature == "serving_default":
+            _add_radius(model, inputs, request, limit, rows)
+        found.append(rows)
+    return found
+
+
+def _add_radius(model, inputs, request: Request, limit: int, rows: list[dict]) -> None:
+    """Adds the certified radius to the answers of a request, if the model has one."""
+    if certificate_of(model) is None:
+        return
+    # Of all rows in one call: the singular values of the weights take longer than the solves.
+    (name,) = input_structure(model, inputs)[1]
+    try:
+        with SolveScope(*_settings(request.inputs, limit)):
+            radius = certified_radius(model, request.inputs[name])
+    except ValueError:
+        return
+    for row, value in zip(rows, radius.numpy(), strict=True):
+        converged = row["status"] == Status.CONVERGED
+        row[CERTIFIED_RADIUS] = value if converged else np.zeros_like(value)
+
+
+def _settings(given: Examples, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tolerance and the budget of the solves for a request, [B]."""
+    tolerance, asked = given["tolerance"], given["max_steps"]
+    steps = np.where(asked > 0, np.minimum(asked, limit), np.where(tolerance > 0, limit, 0))
+    return np.float32(tolerance), np.int32(steps)
 
 
 def _reference(model, inputs, signature: str, given: Examples, limit: int) -> dict[str, np.ndarray]:
-    tolerance, asked = given["tolerance"], given["max_steps"]
-    steps = np.where(asked > 0, np.minimum(asked, limit), np.where(tolerance > 0, limit, 0))
-    settings = np.float32(tolerance), np.int32(steps)
+    settings = _settings(given, limit)
     outputs, solutions = _solve(model, inputs, given, settings)
     if signature == "step":
         layout = {name: solution.z for name, solution in solutions.items()}
         starts = starts_of(layout, {name: tf.constant(value) for name, value in given.items()})
         outputs, solutions = _solve(model, inputs, given, settings, starts)
-    found = convergence(solutions) or nothing_to_solve(tf.constant(asked))
+    found = convergence(solutions) or nothing_to_solve(tf.constant(given["max_steps"]))
     if signature != "encode":
         found.update(named_outputs(outputs))
     if signature != "serving_default":

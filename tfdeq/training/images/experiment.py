@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfdeq.data.examples import Examples
 from tfdeq.data.images import Augmentation, ImageData, load, splits
+from tfdeq.data.images.encoded import scaled
 from tfdeq.data.images.registry import takers
+from tfdeq.runs import kind
 from tfdeq.runs.measures import CROSS_ENTROPY
 from tfdeq.training.experiment import Experiment
 from tfdeq.training.images import drawings
@@ -57,16 +58,11 @@ def make_experiment(config: Mapping[str, Any], data: ImageData) -> Experiment:
         found = drawings.answers(model, examples.test, scaled, config)
         drawings.draw_all(workdir, examples.test, found, data.classes)
 
-    return made._replace(after=after)
-
-
-def scaled(pictures: Any) -> tf.Tensor:
-    """Returns bytes as the model takes them: float32 in [0, 1]."""
-    return tf.cast(pictures, tf.float32) / 255
+    return made._replace(after=after, kind=kind.pictures(made.kind))
 
 
 def _statistics(pictures: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all values, on the scale of `scaled`."""
+    """Mean and standard deviation of all values, in [0, 1]."""
     counts = np.bincount(pictures.ravel(), minlength=256)
     values = np.arange(256) / 255
     mean = float(counts @ values / counts.sum())
