@@ -40,7 +40,12 @@ def for_litert(
 
 def is_for_litert() -> bool:
     """Whether a graph is being made inside of `for_litert`."""
-    return _litert.get() is not None and not tf.executing_eagerly()
+    return inside_for_litert() and not tf.executing_eagerly()
+
+
+def inside_for_litert() -> bool:
+    """Whether this is inside of `for_litert`, in eager mode too."""
+    return _litert.get() is not None
 
 
 def shapes_are_fixed() -> bool:

@@ -108,3 +108,13 @@ def test_sizes_that_a_model_leaves_open(tmp_path):
     rows = np.random.default_rng(0).normal(size=(1, 6, 4)).astype(np.float32)
     answer = Interpreter(path).answer("serving_default", {"x": rows})
     np.testing.assert_allclose(answer["output_0"], model(rows), atol=1e-5)
+
+
+def test_a_radius_is_not_part_of_the_answers(tmp_path):
+    # A certificate is computed in float64, which LiteRT lacks.
+    x = keras.Input((3,), name="x")
+    z = tfdeq.DEQLayer(tfdeq.cells.MonotoneDense(4, monotonicity=0.5), "forward_backward")(x)
+    model = keras.Model(x, keras.layers.Dense(2)(z))
+    answer = Interpreter(convert(model, tmp_path / "m.tflite")).answer("serving_default", {"x": ROWS})
+    assert set(answer) == {"output_0", "residual", "steps", "status"}
+    np.testing.assert_allclose(answer["output_0"], model(ROWS), atol=1e-5)

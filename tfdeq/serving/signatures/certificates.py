@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfdeq import Solution
 from tfdeq.certificates.certificate import Certificate, Slopes
+from tfdeq.numerics.fixed_shapes import inside_for_litert
 
 MEANING = (
     "[B] float32: l2 distance, in units of the input, within which no input has another class as its "
@@ -29,7 +30,8 @@ def certificate_of(model: keras.Model) -> Certificate | None:
 def certified_output(
     model: keras.Model, specs: Sequence[tf.TensorSpec], jit_compile: bool = False
 ) -> _Output | None:
-    """Returns the function that computes the radius of a batch from its solve; None if there is none.
+    """Returns the function that computes the radius of a batch from its solve; None if there is none,
+    or in a trace for LiteRT.
 
     Singular values of the weights are computed here, once, if the specs say the size of an input. The
     function compares the weights with those of now, by their fingerprint, because an exported version can
@@ -39,7 +41,8 @@ def certified_output(
     Args:
         specs: specs of the model's inputs.
     """
-    certificate = certificate_of(model)
+    # Certificates are computed in float64, of which LiteRT has next to nothing.
+    certificate = None if inside_for_litert() else certificate_of(model)
     if certificate is None or len(specs) != 1:
         return None
     (spec,) = specs
