@@ -60,7 +60,7 @@ LAYERS = (
     ("tfdeq.data", "tfdeq.runs"),
     ("tfdeq.serving", "tfdeq.training"),
     ("trainers", "export"),
-    ("benchmarks",),
+    ("benchmarks", "examples"),
 )
 
 
@@ -108,7 +108,7 @@ def _imports(path: pathlib.Path) -> set[str]:
 def _sources():
     return sorted(
         path
-        for folder in ("tfdeq", "trainers", "export", "benchmarks")
+        for folder in ("tfdeq", "trainers", "export", "benchmarks", "examples")
         for path in (ROOT / folder).rglob("*.py")
     )
 
@@ -173,7 +173,7 @@ def test_imports_point_one_way(path):
     own = _layer_of(module)
     assert own is not None, f"{module} has no place in LAYERS: give it one"
     for imported in sorted(_imports(path)):
-        if imported.split(".")[0] not in ("tfdeq", "trainers", "export"):
+        if imported.split(".")[0] not in ("tfdeq", "trainers", "export", "examples"):
             continue
         other = _layer_of(imported)
         assert other is not None, f"{imported} has no place in LAYERS: give it one"

@@ -30,11 +30,15 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
-TOP_FOLDERS = ("benchmarks", "export", "tests", "tfdeq", "tools", "trainers")
+TOP_FOLDERS = ("benchmarks", "examples", "export", "tests", "tfdeq", "tools", "trainers")
 IGNORED = ("tools/bazel4",)  # as in .bazelignore
 
 # Tests that read the sources of the whole project.
-READERS = ("tests/build_files_test.py", "tests/structure_test.py")
+READERS = (
+    "tests/build_files_test.py",
+    "tests/examples/conventions_test.py",
+    "tests/structure_test.py",
+)
 # Tests that may take more than Bazel's five minutes on a few cores.
 LARGE = ("tests/conformance_test.py", "tests/trainers/language_model_test.py")
 

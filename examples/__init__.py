@@ -1,0 +1,1 @@
+"""Examples: one file each, to read from top to bottom and to run."""
