@@ -126,15 +126,8 @@ def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
         pytest.skip(f"all but the blocks that need {', '.join(lacking)} ran")
 
 
-def _includes_an_example(path):
-    """Whether all Python code of a page is the source of the example that the page is about."""
-    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.M | re.S)
-    return path.parent == DOCS / "examples" and blocks == [f'--8<-- "{path.stem}.py"\n']
-
-
 def test_all_code_is_run_by_some_test():
     run = {*map(_name, PAGES), *installed_test.DOCUMENTS}
-    run |= {_name(path) for path in DOCUMENTS if _includes_an_example(path)}  # by tests/examples
     assert {_name(path) for path in DOCUMENTS if "```python" in path.read_text("utf-8")} <= run
 
 

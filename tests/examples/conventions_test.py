@@ -71,7 +71,7 @@ def test_an_example_uses_public_names(path):
 @pytest.mark.parametrize("path", EXAMPLES, ids=_name)
 def test_an_example_has_a_page_and_a_test(path):
     page = (PAGES / f"{path.stem}.md").read_text("utf-8")
-    assert f'```python\n--8<-- "{path.name}"\n```' in page, "the page includes the source"
+    assert f'``` {{.python}}\n--8<-- "{path.name}"\n```' in page, "the page includes the source"
     assert f"]({path.stem}.png)" in page, "the page shows the picture"
     assert f"python examples/{path.name}" in page, "the page names the command"
     rows = [row for row in _index().splitlines() if row.startswith("|")]
