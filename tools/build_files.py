@@ -34,7 +34,11 @@ TOP_FOLDERS = ("benchmarks", "examples", "export", "tests", "tfdeq", "tools", "t
 IGNORED = ("tools/bazel4",)  # as in .bazelignore
 
 # Tests that read the sources of the whole project.
-READERS = ("tests/build_files_test.py", "tests/structure_test.py")
+READERS = (
+    "tests/build_files_test.py",
+    "tests/examples/conventions_test.py",
+    "tests/structure_test.py",
+)
 # Tests that may take more than Bazel's five minutes on a few cores.
 LARGE = ("tests/conformance_test.py", "tests/trainers/language_model_test.py")
 

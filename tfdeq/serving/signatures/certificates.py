@@ -30,8 +30,9 @@ def certificate_of(model: keras.Model) -> Certificate | None:
 def certified_output(
     model: keras.Model, specs: Sequence[tf.TensorSpec], jit_compile: bool = False
 ) -> _Output | None:
-    """Returns the function that computes the radius of a batch from its solve; None if there is none,
-    or in a trace for LiteRT.
+    """Returns the function that computes the radius of a batch from its solve.
+
+    It is None if there is no certificate, and in a trace for LiteRT.
 
     Singular values of the weights are computed here, once, if the specs say the size of an input. The
     function compares the weights with those of now, by their fingerprint, because an exported version can
