@@ -9,6 +9,7 @@ from tests.support.cases import fast
 from tests.support.trainer_cases import CONFIG, make_trainer, weights_of
 from tfdeq.programs.preemption import EXIT_CODE, Preempted
 from tfdeq.programs.workdir import Curves
+from tfdeq.training import trainer as trainer_module
 from tfdeq.training.devices import agreement
 from tfdeq.training.records.progress import Progress
 from tfdeq.training.steps import training_step
@@ -33,6 +34,19 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     expected = Curves(str(tmp_path / "whole" / "curves.jsonl")).columns()["loss"]
     assert losses[:2] == [loss for loss in expected if loss is not None][:2]
     assert columns["step"][-1] == 12
+
+
+def test_peak_memory_is_that_of_the_largest_process_of_the_run(tmp_path, monkeypatch):
+    peaks = iter([3 * 2**30, 2 * 2**30])  # of the process that is interrupted, and of the next one
+
+    def process(**more):
+        peak = next(peaks)
+        monkeypatch.setattr(trainer_module, "peak_resident_bytes", lambda: peak)
+        return make_trainer(tmp_path / "parts", **more)[0]
+
+    with pytest.raises(FloatingPointError):
+        process(nan_from=9).train()
+    assert process().train()["peak_memory_mib"] == 3 * 1024
 
 
 def test_sigterm_saves_and_asks_to_be_run_again(tmp_path):

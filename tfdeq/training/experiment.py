@@ -12,7 +12,6 @@ from tfdeq.programs.preemption import hear_requests
 from tfdeq.programs.workdir import locked, read_json, write_atomically, write_json
 from tfdeq.training import dry_run as rehearsal
 from tfdeq.training.devices.lost_workers import other_worker_lost
-from tfdeq.training.devices.process_memory import peak_resident_bytes
 from tfdeq.training.devices.strategies import is_chief, several_workers
 from tfdeq.training.flags.shared import before_it_existed, may_differ
 from tfdeq.training.records import environment
@@ -170,7 +169,6 @@ def _train(
     print(said, flush=True)
     experiment.before(workdir)
     curves = trainer.train()
-    curves["peak_memory_mib"] = peak_resident_bytes() / 2**20
     curves["replicas"] = strategy.num_replicas_in_sync
     test = experiment.test()
     write_atomically(os.path.join(workdir, "model.keras"), model.save)

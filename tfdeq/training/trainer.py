@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfdeq.programs.preemption import Preempted, noted_requests
 from tfdeq.training.devices.agreement import Agreement
+from tfdeq.training.devices.process_memory import peak_resident_bytes
 from tfdeq.training.devices.strategies import check_batch_size, distribute
 from tfdeq.training.equilibrium_watch import EquilibriumWatch
 from tfdeq.training.inspection import Inspection, write_histograms
@@ -20,6 +21,9 @@ from tfdeq.training.schedule import StepSettings, settings_at, takeover_step
 from tfdeq.training.steps.averages import averaged_weights, take_averages
 from tfdeq.training.steps.training_step import TrainingStep
 from tfdeq.training.task import Task
+
+# In a row of the curves, the peak so far of the process that wrote it; at the end, of the whole run.
+_PEAK = "peak_memory_mib"
 
 
 class Trainer:
@@ -120,7 +124,8 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """Trains to the end and returns the curves, as columns, with `seconds_per_step`.
 
-        In addition to the columns: `all_skipped_steps`, `rollbacks` (returns to a checkpoint), `best`
+        In addition to the columns: `peak_memory_mib` (the largest of all processes that trained the
+        run, instead of the column), `all_skipped_steps`, `rollbacks` (returns to a checkpoint), `best`
         (the best validation score and its step) and `kept_step`. Afterwards the model has the weights
         of kept_step, which is the best or the last step depending on config["keep"]; with --ema their
         averages.
@@ -144,6 +149,8 @@ class Trainer:
         self._profiler.stop()
         columns = self._progress.curves.columns()
         columns["seconds_per_step"] = float(self._state.seconds) / max(last, 1)
+        earlier = [value for value in columns.get(_PEAK, []) if value is not None]
+        columns[_PEAK] = max([peak_resident_bytes() / 2**20, *earlier])
         columns["all_skipped_steps"] = int(self._step.skipped.numpy())
         columns["rollbacks"] = int(self._state.rollbacks)
         columns["best"] = self._state.best
@@ -295,6 +302,8 @@ class Trainer:
             f"{self._task.item}_per_second": self._task.items_per_step / per_step
             if per_step
             else None,
+            # In every row, because a process that is killed cannot say it at its end.
+            _PEAK: peak_resident_bytes() / 2**20,
         }
         self._split = {}
         for layer in self._task.equilibria:

@@ -115,6 +115,8 @@ def test_a_radius_is_not_part_of_the_answers(tmp_path):
     x = keras.Input((3,), name="x")
     z = tfdeq.DEQLayer(tfdeq.cells.MonotoneDense(4, monotonicity=0.5), "forward_backward")(x)
     model = keras.Model(x, keras.layers.Dense(2)(z))
-    answer = Interpreter(convert(model, tmp_path / "m.tflite")).answer("serving_default", {"x": ROWS})
+    answer = Interpreter(convert(model, tmp_path / "m.tflite")).answer(
+        "serving_default", {"x": ROWS}
+    )
     assert set(answer) == {"output_0", "residual", "steps", "status"}
     np.testing.assert_allclose(answer["output_0"], model(ROWS), atol=1e-5)
