@@ -47,6 +47,14 @@ def test_flags_that_are_paths(home):
     assert (values.workdir, values.report, values.text) == (f"{home}/runs", None, "~/is home")
 
 
+def test_flags_that_are_lists_of_paths(home):
+    values = flags.FlagValues()
+    flags.DEFINE_list("client_certificate", None, "", flag_values=values)
+    values(["program", "--client_certificate=~/a.pem,b~"])
+    paths.expand_flags(values)
+    assert values.client_certificate == [f"{home}/a.pem", "b~"]
+
+
 def sources():
     for folder in ("tfdeq", "trainers", "export", "benchmarks"):
         yield from sorted((ROOT / folder).rglob("*.py"))

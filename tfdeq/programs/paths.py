@@ -21,6 +21,9 @@ PATH_FLAGS = frozenset(
             "peers_python",
             "record",
             "test_set",
+            "token_file",
+            "certificate_authority",
+            "client_certificate",
         ),
     )
 )
@@ -39,5 +42,11 @@ def expand_flags(values: flags.FlagValues) -> None:
     """Expands the defined flags that are paths; call it after the flags are parsed."""
     for name in PATH_FLAGS & set(values):
         flag = values[name]
-        if isinstance(flag.value, str) and flag.value.startswith("~"):
-            flag.value = str(expanded(flag.value))
+        if isinstance(flag.value, str):
+            flag.value = _expanded_text(flag.value)
+        elif isinstance(flag.value, list):
+            flag.value = [_expanded_text(value) for value in flag.value]
+
+
+def _expanded_text(path: str) -> str:
+    return str(expanded(path)) if path.startswith("~") else path

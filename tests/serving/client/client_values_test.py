@@ -148,12 +148,13 @@ class Transport:
     def __init__(self, known):
         self.known, self.asked = known, 0
 
-    def signature(self, signature, deadline):
+    def signatures(self, deadline):
         self.asked += 1
         return self.known
 
     def predict(self, values, signature, known, deadline):
-        if values["x"].dtype != self.known.inputs["x"].dtype.as_numpy_dtype:
+        now = served_signature(self.known, signature)
+        if values["x"].dtype != now.inputs["x"].dtype.as_numpy_dtype:
             raise ServerError("refused: another dtype")
         return {name: np.asarray(value) for name, value in ANSWER.items()}
 
@@ -162,9 +163,9 @@ class Transport:
 def test_a_new_version_with_another_signature(first):
     """Its metadata are read again when a request, or the client's check, does not fit."""
     client = Client("127.0.0.1:9", "model")
-    client._transport = transport = Transport(served(x=first))
+    client._transport = transport = Transport(metadata(x=first))
     client.predict({"x": np.zeros([2, *first.shape[1:]])})
-    transport.known = served(x=of(tf.float32, 2))
+    transport.known = metadata(x=of(tf.float32, 2))
     assert client.predict({"x": np.zeros([2, 2])})["steps"].tolist() == [3, 4]
     assert transport.asked == 2
     with pytest.raises(ValueError, match="'x' is"):

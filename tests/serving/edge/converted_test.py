@@ -11,6 +11,8 @@ from tests.support.cases import DenseCell
 from tfdeq.serving.edge.converted import NAMES
 from tfdeq.serving.edge.litert import convert_kind
 from tfdeq.serving.kinds.keras_kind import KerasKind
+from tfdeq.serving.server.isolated import Request
+from tfdeq.serving.signatures.signature import CONVERGENCE
 from tfdeq.serving.verification import edge_checks
 from tfdeq.serving.versions import manifest, model_card
 from tfdeq.serving.versions.saved_model import export_kind
@@ -28,41 +30,39 @@ def kind():
 
 
 @pytest.fixture(scope="module")
-def version(kind, tmp_path_factory):
-    edge = {name: convert_kind(kind, precision=precision) for precision, name in NAMES.items()}
-    return export_kind(kind, tmp_path_factory.mktemp("output"), edge=edge, batch_sizes=[1])
+def files(kind):
+    return {name: convert_kind(kind, precision=precision) for precision, name in NAMES.items()}
 
 
 @pytest.fixture(scope="module")
-def asked(kind, version):
-    return kind.questions(_card(version))
-
-
-def _card(version):
-    return json.loads((version / model_card.FOLDER / model_card.NAME).read_text())
-
-
-def _entry(version, precision):
-    return _card(version)["edge"][NAMES[precision]]
+def asked(kind):
+    """A request, and the Keras model's answers, row by row."""
+    rows = len(ROWS)
+    settings = {"tolerance": np.zeros([rows], np.float32), "max_steps": np.zeros([rows], np.int32)}
+    with tfdeq.SolveScope() as scope:
+        outputs = {"output_0": kind.model(ROWS)}
+    (solution,) = scope.solutions.values()
+    outputs.update({name: getattr(solution, name) for name in CONVERGENCE})
+    answers = [{name: value[row].numpy() for name, value in outputs.items()} for row in range(rows)]
+    return [Request("rows", "serving_default", {"x": ROWS, **settings})], [answers]
 
 
 def _check(asked, path, described):
-    return edge_checks.check(path, described, asked.batches, asked.references, asked.tolerance)
+    return edge_checks.check(path, described, *asked, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("precision", NAMES)
-def test_a_file_is_part_of_its_version_and_verified(version, asked, precision):
-    name = f"{model_card.FOLDER}/{NAMES[precision]}"
-    described = _entry(version, precision)
+def test_a_file_is_compared_with_its_model(files, asked, precision, tmp_path):
+    content, described = files[NAMES[precision]]
+    (tmp_path / "m.tflite").write_bytes(content)
     assert described["precision"] == precision
-    assert name in manifest.read(version)
-    assert described["bytes"] == (version / name).stat().st_size
-    found = _check(asked, version / name, described)
+    assert described["bytes"] == len(content)
+    found = _check(asked, tmp_path / "m.tflite", described)
     assert found.passed, found.text
 
 
 @pytest.mark.parametrize("precision", NAMES)
-def test_a_file_of_other_weights_is_found(version, asked, kind, precision, tmp_path):
+def test_a_file_of_other_weights_is_found(files, asked, kind, precision, tmp_path):
     variable = kind.model.trainable_variables[0]
     before = variable.numpy()
     try:
@@ -70,12 +70,23 @@ def test_a_file_of_other_weights_is_found(version, asked, kind, precision, tmp_p
         (tmp_path / "m.tflite").write_bytes(convert_kind(kind, precision=precision).content)
     finally:
         variable.assign(before)
-    found = _check(asked, tmp_path / "m.tflite", _entry(version, precision))
+    found = _check(asked, tmp_path / "m.tflite", files[NAMES[precision]].described)
     assert not found.passed
 
 
-def test_a_file_of_other_sizes_is_not_called_verified(version, asked):
+def test_a_file_of_other_sizes_is_not_called_verified(files, asked, tmp_path):
+    (tmp_path / "m.tflite").write_bytes(files["model.tflite"].content)
     described = {"precision": "float32", "signatures": {"serving_default": {"x": [1, 5]}}}
-    found = _check(asked, version / model_card.FOLDER / NAMES["float32"], described)
+    found = _check(asked, tmp_path / "m.tflite", described)
     assert not found.passed
     assert "nothing was compared" in found.text
+
+
+@pytest.mark.slow
+def test_files_are_part_of_their_version(kind, files, tmp_path):
+    version = export_kind(kind, tmp_path, edge=files, batch_sizes=[1])
+    card = json.loads((version / model_card.FOLDER / model_card.NAME).read_text())
+    for name, file in files.items():
+        assert card["edge"][name] == file.described
+        assert f"{model_card.FOLDER}/{name}" in manifest.read(version)
+        assert (version / model_card.FOLDER / name).read_bytes() == file.content

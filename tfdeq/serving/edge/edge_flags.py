@@ -46,20 +46,20 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list(
         "litert_signatures",
         list(DEFAULT),
-        "Signatures in the LiteRT file.",
+        "Signatures of the LiteRT model.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "litert_batch_size",
         1,
-        "Examples in a call of the LiteRT file.",
+        "Examples in a call of the LiteRT model.",
         lower_bound=1,
         flag_values=values,
     )
     flags.DEFINE_list(
         "litert_shapes",
         [],
-        "Sizes of inputs in the LiteRT file, without the batch, for example tokens=64 or image=28x28x1. "
+        "Sizes of inputs of the LiteRT model, without the batch, for example tokens=64 or image=28x28x1. "
         "Default: those of the run's test data.",
         flag_values=values,
     )
