@@ -116,17 +116,21 @@ def references(
         limit: the max_steps_limit in the version's card.
     """
     found = []
+    compiled: dict[
+        str, Any
+    ] = {}  # signature -> function, because many small eager operations take long
     for request in requests:
-        rows = [
-            _reference(
-                model,
-                inputs,
-                request.signature,
-                {name: value[row : row + 1] for name, value in request.inputs.items()},
-                limit,
-            )
-            for row in range(len(request.inputs["tolerance"]))
-        ]
+        signature = request.signature
+        if signature not in compiled:
+            compiled[signature] = _answering(model, inputs, signature)
+        tolerance, steps = _settings(request.inputs, limit)
+        given = {name: request.inputs[name] for name in request.inputs.keys() - SETTINGS.keys()}
+        rows = []
+        for row in range(len(tolerance)):
+            one = {name: tf.constant(value[row : row + 1]) for name, value in given.items()}
+            settings = [tf.constant(value[row : row + 1]) for value in (tolerance, steps)]
+            answer = compiled[signature](one, *settings)
+            rows.append({name: value[0].numpy() for name, value in answer.items()})
         if request.signature == "serving_default":
             _add_radius(model, inputs, request, limit, rows)
         found.append(rows)
@@ -156,26 +160,31 @@ def _settings(given: Examples, limit: int) -> tuple[np.ndarray, np.ndarray]:
     return np.float32(tolerance), np.int32(steps)
 
 
-def _reference(model, inputs, signature: str, given: Examples, limit: int) -> dict[str, np.ndarray]:
-    settings = _settings(given, limit)
-    outputs, solutions = _solve(model, inputs, given, settings)
-    if signature == "step":
-        layout = {name: solution.z for name, solution in solutions.items()}
-        starts = starts_of(layout, {name: tf.constant(value) for name, value in given.items()})
-        outputs, solutions = _solve(model, inputs, given, settings, starts)
-    found = convergence(solutions) or nothing_to_solve(tf.constant(given["max_steps"]))
-    if signature != "encode":
-        found.update(named_outputs(outputs))
-    if signature != "serving_default":
-        found.update(equilibria(solutions))
-    return {name: value[0].numpy() for name, value in found.items()}
+def _answering(model, inputs, signature: str) -> Any:
+    """Returns (given, tolerance, steps) -> the Keras model's answer to a request of one example."""
+
+    def answer(given, *settings):
+        outputs, solutions = _solve(model, inputs, given, settings)
+        if signature == "step":
+            layout = {name: solution.z for name, solution in solutions.items()}
+            outputs, solutions = _solve(model, inputs, given, settings, starts_of(layout, given))
+        found = convergence(solutions) or nothing_to_solve(settings[1])
+        if signature != "encode":
+            found.update(named_outputs(outputs))
+        if signature != "serving_default":
+            found.update(equilibria(solutions))
+        return found
+
+    return tf.function(answer, autograph=False)
 
 
 def _solve(
     model, inputs, given: Examples, settings: tuple[Any, Any], starts: Any = None
 ) -> tuple[Any, dict[str, Solution]]:
     structure, names = input_structure(model, inputs)
-    x = keras.tree.pack_sequence_as(structure, [tf.constant(given[name]) for name in names])
+    x = keras.tree.pack_sequence_as(
+        structure, [tf.convert_to_tensor(given[name]) for name in names]
+    )
     with SolveScope(*settings, starts) as solves:
         outputs = model(x, training=False)
     return outputs, solves.solutions
