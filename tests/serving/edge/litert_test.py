@@ -110,6 +110,15 @@ def test_sizes_that_a_model_leaves_open(tmp_path):
     np.testing.assert_allclose(answer["output_0"], model(rows), atol=1e-5)
 
 
+def test_operations_that_litert_lacks_are_named(tmp_path):
+    # Newton's method needs the derivative of the cell's ReLU. No other operation is blamed.
+    x = keras.Input((3,), name="x")
+    cell = tfdeq.cells.MonotoneDense(4, monotonicity=0.5)
+    model = keras.Model(x, tfdeq.DEQLayer(cell, "newton_krylov")(x))
+    with pytest.raises(ValueError, match=r"it lacks ReluGrad\. Replace"):
+        convert(model, tmp_path / "m.tflite")
+
+
 def test_a_radius_is_not_part_of_the_answers(tmp_path):
     # A certificate is computed in float64, which LiteRT lacks.
     x = keras.Input((3,), name="x")

@@ -5,7 +5,7 @@ import re
 from absl import flags
 
 from tfdeq.serving.edge.converted import NAMES, Converted
-from tfdeq.serving.edge.litert import DEFAULT, convert_kind
+from tfdeq.serving.edge.litert import DEFAULT_SIGNATURES, convert_kind
 from tfdeq.serving.kinds.kind import Kind
 
 
@@ -45,7 +45,7 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
     )
     flags.DEFINE_list(
         "litert_signatures",
-        list(DEFAULT),
+        list(DEFAULT_SIGNATURES),
         "Signatures of the LiteRT model.",
         flag_values=values,
     )

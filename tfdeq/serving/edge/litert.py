@@ -20,8 +20,9 @@ from tfdeq.serving.kinds.kind import Kind
 from tfdeq.serving.signatures.signature import Signature, input_specs
 from tfdeq.serving.versions import saved_graph
 
-DEFAULT = ("serving_default",)
-_OPERATION = re.compile(r'fused\["([A-Za-z0-9]+):"')
+DEFAULT_SIGNATURES = ("serving_default",)
+# How the converter names an operation that LiteRT lacks.
+_LACKING = re.compile(r"'tf\.(\w+)' op is neither")
 
 
 def convert(
@@ -29,7 +30,7 @@ def convert(
     path: str | os.PathLike,
     *,
     inputs: Any = None,
-    signatures: Sequence[str] = DEFAULT,
+    signatures: Sequence[str] = DEFAULT_SIGNATURES,
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch_size: int = 1,
     max_steps_limit: int | None = None,
@@ -88,7 +89,7 @@ def convert(
 def convert_kind(
     kind: Kind,
     *,
-    signatures: Sequence[str] = DEFAULT,
+    signatures: Sequence[str] = DEFAULT_SIGNATURES,
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch_size: int = 1,
     max_steps_limit: int | None = None,
@@ -141,12 +142,11 @@ def _converted(model: keras.Model, signatures: Mapping[str, Signature], precisio
         try:
             content = converter.convert()
         except Exception as error:  # the converter's errors have no common class
-            lacking = sorted(
-                set(_OPERATION.findall(str(error))) - {"StatelessWhile", "StatelessIf"}
-            )
+            lacking = sorted(set(_LACKING.findall(str(error))))
+            found = f": it lacks {', '.join(lacking)}" if lacking else ""
             raise ValueError(
                 f"LiteRT cannot run the signature {', '.join(signatures)} of the model {model.name!r}"
-                f"{f': it lacks {chr(44).join(lacking)}' if lacking else ''}. Replace these operations in "
-                f"the model, or choose other signatures. The converter said: {str(error)[:300]}"
+                f"{found}. Replace these operations in the model, or choose another solver or other "
+                f"signatures. The converter said: {str(error)[:300]}"
             ) from error
     return with_half_weights(content) if precision == "float16" else content
