@@ -42,13 +42,13 @@ def main() -> None:
         max_request_values=FLAGS.max_request_values,
         gradients=FLAGS.gradients,
         edge=edge_flags.converted(run.kind, FLAGS),
+        only=FLAGS.signatures or None,
+        with_costs=True,
     )
     print(f"Exported {path}.")
     written = read_json(path / model_card.FOLDER / model_card.NAME) or {}
-    for name, file in written.get("edge", {}).items():
-        print(f"  {model_card.FOLDER}/{name}: {file['bytes']:,} bytes")
-    for row in written.get("quality_by_tolerance", []):
-        print(f"  {model_card.quality_line(row)}")
+    for line in model_card.lines(written):
+        print(f"  {line}")
     arguments = shlex.join([f"--workdir={FLAGS.workdir}", f"--model={path}"])
     print(f"Verify it: {commands.command('export.verify')} {arguments}")
 
@@ -75,6 +75,25 @@ def define_flags() -> None:
         "warm-up records. Without them the version has neither.",
     )
     flags.DEFINE_alias("text", "data")  # its name in older releases
+    flags.DEFINE_string("prepared_dir", None, "Folder of TFDS. Default: as in the trainer.")
+    _define_request_flags()
+    _define_batching_flags()
+    edge_flags.define()
+    flags.mark_flags_as_required(["workdir", "output"])
+    flags.register_multi_flags_validator(
+        ["version", "skip_existing"],
+        lambda values: values["version"] is not None or not values["skip_existing"],
+        "--skip_existing needs --version: which one may be there already?",
+    )
+
+
+def _define_request_flags() -> None:
+    flags.DEFINE_list(
+        "signatures",
+        [],
+        "Names of the signatures to write, separated by commas; serving_default is always written, "
+        "encode with step, generate_first with generate_next. Default: all that the model has.",
+    )
     flags.DEFINE_integer(
         "max_steps_limit",
         None,
@@ -93,15 +112,6 @@ def define_flags() -> None:
         "Largest number of values in a request and its answer together. Default: 2^24, or those of the "
         "largest batch, if they are more.",
         lower_bound=1,
-    )
-    flags.DEFINE_string("prepared_dir", None, "Folder of TFDS. Default: as in the trainer.")
-    _define_batching_flags()
-    edge_flags.define()
-    flags.mark_flags_as_required(["workdir", "output"])
-    flags.register_multi_flags_validator(
-        ["version", "skip_existing"],
-        lambda values: values["version"] is not None or not values["skip_existing"],
-        "--skip_existing needs --version: which one may be there already?",
     )
 
 

@@ -15,8 +15,7 @@ from tfdeq.data.windows import spread_windows
 from tfdeq.serving.client import client_text, model_client
 from tfdeq.serving.kinds.language_model_kind import LanguageModelKind
 from tfdeq.serving.server import isolated
-from tfdeq.serving.signatures import text
-from tfdeq.serving.signatures.text import ContinueText, Score, ServingDefault
+from tfdeq.serving.signatures.text import ContinueText, Score
 from tfdeq.serving.verification import conversation_checks, verify
 from tfdeq.serving.versions import saved_model, warm_up
 
@@ -29,12 +28,9 @@ STREAM = np.random.default_rng(7).integers(0, VOCABULARY, 400).astype(np.int32)
 def version(tmp_path_factory):
     """A version of the model with a span, with warm-up records and only some signatures."""
     kind = LanguageModelKind(MODELS["span"](), spread_windows(STREAM, LENGTH, 8))
-    kept = (ServingDefault.name, Score.name, ContinueText.name)
-    fewer = {name: text.REGISTRY[name] for name in kept}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "REGISTRY", fewer)
-        output = tmp_path_factory.mktemp("output")
-        return saved_model.export_kind(kind, output, batch_sizes=[1, 4])
+    output = tmp_path_factory.mktemp("output")
+    only = [Score.name, ContinueText.name]
+    return saved_model.export_kind(kind, output, batch_sizes=[1, 4], only=only)
 
 
 @pytest.fixture(scope="module")

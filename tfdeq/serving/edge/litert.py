@@ -113,7 +113,7 @@ def convert_kind(
     if unknown or not signatures:
         raise ValueError(
             f"The model has no signature {', '.join(unknown) or '(none was named)'}. It has: "
-            f"{', '.join(traced)}."
+            f"{', '.join(kind.signature_names())}."
         )
     chosen = {name: traced[name] for name in signatures}
     content = _converted(kind.model, chosen, precision)

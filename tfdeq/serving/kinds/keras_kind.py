@@ -8,7 +8,7 @@ import numpy as np
 
 from tfdeq.runs.measures import Measure
 from tfdeq.serving.kinds.kind import Kind
-from tfdeq.serving.signatures.keras_signatures import input_structure, keras_signatures
+from tfdeq.serving.signatures.keras_signatures import input_structure, keras_signatures, names_of
 from tfdeq.serving.signatures.signature import Signature, solving_layers
 from tfdeq.serving.verification import checks, keras_checks, quality, quality_checks
 from tfdeq.serving.verification.questions import Questions
@@ -45,8 +45,13 @@ class KerasKind(Kind):
     def solves(self) -> bool:
         return any(not layer.explicit_steps for layer in solving_layers(self.model))
 
+    def signature_names(self) -> list[str]:
+        return names_of(self.model)
+
     def traced(self, only: Collection[str] | None = None, **settings: Any) -> dict[str, Signature]:
-        return keras_signatures(self.model, self._inputs, explicit=self._explicit, **settings)
+        return keras_signatures(
+            self.model, self._inputs, explicit=self._explicit, only=only, **settings
+        )
 
     def warm_up(self) -> Mapping[str, np.ndarray] | None:
         return self._examples
@@ -76,7 +81,7 @@ class KerasKind(Kind):
     def questions(self, card: Mapping[str, Any]) -> Questions:
         model, inputs = self.model, self._inputs
         layers = solving_layers(model)
-        names = ["serving_default", "encode", "step"] if layers else ["serving_default"]
+        names = [name for name in names_of(model) if name in card["signatures"]]
         limit = card.get("max_steps_limit") or 1
         probe = keras_checks.probe_of(model, inputs, self._examples)
         batches = keras_checks.batch_requests(probe, names)

@@ -16,6 +16,11 @@ from tfdeq.serving.verification.questions import Questions
 from tfdeq.serving.versions import model_card
 
 BATCHING = Batching()
+DEFAULT = "serving_default"  # the signature that every version has
+# The card's entry with the names of signatures that the export was asked to leave out.
+LEFT_OUT = "signatures_left_out"
+# signature -> the one that returns the state which it takes.
+_FIRST = {"step": "encode", "generate_next": "generate_first"}
 
 
 class Kind(abc.ABC):
@@ -37,6 +42,10 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def solves(self) -> bool:
         """Whether the model makes solves, so that a tolerance has an effect."""
+
+    @abc.abstractmethod
+    def signature_names(self) -> list[str]:
+        """Returns the names of all signatures that the model can be served with."""
 
     @abc.abstractmethod
     def traced(
@@ -92,13 +101,36 @@ class Kind(abc.ABC):
         max_steps_limit: int | None = None,
         max_request_values: int | None = None,
         batching: Batching | None = BATCHING,
+        only: Collection[str] | None = None,
     ) -> dict[str, Signature]:
-        """Returns the signatures to serve, with checks of requests."""
+        """Returns the signatures to serve, with checks of requests.
+
+        Args:
+            only: names of those to return. `serving_default` is always returned, and so is the signature
+                whose results another one continues: `encode` with `step`, `generate_first` with
+                `generate_next`. None: all.
+
+        Raises:
+            ValueError: for the name of a signature that the model does not have.
+        """
+        names = self.signature_names()
+        if only is not None:
+            unknown = sorted(set(only) - set(names))
+            if unknown:
+                raise ValueError(
+                    f"The model has no signature {', '.join(unknown)}. It can be served with: "
+                    f"{', '.join(names)}."
+                )
+            needed = {DEFAULT, *only, *(_FIRST[name] for name in only if name in _FIRST)}
+            names = [name for name in names if name in needed]
         found = self.traced(
-            jit_compile=jit_compile, compaction=compaction, max_steps_limit=max_steps_limit
+            jit_compile=jit_compile,
+            compaction=compaction,
+            max_steps_limit=max_steps_limit,
+            only=names,
         )
         return request_checks.guard_all(
-            found,
+            {name: found[name] for name in names},
             batching,
             text_length=self.text_length,
             jit_compile=jit_compile,
@@ -117,7 +149,9 @@ class Kind(abc.ABC):
         )
         said = {signature.get("max_request_values") for signature in card["signatures"].values()}
         limit = card.get("max_steps_limit")
+        left_out = card.get(LEFT_OUT) or []
         signatures = self.signatures(
+            only=[name for name in self.signature_names() if name not in left_out],
             jit_compile=bool(card.get("jit_compile")),
             max_steps_limit=limit,
             max_request_values=said.pop() if len(said) == 1 else None,

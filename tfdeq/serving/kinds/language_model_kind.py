@@ -64,6 +64,9 @@ class LanguageModelKind(Kind):
     def solves(self) -> bool:
         return is_equilibrium(self.model)
 
+    def signature_names(self) -> list[str]:
+        return signatures.signature_names(self.model)
+
     def traced(self, only: Collection[str] | None = None, **settings: Any) -> dict[str, Signature]:
         return signatures.language_model_signatures(self.model, only=only, **settings)
 
@@ -104,7 +107,7 @@ class LanguageModelKind(Kind):
         return {**found, "vocabulary": {**found["vocabulary"], "file": named.get("file")}}
 
     def questions(self, card: Mapping[str, Any]) -> Questions:
-        model, limit = self.model, card.get("max_steps_limit") or 1
+        model, limit, served = self.model, card.get("max_steps_limit") or 1, card["signatures"]
         asked = spread_windows(self._stream, model.sequence_length, max(checks.BATCHES))
         keras_model = language_model_checks.KerasModel(model, limit)
         batches = [
@@ -113,19 +116,34 @@ class LanguageModelKind(Kind):
             *language_model_options.settings_requests(model, asked, limit),
             *language_model_options.generate_requests(model, asked, keras_model),
         ]
+        batches = [each for each in batches if each.signature in served]
         references = keras_model.references(batches)
         return Questions(
             batches,
             [checks.comparable(*pair, limit) for pair in zip(batches, references, strict=True)],
-            language_model_checks.neighbour_cases(model, asked),
+            [
+                case
+                for case in language_model_checks.neighbour_cases(model, asked)
+                if case.request.signature in served
+            ],
             language_model_checks.dial_request(model, asked),
             tolerance=model.equilibrium.solver.tolerance if self.solves else 0.0,
             explicit=not self.solves,
-            invalid=language_model_options.invalid_requests(model, asked),
+            invalid=[
+                each
+                for each in language_model_options.invalid_requests(model, asked)
+                if each.signature in served
+            ],
             conversation=(
-                conversation_checks.Conversation(model, self._stream) if model.remembers else None
+                conversation_checks.Conversation(model, self._stream)
+                if conversation_checks.SIGNATURE in served
+                else None
             ),
-            quality=quality_checks.Quality(
-                self.quality() if self._trained_on else None, card.get("quality_by_tolerance")
+            quality=(
+                quality_checks.Quality(
+                    self.quality() if self._trained_on else None, card.get("quality_by_tolerance")
+                )
+                if quality.TextTable.signature in served
+                else None
             ),
         )

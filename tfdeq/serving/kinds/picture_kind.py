@@ -24,6 +24,9 @@ from tfdeq.serving.verification.questions import Questions
 class PictureKind(KerasKind):
     """A Keras model whose only input are pictures [B, H, W, 1 or 3] in [0, 1], of one size."""
 
+    def signature_names(self) -> list[str]:
+        return [*super().signature_names(), SERVE_ENCODED]
+
     def traced(self, only: Collection[str] | None = None, **settings: Any) -> dict[str, Signature]:
         found = super().traced(only, **settings)
         if only is not None and SERVE_ENCODED not in only:
@@ -41,6 +44,8 @@ class PictureKind(KerasKind):
 
     def questions(self, card: Mapping[str, Any]) -> Questions:
         found = super().questions(card)
+        if SERVE_ENCODED not in card["signatures"]:
+            return found
         limit = card.get("max_steps_limit") or 1
         (name,) = self._examples
         requests = encoded_requests(self._examples[name])

@@ -41,6 +41,9 @@ class ReasonerKind(KerasKind):
         self._spec = spec or _spec_of(model, examples)
         super().__init__(model, self._spec, examples, **settings)
 
+    def signature_names(self) -> list[str]:
+        return [*super().signature_names(), *([SOLVE] if self.solves else [])]
+
     def traced(self, only: Collection[str] | None = None, **settings: Any) -> dict[str, Signature]:
         found = super().traced(only, **settings)
         if not self.solves or (only is not None and SOLVE not in only):
@@ -52,7 +55,7 @@ class ReasonerKind(KerasKind):
 
     def questions(self, card: Mapping[str, Any]) -> Questions:
         found = super().questions(card)
-        if not self.solves:
+        if SOLVE not in card["signatures"]:
             return found
         limit = card.get("max_steps_limit") or 1
         requests = solve_requests(self._examples[PUZZLE], open_sizes=None in self._spec.shape[1:])

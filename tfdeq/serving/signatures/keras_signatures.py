@@ -1,7 +1,7 @@
 """The signatures of any Keras model with a `DEQLayer`: `serving_default`, `encode` and `step`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from tfdeq.serving.signatures.signature import (
     convergence,
     nothing_to_solve,
     scope,
+    solving_layers,
     solving_of,
     trace,
 )
@@ -36,6 +37,7 @@ def keras_signatures(
     compaction: bool = True,
     max_steps_limit: int | None = None,
     explicit: bool = False,
+    only: Collection[str] | None = None,
 ) -> dict[str, Signature]:
     """Traces `serving_default`, `encode` and `step` of a Keras model with at least one `DEQLayer`.
 
@@ -57,6 +59,7 @@ def keras_signatures(
         max_steps_limit: see `solving_of`.
         explicit: whether the model may lack a `DEQLayer`. Then there is only `serving_default`, whose
             answers have residual 0, no steps and the status CONVERGED.
+        only: names of the signatures that are needed; `serving_default` is always traced. None: all.
 
     Returns:
         Name -> `Signature`.
@@ -94,7 +97,8 @@ def keras_signatures(
     if certified is not None:
         outputs[CERTIFIED_RADIUS] = certificates.MEANING
     found = {"serving_default": Signature(default, meaning, outputs)}
-    if not call.layout:
+    further = [name for name in names_of(model)[1:] if only is None or name in only]
+    if not further:
         return found
     encoded = trace(encode, settings, jit_compile)
     states = {
@@ -106,15 +110,17 @@ def keras_signatures(
     _require_distinct([*default.structured_outputs, *states])
     state = dict.fromkeys(states, "the equilibrium z* = f(z*, x)")
     start = dict.fromkeys(states, "where to start: the last equilibrium; not finite: as usual")
-    return {
-        **found,
-        "encode": Signature(encoded, meaning, {**state, **CONVERGENCE}),
-        "step": Signature(
-            trace(step, {**settings, **states}, jit_compile),
-            {**meaning, **start},
-            {**outputs, **state},
-        ),
-    }
+    if "encode" in further:
+        found["encode"] = Signature(encoded, meaning, {**state, **CONVERGENCE})
+    if "step" in further:
+        stepped = trace(step, {**settings, **states}, jit_compile)
+        found["step"] = Signature(stepped, {**meaning, **start}, {**outputs, **state})
+    return found
+
+
+def names_of(model: keras.Model) -> list[str]:
+    """Returns the names of a model's signatures, `serving_default` first."""
+    return ["serving_default", *(["encode", "step"] if solving_layers(model) else [])]
 
 
 class _Call:

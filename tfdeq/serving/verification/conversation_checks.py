@@ -13,6 +13,7 @@ from tfdeq.serving.signatures.text.continue_text import ContinueText, empty_memo
 from tfdeq.serving.signatures.text_requests import is_equilibrium
 from tfdeq.serving.verification.checks import LIMIT, Check, Outputs
 
+SIGNATURE = ContinueText.name  # only models with a carried memory have it
 PERPLEXITY_LIMIT = 1e-3  # of a whole text's, relative
 _TEXTS, _ROUNDS = 3, 2
 # Close to float32's precision, so that the error of the solve is far below the limits.
@@ -46,11 +47,8 @@ class Conversation:
         empty = empty_memory(model, _TEXTS)
         first, *others = self._inputs()
         self.requests = [
-            Request("conversation", ContinueText.name, {**first, **empty}),
-            *(
-                Request("conversation", ContinueText.name, inputs, tuple(empty))
-                for inputs in others
-            ),
+            Request("conversation", SIGNATURE, {**first, **empty}),
+            *(Request("conversation", SIGNATURE, inputs, tuple(empty)) for inputs in others),
         ]
 
     def check(self, outputs: Sequence[Outputs], runtime: str) -> Check:

@@ -5,12 +5,12 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tfdeq
 from tfdeq.serving.signatures.signature import Signature, input_specs
-from tfdeq.serving.versions import manifest
+from tfdeq.serving.versions import costs, manifest
 
 FOLDER, NAME = manifest.FOLDER, "model_card.json"
 _LIBRARIES = ("tensorflow", "keras", "numpy")
@@ -52,6 +52,16 @@ def general_card(version: int, signatures: Mapping[str, Any]) -> dict[str, Any]:
 def write(folder: pathlib.Path, card: Mapping[str, Any]) -> None:
     """Writes the card of the version in a folder."""
     (folder / FOLDER / NAME).write_text(to_json(card), encoding="utf-8")
+
+
+def lines(card: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what an export prints of its card: further files, costs of signatures, quality."""
+    for name, file in card.get("edge", {}).items():
+        yield f"{FOLDER}/{name}: {file['bytes']:,} bytes"
+    for name, cost in card.get("signature_costs", {}).items():
+        yield costs.line(name, cost)
+    for row in card.get("quality_by_tolerance", []):
+        yield quality_line(row)
 
 
 def quality_line(row: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,12 +16,13 @@ from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import writing
 from tfdeq.serving.edge.converted import Converted
 from tfdeq.serving.kinds import runs
-from tfdeq.serving.kinds.kind import Kind
+from tfdeq.serving.kinds.kind import LEFT_OUT, Kind
 from tfdeq.serving.signatures.batching import SIZES as BATCH_SIZES
 from tfdeq.serving.signatures.batching import THREADS, TIMEOUT_MICROS, Batching
 from tfdeq.serving.signatures.signature import STATUS_TEXTS, Signature
 from tfdeq.serving.verification import graph_checks
 from tfdeq.serving.versions import (
+    costs,
     further_files,
     loading,
     manifest,
@@ -55,6 +56,7 @@ def export(
     absolute_tolerance: float | None = None,
     gradients: bool = False,
     keras_model: bool = True,
+    only: Collection[str] | None = None,
 ) -> pathlib.Path:
     """Writes a Keras model with a `DEQLayer` in it as `output/<version>/`, atomically.
 
@@ -97,6 +99,8 @@ def export(
             without them such a gradient is an error. `tfdeq.serving.load_model` does not need them.
         keras_model: whether `tfdeq.serving.load_model` can restore the model. For this the model is
             built again and compared with the exported one.
+        only: names of the version's own signatures to write. `serving_default` is always written, and
+            so are `encode` with `step` and `generate_first` with `generate_next`. None: all of them.
 
     Returns:
         The path of the version.
@@ -104,9 +108,10 @@ def export(
     Raises:
         tfdeq.serving.versions.publishing.VersionExistsError: if the version exists; nothing was
             changed.
-        ValueError: for a model without a solve, a signature that writes variables, calls Python or is
-            jit-compiled without jit_compile, examples that do not fit, file names that are used or lead
-            out of the folder, or a model that `tfdeq.serving.load_model` would restore differently.
+        ValueError: for a model without a solve, a name in `only` that is none of its signatures, a
+            signature that writes variables, calls Python or is jit-compiled without jit_compile,
+            examples that do not fit, file names that are used or lead out of the folder, or a model
+            that `tfdeq.serving.load_model` would restore differently.
         OSError: if the version cannot be written, for example because the disk is full; nothing of it
             remains.
 
@@ -118,10 +123,10 @@ def export(
         >>> export(model, tempfile.mkdtemp()).name
         '1'
     """
-    if signatures is not None and (max_steps_limit, max_request_values) != (None, None):
+    if signatures is not None and (max_steps_limit, max_request_values, only) != (None, None, None):
         raise ValueError(
-            "max_steps_limit and max_request_values are of export's own signatures; received signatures "
-            "too."
+            "max_steps_limit, max_request_values and only are of export's own signatures; received "
+            "signatures too."
         )
     solvers = _solvers_with(model, patience=patience, absolute_tolerance=absolute_tolerance)
     with solvers:
@@ -141,6 +146,7 @@ def export(
             max_request_values=max_request_values,
             gradients=gradients,
             keras_model=keras_model,
+            only=only,
         )
 
 
@@ -162,6 +168,8 @@ def export_kind(
     gradients: bool = False,
     keras_model: bool = True,
     edge: Mapping[str, Converted] | None = None,
+    only: Collection[str] | None = None,
+    with_costs: bool = False,
 ) -> pathlib.Path:
     """Writes a model with its kind's data: quality by tolerance, warm-up records, files.
 
@@ -170,6 +178,8 @@ def export_kind(
         examples: as for `export`; None: those of the kind.
         edge: name -> converted model, written under assets.extra/ beside the card; see
             `tfdeq.serving.edge.litert`.
+        with_costs: whether the card says what each signature costs; see `costs`. For this every signature
+            answers examples before the version is published.
         Others: as for `export`, which also describes results and errors.
     """
     output = expanded(output)
@@ -185,8 +195,11 @@ def export_kind(
             max_steps_limit=max_steps_limit,
             max_request_values=max_request_values,
             batching=batching,
+            only=only,
         )
         described = {**kind.card(max_steps_limit), **_quality(kind, signatures)}
+        if only is not None:
+            described[LEFT_OUT] = [n for n in kind.signature_names() if n not in signatures]
     loadable = loading.describe(kind.model) if keras_model else None
     if loadable is not None:
         restored_model.check(kind.model, loadable, kind.call_inputs())
@@ -200,6 +213,7 @@ def export_kind(
         "batching": None if batching is None else batching._asdict(),
         "warm_up_records": examples is not None,
         **({"edge": {name: file.described for name, file in edge.items()}} if edge else {}),
+        **({"signature_costs": costs.measured(signatures, examples)} if with_costs else {}),
         **(card or {}),
     }
     records = [] if examples is None else list(warm_up.requests(signatures, examples, batch_sizes))
@@ -252,9 +266,9 @@ def _finish(
 
 
 def _quality(kind: Kind, signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """Returns the card's table, if its data are available."""
+    """Returns the card's table, if its data are available and its signature is served."""
     table = kind.quality()
-    if table is None:
+    if table is None or table.signature not in signatures:
         return {}
     return {"quality_by_tolerance": table.measured(signatures[table.signature])}
 
