@@ -62,6 +62,7 @@ def test_one_application_alone_in_forward_mode():
     np.testing.assert_allclose(forward.jvp(image), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_forward_over_reverse_and_reverse_over_forward():
     a, x, d_a, d_x = _case()
 

@@ -125,6 +125,7 @@ def test_solution_is_the_solvers():
     np.testing.assert_allclose(own.residual, implicit.residual, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_approaches_the_implicit_gradient():
     a, x = _case()
 

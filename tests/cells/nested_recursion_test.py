@@ -58,6 +58,7 @@ def test_reach():
     assert NestedRecursion(TokenMixing(4, places=6), 6).reach is None
 
 
+@pytest.mark.slow
 def test_saved_and_loaded(tmp_path):
     inputs = keras.Input((5, 4))
     layer = tfdeq.DEQLayer(NestedRecursion(RecallConvolution(4, rank=1), 2), explicit_steps=2)

@@ -78,6 +78,7 @@ def test_attacks_find_nothing_inside_and_something_outside():
     assert outside.mean() > 0.5
 
 
+@pytest.mark.slow
 def test_no_neighbour_on_a_circle_has_another_answer():
     """In all directions of a two-dimensional input, and with the model's own rounding."""
     model = _trained()

@@ -160,6 +160,7 @@ def test_other_ways_to_run_the_steps(settings):
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_cells_with_state_of_their_own_and_half_precision(jit_compile):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = compile_classifier(image_classifier(), jit_compile=jit_compile)
@@ -197,6 +198,7 @@ def test_nan_brings_the_last_good_state_back_at_half_the_rate(rate, jit_compile,
     assert "first: Jacobian penalty 0.1; second: Jacobian penalty 0.1" in line
 
 
+@pytest.mark.slow
 def test_state_that_comes_back_is_the_good_one_to_the_bit():
     def weights(batches, poisoned, monitor):
         keras.utils.set_random_seed(3)
@@ -230,6 +232,7 @@ def test_rates_go_on_falling_and_it_gives_up_with_a_diagnosis(capsys):
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 def test_nan_in_the_last_steps_does_not_stay(capsys):
     model = _classifier(keras.optimizers.Adam(1e-2))
     monitor = EquilibriumMonitor(residual_threshold=1.0)

@@ -324,6 +324,7 @@ def vectorized_map(solve, a, shift, elements, first):
 @pytest.mark.parametrize(
     ("loop", "rule", "mode"), cases([vectorized_map], RULES, lambda loop, rule: rule == "implicit")
 )
+@pytest.mark.slow
 def test_a_gradient_from_outside_of_vectorized_map_is_refused(loop, rule, mode):
     """A zero without an error would be worse. Plain backpropagation has no custom gradient to lose."""
     solve = solver_of(rule)

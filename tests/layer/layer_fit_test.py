@@ -57,6 +57,7 @@ def test_fit_learns_and_logs_convergence(trained):
     assert max(logs["val_deq_residual"]) < 1e-3
 
 
+@pytest.mark.slow
 def test_residuals_in_training_mode_are_below_the_tolerance(trained):
     model, _ = trained
     images, _ = image_data()

@@ -114,6 +114,7 @@ def test_values_gradients_and_metrics(run, reference, adjoint, mode):
     assert report == pytest.approx(known, rel=0.1 if run is rnn else 1e-3)
 
 
+@pytest.mark.slow
 def test_a_sequence_of_unknown_length_cannot_train_in_time_distributed():
     """Keras maps over it by tf.vectorized_map, and TensorFlow drops custom gradients there."""
     layer = make_layer()

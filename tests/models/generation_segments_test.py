@@ -115,6 +115,7 @@ def test_all_segments_together_are_the_text(model, sizes):
         [trellis, lambda: equilibrium(span=4), lambda: equilibrium(dtype="mixed_bfloat16")],
     ),
 )
+@pytest.mark.slow
 def test_other_cells_and_dtypes(make):
     model = make()
     prompts, lengths = PROMPTS[:2, :4], np.int32([4, 2])

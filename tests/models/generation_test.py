@@ -155,6 +155,7 @@ def test_draws_follow_the_models_distribution_and_the_seed(model):
     assert scipy.stats.chisquare(pooled[0], expected).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_successive_draws_are_independent_of_each_other(model):
     seeds = np.arange(500)
     found = generate(

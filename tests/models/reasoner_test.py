@@ -117,6 +117,7 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.get_config() == model.get_config()
 
 
+@pytest.mark.slow
 def test_import_of_tfdeq_is_enough_to_load(tmp_path):
     path = tmp_path / "model.keras"
     _model().save(path)

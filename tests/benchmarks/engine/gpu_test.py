@@ -39,6 +39,7 @@ def test_a_case_is_measured_and_written(tmp_path):
     assert text.endswith("Run the program again with `--cases`.\n")
 
 
+@pytest.mark.slow
 def test_a_device_that_is_missing_is_named():
     finished = _run("--device=GPU:7")
     assert finished.returncode == 1

@@ -8,6 +8,7 @@ from benchmarks.serving import litert
 from tfdeq import solvers
 
 
+@pytest.mark.slow
 def test_a_pair_is_compared(tmp_path):
     make, shape = litert.CELLS["DenseCell"]
     keras.utils.set_random_seed(0)

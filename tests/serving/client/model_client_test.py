@@ -373,6 +373,7 @@ def test_texts_and_settings_that_a_stream_refuses(grpc_server):
             asked.generate(prompt)
 
 
+@pytest.mark.slow
 def test_the_program_prints_a_continuation(grpc_server, model, tmp_path):
     address, _ = grpc_server
     command = [sys.executable, "-m", "export.client", f"--address={address}", "--model_name=model"]

@@ -98,6 +98,7 @@ def test_what_cannot_be_converted(tmp_path):
         convert(model, path, batch_size=0)
 
 
+@pytest.mark.slow
 def test_sizes_that_a_model_leaves_open(tmp_path):
     x = keras.Input((None, 4), name="x")
     z = tfdeq.DEQLayer(tfdeq.cells.RecallConvolution(4, rank=1, recurrent_scale=0.2), "anderson")(x)

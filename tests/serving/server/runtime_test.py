@@ -109,6 +109,7 @@ def test_errors_of_the_runtime(version):
     assert texts[4] == [0]
 
 
+@pytest.mark.slow
 def test_segments_are_the_text_of_generate(version, model):
     prompt = np.frombuffer(b"impo", np.uint8).astype(np.int32)
     sampling = {**greedy(1, 7), "temperature": np.float32([1.5]), "seed": np.int32([4])}
@@ -141,6 +142,7 @@ def test_segments_are_the_text_of_generate(version, model):
     assert max(part["residual"][0] for part in parts) == whole["residual"][0]
 
 
+@pytest.mark.slow
 def test_signatures_are_those_that_tensorflow_reads(version):
     loaded = tf.saved_model.load(str(version)).signatures
     read = runtime.read_signatures(version)

@@ -85,6 +85,7 @@ def test_other_weights_than_those_of_the_export_certify_nothing():
     assert (answers(signature, X)["certified_radius"] == 0).all()
 
 
+@pytest.mark.slow
 def test_inputs_of_any_size():
     """The constants then depend on the request."""
     keras.utils.set_random_seed(0)

@@ -34,6 +34,7 @@ def version(windows, tmp_path_factory):
         return saved_model.export_kind(kind, output, max_steps_limit=LIMIT)
 
 
+@pytest.mark.slow
 def test_the_table_is_what_requests_with_a_tolerance_get(version, windows):
     card = json.loads((version / model_card.FOLDER / model_card.NAME).read_text())
     assert (card["max_steps_limit"], card["own_max_steps"]) == (LIMIT, 4)

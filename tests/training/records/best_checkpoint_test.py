@@ -54,6 +54,7 @@ def test_the_final_model_is_the_one_that_was_measured_best(tmp_path, ema):
     assert error(model) == [s for s in columns["validation_error"] if s is not None][-1] > best
 
 
+@pytest.mark.slow
 def test_moving_statistics_are_those_that_were_evaluated(tmp_path):
     trainer, model = make_trainer(
         tmp_path,

@@ -156,6 +156,7 @@ def test_segments_have_a_standard_error(tokens):
     assert 0 < found["standard_error"] < 1
 
 
+@pytest.mark.slow
 def test_rows_that_fill_up_do_not_count(tokens):
     """Neither in the mean nor in residual and steps."""
     model = make_model()

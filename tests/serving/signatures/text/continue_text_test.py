@@ -212,6 +212,7 @@ def test_compiled(served, name):
         pytest.param(lambda: equilibrium(span=4, explicit_steps=2), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_explicit_applications_carry_the_models_own_memory(make):
     served = Served(make())
     texts = TEXT[:, : CALLS.sum(axis=0)[0]]
