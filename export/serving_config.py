@@ -90,7 +90,10 @@ def _write_all() -> None:
     config_files.write(output, texts)
     print(f"Start it: docker compose --file {shlex.quote(str(output / 'compose.yaml'))} up")
     if kubernetes:
-        print(f"Or in Kubernetes, as {kubernetes.name}: {config_files.apply_command(output)}")
+        print(
+            f"Or in Kubernetes, as {kubernetes.name}, when the claim {kubernetes.claim!r} holds every "
+            f"model as NAME/VERSION: {config_files.apply_command(output)}"
+        )
     name, host = next(iter(models)), FLAGS.bind_address
     print(
         f"Ports {PORTS[0]} (gRPC) and {PORTS[1]} (REST) are open on {host}. The server accepts every "
