@@ -11,20 +11,21 @@ stays off, because it joins requests before they are checked: a request with ano
 the server or fails the other requests. Versions join requests themselves;
 see tfdeq/serving/signatures/batching.py.
 
+With --kubernetes_claim, kubernetes.yaml has a Deployment of the same server with its configuration and a
+Service; see docs/serving.md.
+
 With --labels, the server loads the labelled versions only, and a client asks for one by its label. labels
 changes the labels of a server that runs, which reads models.config once a minute; LABEL: without a
 version removes one. rollback returns to the labels before the last change, whose versions stay loaded.
 """
 
-import json
 import pathlib
 import shlex
 
 from absl import flags
 
 from tfdeq.programs import commands, program
-from tfdeq.programs.workdir import write_atomically
-from tfdeq.serving.server import version_labels
+from tfdeq.serving.server import config_files, kubernetes_flags, version_labels
 from tfdeq.serving.server.serving_config import (
     IMAGE,
     LOOPBACK,
@@ -32,7 +33,6 @@ from tfdeq.serving.server.serving_config import (
     PORTS,
     SETTINGS,
     compose_file,
-    models_config,
     monitoring_config,
     read_models,
 )
@@ -58,43 +58,42 @@ def _change_labels(command: str) -> None:
     output = pathlib.Path(FLAGS.output)
     state = version_labels.read(output)
     state["history"] = version_labels.after(command, state, FLAGS.labels)
-    text = models_config(state["models"], state["keep_versions"], state["history"])
-    _write(output, {"models.config": text, version_labels.NAME: json.dumps(state, indent=2) + "\n"})
+    config_files.write(output, config_files.texts_of(state))
     for name, labels in state["history"][-1].items():
         print(f"{name}: {', '.join(f'{label} {version}' for label, version in labels.items())}")
     print("The server reads models.config within a minute.")
-
-
-def _write(output: pathlib.Path, texts: dict[str, str]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomically(
-            str(output / name),
-            lambda path, text=text: pathlib.Path(path).write_text(text, encoding="utf-8"),
-        )
-        print(f"Wrote {output / name}.")
+    if state.get("kubernetes"):
+        command = config_files.apply_command(output)
+        print(f"In Kubernetes, each pod reads it up to two minutes after: {command}")
 
 
 def _write_all() -> None:
     models, xla = read_models(FLAGS.models, FLAGS.keep_versions)
     output = pathlib.Path(FLAGS.output)
+    kubernetes = kubernetes_flags.settings_of(FLAGS, list(models), xla)
     changes = version_labels.parse(FLAGS.labels, list(models))
     history = version_labels.changed([], changes, models) if changes else []
     state = {
         "models": {name: str(folder) for name, folder in models.items()},
         "keep_versions": FLAGS.keep_versions,
         "history": history,
+        "kubernetes": kubernetes and kubernetes._asdict(),
     }
+    config_files.check_stays_true(output, state)
     texts = {
-        "models.config": models_config(models, FLAGS.keep_versions, history),
-        version_labels.NAME: json.dumps(state, indent=2) + "\n",
+        **config_files.texts_of(state),
         "monitoring.config": monitoring_config(),
         "compose.yaml": compose_file(
             models, output.resolve(), FLAGS.image, xla, FLAGS.bind_address
         ),
     }
-    _write(output, texts)
+    config_files.write(output, texts)
     print(f"Start it: docker compose --file {shlex.quote(str(output / 'compose.yaml'))} up")
+    if kubernetes:
+        print(
+            f"Or in Kubernetes, as {kubernetes.name}, when the claim {kubernetes.claim!r} holds every "
+            f"model as NAME/VERSION: {config_files.apply_command(output)}"
+        )
     name, host = next(iter(models)), FLAGS.bind_address
     print(
         f"Ports {PORTS[0]} (gRPC) and {PORTS[1]} (REST) are open on {host}. The server accepts every "
@@ -124,6 +123,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "labels", [], "LABEL:VERSION pairs; with several models MODEL/LABEL:VERSION. Default: none."
     )
+    kubernetes_flags.define_kubernetes_flags()
     flags.mark_flag_as_required("output")
     for name, may_be in SETTINGS.items():
         flags.register_validator(name, may_be, f"must be as {flags.FLAGS[name].default} is")

@@ -2,23 +2,18 @@
 
 import json
 import pathlib
-import types
+import shutil
+import subprocess
 
+import jsonschema
 import pytest
 import tensorflow as tf
 import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from export import serving_config as config_program
+from tests.support.serving_files import checked_compose, run_program, write_version
 from tfdeq.serving.server import serving_config
-
-
-def write_version(folder, number, jit_compile=False):
-    extra = folder / str(number) / "assets.extra"
-    extra.mkdir(parents=True)
-    card = {"jit_compile": jit_compile}
-    (extra / "model_card.json").write_text(json.dumps(card))
 
 
 @pytest.fixture
@@ -31,16 +26,15 @@ def program(monkeypatch, tmp_path):
         labels=(),
         command=(),
     ):
-        flags = types.SimpleNamespace(
+        run_program(
+            monkeypatch,
+            tmp_path / folder,
+            command,
             models=models,
-            output=str(tmp_path / folder),
             image=image,
             bind_address=address,
-            keep_versions=2,
             labels=list(labels),
         )
-        monkeypatch.setattr(config_program, "FLAGS", flags)
-        config_program.main(list(command))
         return tmp_path / folder
 
     return call
@@ -50,7 +44,7 @@ def compose_of(folder):
     """Returns the service as compose reads it: YAML, then `$$` for `$`."""
     text = (folder / "compose.yaml").read_text(encoding="utf-8")
     assert "$" not in text.replace("$$", ""), "a variable"
-    return json.loads(json.dumps(yaml.safe_load(text)).replace("$$", "$"))["services"]["serving"]
+    return json.loads(json.dumps(checked_compose(text)).replace("$$", "$"))["services"]["serving"]
 
 
 def test_the_files_are_what_the_server_reads(program, tmp_path):
@@ -119,6 +113,60 @@ def test_odd_paths_are_read_back(program, tmp_path, name):
     assert compose_of(folder).keys() == {
         *("image", "ports", "volumes", "entrypoint", "command", "restart")
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("image", ["tensorflow/serving"]),
+        ("images", "tensorflow/serving"),
+        ("restart", True),
+        ("command", {"port": 8500}),
+        ("volumes", [{"source": "/a", "target": "/models"}]),
+        ("volumes", [{"type": "bind", "sources": "/a"}]),
+        ("ports", [{"target": 8500.5}]),
+        ("ports", [{"target": 8500, "host": "127.0.0.1"}]),
+    ],
+)
+def test_the_schema_refuses_another_compose_file(program, tmp_path, path, wrong):
+    write_version(tmp_path / "a", 1)
+    content = yaml.safe_load((program([f"one={tmp_path / 'a'}"]) / "compose.yaml").read_text())
+    checked_compose(yaml.safe_dump(content))
+    content["services"]["serving"][path] = wrong
+    with pytest.raises(jsonschema.ValidationError):
+        checked_compose(yaml.safe_dump(content))
+
+
+def _has_compose():
+    found = shutil.which("docker")
+    return (
+        found
+        and not subprocess.run(
+            [found, "compose", "version"], capture_output=True, check=False, timeout=60
+        ).returncode
+    )
+
+
+def test_docker_compose_reads_the_file(program, tmp_path):
+    if not _has_compose():
+        pytest.skip("docker compose is not installed")
+    name = "a: b # $HOME ü '\"\\"
+    write_version(tmp_path / name, 1)
+    folder = program([f"one={tmp_path / name}"])
+    finished = subprocess.run(
+        ["docker", "compose", "--file", folder / "compose.yaml", "config", "--format=json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert finished.returncode == 0, finished.stderr
+    # What it prints is a compose file again, with `$$` for `$`.
+    content = json.loads(finished.stdout.replace("$$", "$"))["services"]["serving"]
+    ours = compose_of(folder)
+    assert [mount["source"] for mount in content["volumes"]] == [str(folder), str(tmp_path / name)]
+    for key in ("image", "entrypoint", "command", "restart"):
+        assert content[key] == ours[key]
 
 
 @pytest.mark.parametrize(

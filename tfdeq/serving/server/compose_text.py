@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tfdeq.serving.server import yaml_text
+
 
 def value(given: str | bool | int | Mapping[str, Any]) -> str:
     """Returns a text, a number or a mapping of these as YAML on one line.
@@ -23,19 +25,4 @@ def value(given: str | bool | int | Mapping[str, Any]) -> str:
         return "{" + ", ".join(pairs) + "}"
     if not isinstance(given, str):
         return json.dumps(given)
-    try:
-        given.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{given!r} is no Unicode text, which a compose file is made of. Rename the folder."
-        ) from error
-    return '"' + "".join(map(_escaped, given.replace("$", "$$"))) + '"'
-
-
-def _escaped(sign: str) -> str:
-    # JSON would write a character beyond 16 bits as two escapes, which YAML reads as two
-    # characters, and would not escape DEL, which YAML refuses.
-    code = ord(sign)
-    if code > 0xFFFF:
-        return f"\\U{code:08x}"
-    return f"\\u{code:04x}" if code == 0x7F else json.dumps(sign)[1:-1]
+    return yaml_text.quoted(given.replace("$", "$$"))

@@ -21,7 +21,9 @@ IMAGE = "tensorflow/serving:2.21.0"
 LOOPBACK = "127.0.0.1"
 PORTS = (8500, 8501)  # gRPC; REST and metrics
 METRICS_PATH = "/monitoring/prometheus/metrics"
-_CONFIG_FOLDER, _MODELS_FOLDER = "/config", "/models"
+CONFIG_FOLDER, MODELS_FOLDER = "/config", "/models"  # in the container
+# The image's entry point serves a single model, MODEL_NAME; this program serves all models.
+ENTRY_POINT = ("tensorflow_model_server", f"--port={PORTS[0]}", f"--rest_api_port={PORTS[1]}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # [registry[:port]/]path[:tag][@digest]
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
@@ -41,7 +43,7 @@ def models_config(
     config = model_server_config_pb2.ModelServerConfig()
     for name in models:
         model = config.model_config_list.config.add()
-        model.name, model.base_path = name, f"{_MODELS_FOLDER}/{name}"
+        model.name, model.base_path = name, f"{MODELS_FOLDER}/{name}"
         model.model_platform = "tensorflow"
         versions = version_labels.loaded(history, name)
         if versions:
@@ -55,6 +57,26 @@ def models_config(
 def monitoring_config() -> str:
     """Returns the text of a MonitoringConfig."""
     return f'prometheus_config {{\n  enable: true\n  path: "{METRICS_PATH}"\n}}\n'
+
+
+def server_flags(xla: bool) -> list[str]:
+    """Returns the flags of the server beside its ports.
+
+    Args:
+        xla: whether a model is jit-compiled.
+    """
+    found = [
+        f"--model_config_file={CONFIG_FOLDER}/models.config",
+        f"--monitoring_config_file={CONFIG_FOLDER}/monitoring.config",
+        "--model_config_file_poll_wait_seconds=60",
+        # Without it, a server refuses labels while it starts, and new labels for new versions.
+        "--allow_version_labels_for_unavailable_models=true",
+    ]
+    if xla:
+        # Without this flag, the stock server loads a jit-compiled version but fails at the first
+        # request.
+        found.append("--xla_cpu_compilation_enabled=true")
+    return found
 
 
 def compose_file(
@@ -75,19 +97,8 @@ def compose_file(
     Raises:
         ValueError: for a path that YAML cannot represent.
     """
-    command = [
-        f"--model_config_file={_CONFIG_FOLDER}/models.config",
-        f"--monitoring_config_file={_CONFIG_FOLDER}/monitoring.config",
-        "--model_config_file_poll_wait_seconds=60",
-        # Without it, a server refuses labels while it starts, and new labels for new versions.
-        "--allow_version_labels_for_unavailable_models=true",
-    ]
-    if xla:
-        # Without this flag, the stock server loads a jit-compiled version but fails at the first
-        # request.
-        command.append("--xla_cpu_compilation_enabled=true")
-    mounts = [(config_folder, _CONFIG_FOLDER)]
-    mounts += [(path, f"{_MODELS_FOLDER}/{name}") for name, path in models.items()]
+    mounts = [(config_folder, CONFIG_FOLDER)]
+    mounts += [(path, f"{MODELS_FOLDER}/{name}") for name, path in models.items()]
     lines = ["services:", "  serving:", f"    image: {compose_text.value(image)}", "    ports:"]
     for port in PORTS:
         open_port = {"target": port, "published": str(port), "host_ip": bind_address}
@@ -96,12 +107,9 @@ def compose_file(
     for source, target in mounts:
         mount = {"type": "bind", "source": str(source), "target": target, "read_only": True}
         lines.append(f"      - {compose_text.value(mount)}")
-    # The image's entry point serves a single model, MODEL_NAME; these flags serve all models.
-    lines.append(
-        '    entrypoint: ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501"]'
-    )
+    lines.append(f"    entrypoint: [{', '.join(map(compose_text.value, ENTRY_POINT))}]")
     lines.append("    command:")
-    lines += [f"      - {compose_text.value(argument)}" for argument in command]
+    lines += [f"      - {compose_text.value(argument)}" for argument in server_flags(xla)]
     lines.append("    restart: unless-stopped")
     return "\n".join(lines) + "\n"
 
