@@ -112,7 +112,7 @@ def run_compacting(
         tf.nest.map_structure(lambda leaf: leaf.shape, collected),
     ]
     _, _, collected = tf.while_loop(
-        lambda indices, *_: tf.size(indices) > 0,
+        lambda _, carried, *__: tf.reduce_any(is_running(carried)),
         body,
         [indices, carried, collected],
         shape_invariants=invariants,

@@ -143,11 +143,15 @@ def _run(
     limits: Limits,
     share: float = 0.0,
 ) -> LoopState:
-    """Runs the loop until at most this share of the samples is running."""
+    """Runs the loop until at most this share of the samples that run now is running."""
+
+    def running_in(state: LoopState) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(running_of(state), tf.float32))
+
+    most = share * running_in(start) if share else 0.0
 
     def goes_on(*fields: Any) -> tf.Tensor:
-        running = tf.reduce_sum(tf.cast(running_of(LoopState(*fields)), tf.float32))
-        return running > share * tf.cast(tf.size(limits.max_steps), tf.float32)
+        return running_in(LoopState(*fields)) > most
 
     def body(*fields: Any) -> list[Any]:
         state = LoopState(*fields)

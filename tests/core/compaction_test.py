@@ -11,6 +11,7 @@ from tfdeq import solvers
 from tfdeq.compaction import BoundFunction, RowwiseFunction
 
 SIZE = 6
+GROWING = ("broyden",)
 
 
 def _case(batch=9, seed=0):
@@ -152,3 +153,31 @@ def test_a_layers_mask_follows_its_samples():
 def test_positions_out_of_range():
     with pytest.raises(ValueError, match=r"positions in args, 0 to 0; received \[1\]"):
         tfdeq.fixed_point(lambda z, x: x, tf.ones([2, 3]), (tf.ones([2, 3]),), batched_args=(1,))
+
+
+@pytest.mark.parametrize("name", fast(["anderson"], GENERAL))
+def test_a_traced_function_inside_a_compiled_one(name):
+    """It keeps what was traced: the loop over a batch that shrinks, which XLA pads to its first size."""
+    a, x, slope = _case()
+    traced = tf.function(
+        lambda *args: tfdeq.fixed_point(
+            lambda z, x, slope: _f(z, {"x": x, "slope": slope}, a),
+            tf.zeros_like(args[0]),
+            args,
+            solvers.get(name, max_steps=80),
+            tolerance=1e-5,
+            batched_args=(0, 1),
+        )[:4],
+        autograph=False,
+    )
+    expected = traced(x, slope)
+    compiled = tf.function(lambda *args: traced(*args), jit_compile=True, autograph=False)
+    if name in GROWING:  # histories that change their shape: an error, but no wrong answer
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            compiled(x, slope)
+        return
+    z, residual, *others = compiled(x, slope)
+    np.testing.assert_allclose(z, expected[0], atol=1e-6)
+    np.testing.assert_allclose(residual, expected[1], atol=1e-6)
+    for found, value in zip(others, expected[2:], strict=True):
+        np.testing.assert_array_equal(found, value)
