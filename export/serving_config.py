@@ -58,6 +58,7 @@ def _change_labels(command: str) -> None:
     output = pathlib.Path(FLAGS.output)
     state = version_labels.read(output)
     state["history"] = version_labels.after(command, state, FLAGS.labels)
+    config_files.check_xla(state)
     config_files.write(output, config_files.texts_of(state))
     for name, labels in state["history"][-1].items():
         print(f"{name}: {', '.join(f'{label} {version}' for label, version in labels.items())}")
@@ -70,15 +71,16 @@ def _change_labels(command: str) -> None:
 def _write_all() -> None:
     models, xla = read_models(FLAGS.models, FLAGS.keep_versions)
     output = pathlib.Path(FLAGS.output)
-    kubernetes = kubernetes_flags.settings_of(FLAGS, list(models), xla)
     changes = version_labels.parse(FLAGS.labels, list(models))
-    history = version_labels.changed([], changes, models) if changes else []
     state = {
         "models": {name: str(folder) for name, folder in models.items()},
         "keep_versions": FLAGS.keep_versions,
-        "history": history,
-        "kubernetes": kubernetes and kubernetes._asdict(),
+        "history": version_labels.changed([], changes, models) if changes else [],
     }
+    # A label may be of an older version than those that are kept.
+    xla |= bool(config_files.labelled_compiled(state))
+    kubernetes = kubernetes_flags.settings_of(FLAGS, list(models), xla)
+    state = {**state, "xla": xla, "kubernetes": kubernetes and kubernetes._asdict()}
     config_files.check_stays_true(output, state)
     texts = {
         **config_files.texts_of(state),

@@ -315,3 +315,25 @@ def test_wrong_labels_and_commands_change_nothing(program, tmp_path):
     ).model_config_list.config
     assert dict(models[0].version_labels) == {"stable": 3}
     assert models[1].model_version_policy.latest.num_versions == 2
+
+
+def test_labels_of_compiled_versions_need_a_server_with_xla(program, tmp_path):
+    write_version(tmp_path / "a", 1, jit_compile=True)
+    for number in (2, 3):
+        write_version(tmp_path / "a", number)
+    write_version(tmp_path / "a", 4, jit_compile=True)
+    model = f"one={tmp_path / 'a'}"
+    (tmp_path / "a" / "4").rename(tmp_path / "4")
+    # Version 1 is older than those that are kept.
+    folder = program([model], labels=["old:1"])
+    assert "--xla_cpu_compilation_enabled=true" in compose_of(folder)["command"]
+    folder = program([model], labels=["stable:3"])
+    assert "xla" not in (folder / "compose.yaml").read_text()
+    (tmp_path / "4").rename(tmp_path / "a" / "4")
+    with pytest.raises(
+        ValueError, match="Version 4 of 'one' is compiled by XLA, and the server is"
+    ):
+        program(None, labels=["canary:4"], command=["labels"])
+    assert config_of(folder) == ([3], {"stable": 3})
+    folder = program([model], labels=["stable:3", "canary:4"])
+    assert "--xla_cpu_compilation_enabled=true" in compose_of(folder)["command"]

@@ -8,15 +8,16 @@ from typing import Any
 
 from tfdeq.programs.workdir import write_atomically
 from tfdeq.serving.server import kubernetes_text, version_labels
-from tfdeq.serving.server.serving_config import models_config
+from tfdeq.serving.server.serving_config import compiled, models_config
 
 
 def texts_of(state: Mapping[str, Any]) -> dict[str, str]:
     """Returns file name -> text of the files that change with the labels.
 
     Args:
-        state: "models", name -> folder; "keep_versions"; "history" of the labels; "kubernetes", the values
-            of `kubernetes_text.Settings`, or None. It is written as serving.json.
+        state: "models", name -> folder; "keep_versions"; "history" of the labels; "xla", whether the server
+            compiles; "kubernetes", the values of `kubernetes_text.Settings`, or None. It is written as
+            serving.json.
     """
     text = models_config(state["models"], state["keep_versions"], state["history"])
     found = {"models.config": text, version_labels.NAME: json.dumps(state, indent=2) + "\n"}
@@ -27,6 +28,27 @@ def texts_of(state: Mapping[str, Any]) -> dict[str, str]:
             list(state["models"]), text, settings
         )
     return found
+
+
+def labelled_compiled(state: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Returns model -> its versions with a label that a server needs XLA for."""
+    found = {
+        name: compiled(folder, version_labels.loaded(state["history"], name))
+        for name, folder in state["models"].items()
+    }
+    return {name: versions for name, versions in found.items() if versions}
+
+
+def check_xla(state: Mapping[str, Any]) -> None:
+    """Raises a ValueError if a label needs a server with XLA, and it was configured without."""
+    needing = labelled_compiled(state)
+    if needing and not state.get("xla", True):  # missing in older files
+        name, versions = next(iter(needing.items()))
+        raise ValueError(
+            f"Version {versions[0]} of {name!r} is compiled by XLA, and the server is configured without: "
+            "it would refuse each request to this version. Write the configuration again with --models and "
+            "--labels, and start the server again."
+        )
 
 
 def check_stays_true(output: pathlib.Path, state: Mapping[str, Any]) -> None:

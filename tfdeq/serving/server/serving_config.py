@@ -1,9 +1,10 @@
 """Configuration files with which the stock TensorFlow Serving image serves exported versions."""
 
 import ipaddress
+import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import text_format
@@ -144,10 +145,19 @@ def read_models(named: list[str], keep: int) -> tuple[dict[str, pathlib.Path], b
                 f"{commands.command('export.saved_model')}"
             )
         models[name] = pathlib.Path(folder).resolve()
-        for number in sorted(found)[-keep:]:
-            older = read_json(found[number] / model_card.FOLDER / model_card.NAME) or {}
-            xla |= bool(older.get("jit_compile"))
+        xla |= bool(compiled(folder, sorted(found)[-keep:]))
     return models, xla
+
+
+def compiled(folder: str | os.PathLike, versions: Iterable[int]) -> list[int]:
+    """Returns those of a model's versions that a server needs XLA for."""
+    found = publishing.existing_versions(str(folder))
+    cards = {
+        number: read_json(found[number] / model_card.FOLDER / model_card.NAME) or {}
+        for number in versions
+        if number in found
+    }
+    return [number for number, card in cards.items() if card.get("jit_compile")]
 
 
 def _is_address(text: str) -> bool:
