@@ -78,7 +78,7 @@ $(DOCS)/.installed: requirements-docs.txt
 
 # Fails for a broken link or anchor, a page outside the navigation, or a docstring that cannot be read.
 docs: $(DOCS)/.installed
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 	@echo "The site is in site/; open site/index.html."
 
 test: $(DEVELOPMENT)

@@ -182,3 +182,11 @@ def test_the_glossary_is_reached_from_the_readme():
 def test_an_adjoint_is_called_an_adjoint(path):
     found = re.findall(r"backward rules?", path.read_text("utf-8"), re.I)
     assert len(found) == (path.name == "glossary.md")
+
+
+def test_the_site_is_built_strictly():
+    """With --quiet, MkDocs counts no warnings, and --strict has no effect."""
+    (build,) = re.findall(r"mkdocs build.*", (ROOT / "Makefile").read_text())
+    assert "--strict" in build
+    assert "quiet" not in build
+    assert "-q" not in build.split()

@@ -223,9 +223,9 @@ def document(found: Mapping[str, Any]) -> str:
         processor=found["processor"], examples=EXAMPLES, tolerance=TOLERANCE, steps=MAX_STEPS
     )
     between = TIMES.format(rounds=found["rounds"])
-    return (
-        head + markdown_table(["cell", *SOLVERS], pairs) + between + markdown_table(COLUMNS, times)
-    )
+    # Words, so that a narrow page can break them.
+    columns = ["cell", *(name.replace("_", " ") for name in SOLVERS)]
+    return head + markdown_table(columns, pairs) + between + markdown_table(COLUMNS, times)
 
 
 def _pair(found: Mapping[str, Any]) -> str:

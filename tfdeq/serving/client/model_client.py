@@ -179,7 +179,7 @@ class Client:
             The new tokens: text, tokens [N] int32, finish, residual, steps, prompt_steps, status.
 
         Raises:
-            As `segments`.
+            ServerError, ValueError: as of `segments`.
 
         Example:
             print(client.generate("import numpy as ", max_new_tokens=40).text)
