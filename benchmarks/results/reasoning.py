@@ -37,7 +37,7 @@ figures.
 TASKS = {
     "prefix_sums": (
         "Prefix sums: trained on 32 bits",
-        "--minutes=10 --seeds=3 --test_puzzles=256 --test_budget=32 --test_sizes=512",
+        "--minutes=2 --seeds=2 --test_puzzles=256 --test_budget=32 --test_sizes=512",
         "Bansal et al., arXiv:2202.05826: recurrent networks with recall, trained on 32 bits with the "
         "progressive loss, are exact on more than 97 % of strings of 512 bits.",
     ),

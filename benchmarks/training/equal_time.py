@@ -110,11 +110,8 @@ class Comparison:
 
     def search_rates(
         self, runs: Mapping[str, _Config], rates: list[float], share: float
-    ) -> dict[str, dict[float, float]]:
-        """Returns name -> rate -> the best validation score of a run with a share of the steps.
-
-        A score for which higher is better is negated, so that lower is always better.
-        """
+    ) -> dict[str, dict[float, rate_search.Figures]]:
+        """Returns name -> rate -> the validation figures of a run with a share of the steps."""
 
         def train(candidates):
             search = Comparison(
@@ -128,14 +125,14 @@ class Comparison:
             settled = {"seed": 0, **self._search_flags}
             found = {folders[c]: {**config, **settled} for c, config in candidates.items()}
             search._train(found, may_fail=True)
-            return {c: _validation_score(folders[c], found[folders[c]]) for c in candidates}
+            return {c: _validation_figures(folders[c], found[folders[c]]) for c in candidates}
 
         return rate_search.search(runs, rates, share, train)
 
     def best_rates(
         self, runs: Mapping[str, _Config], candidates: Mapping[str, list[float]]
     ) -> dict[str, float]:
-        """Returns name -> the rate with the best validation score in full runs with seed 0.
+        """Returns name -> the rate with the best validation figures in full runs with seed 0.
 
         Args:
             candidates: name -> rates.
@@ -150,10 +147,10 @@ class Comparison:
         }
         folders = {(name, rate): self.folder(name, rate, 0) for name, rate in wanted}
         self._train({folders[c]: config for c, config in wanted.items()}, may_fail=True)
-        scores: dict[str, dict[float, float]] = {name: {} for name in candidates}
+        scores: dict[str, dict[float, rate_search.Figures]] = {name: {} for name in candidates}
         for (name, rate), config in wanted.items():
-            score = _validation_score(folders[name, rate], config)
-            scores[name][rate] = score if math.isfinite(score) else math.inf
+            figures = _validation_figures(folders[name, rate], config)
+            scores[name][rate] = rate_search.finite_or_failed(figures)
         return {name: rate_search.best(found) for name, found in scores.items()}
 
     def compared(
@@ -170,12 +167,21 @@ class Comparison:
         return results
 
 
-def _validation_score(folder: str, config: _Config) -> float:
-    """Returns the validation score; NaN for a run that failed, or that never had a finite score."""
+def _validation_figures(folder: str, config: _Config) -> rate_search.Figures:
+    """Returns the best validation score and the loss at its step; NaN for a run without a finite score.
+
+    A score for which higher is better is negated. Where all runs reach the best possible score, such as
+    all answers right, the loss tells them apart.
+    """
     metrics = finished(folder, config) or {}
-    best = (metrics.get("train") or {}).get("best") or {}
+    train = metrics.get("train") or {}
+    best = train.get("best") or {}
     score = best.get("score", math.nan)
-    return score if not metrics.get("score") or score_of(metrics).lower_is_better else -score
+    if metrics.get("score") and not score_of(metrics).lower_is_better:
+        score = -score
+    losses = dict(zip(train.get("step", ()), train.get("validation_loss", ()), strict=False))
+    loss = losses.get(best.get("step"))
+    return rate_search.Figures(score, 0.0 if loss is None else loss)
 
 
 def compare(

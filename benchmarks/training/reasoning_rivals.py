@@ -26,7 +26,8 @@ def rivals(config: Mapping[str, Any]) -> dict[str, Rival]:
     If the recipe uses segments, rivals that train on whole solves have the budget of two segments.
     """
     budget, whole = _whole_solves(config)
-    layers = 20 if config["cell"] == "convolution" else 8
+    # A convolution of one layer sees one place further on each side: as many as the equilibrium applies.
+    layers = budget if config["cell"] == "convolution" else 8
     return {
         "unrolled": Rival(
             "all applications differentiated, with ordinary backpropagation",

@@ -72,6 +72,27 @@ def test_runs_get_what_they_use_and_shorter_ones_go_on(tmp_path, monkeypatch):
     assert not {"solver", "tpu", "data_fingerprint"} & set(given)
 
 
+def test_where_every_answer_is_right_the_loss_decides(tmp_path, monkeypatch):
+    losses = {0.003: 0.2, 0.006: 0.1}
+
+    class Processes(NoProcesses):
+        def start(self, folder, given):
+            loss = losses[given["learning_rate"]]
+            train = {"step": [50, 100], "validation_loss": [None, loss]}
+            metrics = {
+                "train": {**train, "best": {"score": 1.0, "step": 100}},
+                "score": {"name": "exact", "lower_is_better": False},
+                "config": {"train_steps": 100},
+            }
+            write_json(f"{folder}/metrics.json", metrics)
+
+    monkeypatch.setattr(equal_time, "Runs", Processes)
+    found = _comparison(tmp_path).best_rates(
+        {"equilibrium": CONFIG}, {"equilibrium": [0.003, 0.006]}
+    )
+    assert found == {"equilibrium": 0.006}
+
+
 @pytest.mark.parametrize("rises", [False, True])
 def test_the_search_trains_shorter_runs_on_validation_data_alone(rises, tmp_path, monkeypatch):
     """Each variant's own best rate is found, and a run that fails is not a candidate."""

@@ -39,4 +39,4 @@ def test_all_applications_are_differentiated_where_a_rival_says_so():
 
 def test_the_feed_forward_network_has_layers_of_its_own():
     config = _variants("maze")["feed-forward"]
-    assert (config["depth"], config["layers"]) == (1, 20)
+    assert (config["depth"], config["layers"]) == (1, 56)  # as many as the equilibrium applies

@@ -115,12 +115,10 @@ def _radius_of(model: Reasoner) -> Callable[[Any], tf.Tensor]:
     """Returns (batch) -> [b], the spectral radius of ∂f/∂z at the equilibria of a batch's first puzzles."""
 
     def radius(batch: Any) -> tf.Tensor:
-        inputs, _ = batch
-        x, mask = model.embed(inputs[:_EXAMPLES])
+        inputs = batch[0][:_EXAMPLES]
+        x, mask = model.embed(inputs)
         z = model.equilibrium(x, mask=mask, training=False)
-        injected = model.cell.inject(x)
-        # All places of a training puzzle are inside. The noise is always the same, so an inspection
-        # draws no random numbers.
-        return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
+        # The noise is always the same, so an inspection draws no random numbers.
+        return spectral_radius(lambda z: model.applied(z, inputs), z, seed=(0, 0))
 
     return radius

@@ -190,7 +190,7 @@ def radius_of(model: LanguageModel, examples: int = 4) -> Callable[[Any], tf.Ten
     def radius(batch: Any) -> tf.Tensor:
         x = model.embed(batch[0][:examples])
         z = model.equilibrium(x, training=False)
-        injected = model.cell.inject(x)
+        injected = model.cell.inject(x) if hasattr(model.cell, "inject") else x
         # The noise is always the same, so an inspection draws no random numbers.
         return spectral_radius(lambda z: model.cell(z, injected), z, seed=(0, 0))
 
