@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import DenseCell
+from tests.support.cases import DenseCell, fast
 from tfdeq.serving import convert
+from tfdeq.serving.edge.converted import NAMES
 from tfdeq.serving.edge.interpreter import Interpreter
 
 ROWS = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
@@ -26,7 +27,7 @@ def _expected(model, tolerance=None):
     return outputs, scope.solutions["depth"]
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", fast(["float32", "int8"], NAMES))
 def test_answers_are_the_models(precision, tmp_path):
     keras.utils.set_random_seed(0)
     model = _model(tfdeq.Anderson(tolerance=1e-3))
@@ -36,8 +37,8 @@ def test_answers_are_the_models(precision, tmp_path):
         outputs, solution = _expected(model, tolerance)
         asked = {"x": ROWS} if tolerance is None else {"x": ROWS, "tolerance": [tolerance] * 3}
         answer = interpreter.answer("serving_default", asked)
-        # float32: two libraries' roundings. float16: the weights' rounding, 5e-4 of each.
-        limit = 2e-5 if precision == "float32" else 5e-3
+        # float32: two libraries' roundings. Else the weights' rounding, 5e-4 or 4e-3 of each.
+        limit = {"float32": 2e-5, "float16": 5e-3, "int8": 5e-2}[precision]
         np.testing.assert_allclose(answer["output_0"], outputs, atol=limit)
         if precision == "float32":
             np.testing.assert_array_equal(answer["steps"], solution.steps)
@@ -91,9 +92,9 @@ def test_what_cannot_be_converted(tmp_path):
     with pytest.raises(ValueError, match="no signature solve. It has: serving_default"):
         convert(_model("anderson"), path, signatures=["solve"])
     with pytest.raises(
-        ValueError, match="precision must be one of float32, float16; received 'int8'"
+        ValueError, match="precision must be one of float32, float16, int8; received 'int4'"
     ):
-        convert(model, path, precision="int8")
+        convert(model, path, precision="int4")
     with pytest.raises(ValueError, match="batch_size must be at least 1; received 0"):
         convert(model, path, batch_size=0)
 

@@ -3,7 +3,11 @@
 from typing import Any, NamedTuple
 
 # Precision of the stored weights -> name of the file beside a version's card.
-NAMES = {"float32": "model.tflite", "float16": "model_float16.tflite"}
+NAMES = {
+    "float32": "model.tflite",
+    "float16": "model_float16.tflite",
+    "int8": "model_int8.tflite",
+}
 
 
 class Converted(NamedTuple):

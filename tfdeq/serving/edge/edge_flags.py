@@ -39,8 +39,8 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
         "litert_precision",
         "float32",
         list(NAMES),
-        "Precision of the weights in the LiteRT file. float16 halves the file; the computation stays "
-        "in float32.",
+        "Precision of the weights in the LiteRT file, which float16 makes half as large, and int8 a "
+        "quarter. The computation stays in float32.",
         flag_values=values,
     )
     flags.DEFINE_list(

@@ -14,7 +14,7 @@ from tfdeq.numerics.fixed_shapes import for_litert
 from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import write_atomically, writing
 from tfdeq.serving.edge.converted import NAMES, Converted
-from tfdeq.serving.edge.half_weights import with_half_weights
+from tfdeq.serving.edge.stored_weights import with_stored_weights
 from tfdeq.serving.kinds import runs
 from tfdeq.serving.kinds.kind import Kind
 from tfdeq.serving.signatures.signature import Signature, input_specs
@@ -50,9 +50,9 @@ def convert(
         shapes: input name -> its shape without the batch, for inputs whose sizes the model leaves open.
         batch_size: number of examples in a call.
         max_steps_limit: see `tfdeq.serving.export`.
-        precision: of the stored weights, "float32" or "float16". The computation is in float32. With
-            float16 weights the file is half as large, and its answers are those of the rounded weights:
-            the residual is with respect to these.
+        precision: of the stored weights, "float32", "float16" or "int8". The computation is in float32.
+            With float16 or int8 weights the file is a half or a quarter as large, and its answers are those
+            of the rounded weights: the residual is with respect to these.
 
     Returns:
         The path of the file.
@@ -149,4 +149,4 @@ def _converted(model: keras.Model, signatures: Mapping[str, Signature], precisio
                 f"{found}. Replace these operations in the model, or choose another solver or other "
                 f"signatures. The converter said: {str(error)[:300]}"
             ) from error
-    return with_half_weights(content) if precision == "float16" else content
+    return content if precision == "float32" else with_stored_weights(content, precision)

@@ -11,8 +11,9 @@ from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.verification import checks
 from tfdeq.serving.verification.checks import Check
 
-# Largest difference of answers whose weights are rounded to float16, relative if the answer is above 1.
-_HALF_LIMIT = 0.05
+# Largest difference of answers whose weights are rounded, relative if the answer is above 1. An int8 is at
+# most 1/254 of its row's largest value away, a float16 2^-11 of its own.
+_ROUNDED_LIMITS = {"float16": 0.05, "int8": 0.5}
 
 
 def check(
@@ -25,7 +26,7 @@ def check(
     """Asks a LiteRT file those of the requests that have its sizes, and compares with the Keras model.
 
     With float32 weights answers must be within the limit of the other runtimes, with equal steps and
-    status. With float16 weights another model answers, so only its outputs are compared, with a wide
+    status. With rounded weights another model answers, so only its outputs are compared, with a wide
     limit; the largest difference is part of the check's values.
 
     Args:
@@ -47,7 +48,7 @@ def check(
     if described["precision"] == "float32":
         found = checks.check_against_model(requests, outputs, answers, tolerance, "LiteRT")
         return found._replace(name=name)
-    return _check_rounded(name, outputs, answers)
+    return _check_rounded(name, outputs, answers, _ROUNDED_LIMITS[described["precision"]])
 
 
 def _fits(request: Request, shapes: Mapping[str, list[int]]) -> bool:
@@ -56,7 +57,7 @@ def _fits(request: Request, shapes: Mapping[str, list[int]]) -> bool:
     )
 
 
-def _check_rounded(name: str, outputs: list, references: list) -> Check:
+def _check_rounded(name: str, outputs: list, references: list, limit: float) -> Check:
     worst = 0.0
     for output, rows in zip(outputs, references, strict=True):
         for row, expected in enumerate(rows):
@@ -67,5 +68,5 @@ def _check_rounded(name: str, outputs: list, references: list) -> Check:
                 difference = np.abs(output[field][row] - expected[field])
                 size = np.maximum(1, np.abs(expected[field]))
                 worst = max(worst, float(np.max(difference / size, initial=0.0)))
-    text = f"largest difference of converged answers {worst:.1e} (limit {_HALF_LIMIT:g})"
-    return Check(name, worst <= _HALF_LIMIT, text, {"largest_difference": worst})
+    text = f"largest difference of converged answers {worst:.1e} (limit {limit:g})"
+    return Check(name, worst <= limit, text, {"largest_difference": worst})
