@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeq.serving.edge.half_weights import with_half_weights
-from tfdeq.serving.edge.interpreter import Interpreter
+from tfdeq.serving.edge.runtimes import LiteRT
 
 
 def _file(matrix, vector):
@@ -21,7 +21,7 @@ def _file(matrix, vector):
 
 def _answer(content, tmp_path):
     (tmp_path / "m.tflite").write_bytes(content)
-    interpreter = Interpreter(tmp_path / "m.tflite")._interpreter
+    interpreter = LiteRT(tmp_path / "m.tflite", threads=1).interpreter
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.ones([1, 8], np.float32))
     interpreter.invoke()
