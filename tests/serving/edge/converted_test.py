@@ -1,6 +1,7 @@
 """A converted file beside a version's card, and its comparison with the model."""
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -90,6 +91,14 @@ def test_a_file_of_other_sizes_is_not_called_verified(files, asked, tmp_path):
     found = _check(asked, tmp_path / "m.tflite", described)
     assert not found.passed
     assert "nothing was compared" in found.text
+
+
+def test_a_file_without_its_runtime_is_not_called_verified(asked, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import of it then fails
+    described = {"format": "onnx", "precision": "float32", "signatures": {}}
+    found = _check(asked, tmp_path / "m.onnx", described)
+    assert not found.passed
+    assert found.text.startswith("ONNX files need the package onnxruntime. Install it: pip install")
 
 
 @pytest.mark.slow

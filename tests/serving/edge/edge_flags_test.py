@@ -32,6 +32,21 @@ def test_flags_say_what_is_converted(values):
     assert np.frombuffer(found.content[4:8], np.uint8).tobytes() == b"TFL3"
 
 
+def test_each_format_is_written_once(values, monkeypatch):
+    given = []
+
+    def convert_kind(kind, **options):
+        given.append((options["format"], options["precision"], options["signatures"]))
+        return options["format"]
+
+    monkeypatch.setattr(edge_flags, "convert_kind", convert_kind)
+    values(["program", "--format=onnx", "--format=litert", "--litert_precision=float16"])
+    found = edge_flags.converted(None, values)
+    assert found == {"model_float16.tflite": "litert", "model.onnx": "onnx"}
+    names = ["serving_default"]
+    assert given == [("litert", "float16", names), ("onnx", "float32", names)]
+
+
 def test_former_names_of_flags(values):
     values(
         ["program", "--litert_shapes=x=4", "--litert_signatures=encode", "--litert_batch_size=2"]

@@ -94,15 +94,21 @@ def test_gelu(approximate, tmp_path):
     np.testing.assert_allclose(found, tf.nn.gelu(x, approximate), atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [False, True])
-def test_what_is_not_chosen_does_not_matter(rows, tmp_path):
-    def f(x):
-        if not rows:
-            return tf.where(x > 0, x, tf.constant([[0.5]]))
-        # The older operation chooses whole rows.
-        states = tf.transpose(x) * tf.constant([[1.0, 2.0]])
-        return tf.raw_ops.Select(condition=x[0] > 0, x=states, y=tf.zeros([5, 2]))[None]
+def _rows(x):
+    """The older operation, which chooses whole rows."""
+    states = tf.transpose(x) * tf.constant([[1.0, 2.0]])
+    return tf.raw_ops.Select(condition=x[0] > 0, x=states, y=tf.zeros([5, 2]))[None]
 
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        pytest.param(lambda x: tf.where(x > 0, x, tf.constant([[0.5]])), id="numbers"),
+        pytest.param(lambda x: tf.where(x > 0, x > 1, x < -1), id="booleans"),
+        pytest.param(_rows, id="rows"),
+    ],
+)
+def test_what_is_not_chosen_does_not_matter(f, tmp_path):
     content = _litert(f, tmp_path / "m")
     (tmp_path / "m.onnx").write_bytes(onnx_file.from_litert(content, "f"))
     x = np.array([[np.nan, 1.0, -np.inf, np.inf, -1.0]], np.float32)

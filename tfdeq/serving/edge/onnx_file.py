@@ -111,18 +111,31 @@ def _gelu(graph: Any, node: Any, name: str, arguments: list) -> None:
 
 
 def _select(graph: Any, node: Any, name: str, arguments: list) -> None:
-    """Makes a choice between tensors ONNX's Where.
+    """Replaces a choice between tensors by ONNX's Where.
 
     tf2onnx would make it a sum of products with 0 and 1, which is NaN if what is not chosen is NaN or
     infinite.
     """
-    condition, rank = node.input[0], len(graph.get_shape(node.output[0]))
-    sizes = graph.get_shape(condition)
+    from onnx import TensorProto
+
+    (condition, yes, no), dtype = node.input, graph.get_dtype(node.output[0])
+    shapes, outputs = node.output_shapes, node.output
+    sizes, rank = graph.get_shape(condition), len(shapes[0])
+
+    def make(operation: str, *inputs: str) -> str:
+        return graph.make_node(operation, list(inputs)).output[0]
+
     if node.type == "Select" and len(sizes) == 1 and rank > 1:  # chooses whole rows
-        shape = graph.make_const(f"{name}_rows", np.array([sizes[0]] + [1] * (rank - 1), np.int64))
-        rows = graph.make_node("Reshape", [condition, shape.output[0]])
-        graph.replace_input(node, condition, rows.output[0], 0)
-    node.type = "Where"
+        shape = np.array([sizes[0]] + [1] * (rank - 1), np.int64)
+        condition = make("Reshape", condition, graph.make_const(f"{name}_rows", shape).output[0])
+    operation, inputs = "Where", [condition, yes, no]
+    if dtype == TensorProto.BOOL:  # for which ONNX Runtime has no Where
+        operation, inputs = (
+            "Or",
+            [make("And", condition, yes), make("And", make("Not", condition), no)],
+        )
+    graph.remove_node(name)
+    graph.make_node(operation, inputs, outputs=outputs, name=name, shapes=shapes, dtypes=[dtype])
 
 
 @contextlib.contextmanager
