@@ -350,6 +350,17 @@ def test_cell_is_batch_invariant_in_inference(name):
 
 @pytest.mark.parametrize("name", fast(["pair"], CELLS))
 def test_cell_runs_in_litert(name, tmp_path):
+    _assert_cell_is_equal_in(tmp_path / "model.tflite", name)
+
+
+@pytest.mark.slow  # tests/serving/edge/onnx_file_test.py has fast tests
+@pytest.mark.parametrize("name", CELLS)
+def test_cell_runs_in_onnx(name, tmp_path):
+    pytest.importorskip("tf2onnx")
+    _assert_cell_is_equal_in(tmp_path / "model.onnx", name)
+
+
+def _assert_cell_is_equal_in(path, name):
     make, x = CELLS[name]
     x = tf.nest.map_structure(lambda leaf: leaf if leaf.dtype.kind == "f" else np.int32(leaf), x)
     x = x if isinstance(x, dict) else {"x": x}
@@ -360,7 +371,7 @@ def test_cell_runs_in_litert(name, tmp_path):
     layer = tfdeq.DEQLayer(make(), tfdeq.Anderson(max_steps=60, tolerance=1e-4, memory=3))
     leaves = tf.nest.flatten(layer(given if len(given) > 1 else given["x"]))
     model = keras.Model(given, {f"y{index}": leaf for index, leaf in enumerate(leaves)})
-    _assert_equal_in_litert(model, x, tmp_path)
+    _assert_equal_in(path, model, x)
 
 
 @pytest.mark.parametrize("name", fast(["newton_krylov"], GENERAL))
@@ -369,7 +380,7 @@ def test_solver_runs_in_litert(name, tmp_path):
     settings = {"memory": 3} if name == "anderson" else {}
     solver = dataclasses.replace(solvers.get(name), max_steps=60, tolerance=1e-4, **settings)
     model = keras.Model(inputs, {"y": tfdeq.DEQLayer(DenseCell(4), solver)(inputs)})
-    _assert_equal_in_litert(model, {"x": _floats(3, 4)}, tmp_path)
+    _assert_equal_in(tmp_path / "model.tflite", model, {"x": _floats(3, 4)})
 
 
 @pytest.mark.slow
@@ -377,16 +388,15 @@ def test_solver_runs_in_litert(name, tmp_path):
 def test_splitting_solver_runs_in_litert(name, tmp_path):
     inputs = keras.Input((3,), name="x")
     layer = tfdeq.DEQLayer(tfdeq.cells.MonotoneDense(4, monotonicity=0.5), name)
-    _assert_equal_in_litert(
-        keras.Model(inputs, {"y": layer(inputs)}), {"x": _floats(3, 3)}, tmp_path
-    )
+    model = keras.Model(inputs, {"y": layer(inputs)})
+    _assert_equal_in(tmp_path / "model.tflite", model, {"x": _floats(3, 3)})
 
 
-def _assert_equal_in_litert(model, x, folder):
+def _assert_equal_in(path, model, x):
     with tfdeq.SolveScope() as scope:
         expected = model(x)
     (solution,) = scope.solutions.values()
-    answer = Interpreter(convert(model, folder / "model.tflite")).answer("serving_default", x)
+    answer = Interpreter(convert(model, path)).answer("serving_default", x)
     expected = {**expected, **{name: getattr(solution, name) for name in CONVERGENCE}}
     pairs = [
         (
@@ -396,7 +406,7 @@ def _assert_equal_in_litert(model, x, folder):
         for row in range(len(answer["steps"]))
     ]
     # A row that stops a step apart because rounding decides whether it meets the tolerance may differ.
-    found = checks.compare("LiteRT", pairs, model.layers[-1].solver.tolerance)
+    found = checks.compare(path.suffix, pairs, model.layers[-1].solver.tolerance)
     assert found.passed, found.text
 
 

@@ -40,7 +40,7 @@ CODE = [
     for path in PAGES
 ]
 # What a page may show though it need not be installed here, each in a block that no later one needs.
-OPTIONAL = ("keras_tuner", "pydot", "graphviz")
+OPTIONAL = ("keras_tuner", "pydot", "graphviz", "tf2onnx", "onnxruntime")
 PUBLIC = (
     "tfdeq",
     "tfdeq.adjoints",

@@ -1,11 +1,12 @@
 """Settings and choices for each sample of a batch."""
 
+import math
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfdeq.numerics.fixed_shapes import shapes_are_fixed
+from tfdeq.numerics.fixed_shapes import is_for_litert, shapes_are_fixed
 
 
 def per_sample(
@@ -152,15 +153,29 @@ def without_rows(nest: Any, kept: tf.Tensor) -> Any:
 def power_of_two(values: tf.Tensor) -> tf.Tensor:
     """Returns the power of two at or below each value > 0; 1 for 0, infinity and NaN.
 
-    Products with it are exact. values: [B] float32 or float64.
+    Products with it are exact. values: [B] float32 or float64. In a trace for LiteRT a logarithm's rounding
+    may lead to the next lower power.
     """
-    # With only its exponent's bits, a number is a power of two. LiteRT has no bitwise "and" of these.
+    if is_for_litert() and values.dtype == tf.float32:
+        return _power_from_table(values)
+    # With only its exponent's bits, a number is a power of two.
     integer, unit = (tf.int64, 1 << 52) if values.dtype == tf.float64 else (tf.int32, 1 << 23)
     power = tf.bitcast(tf.bitcast(values, integer) // unit * unit, values.dtype)
     # The inverse of the largest powers is not a normal number.
     power = tf.where(power > 1e37, power / 4, power) if values.dtype == tf.float32 else power
     usable = (power > 0) & tf.math.is_finite(power)
     return tf.where(usable, power, tf.ones_like(power))
+
+
+def _power_from_table(values: tf.Tensor) -> tf.Tensor:
+    # ONNX, whose files are made of LiteRT's, cannot read the bits of a number. float32 has normal numbers
+    # from 2^-126 on; the inverse of 2^127 is not one.
+    lowest, highest = -126, 125
+    table = tf.constant([2.0**exponent for exponent in range(lowest, highest + 1)], values.dtype)
+    usable = (values >= 2.0**lowest) & tf.math.is_finite(values)
+    values = tf.minimum(tf.where(usable, values, tf.ones_like(values)), 2.0**highest)
+    exponents = tf.math.log(values) * (1 / math.log(2)) - lowest
+    return tf.gather(table, tf.cast(tf.maximum(exponents, 0.0), tf.int32))
 
 
 def take_rows(values: Any, indices: tf.Tensor) -> Any:

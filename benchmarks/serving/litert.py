@@ -27,7 +27,7 @@ from tfdeq.models import LanguageModel
 from tfdeq.programs import program
 from tfdeq.programs.workdir import write_json
 from tfdeq.serving import convert
-from tfdeq.serving.edge.converted import NAMES
+from tfdeq.serving.edge.converted import FORMATS
 from tfdeq.serving.edge.interpreter import Interpreter
 from tfdeq.serving.kinds import runs
 
@@ -140,7 +140,7 @@ def timed(folder: pathlib.Path, rounds: int) -> list[dict[str, Any]]:
         )["serving_default"].function
         settings = {"tolerance": np.zeros([1], np.float32), "max_steps": np.zeros([1], np.int32)}
         tensors = {key: tf.constant(value) for key, value in {**given, **settings}.items()}
-        for precision in NAMES:
+        for precision in FORMATS["litert"].names:
             path = convert(model, folder / "m.tflite", shapes=shapes, precision=precision)
             interpreter = Interpreter(path, threads=1)
             reference = functools.partial(traced, **tensors)

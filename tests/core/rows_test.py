@@ -1,5 +1,7 @@
 """Tests of tfdeq.rows: settings and choices for each sample."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,6 +9,7 @@ import tensorflow as tf
 import tfdeq
 from tfdeq import solvers
 from tfdeq.iteration import iterate
+from tfdeq.numerics.fixed_shapes import for_litert
 from tfdeq.rows import aligned, choose, per_sample
 
 
@@ -46,6 +49,28 @@ def test_choose_takes_rows_of_a_nest():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         iterate(lambda z: 0.5 * z, tf.zeros([2, 3]), solvers.get("broyden"), **settings)
+
+
+@pytest.mark.parametrize("litert", [False, True])
+def test_powers_of_two(litert):
+    usual = np.float32([1e-37, 0.3, 0.5, 0.75, 1.0, 1.9, 7.0, 3e36])
+    largest = np.float32([2.0**125, 3e38])
+    unusable = np.float32([0.0, np.inf, np.nan])
+
+    @tf.function
+    def powers(values):
+        with for_litert() if litert else contextlib.nullcontext():
+            return tfdeq.rows.power_of_two(values)
+
+    found = powers(tf.constant(np.concatenate([usual, largest, unusable]))).numpy()
+    assert (np.frexp(found)[0] == 0.5).all(), "powers of two"
+    ratios = usual / found[: len(usual)]
+    # The logarithm of a power of two may be rounded down.
+    assert (ratios >= 1).all()
+    assert (ratios < 2.0001 if litert else ratios < 2).all()
+    assert np.isfinite(1 / found).all()
+    assert (1 / found >= np.finfo(np.float32).tiny).all(), "normal numbers"
+    np.testing.assert_array_equal(found[-len(unusable) :], 1.0)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 5])

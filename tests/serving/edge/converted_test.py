@@ -1,6 +1,7 @@
-"""A LiteRT file beside a version's card, and its comparison with the model."""
+"""A converted file beside a version's card, and its comparison with the model."""
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import tfdeq
 from tests.support.cases import DenseCell, fast
-from tfdeq.serving.edge.converted import NAMES
+from tfdeq.serving.edge.converted import FORMATS, format_of
 from tfdeq.serving.edge.litert import convert_kind
 from tfdeq.serving.kinds.keras_kind import KerasKind
 from tfdeq.serving.server.isolated import Request
@@ -17,6 +18,7 @@ from tfdeq.serving.verification import edge_checks
 from tfdeq.serving.versions import manifest, model_card
 from tfdeq.serving.versions.saved_model import export_kind
 
+NAMES = FORMATS["litert"].names
 ROWS = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 
 
@@ -45,6 +47,11 @@ def asked(kind):
     outputs.update({name: getattr(solution, name) for name in CONVERGENCE})
     answers = [{name: value[row].numpy() for name, value in outputs.items()} for row in range(rows)]
     return [Request("rows", "serving_default", {"x": ROWS, **settings})], [answers]
+
+
+def test_the_format_is_that_of_the_name():
+    for key, format in FORMATS.items():
+        assert all(format_of(f"folder.onnx/{name}") == key for name in format.names.values())
 
 
 def _check(asked, path, described):
@@ -76,10 +83,22 @@ def test_a_file_of_other_weights_is_found(files, asked, kind, precision, tmp_pat
 
 def test_a_file_of_other_sizes_is_not_called_verified(files, asked, tmp_path):
     (tmp_path / "m.tflite").write_bytes(files["model.tflite"].content)
-    described = {"precision": "float32", "signatures": {"serving_default": {"x": [1, 5]}}}
+    described = {
+        "format": "litert",
+        "precision": "float32",
+        "signatures": {"serving_default": {"x": [1, 5]}},
+    }
     found = _check(asked, tmp_path / "m.tflite", described)
     assert not found.passed
     assert "nothing was compared" in found.text
+
+
+def test_a_file_without_its_runtime_is_not_called_verified(asked, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import of it then fails
+    described = {"format": "onnx", "precision": "float32", "signatures": {}}
+    found = _check(asked, tmp_path / "m.onnx", described)
+    assert not found.passed
+    assert found.text.startswith("ONNX files need the package onnxruntime. Install it: pip install")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tfdeq
 from tests.support.cases import DenseCell, fast
 from tfdeq.serving import convert
-from tfdeq.serving.edge.converted import NAMES
+from tfdeq.serving.edge.converted import FORMATS
 from tfdeq.serving.edge.interpreter import Interpreter
 
 ROWS = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
@@ -27,7 +27,7 @@ def _expected(model, tolerance=None):
     return outputs, scope.solutions["depth"]
 
 
-@pytest.mark.parametrize("precision", fast(["float32", "int8"], NAMES))
+@pytest.mark.parametrize("precision", fast(["float32", "int8"], FORMATS["litert"].names))
 def test_answers_are_the_models(precision, tmp_path):
     keras.utils.set_random_seed(0)
     model = _model(tfdeq.Anderson(tolerance=1e-3))

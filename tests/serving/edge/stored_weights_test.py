@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeq.serving.edge.interpreter import Interpreter
+from tfdeq.serving.edge.runtimes import LiteRT
 from tfdeq.serving.edge.stored_weights import with_stored_weights
 
 
@@ -22,7 +22,7 @@ def _file(matrix, vector):
 
 def _answer(content, tmp_path):
     (tmp_path / "m.tflite").write_bytes(content)
-    interpreter = Interpreter(tmp_path / "m.tflite")._interpreter
+    interpreter = LiteRT(tmp_path / "m.tflite", threads=1).interpreter
     interpreter.allocate_tensors()
     (asked,) = interpreter.get_input_details()
     interpreter.set_tensor(asked["index"], np.ones(asked["shape"], np.float32))

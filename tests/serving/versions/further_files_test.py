@@ -23,6 +23,8 @@ def test_names_that_lead_elsewhere(name):
         "keras_state",
         "tf_serving_warmup_requests",
         "Model_Card.json",
+        "model.tflite",
+        "model.onnx",
     ],
 )
 def test_names_that_are_taken(name):

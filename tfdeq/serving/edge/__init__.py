@@ -1,1 +1,1 @@
-"""Files for small devices, such as phones: models converted for LiteRT, and their answers."""
+"""Files for small devices, such as phones: models converted for LiteRT and ONNX, and their answers."""

@@ -1,29 +1,33 @@
-"""Answers of LiteRT files in this process, by LiteRT's own interpreter."""
+"""Answers of converted files in this process, by LiteRT's own interpreter or by ONNX Runtime."""
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from tfdeq.serving.edge.converted import format_of
+from tfdeq.serving.edge.runtimes import Input, LiteRT, OnnxRuntime, Runtime
+
 
 class Interpreter:
-    """Runs the signatures of a LiteRT file.
+    """Runs the signatures of a LiteRT file, or the one signature of an ONNX file (.onnx).
 
-    It uses the package ai-edge-litert if it is installed, otherwise the interpreter in TensorFlow.
+    LiteRT files run by the package ai-edge-litert if it is installed, otherwise by the interpreter in
+    TensorFlow; ONNX files by the package onnxruntime, on the CPU.
 
     Args:
         path: the file.
         threads: number of threads.
+
+    Raises:
+        ImportError: for an ONNX file without the package onnxruntime.
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 1):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TensorFlow announces the other package
-            self._interpreter = _class()(model_path=os.fspath(path), num_threads=threads)
-        self.signatures: dict[str, Any] = self._interpreter.get_signature_list()
-        self._runners: dict[str, Any] = {}
+        runtime = OnnxRuntime if format_of(path) == "onnx" else LiteRT
+        self._runtime: Runtime = runtime(path, threads)
+        self.signatures: dict[str, Any] = dict(self._runtime.signatures)
 
     def answer(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Returns the outputs [N, …] of a signature for inputs [N, …], of any number of rows.
@@ -34,24 +38,23 @@ class Interpreter:
         Raises:
             ValueError: for names or shapes that differ from the file's.
         """
-        details = self._runner(signature).get_input_details()
+        expected = self._inputs(signature)
         arrays = {
-            name: np.asarray(value, details[name]["dtype"])
+            name: np.asarray(value, expected[name].dtype)
             for name, value in inputs.items()
-            if name in details
+            if name in expected
         }
         rows = len(next(iter(arrays.values()), []))
-        for setting in {"tolerance", "max_steps"} & (set(details) - set(arrays)):
-            arrays[setting] = np.zeros([rows], details[setting]["dtype"])
-        for name, detail in details.items():
-            expected = tuple(detail["shape"][1:].tolist())
+        for setting in {"tolerance", "max_steps"} & (set(expected) - set(arrays)):
+            arrays[setting] = np.zeros([rows], expected[setting].dtype)
+        for name, (shape, _) in expected.items():
             found = arrays[name].shape if name in arrays else None
-            if found is None or found[:1] != (rows,) or found[1:] != expected:
+            if found is None or found[:1] != (rows,) or found[1:] != shape[1:]:
                 raise ValueError(
-                    f"The signature {signature!r} takes {name!r} as {('N', *expected)}, with N = {rows} "
+                    f"The signature {signature!r} takes {name!r} as {('N', *shape[1:])}, with N = {rows} "
                     f"as in the first input; received {'nothing' if found is None else found}."
                 )
-        size = int(next(iter(details.values()))["shape"][0])
+        size = next(iter(expected.values())).shape[0]
         parts = [self._call(signature, arrays, first, size) for first in range(0, rows, size)]
         return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
 
@@ -64,23 +67,11 @@ class Interpreter:
             name: np.concatenate([value, *[value[-1:]] * (size - len(value))])
             for name, value in part.items()
         }
-        return {name: np.array(value) for name, value in self._runner(signature)(**full).items()}
+        return self._runtime.run(signature, full)
 
-    def _runner(self, signature: str) -> Any:
+    def _inputs(self, signature: str) -> Mapping[str, Input]:
         if signature not in self.signatures:
             raise ValueError(
                 f"The file has no signature {signature!r}. It has: {', '.join(self.signatures)}."
             )
-        if signature not in self._runners:
-            self._runners[signature] = self._interpreter.get_signature_runner(signature)
-        return self._runners[signature]
-
-
-def _class() -> Any:
-    try:
-        from ai_edge_litert.interpreter import Interpreter as found
-    except ImportError:
-        import tensorflow as tf
-
-        found = tf.lite.Interpreter
-    return found
+        return self._runtime.inputs(signature)

@@ -1,4 +1,7 @@
-"""Converts models to LiteRT files, which phones and other small devices run without TensorFlow."""
+"""Converts models to LiteRT files, which phones and other small devices run without TensorFlow.
+
+ONNX files are made of these; see `onnx_file`.
+"""
 
 import os
 import pathlib
@@ -13,7 +16,8 @@ import tensorflow as tf
 from tfdeq.numerics.fixed_shapes import for_litert
 from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import write_atomically, writing
-from tfdeq.serving.edge.converted import NAMES, Converted
+from tfdeq.serving.edge import onnx_file
+from tfdeq.serving.edge.converted import FORMATS, Converted, format_of
 from tfdeq.serving.edge.stored_weights import with_stored_weights
 from tfdeq.serving.kinds import runs
 from tfdeq.serving.kinds.kind import Kind
@@ -36,30 +40,35 @@ def convert(
     max_steps_limit: int | None = None,
     precision: str = "float32",
 ) -> pathlib.Path:
-    """Writes a model as a LiteRT (.tflite) file with the signatures that `tfdeq.serving.export` serves.
+    """Writes a model as a LiteRT or ONNX file with the signatures that `tfdeq.serving.export` serves.
 
-    The file uses LiteRT's own operations only, so it runs without TensorFlow, on a phone too. An answer has
-    the same residual, steps and status as a served one. All sizes are fixed, and requests are not
-    checked: they must have these sizes.
+    The file uses the operations of its format only, so it runs without TensorFlow: LiteRT's on a phone too,
+    ONNX's wherever ONNX Runtime runs. An answer has the same residual, steps and status as a served one. All
+    sizes are fixed, and requests are not checked: they must have these sizes.
+
+    An ONNX file has one signature. It is made of the LiteRT file by tf2onnx, which the extra
+    `pip install 'tfdeq[onnx]'` installs.
 
     Args:
         model: a built model; see `tfdeq.serving.export`.
-        path: the file to write, replaced if it exists. `~` is the home folder.
+        path: the file to write, replaced if it exists. `~` is the home folder. A name that ends in .onnx
+            makes an ONNX file, any other a LiteRT file, usually named .tflite.
         inputs: nest of tf.TensorSpec like the model's input; None: a functional model's own.
         signatures: names of the signatures to convert.
         shapes: input name -> its shape without the batch, for inputs whose sizes the model leaves open.
         batch_size: number of examples in a call.
         max_steps_limit: see `tfdeq.serving.export`.
-        precision: of the stored weights, "float32", "float16" or "int8". The computation is in float32.
-            With float16 or int8 weights the file is a half or a quarter as large, and its answers are those
-            of the rounded weights: the residual is with respect to these.
+        precision: of the stored weights, "float32" or, in LiteRT files, "float16" or "int8". The computation
+            is in float32. With float16 or int8 weights the file is a half or a quarter as large, and its
+            answers are those of the rounded weights: the residual is with respect to these.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: for unknown names, open sizes, or operations that LiteRT lacks; the message names
+        ValueError: for unknown names, open sizes, or operations that the format lacks; the message names
             them.
+        ImportError: for an ONNX file without tf2onnx.
 
     Example:
         >>> import tempfile, tfdeq
@@ -80,6 +89,7 @@ def convert(
         batch_size=batch_size,
         max_steps_limit=max_steps_limit,
         precision=precision,
+        format=format_of(path),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(str(path), lambda part: pathlib.Path(part).write_bytes(converted.content))
@@ -94,14 +104,23 @@ def convert_kind(
     batch_size: int = 1,
     max_steps_limit: int | None = None,
     precision: str = "float32",
+    format: str = "litert",
 ) -> Converted:
-    """Returns a model as a LiteRT file's content; see `convert`.
+    """Returns a model as a converted file's content; see `convert`.
 
     Args:
         kind: the model and its data. If it has examples, sizes that the model leaves open are theirs.
+        format: of `FORMATS`.
     """
-    if precision not in NAMES:
-        raise ValueError(f"precision must be one of {', '.join(NAMES)}; received {precision!r}.")
+    precisions = FORMATS[format].names
+    if precision not in precisions:
+        raise ValueError(
+            f"precision must be one of {', '.join(precisions)}; received {precision!r}."
+        )
+    if format == "onnx" and len(signatures) > 1:
+        raise ValueError(
+            f"An ONNX file has one signature; received {', '.join(signatures)}. Write a file for each."
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; received {batch_size}.")
     known = {name: value.shape[1:] for name, value in (kind.warm_up() or {}).items()}
@@ -117,8 +136,10 @@ def convert_kind(
         )
     chosen = {name: traced[name] for name in signatures}
     content = _converted(kind.model, chosen, precision)
+    if format == "onnx":
+        content = onnx_file.from_litert(content, *chosen)
     described = {
-        "format": "litert",
+        "format": format,
         "precision": precision,
         "batch_size": batch_size,
         "bytes": len(content),

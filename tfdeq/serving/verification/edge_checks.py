@@ -1,4 +1,4 @@
-"""Checks of a version's LiteRT files, against the Keras model that the version was made from."""
+"""Checks of a version's converted files, against the Keras model that the version was made from."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tfdeq.serving.edge.converted import FORMATS
 from tfdeq.serving.edge.interpreter import Interpreter
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.verification import checks
@@ -23,7 +24,7 @@ def check(
     references: Sequence[Sequence[checks.Outputs | None]],
     tolerance: float,
 ) -> Check:
-    """Asks a LiteRT file those of the requests that have its sizes, and compares with the Keras model.
+    """Asks a converted file those of the requests that have its sizes, and compares with the Keras model.
 
     With float32 weights answers must be within the limit of the other runtimes, with equal steps and
     status. With rounded weights another model answers, so only its outputs are compared, with a wide
@@ -33,8 +34,12 @@ def check(
         described: the file's entry in the card.
         batches, references, tolerance: requests, the Keras model's answers, and its own tolerance.
     """
-    name = f"LiteRT, {described['precision']}: equal to the Keras model"
-    interpreter = Interpreter(path)
+    title = FORMATS[described["format"]].title
+    name = f"{title}, {described['precision']}: equal to the Keras model"
+    try:
+        interpreter = Interpreter(path)
+    except ImportError as error:  # what was not asked is not verified
+        return Check(name, False, str(error), {})
     requests, answers = [], []
     for request, expected in zip(batches, references, strict=True):
         shapes = described["signatures"].get(request.signature)
@@ -46,7 +51,7 @@ def check(
         return Check(name, False, f"{text}; convert it with the sizes of the test data", {})
     outputs = [interpreter.answer(request.signature, dict(request.inputs)) for request in requests]
     if described["precision"] == "float32":
-        found = checks.check_against_model(requests, outputs, answers, tolerance, "LiteRT")
+        found = checks.check_against_model(requests, outputs, answers, tolerance, title)
         return found._replace(name=name)
     return _check_rounded(name, outputs, answers, _ROUNDED_LIMITS[described["precision"]])
 

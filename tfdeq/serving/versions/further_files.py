@@ -14,7 +14,7 @@ _TAKEN = frozenset(
         loading.NAME,
         keras_state.FOLDER,
         warm_up.NAME,
-        *converted.NAMES.values(),
+        *(name for format in converted.FORMATS.values() for name in format.names.values()),
     )
 )
 
