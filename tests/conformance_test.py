@@ -356,7 +356,6 @@ def test_cell_runs_in_litert(name, tmp_path):
 @pytest.mark.slow  # tests/serving/edge/onnx_file_test.py has fast tests
 @pytest.mark.parametrize("name", CELLS)
 def test_cell_runs_in_onnx(name, tmp_path):
-    pytest.importorskip("tf2onnx")
     _assert_cell_is_equal_in(tmp_path / "model.onnx", name)
 
 

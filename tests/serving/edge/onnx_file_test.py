@@ -16,9 +16,6 @@ from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.signatures.signature import CONVERGENCE
 from tfdeq.serving.verification import edge_checks
 
-pytest.importorskip("tf2onnx")
-pytest.importorskip("onnxruntime")
-
 ROWS = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
 
 
