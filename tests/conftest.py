@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import gc
 import pathlib
 import random
 
@@ -19,6 +20,11 @@ from tests.support.shared_folder import shared_folder
 # Derandomised, so that failures can be reproduced.
 hypothesis.settings.register_profile("tfdeq", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tfdeq")
+
+# Tracing makes hundreds of thousands of small objects, on which the collector spends a twentieth of the
+# tests' time by its default thresholds. What the imports have made stays, so it is never looked at again.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

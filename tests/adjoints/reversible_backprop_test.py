@@ -158,6 +158,7 @@ def test_nothing_is_kept_for_the_backward_pass():
         assert probe.most <= 1
 
 
+@pytest.mark.slow
 def test_no_buffer_grows_with_the_steps():
     """The compiled forward and backward pass has the same buffers for 6 steps and 600."""
     a, x = _case()

@@ -91,6 +91,7 @@ def test_a_state_of_one_number_is_exact(mode):
     assert _error(found, _gradients("implicit", cell=linear, size=1)) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_refinement_makes_it_exact(mode):
     exact = _gradients("implicit")

@@ -97,7 +97,7 @@ def test_the_equilibrium(shape, block, applications):
     np.testing.assert_allclose(solution.residual, own, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(3, 40, 2), (3, 9, 7, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((3, 40, 2), marks=pytest.mark.slow), (3, 9, 7, 2)])
 def test_samples_do_not_depend_on_their_batch(shape):
     x = _floats(*shape)
     x[1] = 0.0  # settles at once
@@ -157,7 +157,7 @@ def test_what_is_not_finite_ends_its_sample_alone():
 @pytest.mark.parametrize(
     ("cell", "shape"),
     [
-        (lambda: _cell(1), (3, 30, 4)),
+        pytest.param(lambda: _cell(1), (3, 30, 4), marks=pytest.mark.slow),
         (lambda: _cell(2), (2, 9, 7, 4)),
         pytest.param(
             lambda: ComposedCell([_cell(1), _cell(1)], dtype="float64"),

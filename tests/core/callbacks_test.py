@@ -97,6 +97,7 @@ def test_penalty_doubles_while_the_residual_is_high_and_nothing_is_traced_again(
     np.testing.assert_allclose(_fit(model, None, 1)["loss"], [HALF_SQUARED * 0.5], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_layer_without_a_penalty_gets_one():
     model = _rough_model(jit_compile=True)
     assert _fit(model, None, 1)["loss"] == [0.0]  # steps compiled without a monitor
@@ -215,6 +216,7 @@ def test_state_that_comes_back_is_the_good_one_to_the_bit():
     assert monitor.restores == 1
 
 
+@pytest.mark.slow
 def test_rates_go_on_falling_and_it_gives_up_with_a_diagnosis(capsys):
     model = _classifier(keras.optimizers.Adam(1e-2))
     monitor = EquilibriumMonitor(frequency=1, max_restores=2, residual_threshold=1.0)

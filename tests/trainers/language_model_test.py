@@ -96,6 +96,7 @@ def test_records_what_it_was_started_with(trained):
     assert metrics["train"]["best"]["step"] in (4, 8)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_and_leaves_nothing(trained):
     output = run(trained, f"--workdir={trained / 'dry'}", "--dry_run")
     for part in ("Parameters: ", "embedding: 4,096", "optimiser", "learning rate", "One step: "):

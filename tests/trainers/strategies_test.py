@@ -56,6 +56,7 @@ def test_two_workers_and_what_they_leave(folder, one_device):
     assert len(list((folder / "workers" / "tensorboard").glob("events*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_devices_cannot_share_is_refused(folder):
     process = cases.start(folder, folder / "odd", *TWO_DEVICES, "--batch_size=7")
     (output,) = cases.finish(process, expect=1)

@@ -46,7 +46,7 @@ def _found(layer, max_steps=20):
 @pytest.mark.parametrize(
     ("adjoint", "matrix"),
     [
-        (JacobianFree(), np.eye(2)),
+        pytest.param(JacobianFree(), np.eye(2), marks=pytest.mark.slow),
         (Unrolled(2), np.eye(2) + A.T),
         (
             Implicit(FixedPointIteration(max_steps=200, tolerance=1e-7)),

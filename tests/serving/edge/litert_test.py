@@ -56,6 +56,7 @@ def test_a_state_that_is_passed_on_is_not_overwritten(tmp_path):
     np.testing.assert_array_equal(answer["steps"], _expected(model)[1].steps)
 
 
+@pytest.mark.slow
 def test_several_signatures_and_examples_in_a_call(tmp_path):
     model = _model("broyden")
     names = ["serving_default", "encode", "step"]

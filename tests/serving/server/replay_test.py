@@ -63,7 +63,7 @@ def replay(path, requests, clients):
     ("name", "requests", "clients"),
     [
         ("dense", 300, 8),
-        ("places", 300, 8),
+        pytest.param("places", 300, 8, marks=pytest.mark.slow),
         *(
             pytest.param(name, 10_000, clients, marks=pytest.mark.slow)
             for name in MODELS

@@ -53,7 +53,8 @@ def answers(conversation, loaded):
     return outputs
 
 
-@pytest.mark.parametrize("name", [pytest.param("span", marks=pytest.mark.slow), "lstm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["span", "lstm"])
 def test_versions_are_verified_with_their_memory(name, tmp_path, monkeypatch):
     monkeypatch.setattr(isolated, "RUNTIMES", {"c": isolated.RUNTIMES["c"]})
     model = MODELS[name]()

@@ -49,6 +49,7 @@ def test_what_is_written(only, written, tmp_path):
     assert card["signatures_left_out"] == left_out
 
 
+@pytest.mark.slow
 def test_a_version_is_verified_by_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(isolated, "RUNTIMES", {"c": isolated.RUNTIMES["c"]})
     kind = KerasKind(_keras_model(), examples={"x": ROWS})

@@ -10,7 +10,9 @@ from tfdeq.training.reasoning.experiment import _radius_of
 from tfdeq.training.reasoning.models import make_model
 
 
-@pytest.mark.parametrize("settings", [{}, {"recursion": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"recursion": True}, marks=pytest.mark.slow)]
+)
 def test_the_spectral_radius_is_the_largest_eigenvalue(settings):
     """Also of a cell without `inject`, whose inner cell has it."""
     model = make_model({**CONFIG, **settings, "max_steps": 30}, get("prefix_sums"))

@@ -39,7 +39,10 @@ def test_the_states_are_those_of_the_solve():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n == "maze" else pytest.mark.slow) for n in sorted(PUZZLES)],
+    [
+        pytest.param(n, marks=[] if n == "prefix_sums" else pytest.mark.slow)
+        for n in sorted(PUZZLES)
+    ],
 )
 def test_pictures(name, tmp_path):
     puzzle = get(name)
