@@ -20,7 +20,9 @@ def _name(path):
 
 
 def _is_slow(path):
-    return re.search(r"\.(fit|train_on_batch)\(|serving\.export\(|convert\(", path.read_text("utf-8"))
+    return re.search(
+        r"\.(fit|train_on_batch)\(|serving\.export\(|convert\(", path.read_text("utf-8")
+    )
 
 
 # Pages whose Python code runs from top to bottom, as readers would copy it.

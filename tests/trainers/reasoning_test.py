@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,21 @@ def test_it_is_tested_by_size_and_budget(trained):
     assert f"size 40: {test['by_size']['40']['exact']:.3f}" in said
     assert "set 24_bits: " in said
     assert "most starts, all: " in said
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_tested_again(trained, tmp_path):
+    folder = tmp_path / "runs" / "prefix_sums"
+    shutil.copytree(trained.parent, folder.parent)
+    first = json.loads((folder / "metrics.json").read_text())
+    said = _train(folder, "--test_budget=8", "--test_sizes=16", "--checkpoint_every=2")
+    assert "to test it: it has made all its steps" in said
+    second = json.loads((folder / "metrics.json").read_text())
+    assert list(second["test"]["by_budget"]) == ["0.5", "1.0", "2.0", "4.0", "8.0"]
+    assert second["test"]["by_budget"]["2.0"] == first["test"]["by_budget"]["2.0"]
+    assert list(second["test"]["by_size"]) == ["16"]
+    assert second["train"]["loss"] == first["train"]["loss"]
+    assert "already finished" in _train(folder, "--test_budget=8", "--test_sizes=16")
 
 
 @pytest.mark.slow

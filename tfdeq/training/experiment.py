@@ -21,6 +21,7 @@ from tfdeq.training.records.resumption import (
     check_configuration,
     finished,
     going_on,
+    steps_made,
 )
 from tfdeq.training.schedule import SHORTEST
 from tfdeq.training.steps.optimizers import learning_rate_schedule, make_optimizer
@@ -67,7 +68,8 @@ def train(
 
     Writes to workdir: config.json, environment.json, checkpoints/, tensorboard/, curves.jsonl,
     model.keras, metrics.json and the experiment's own files. A finished run is not trained again, but
-    one with fewer steps continues from its last checkpoint. With several workers the chief writes;
+    one with fewer steps continues from its last checkpoint, and one with other flags of the test
+    (--test_…) is tested again. With several workers the chief writes;
     workdir must be a folder that all of them can access.
 
     Args:
@@ -87,7 +89,7 @@ def train(
     strategy = strategy or tf.distribute.get_strategy()
     resumed = check_resumption(workdir, config)
     config = going_on(workdir, config)
-    metrics = finished(workdir, config)
+    metrics = finished(workdir, config, before_it_existed(config))
     if metrics is not None:
         if is_chief(strategy):
             _record(workdir, config)
@@ -189,10 +191,12 @@ def _train(
 def _start(workdir: str, config: Mapping[str, Any], resumed: bool) -> str:
     """Returns the lines that a run prints at its start."""
     known = (read_json(os.path.join(workdir, "config.json")) or {}).get("train_steps")
-    length = ""
+    further = ""
     if resumed and known != config["train_steps"]:
-        length = f", to {config['train_steps']:,} steps instead of {known:,}"
-    return f"{'Resuming' if resumed else 'Starting'} {describe(config)} in {workdir}{length}."
+        further = f", to {config['train_steps']:,} steps instead of {known:,}"
+    elif resumed and steps_made(workdir) == known:
+        further = ", to test it: it has made all its steps"
+    return f"{'Resuming' if resumed else 'Starting'} {describe(config)} in {workdir}{further}."
 
 
 def _record(workdir: str, config: Mapping[str, Any]) -> None:

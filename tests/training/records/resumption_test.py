@@ -126,6 +126,19 @@ def test_a_finished_run_is_one_of_as_many_steps(tmp_path):
     assert resumption.steps_made(folder) == 100
 
 
+def test_a_run_is_tested_again_with_other_flags_of_the_test(tmp_path):
+    config = {**CONFIG, "train_steps": 100, "test_budget": 4.0, "test_sizes": ["64"]}
+    folder = begun(tmp_path, config, steps=100)
+    write_json(f"{folder}/metrics.json", {"config": config})
+    for changes in ({"test_budget": 8.0}, {"test_sizes": ["64", "128"]}):
+        assert resumption.check_configuration(folder, {**config, **changes})
+        assert resumption.finished(folder, {**config, **changes}) is None
+    newer = {**config, "test_starts": ["1", "4"]}
+    assert resumption.finished(folder, newer, before={"test_starts": []}) is None
+    for same in (newer, {**config, "test_sizes": ("64",)}):
+        assert resumption.finished(folder, same) == {"config": config}
+
+
 def test_the_smallest_length_is_kept(tmp_path):
     folder = str(tmp_path)
     seen = []

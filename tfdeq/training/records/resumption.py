@@ -27,7 +27,7 @@ def check_configuration(
     """Returns whether workdir holds the same run; writes nothing.
 
     The text is the same if its fingerprint is, in any place. Flags that have no effect with the other
-    flags may differ.
+    flags may differ, and so may those of the test after training.
 
     Args:
         may_differ: names of settings that do not change results, such as how often to report. If it
@@ -48,7 +48,7 @@ def check_configuration(
         return False
     received = json.loads(json.dumps(dict(config)))
     _check_text(workdir, known, received)
-    may_differ = {*may_differ, *_NO_FLAGS}
+    may_differ = {*may_differ, *_NO_FLAGS, *_of_the_test({*known, *received})}
     if FINGERPRINT in known and FINGERPRINT in received:
         may_differ.update(PLACES_OF_DATA)
     there = {**(before or {}), **known}
@@ -82,12 +82,30 @@ def going_on(workdir: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, SHORTEST: shortest}
 
 
-def finished(workdir: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the metrics of a run that has completed its --train_steps, or None."""
+def finished(
+    workdir: str, config: Mapping[str, Any], before: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Returns the metrics of a run that has completed its --train_steps and its test, or None.
+
+    With other flags of the test, the test is not completed.
+
+    Args:
+        before: flag -> its effective value in runs that were started before it existed. Default: the
+            given value.
+    """
     metrics = read_json(os.path.join(workdir, "metrics.json"))
     if metrics is None or _length(metrics) != config["train_steps"]:
         return None
+    received = json.loads(json.dumps(dict(config)))
+    there = {**received, **(before or {}), **metrics["config"]}
+    if any(there[name] != received[name] for name in _of_the_test(received)):
+        return None
     return metrics
+
+
+def _of_the_test(names: Iterable[str]) -> list[str]:
+    """Returns the flags that only the test after training reads."""
+    return [name for name in names if name.startswith("test_")]
 
 
 def steps_made(workdir: str) -> int:
