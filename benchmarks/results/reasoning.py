@@ -1,9 +1,10 @@
 """Writes docs/results/reasoning.md: ways to learn puzzles at equal time, next to published figures.
 
-python -m benchmarks.results.reasoning --document=docs/results/reasoning.md
+python -m benchmarks.results.reasoning --document=docs/results/reasoning.md --runs=runs/reasoning_maze
 
-It reads the results that `benchmarks.training.reasoning` wrote to benchmarks/results. Missing results
-are listed as not run, with the command that makes them.
+It reads the results that `benchmarks.training.reasoning` wrote to benchmarks/results, and keeps those of the
+given runs of trainers.reasoning there. Missing results are listed as not run, with the command that makes
+them.
 """
 
 import os
@@ -13,8 +14,10 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks.results import reasoning_recipes
 from benchmarks.results.tables import markdown_table
 from tfdeq.programs import program
+from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import read_json
 
 FLAGS = flags.FLAGS
@@ -164,7 +167,7 @@ def document(folder: str) -> str:
     """
     parts = [_HEAD]
     for task, (title, _, published) in TASKS.items():
-        parts += [f"## {title}\n", f"Made by `{command(task)}`.\n"]
+        parts += [f"## {title}\n", "### At equal time\n", f"Made by `{command(task)}`.\n"]
         rows = read_json(os.path.join(folder, f"reasoning_{task}.json"))
         if rows is None:
             parts.append("Not run yet.\n")
@@ -173,7 +176,8 @@ def document(folder: str) -> str:
             parts += [
                 table for part in ("by_size", "by_grade") if (table := part_table(rows, part))
             ]
-        parts.append(f"Published: {published}\n")
+        run = read_json(os.path.join(folder, f"reasoning_{task}_recipe.json"))
+        parts += [reasoning_recipes.section(task, run), f"Published: {published}\n"]
     return "\n".join(parts)
 
 
@@ -189,6 +193,8 @@ def _each(values: list[float]) -> str:
 
 
 def main() -> None:
+    for workdir in FLAGS.runs:
+        print(f"Kept: {reasoning_recipes.keep(str(expanded(workdir)), FLAGS.results)}")
     os.makedirs(os.path.dirname(FLAGS.document) or ".", exist_ok=True)
     with open(FLAGS.document, "w", encoding="utf-8") as file:
         file.write(document(FLAGS.results))
@@ -198,6 +204,9 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_string("results", "benchmarks/results", "Folder of the stored figures.")
+    flags.DEFINE_list(
+        "runs", [], "Finished runs of trainers.reasoning whose figures are kept there."
+    )
     flags.DEFINE_string("document", "docs/results/reasoning.md", "Markdown file to write.")
 
 

@@ -2,7 +2,9 @@
 
 import json
 
-from benchmarks.results import reasoning
+import pytest
+
+from benchmarks.results import reasoning, reasoning_recipes
 
 BUDGETS = {
     "0.5": {"exact": 0.1, "settled": 0.0},
@@ -51,5 +53,39 @@ def test_by_grade_at_the_best_budget_of_each():
 def test_the_page_says_what_is_missing(tmp_path):
     (tmp_path / "reasoning_maze.json").write_text(json.dumps(ROWS))
     text = reasoning.document(str(tmp_path))
-    assert text.count("Not run yet.") == 2
+    assert text.count("Not run yet.") == 2 + 3  # comparisons, and runs of the recipes
     assert "| equilibrium | 14,530 |" in text
+
+
+def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
+    figures = {
+        "exact": 0.5,
+        "settled": 0.25,
+        "right_if_settled": 1.0,
+        "residual": 2e-2,
+        "steps": 1234.4,
+    }
+    test = {
+        **figures, "examples": 128,
+        "by_budget": {"1.0": figures, "64.0": {**figures, "settled": 0.75}},
+        "by_grade": {"hard": {"1.0": {**figures, "exact": 0.125}}},
+        "by_starts": {"hard": {"4": {**figures, "exact": 0.375}}},
+    }  # fmt: skip
+    metrics = {
+        "config": {"task": "sudoku", "train_steps": 600, "max_steps": 32},
+        "parameters": 140000,
+        "train": {"seconds_per_step": 0.5, "kept_step": 500},
+        "test": test,
+    }
+    with pytest.raises(FileNotFoundError, match="has not finished"):
+        reasoning_recipes.keep(str(tmp_path), str(tmp_path))
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    reasoning_recipes.keep(str(tmp_path), str(tmp_path))
+    text = reasoning.document(str(tmp_path))
+    assert "140,000 parameters, 600 steps, about 5 minutes of training" in text
+    assert "| 64 × | 50.0 % | 75.0 % | 100.0 % |  | 2.0e-02 | 1,234 |" in text
+    assert "| hard | exact |" in text
+    assert "| 1 × | 12.5 % |" in text
+    assert "| starts, hard | exact |" in text
+    assert "| 4 | 37.5 % |" in text
+    assert text.count("Not run yet.") == 3 + 2

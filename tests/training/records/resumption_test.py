@@ -155,3 +155,6 @@ def test_examples_of_the_trainers_own_are_judged_too(tmp_path):
     assert resumption.check_configuration(folder, {**CONFIG, "data_fingerprint": "1" * 64})
     with pytest.raises(ValueError, match=r"started with other data.*fingerprint 1{12}…, now 2{12}"):
         resumption.check_configuration(folder, {**CONFIG, "data_fingerprint": "2" * 64})
+    other = {**CONFIG, "data_fingerprint": "2" * 64, "test_puzzles": 100}
+    with pytest.raises(ValueError, match=r"since; --test_puzzles was None, now 100 \(fingerprint"):
+        resumption.check_configuration(folder, other)

@@ -129,6 +129,12 @@ def _check_text(workdir: str, known: Mapping[str, Any], received: Mapping[str, A
     names = [name for name in PLACES_OF_DATA if known.get(name) != received.get(name)]
     if "dataset" not in {**known, **received}:  # examples that the trainer makes itself
         what = "was started with other data; the data have changed since"
+        # Some of these decide how many examples are made, and so which.
+        test = [name for name in _of_the_test(received) if known.get(name) != received[name]]
+        changed = (
+            f"--{n} was {flag_text(known.get(n))}, now {flag_text(received[n])}" for n in test
+        )
+        what = "; ".join([what, *changed])
     elif "dataset" in names:
         what = f"was trained on --dataset={known.get('dataset')}, not on {received.get('dataset')}"
     else:

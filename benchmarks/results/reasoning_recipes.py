@@ -1,0 +1,102 @@
+"""Sections of docs/results/reasoning.md: each task's recipe, trained as long as it pays, by budget and size.
+
+A run's figures are kept in benchmarks/results/reasoning_TASK_recipe.json, because a run's folder is not
+part of the project.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.results.tables import markdown_table
+from tfdeq.programs.workdir import read_json, write_json
+
+_Figures = Mapping[str, Any]  # of a test at one budget
+
+# task -> flags of its run.
+RUNS = {
+    "prefix_sums": "--test_puzzles=200 --test_sizes=512,2048,8192 --test_budget=256",
+    "maze": (
+        "--train_steps=7000 --train_puzzles=100000 --ema=0.998 --test_puzzles=100 --test_sizes=15,33,59 "
+        "--test_budget=16"
+    ),
+    "sudoku": "--evaluate_every=250 --test_puzzles=256 --test_budget=64",
+}
+
+
+def command(task: str) -> str:
+    """Returns the command of a task's run."""
+    return (
+        f"python -m trainers.reasoning --task={task} {RUNS[task]} --workdir=runs/reasoning_{task}"
+    )
+
+
+def keep(workdir: str, folder: str) -> str:
+    """Writes the figures of a finished run to the folder of results, and returns the file.
+
+    Raises:
+        FileNotFoundError: if the run has no figures yet.
+    """
+    metrics = read_json(os.path.join(workdir, "metrics.json"))
+    if metrics is None:
+        raise FileNotFoundError(
+            f"{workdir} holds no metrics.json: the run has not finished, or the folder is another one."
+        )
+    train = metrics["train"]
+    path = os.path.join(folder, f"reasoning_{metrics['config']['task']}_recipe.json")
+    figures = {
+        "config": metrics["config"],
+        "parameters": metrics["parameters"],
+        "minutes": train["seconds_per_step"] * metrics["config"]["train_steps"] / 60,
+        "kept_step": train["kept_step"],
+        "test": metrics["test"],
+    }
+    write_json(path, figures)
+    return path
+
+
+def section(task: str, run: Mapping[str, Any] | None) -> str:
+    """Returns the section of a task; without a run it says so."""
+    parts = ["### The recipe alone\n", f"Made by `{command(task)}`.\n"]
+    if run is None:
+        return "\n".join([*parts, "Not run yet.\n"])
+    test = run["test"]
+    config = run["config"]
+    parts.append(
+        f"{run['parameters']:,} parameters, {config['train_steps']:,} steps, about {run['minutes']:.0f} "
+        f"minutes of training; the weights of step {run['kept_step']:,}, the best on validation puzzles. "
+        f"{test['examples']:,} test puzzles of each kind; 1 × is {config['max_steps']} evaluations.\n"
+    )
+    parts.append(_table("budget", {_times(b): f for b, f in test["by_budget"].items()}))
+    for grade, by_budget in test.get("by_grade", {}).items():
+        parts.append(_table(grade, {_times(b): f for b, f in by_budget.items()}))
+    if "by_size" in test:
+        largest = _times(list(test["by_budget"])[-1])
+        parts.append(_table(f"size, at {largest}", test["by_size"]))
+    for grade, by_starts in test.get("by_starts", {}).items():
+        parts.append(_table(f"starts, {grade}", by_starts))
+    return "\n".join(parts)
+
+
+def _times(budget: str) -> str:
+    return f"{float(budget):g} ×"
+
+
+def _table(title: str, rows: Mapping[str, _Figures]) -> str:
+    columns = (
+        *(title, "exact", "settled", "right if settled", "right if not settled"),
+        *("mean residual", "mean evaluations"),
+    )
+    cells = [
+        (
+            name,
+            *(
+                f"{100 * row[key]:.1f} %" if key in row else ""
+                for key in ("exact", "settled", "right_if_settled", "right_if_unsettled")
+            ),
+            f"{row['residual']:.1e}",
+            f"{row['steps']:,.0f}",
+        )
+        for name, row in rows.items()
+    ]
+    return markdown_table(columns, cells)
