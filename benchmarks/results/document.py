@@ -257,8 +257,8 @@ the time. The LSTM (two layers of 256) has `--dropout=0.1` and the optimiser tha
 equilibrium, not for it. Peak memory is that of the whole process: compiler, evaluation and pictures
 included, with what the allocator keeps; a step's own is in the next section.
 
-These runs warmed up for 100 steps and kept their last weights. By today's defaults (2 % of the steps, the
-best weights on validation text) the equilibrium of fewer steps was run again: perplexity 99.2, peak 1948 MiB.
+The suite has every run warm up for 100 steps and keep its last weights. With the preset's warm-up (2 % of the
+steps) and the best weights on validation text, the equilibrium of fewer steps reaches 99.2, at 1948 MiB.
 """
 TITLES = {"copy_memory": _COPY_MEMORY, "ptb_words": _PTB_WORDS}
 _MEMORY = """## Training memory against depth

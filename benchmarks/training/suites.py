@@ -19,9 +19,20 @@ def preset(name: str) -> str:
 
 
 _COPY_MEMORY = {"sequence_length": 400}
-_PTB_WORDS = {"flagfile": preset("ptb_words")}
 _EXPLICIT = {"depth": 12, "jacobian_penalty": 0}
 _LSTM = {"model": "lstm", "depth": 2, "dropout": 0.1}
+
+
+def _ptb_words(train_steps: int, **changes: Any) -> dict[str, Any]:
+    """Returns the preset's flags with a warm-up of 100 steps and the last weights, of whatever length."""
+    return {
+        "flagfile": preset("ptb_words"),
+        "train_steps": train_steps,
+        "warmup_share": 100 / train_steps,
+        "keep": "last",
+        **changes,
+    }
+
 
 SUITES = {
     "copy_memory": Suite(
@@ -48,10 +59,10 @@ SUITES = {
     "ptb_words": Suite(
         "trainers.language_model",
         {
-            "DEQ-Transformer": _PTB_WORDS,
-            "DEQ-Transformer of fewer steps": {**_PTB_WORDS, "train_steps": 2200},
-            "12 applications of its cell": {**_PTB_WORDS, **_EXPLICIT, "train_steps": 2200},
-            "LSTM": {**_PTB_WORDS, **_LSTM, "train_steps": 7000},
+            "DEQ-Transformer": _ptb_words(5000),
+            "DEQ-Transformer of fewer steps": _ptb_words(2200),
+            "12 applications of its cell": _ptb_words(2200, **_EXPLICIT),
+            "LSTM": _ptb_words(7000, **_LSTM),
         },
     ),
 }

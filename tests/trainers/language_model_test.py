@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -52,11 +53,11 @@ def run(tmp_path, *arguments, expect=0):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with text and a finished run with baselines."""
+    """A folder with text and a finished run."""
     folder = tmp_path_factory.mktemp("trained")
     words = random.Random(0).choices(["equilibrium", "solver", "residual", "step"], k=3000)
     (folder / "words.txt").write_text(" ".join(words))
-    run(folder, f"--workdir={folder / 'run'}", "--baseline")
+    run(folder, f"--workdir={folder / 'run'}")
     return folder
 
 
@@ -72,7 +73,6 @@ def test_leaves_metrics_pictures_logs_checkpoint_and_model(trained):
     assert metrics["test"]["tokens"] == tokens
     assert metrics["test"]["examples"] == -(-tokens // 16)
     assert 0 < metrics["test"]["standard_error"] < metrics["test"]["bits_per_byte"]
-    assert keys | {"by_budget", "name"} <= set(metrics["baseline"])
     assert set(metrics["test"]["by_budget"]) == {"0.5", "1.0", "2.0", "4.0"}
     assert all(keys <= set(row) for row in metrics["test"]["by_budget"].values())
     # With half the budget fewer steps are made, and the residual falls with the budget.
@@ -141,9 +141,19 @@ def test_saved_model_gives_the_tested_quality(trained):
 
 def test_run_again_says_that_nothing_is_left_to_do(trained):
     before = (trained / "run" / "metrics.json").read_bytes()
-    output = run(trained, f"--workdir={trained / 'run'}", "--baseline")
+    output = run(trained, f"--workdir={trained / 'run'}")
     assert "has already finished 8 steps" in output
     assert (trained / "run" / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_finished_run_gets_its_baseline(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    test = json.loads((trained / "run" / "metrics.json").read_text())["test"]
+    run(trained, f"--workdir={tmp_path / 'run'}", "--baseline")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"] == test
+    assert {"bits_per_byte", "residual", "steps", "by_budget", "name"} <= set(metrics["baseline"])
 
 
 def test_another_configuration_is_refused_and_nothing_lost(trained):
