@@ -12,8 +12,8 @@ import tfdeq
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 PAGES = ROOT / "docs" / "examples"
 EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if path.stem != "__init__"]
-# Beside Python's own modules.
-PACKAGES = {"keras", "matplotlib", "numpy", "tensorflow", "tfdeq"}
+# Beside Python's own modules; an example that needs another one says how to install it.
+PACKAGES = {"keras", "matplotlib", "numpy", "skimage", "tensorflow", "tfdeq"}
 
 # Those that `import tfdeq` imports on first use are imported by name too, for Bazel.
 PUBLIC = ("tfdeq", "tfdeq.data", "tfdeq.serving")
