@@ -72,8 +72,9 @@ def proximal_step():
 
 def restorer(explicit_steps=0):
     inputs = keras.Input((None, None, 1))
-    solver = tfdeq.Anderson(max_steps=15, tolerance=1e-3, memory=5)
-    layer = tfdeq.DEQLayer(proximal_step(), solver, jacobian_penalty=0.0 if explicit_steps else 1e-4,
+    solver, rough = (tfdeq.Anderson(15, tolerance, memory=5) for tolerance in (1e-3, 1e-2))
+    layer = tfdeq.DEQLayer(proximal_step(), solver, adjoint=tfdeq.Implicit(rough),
+                           jacobian_penalty=0.0 if explicit_steps else 1e-4,
                            explicit_steps=explicit_steps, name="restored")  # fmt: skip
     return keras.Model(inputs, layer(inputs))
 
@@ -122,20 +123,17 @@ def main(folder="."):
     with tfdeq.SolveScope(tolerance=1e-4, max_steps=100) as scope:
         restored = model(y)
     residual = float(tf.reduce_max(scope.solutions["restored"].residual))
-    shown = {
-        "picture": z,
-        "blurred": y,
-        "total variation": total_variation(y, best),
-        "equilibrium": restored,
-    }
+    shown = {"picture": z, "blurred": y, "total variation": total_variation(y, best)}
+    shown["equilibrium"] = restored
     result = {name: psnr(found, z) for name, found in shown.items() if name != "picture"}
     for name, figure in result.items():
         print(f"{name:>16}: {figure:.2f} dB on held-out pictures")
     print(
-        f"largest residual: {residual:.0e}; weight of total variation, by training pictures: {best}"
+        f"largest residual {residual:.0e}; weight of total variation, by training pictures, {best}"
     )
     figure = matplotlib.figure.Figure(figsize=(8, 4.2), layout="constrained")
-    for row, index in zip(figure.subplots(2, 4), (0, 1), strict=True):
+    sharpest = np.argsort(-z.std(axis=(1, 2, 3)))[:2]
+    for row, index in zip(figure.subplots(2, 4), sharpest, strict=True):
         for axes, (name, found) in zip(row, shown.items(), strict=True):
             axes.imshow(np.array(found)[index, ..., 0], cmap="gray", vmin=-0.5, vmax=0.5)
             axes.set(title=name, xticks=[], yticks=[])

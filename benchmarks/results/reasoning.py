@@ -61,6 +61,18 @@ TASKS = {
 }
 
 
+# task -> what the tables show.
+_READ = {
+    "prefix_sums": (
+        "All ways to train but the feed-forward network learn 32 bits in two minutes. What differs is "
+        "whether the state settles on longer strings: after the recipe, the implicit gradient alone "
+        "and the unrolled network, every answer to 512 bits settles and is right. After the other "
+        "ways 53 to 89 % of the answers settle; all of these are right. The truncated recursion needs "
+        "the fewest applications, of which each is seven of the cell."
+    ),
+}
+
+
 def command(task: str) -> str:
     """Returns the command that makes the figures of a task."""
     stored = f"benchmarks/results/reasoning_{task}"
@@ -176,6 +188,7 @@ def document(folder: str) -> str:
             parts += [
                 table for part in ("by_size", "by_grade") if (table := part_table(rows, part))
             ]
+            parts += [f"{_READ[task]}\n"] if task in _READ else []
         run = read_json(os.path.join(folder, f"reasoning_{task}_recipe.json"))
         parts += [reasoning_recipes.section(task, run), f"Published: {published}\n"]
     return "\n".join(parts)

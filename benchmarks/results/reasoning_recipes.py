@@ -15,11 +15,8 @@ _Figures = Mapping[str, Any]  # of a test at one budget
 
 # task -> flags of its run.
 RUNS = {
-    "prefix_sums": "--test_puzzles=200 --test_sizes=512,2048,8192 --test_budget=256",
-    "maze": (
-        "--train_steps=7000 --train_puzzles=100000 --ema=0.998 --test_puzzles=100 --test_sizes=15,33,59 "
-        "--test_budget=16"
-    ),
+    "prefix_sums": "--test_puzzles=200 --test_sizes=512,2048,8192 --test_budget=512",
+    "maze": "--test_puzzles=100 --test_sizes=15,33,59 --test_budget=16",
     "sudoku": "--evaluate_every=250 --test_puzzles=256 --test_budget=64",
 }
 
@@ -64,7 +61,7 @@ def section(task: str, run: Mapping[str, Any] | None) -> str:
     config = run["config"]
     parts.append(
         f"{run['parameters']:,} parameters, {config['train_steps']:,} steps, about {run['minutes']:.0f} "
-        f"minutes of training; the weights of step {run['kept_step']:,}, the best on validation puzzles. "
+        f"min of training; the weights of step {run['kept_step']:,}, the best on validation puzzles. "
         f"{test['examples']:,} test puzzles of each kind; 1 × is {config['max_steps']} evaluations.\n"
     )
     parts.append(_table("budget", {_times(b): f for b, f in test["by_budget"].items()}))

@@ -82,7 +82,7 @@ def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     reasoning_recipes.keep(str(tmp_path), str(tmp_path))
     text = reasoning.document(str(tmp_path))
-    assert "140,000 parameters, 600 steps, about 5 minutes of training" in text
+    assert "140,000 parameters, 600 steps, about 5 min of training" in text
     assert "| 64 × | 50.0 % | 75.0 % | 100.0 % |  | 2.0e-02 | 1,234 |" in text
     assert "| hard | exact |" in text
     assert "| 1 × | 12.5 % |" in text
