@@ -5,13 +5,14 @@ equilibrium (DE-Prox of Gilton, Ongie, Willett, arXiv:2102.07944)
 
     z = R(z + η Aᵀ(y - A z)):
 
-a step towards the data, then a denoiser R. With total variation as R this is the classical method. Here R
-is a small convolutional network, trained through the equilibrium, so it learns to do well where the
-iteration ends, not after a number of steps that was fixed in training.
+a step towards the data, then a denoiser R. With total variation as R this is the classical
+method. Here R is a small convolutional network, trained through the equilibrium, so it learns to
+do well where the iteration ends, not after a number of steps that was fixed in training.
 
-R(v) = 0.9 v + 0.1 A v + N(v), where N starts at zero: R weakens what the blur removes, and the step keeps
-the rest near the data, so the first f is a contraction. At the end the same network, unrolled for five
-steps, trains for the same time. Pictures and total variation are scikit-image's: pip install scikit-image.
+R(v) = 0.9 v + 0.1 A v + N(v), where N starts at zero: R weakens what the blur removes, and the
+step keeps the rest near the data, so the first f is a contraction. At the end the same network,
+unrolled for five steps, trains for the same time. Pictures and total variation are from
+scikit-image: pip install scikit-image.
 
 Run: python examples/deblurring.py [folder for the picture]
 """
@@ -139,7 +140,7 @@ def main(folder="."):
             axes.set(title=name, xticks=[], yticks=[])
     figure.savefig(pathlib.Path(folder, "deblurring.png"), dpi=100)
     result |= {"residual": residual, "unrolled": psnr(unrolled(y), z), "longer": psnr(longer(y), z)}
-    print(f"The same network, unrolled for five steps and trained for the same {seconds:.0f} s: "
+    print(f"Unrolled for five steps, trained for the same {seconds:.0f} s: "
           f"{result['unrolled']:.2f} dB; applied 25 times: {result['longer']:.2f} dB.")  # fmt: skip
     return result
 

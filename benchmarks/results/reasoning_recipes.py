@@ -64,15 +64,24 @@ def section(task: str, run: Mapping[str, Any] | None) -> str:
         f"min of training; the weights of step {run['kept_step']:,}, the best on validation puzzles. "
         f"{test['examples']:,} test puzzles of each kind; 1 × is {config['max_steps']} evaluations.\n"
     )
-    parts.append(_table("budget", {_times(b): f for b, f in test["by_budget"].items()}))
-    for grade, by_budget in test.get("by_grade", {}).items():
-        parts.append(_table(grade, {_times(b): f for b, f in by_budget.items()}))
+    for title, by_budget in {"budget": test["by_budget"], **test.get("by_grade", {})}.items():
+        parts.append(_table(title, _without_repetition(by_budget)))
     if "by_size" in test:
         largest = _times(list(test["by_budget"])[-1])
         parts.append(_table(f"size, at {largest}", test["by_size"]))
     for grade, by_starts in test.get("by_starts", {}).items():
         parts.append(_table(f"starts, {grade}", by_starts))
     return "\n".join(parts)
+
+
+def _without_repetition(by_budget: Mapping[str, _Figures]) -> dict[str, _Figures]:
+    """Returns the rows; the budgets at the end that give equal figures share one."""
+    rows = {}
+    for budget, figures in by_budget.items():
+        if figures == by_budget[list(by_budget)[-1]] and budget != list(by_budget)[-1]:
+            return {**rows, f"{_times(budget)} and more": figures}
+        rows[_times(budget)] = figures
+    return rows
 
 
 def _times(budget: str) -> str:

@@ -68,7 +68,10 @@ def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
     test = {
         **figures, "examples": 128,
         "by_budget": {"1.0": figures, "64.0": {**figures, "settled": 0.75}},
-        "by_grade": {"hard": {"1.0": {**figures, "exact": 0.125}}},
+        "by_grade": {
+            "hard": {"1.0": {**figures, "exact": 0.125}},
+            "easy": {"1.0": {**figures, "exact": 0.625}, "2.0": figures, "4.0": figures},
+        },
         "by_starts": {"hard": {"4": {**figures, "exact": 0.375}}},
     }  # fmt: skip
     metrics = {
@@ -86,6 +89,9 @@ def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
     assert "| 64 × | 50.0 % | 75.0 % | 100.0 % |  | 2.0e-02 | 1,234 |" in text
     assert "| hard | exact |" in text
     assert "| 1 × | 12.5 % |" in text
+    assert "| 1 × | 62.5 % |" in text
+    assert "| 2 × and more | 50.0 % |" in text
+    assert "| 4 ×" not in text
     assert "| starts, hard | exact |" in text
     assert "| 4 | 37.5 % |" in text
     assert text.count("Not run yet.") == 3 + 2
