@@ -17,7 +17,7 @@ _Figures = Mapping[str, Any]  # of a test at one budget
 RUNS = {
     "prefix_sums": "--test_puzzles=200 --test_sizes=512,2048,8192 --test_budget=512",
     "maze": "--test_puzzles=100 --test_sizes=15,33,59 --test_budget=16",
-    "sudoku": "--evaluate_every=250 --test_puzzles=256 --test_budget=16",
+    "sudoku": "--evaluate_every=250 --test_puzzles=256 --test_budget=8",
 }
 
 
