@@ -64,9 +64,8 @@ def proximal_step():
     v = z + blur(y - blur(z))
     hidden = v
     for rate in (1, 2, 3, 2):
-        hidden = keras.layers.Conv2D(24, 3, padding="same", dilation_rate=rate, activation="relu")(
-            hidden
-        )
+        layer = keras.layers.Conv2D(24, 3, padding="same", dilation_rate=rate, activation="relu")
+        hidden = layer(hidden)
     change = keras.layers.Conv2D(1, 3, padding="same", kernel_initializer="zeros")(hidden)
     return keras.Model([z, y], 0.9 * v + 0.1 * blur(v) + change)
 

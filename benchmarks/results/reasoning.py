@@ -31,7 +31,8 @@ the same cell, data and training time on one core, and a learning rate from the 
 data. How a rival differs from the recipe stands in benchmarks/training/reasoning_rivals.py. Figures are means
 over seeds; a seed's test puzzles are the same for all. "Exact" is the share of puzzles whose answer is right
 at every place, "settled" the share whose solve met the tolerance, and "right if settled" the exact share
-among these. A budget of 1 × is `--max_steps` evaluations; a feed-forward network has none.
+among these. A budget of 1 × is `--max_steps` evaluations; a feed-forward network has none. The minutes of a
+recipe's run are its seconds per step times its steps; here other programs were using the two cores too.
 
 `python -m benchmarks.results.reasoning --document=docs/results/reasoning.md` makes this page of the stored
 figures.

@@ -1,4 +1,4 @@
-"""Sections of docs/results/reasoning.md: each task's recipe, trained as long as it pays, by budget and size.
+"""Sections of docs/results/reasoning.md: the recipe of each task, by budget, size and grade.
 
 A run's figures are kept in benchmarks/results/reasoning_TASK_recipe.json, because a run's folder is not
 part of the project.
@@ -33,18 +33,25 @@ def keep(workdir: str, folder: str) -> str:
 
     Raises:
         FileNotFoundError: if the run has no figures yet.
+        ValueError: if it is no equilibrium that trainers.reasoning trained on one of these tasks.
     """
     metrics = read_json(os.path.join(workdir, "metrics.json"))
     if metrics is None:
         raise FileNotFoundError(
             f"{workdir} holds no metrics.json: the run has not finished, or the folder is another one."
         )
-    train = metrics["train"]
-    path = os.path.join(folder, f"reasoning_{metrics['config']['task']}_recipe.json")
+    train, config = metrics["train"], metrics["config"]
+    task = config.get("task")
+    if task not in RUNS or config["depth"]:
+        raise ValueError(
+            f"{workdir} holds no equilibrium that was trained on puzzles. Name a run of "
+            f"trainers.reasoning without --depth, on one of {', '.join(RUNS)}."
+        )
+    path = os.path.join(folder, f"reasoning_{task}_recipe.json")
     figures = {
-        "config": metrics["config"],
+        "config": config,
         "parameters": metrics["parameters"],
-        "minutes": train["seconds_per_step"] * metrics["config"]["train_steps"] / 60,
+        "minutes": train["seconds_per_step"] * config["train_steps"] / 60,
         "kept_step": train["kept_step"],
         "test": metrics["test"],
     }

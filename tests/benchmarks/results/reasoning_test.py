@@ -75,13 +75,17 @@ def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
         "by_starts": {"hard": {"4": {**figures, "exact": 0.375}}},
     }  # fmt: skip
     metrics = {
-        "config": {"task": "sudoku", "train_steps": 600, "max_steps": 32},
+        "config": {"task": "sudoku", "train_steps": 600, "max_steps": 32, "depth": 0},
         "parameters": 140000,
         "train": {"seconds_per_step": 0.5, "kept_step": 500},
         "test": test,
     }
     with pytest.raises(FileNotFoundError, match="has not finished"):
         reasoning_recipes.keep(str(tmp_path), str(tmp_path))
+    for config in ({"dataset": "text"}, {**metrics["config"], "depth": 1}):
+        (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "config": config}))
+        with pytest.raises(ValueError, match="no equilibrium that was trained on puzzles"):
+            reasoning_recipes.keep(str(tmp_path), str(tmp_path))
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     reasoning_recipes.keep(str(tmp_path), str(tmp_path))
     text = reasoning.document(str(tmp_path))
