@@ -5,11 +5,11 @@ part of the project.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.results.tables import markdown_table
-from tfdeq.programs.workdir import read_json, write_json
+from tfdeq.programs.workdir import Curves, read_json, write_json
 
 _Figures = Mapping[str, Any]  # of a test at one budget
 
@@ -18,6 +18,14 @@ RUNS = {
     "prefix_sums": "--test_puzzles=200 --test_sizes=512,2048,8192 --test_budget=512",
     "maze": "--test_puzzles=100 --test_sizes=15,33,59 --test_budget=16",
     "sudoku": "--evaluate_every=250 --test_puzzles=256 --test_budget=8",
+}
+
+
+_FORMS = {
+    "residual": "{:.1e}",
+    "spectral_radius": "{:.2f}",
+    "gradient_cosine": "{:.4f}",
+    "reference_residual": "{:.1e}",
 }
 
 
@@ -54,9 +62,22 @@ def keep(workdir: str, folder: str) -> str:
         "minutes": train["seconds_per_step"] * config["train_steps"] / 60,
         "kept_step": train["kept_step"],
         "test": metrics["test"],
+        "inspections": _inspections(workdir),
     }
     write_json(path, figures)
     return path
+
+
+def _inspections(workdir: str) -> list[dict[str, Any]]:
+    """Returns the figures of each comparison with an accurate gradient, and the residual at that step."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in Curves(os.path.join(workdir, "curves.jsonl")).rows:
+        found.setdefault(row["step"], {}).update(row)
+    return [
+        {name: row.get(name) for name in ("step", *_FORMS)}
+        for row in found.values()
+        if "gradient_cosine" in row
+    ]
 
 
 def section(task: str, run: Mapping[str, Any] | None) -> str:
@@ -78,7 +99,32 @@ def section(task: str, run: Mapping[str, Any] | None) -> str:
         parts.append(_table(f"size, at {largest}", test["by_size"]))
     for grade, by_starts in test.get("by_starts", {}).items():
         parts.append(_table(f"starts, {grade}", by_starts))
+    if run.get("inspections"):
+        parts.append(_through_training(run["inspections"]))
     return "\n".join(parts)
+
+
+def _through_training(inspections: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table of the gradient in training, and how it was compared."""
+    rows = [
+        (
+            f"{row['step']:,}",
+            *("" if row[name] is None else form.format(row[name]) for name, form in _FORMS.items()),
+        )
+        for row in inspections
+    ]
+    columns = (
+        "step",
+        "residual",
+        "spectral radius",
+        "cosine of the gradient",
+        "reference's residual",
+    )
+    return (
+        "In training, at the budget of that step: the mean residual, and the cosine of the angle between the "
+        "gradient and that of an accurate solve (16 times the budget, backward by Broyden's method).\n\n"
+        + markdown_table(columns, rows)
+    )
 
 
 def _without_repetition(by_budget: Mapping[str, _Figures]) -> dict[str, _Figures]:

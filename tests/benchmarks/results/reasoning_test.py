@@ -87,6 +87,17 @@ def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
         with pytest.raises(ValueError, match="no equilibrium that was trained on puzzles"):
             reasoning_recipes.keep(str(tmp_path), str(tmp_path))
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    curves = (
+        {"step": 50, "residual": 2e-2},
+        {
+            "step": 50,
+            "spectral_radius": 0.5,
+            "gradient_cosine": 0.99987,
+            "reference_residual": 1e-6,
+        },
+        {"step": 60, "residual": 1e-2},
+    )
+    (tmp_path / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curves))
     reasoning_recipes.keep(str(tmp_path), str(tmp_path))
     text = reasoning.document(str(tmp_path))
     assert "140,000 parameters, 600 steps, about 5 min of training" in text
@@ -98,4 +109,6 @@ def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
     assert "| 4 ×" not in text
     assert "| starts, hard | exact |" in text
     assert "| 4 | 37.5 % |" in text
+    assert "| 50 | 2.0e-02 | 0.50 | 0.9999 | 1.0e-06 |" in text
+    assert "| 60 |" not in text
     assert text.count("Not run yet.") == 3 + 2

@@ -1,0 +1,1 @@
+"""Figures of models that classify pictures: accuracy, certificates, and their page."""
