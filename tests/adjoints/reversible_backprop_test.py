@@ -52,7 +52,7 @@ def _backpropagated(index, beta):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("beta", "max_steps"),
-    fast([(0.8, 2), (0.95, 60)], [(0.8, 1), (0.8, 2), (0.8, 17), (0.5, 60), (0.95, 60)]),
+    fast([(0.95, 60)], [(0.8, 1), (0.8, 2), (0.8, 17), (0.5, 60), (0.95, 60)]),
 )
 def test_equals_backpropagation_through_the_same_iterations(mode, beta, max_steps):
     """Even if rounding, amplified over all steps, would be 20^60 times too large."""

@@ -217,6 +217,7 @@ def test_what_is_kept_for_the_backward_pass(checkpointed, held):
         assert probe.most <= 1, "one interior at a time is computed again"
 
 
+@pytest.mark.slow
 def test_xla_does_not_merge_the_recomputation_with_the_first_one():
     a, x = _case()
 

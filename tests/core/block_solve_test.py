@@ -79,10 +79,10 @@ def _dense(x, mask):
     ("shape", "block", "applications"),
     [
         ((3, 50, 2), 8, 8),
-        ((3, 50, 2), 7, 3),
-        ((2, 5, 1), 8, 2),
+        pytest.param((3, 50, 2), 7, 3, marks=pytest.mark.slow),
+        pytest.param((2, 5, 1), 8, 2, marks=pytest.mark.slow),
         ((2, 13, 10, 2), 4, 8),
-        ((2, 9, 9, 1), 3, 2),
+        pytest.param((2, 9, 9, 1), 3, 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_equilibrium(shape, block, applications):

@@ -48,7 +48,7 @@ def test_an_answer_that_travels_is_waited_for(length, mode):
     assert (impatient.steps.numpy() < 20).all()
 
 
-@pytest.mark.parametrize("name", fast(["anderson", "broyden"], GENERAL))
+@pytest.mark.parametrize("name", fast(["anderson"], GENERAL))
 def test_every_solver_waits_for_an_answer_that_travels(name):
     """No method stagnates on the way, for any number of evaluations per place."""
     bits, z0, answer = _case(64)
@@ -76,7 +76,7 @@ def test_broyden_solves_what_expands(normal, seed):
 @pytest.mark.parametrize(
     ("count", "gain", "activation"),
     fast(
-        [(20, 1.0, "relu"), (20, 2.0, "linear")],
+        [(20, 2.0, "linear")],
         [(20, 1.0, "relu"), (20, 2.0, "linear"), (24, 2.0, "relu"), (30, 1.3, "linear")],
     ),
 )

@@ -73,7 +73,7 @@ def _exact(matrices):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", fast([2, 8, 200], [2, 8, 30, 100, 200]))
+@pytest.mark.parametrize("size", fast([8, 200], [2, 8, 30, 100, 200]))
 def test_radius_and_its_error(size, mode):
     matrices = [make(np.random.default_rng(size), size) for make in CASES.values()]
     exact = _exact(matrices)

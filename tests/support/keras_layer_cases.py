@@ -325,7 +325,7 @@ EXCLUDED = {
 NOT_LOADED = {"RandomShear": "its own get_config has factors that its constructor refuses"}
 
 # The fast part of the test: one layer for each kind of behaviour.
-QUICK = ["BatchNormalization", "Dropout", "LSTM", "Embedding"]
+QUICK = ["BatchNormalization", "Dropout"]
 
 
 def layer_classes() -> dict[str, type]:

@@ -35,7 +35,7 @@ def _expected(model, **settings):
 @pytest.mark.parametrize(
     "solver",
     [
-        "anderson",
+        pytest.param("anderson", marks=pytest.mark.slow),
         "reversible",  # its next state is the iterate itself, which must not be overwritten
         pytest.param("broyden", marks=pytest.mark.slow),
         pytest.param("newton_krylov", marks=pytest.mark.slow),

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import contracting_language_model
+from tests.support.cases import contracting_language_model, fast
 from tfdeq.runs import kind
 from tfdeq.serving.kinds import runs
 from tfdeq.serving.kinds.keras_kind import KerasKind
@@ -37,7 +37,7 @@ def write(folder, model, **entry):
     return kept
 
 
-@pytest.mark.parametrize("explicit_steps", [0, 2])
+@pytest.mark.parametrize("explicit_steps", fast([0], [0, 2]))
 def test_a_run_of_examples(explicit_steps, tmp_path):
     model = classifier(explicit_steps)
     kept = write(tmp_path, model)

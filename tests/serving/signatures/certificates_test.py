@@ -106,8 +106,11 @@ def test_inputs_of_any_size():
     "make",
     [
         lambda: make_model(explicit_steps=2),
-        lambda: make_model((4, 3)),
-        lambda: keras.Sequential([keras.Input((3,)), tfdeq.DEQLayer(tfdeq.cells.DenseCell(4))]),
+        pytest.param(lambda: make_model((4, 3)), marks=pytest.mark.slow),
+        pytest.param(
+            lambda: keras.Sequential([keras.Input((3,)), tfdeq.DEQLayer(tfdeq.cells.DenseCell(4))]),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["applications", "places", "another cell"],
 )
