@@ -130,6 +130,7 @@ def test_losses_in_half_precision_can_be_added_to_those_of_fit(policy):
     assert {loss.dtype for loss in layer.losses} == {tf.float32}
 
 
+@pytest.mark.slow
 def test_losses_of_a_nested_layer_count_once():
     class Outer(keras.layers.Layer):
         def __init__(self):

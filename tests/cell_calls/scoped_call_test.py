@@ -307,7 +307,7 @@ def test_a_saved_function_has_no_scope(tmp_path):
         np.testing.assert_allclose(module.call(X), after(2), atol=1e-6)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", fast([False], [False, True]))
 def test_a_trace_of_residuals(jit_compile):
     solver = tfdeq.FixedPointIteration(max_steps=5, tolerance=1e-6)
     layer = tfdeq.DEQLayer(Half(), solver, name="half")

@@ -134,6 +134,7 @@ class MaskedCell(DenseCell):
         return y if mask is None else y * keras.ops.cast(mask, y.dtype)[..., None]
 
 
+@pytest.mark.slow
 def test_a_layers_mask_follows_its_samples():
     """Each sample has its own mask, and samples leave the batch at different times."""
     random = np.random.default_rng(0)

@@ -131,7 +131,7 @@ def test_dtype_policies(policy, dtype, tolerance):
         assert np.abs(gradient).max() > 0
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
+@pytest.mark.parametrize("penalty", fast([1.0], [0.0, 1.0]))
 def test_mask_reaches_the_cell(penalty):
     layer = tfdeq.DEQLayer(MaskedCell(UNITS), TIGHT, jacobian_penalty=penalty)
     inputs = keras.Input((5, UNITS))

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import DenseCell
+from tests.support.cases import DenseCell, fast
 from tfdeq.serving import convert
 from tfdeq.serving.edge import litert, onnx_file
 from tfdeq.serving.edge.converted import FORMATS
@@ -82,7 +82,7 @@ def _litert(function, folder):
     return tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert()
 
 
-@pytest.mark.parametrize("approximate", [False, True])
+@pytest.mark.parametrize("approximate", fast([False], [False, True]))
 def test_gelu(approximate, tmp_path):
     content = _litert(lambda x: tf.nn.gelu(x, approximate), tmp_path / "m")
     (tmp_path / "m.onnx").write_bytes(onnx_file.from_litert(content, "f"))
