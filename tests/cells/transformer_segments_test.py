@@ -253,6 +253,7 @@ def test_padding_behind_a_segment_is_zero_and_changes_nothing():
     np.testing.assert_array_equal(padded.steps, short.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "mode"), fast([("post", "graph")], [("pre", "xla"), ("post", "graph")])
 )

@@ -205,6 +205,7 @@ def _penalised(**settings):
     return layer, x
 
 
+@pytest.mark.slow  # regularizers_test.py has it for the penalty itself
 def test_penalty_is_unbiased_and_fresh():
     layer, x = _penalised()
     z = layer(x)

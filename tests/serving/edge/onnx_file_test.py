@@ -60,6 +60,7 @@ def test_answers_are_the_models(solver, tmp_path):
     assert np.isfinite(answer["output_0"]).all()
 
 
+@pytest.mark.slow
 def test_an_output_that_is_named_like_an_input(tmp_path):
     # The state goes in and comes out under one name, which ONNX does not permit.
     model = _model("fixed_point_iteration")
