@@ -25,7 +25,6 @@ print(given_back, faults())
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_what_was_freed_is_not_asked_of_the_system_again():
     command = [sys.executable, "-c", _PROGRAM]
