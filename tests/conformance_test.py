@@ -261,7 +261,9 @@ def test_rule_treats_each_sample_as_if_alone(adjoint):
     _assert_close(d_a, sum(tf.convert_to_tensor(one[1]) for one in alone), tolerance)
 
 
-@pytest.mark.parametrize("adjoint", adjoints.REGISTRY)
+@pytest.mark.parametrize(
+    "adjoint", fast(["implicit", "unrolled", "reversible_backprop"], adjoints.REGISTRY)
+)
 def test_rule_gives_z0_no_gradient(adjoint):
     f, z0, args, _ = _mixed_case()
     rule = adjoints.get(adjoint)
@@ -287,7 +289,7 @@ def test_rule_trains_a_layer_that_is_saved_and_loaded(adjoint, tmp_path):
     _assert_close(loaded(x), model(x), 1e-6)
 
 
-@pytest.mark.parametrize("name", fast(["anderson", "broyden"], GENERAL))
+@pytest.mark.parametrize("name", fast(["anderson"], GENERAL))
 def test_modes_agree(name):
     a, x = linear_case(batch=4, radius=0.9, seed=9)
 
@@ -321,7 +323,7 @@ def _assert_close(one, other, tolerance):
         np.testing.assert_allclose(left, right, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", fast(["noisy", "pair", *FEW], CELLS))
+@pytest.mark.parametrize("name", fast(["noisy", "transformer"], CELLS))
 def test_cell_converges_and_learns_in_a_layer(name):
     make, x = CELLS[name]
     x = _tensors(x)
@@ -338,7 +340,7 @@ def test_cell_converges_and_learns_in_a_layer(name):
         assert np.isfinite(gradient).all(), variable.path
 
 
-@pytest.mark.parametrize("name", fast(["noisy", "pair", *FEW], CELLS))
+@pytest.mark.parametrize("name", fast(["noisy", "pair", "trellis"], CELLS))
 def test_cell_is_batch_invariant_in_inference(name):
     make, x = CELLS[name]
     layer = tfdeq.DEQLayer(make(), tfdeq.Anderson(max_steps=60, tolerance=1e-5))
@@ -409,7 +411,7 @@ def _assert_equal_in(path, model, x):
     assert found.passed, found.text
 
 
-@pytest.mark.parametrize("name", fast(FEW, CELLS))
+@pytest.mark.parametrize("name", fast(["dense"], CELLS))
 def test_cell_survives_its_config(name):
     make, x = CELLS[name]
     layer = tfdeq.DEQLayer(make())
@@ -435,7 +437,7 @@ def _input_spec(leaf):
     return tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype)
 
 
-@pytest.mark.parametrize("name", fast(["transformer"], [*CELLS, *MODELS]))
+@pytest.mark.parametrize("name", fast(["pair"], [*CELLS, *MODELS]))
 def test_saving_and_exporting(name, tmp_path):
     model, x = _model(name)
     expected = model(_tensors(x))

@@ -36,9 +36,14 @@ PAGES = [
     )
     if "```python" in path.read_text("utf-8")
 ]
-# Pages that train or export take longest.
+# Pages that train or export take longest; these do neither, and take seconds too.
+LONG = ("docs/concepts/stability.md", "docs/guides/images.md", "docs/guides/tune.md")
 CODE = [
-    pytest.param(path, id=_name(path), marks=pytest.mark.slow if _is_slow(path) else ())
+    pytest.param(
+        path,
+        id=_name(path),
+        marks=pytest.mark.slow if _is_slow(path) or _name(path) in LONG else (),
+    )
     for path in PAGES
 ]
 # What a page may show though it need not be installed here, each in a block that no later one needs.

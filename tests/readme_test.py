@@ -11,7 +11,11 @@ ROOT = pathlib.Path(__file__).absolute().parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
 # Code that needs a server, a trained run or a cluster is run by those tests.
 ALONE = [
-    pytest.param(block, id=str(place), marks=pytest.mark.slow if ".fit(" in block else ())
+    pytest.param(
+        block,
+        id=str(place),
+        marks=pytest.mark.slow if re.search(r"\.(fit|generate)\(", block) else (),
+    )
     for place, block in enumerate(BLOCKS)
     if "import tfdeq" in block
 ]

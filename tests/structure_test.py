@@ -125,6 +125,20 @@ def _modules_of_the_core():
     ]
 
 
+# Their examples train, export or generate, and take seconds.
+LONG_EXAMPLES = (
+    "tfdeq.callbacks",
+    "tfdeq.cells.multiscale.multiscale_cell",
+    "tfdeq.gradient_report",
+    "tfdeq.models.generation",
+    "tfdeq.models.generation_segments",
+    "tfdeq.models.language_model",
+    "tfdeq.serving.edge.litert",
+    "tfdeq.serving.versions.loading",
+    "tfdeq.serving.versions.saved_model",
+)
+
+
 def _modules_with_examples():
     return [
         _module_of(path)
@@ -210,7 +224,13 @@ def test_public_names_say_what_they_are(name):
         assert "Source:" in text or name in ("describe", "SolveScope")  # these have no method
 
 
-@pytest.mark.parametrize("module", _modules_with_examples())
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(module, marks=pytest.mark.slow if module in LONG_EXAMPLES else ())
+        for module in _modules_with_examples()
+    ],
+)
 def test_examples_of_the_docstrings(module):
     module = importlib.import_module(module)
     result = doctest.testmod(

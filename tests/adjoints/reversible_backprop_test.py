@@ -52,7 +52,7 @@ def _backpropagated(index, beta):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("beta", "max_steps"),
-    fast([(0.8, 2), (0.95, 60)], [(0.8, 1), (0.8, 2), (0.8, 17), (0.5, 60), (0.95, 60)]),
+    fast([(0.95, 60)], [(0.8, 1), (0.8, 2), (0.8, 17), (0.5, 60), (0.95, 60)]),
 )
 def test_equals_backpropagation_through_the_same_iterations(mode, beta, max_steps):
     """Even if rounding, amplified over all steps, would be 20^60 times too large."""
@@ -68,7 +68,7 @@ def test_equals_backpropagation_through_the_same_iterations(mode, beta, max_step
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", fast(["float64"], ["float64", "float32"]))
 @pytest.mark.parametrize("mode", MODES)
 def test_each_sample_is_reversed_for_its_own_steps(mode, dtype):
     """Samples that stop early for either reason; float32 against float64's backpropagation."""

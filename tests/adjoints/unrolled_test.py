@@ -55,7 +55,7 @@ def _assert_equal(found, expected):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("checkpointed", [True, False])
+@pytest.mark.parametrize("checkpointed", fast([True], [True, False]))
 @pytest.mark.parametrize("mode", MODES)
 def test_all_steps_are_plain_backpropagation_from_z0(mode, checkpointed):
     solution, gradients = _gradients(tfdeq.Unrolled(7, checkpointed), mode=mode)
@@ -217,6 +217,7 @@ def test_what_is_kept_for_the_backward_pass(checkpointed, held):
         assert probe.most <= 1, "one interior at a time is computed again"
 
 
+@pytest.mark.slow
 def test_xla_does_not_merge_the_recomputation_with_the_first_one():
     a, x = _case()
 

@@ -20,6 +20,8 @@ CASES = {
     "trellis": lambda **kwargs: baselines.TrellisNetwork(WIDTH, 4, 3, **kwargs),
 }
 every_case = pytest.mark.parametrize("name", CASES)
+# For what the layers share.
+some_cases = pytest.mark.parametrize("name", fast(["lstm", "transformer"], CASES))
 
 
 def _layer(name, **settings):
@@ -65,7 +67,7 @@ def test_segments_are_one_piece(name, dtype, tolerance):
         np.testing.assert_allclose(segments, whole, rtol=tolerance, atol=tolerance)
 
 
-@every_case
+@some_cases
 def test_zeros_are_a_text_that_nothing_stands_before(name):
     layer, x = _layer(name), _inputs()
     whole = layer(x)
@@ -85,7 +87,7 @@ def test_zeros_are_a_text_that_nothing_stands_before(name):
     assert np.abs(output[1] - whole[1]).max() > 1e-3
 
 
-@every_case
+@some_cases
 def test_no_gradient_through_the_memory(name):
     layer, x = _layer(name), _inputs()
     with tf.GradientTape() as tape:
@@ -135,7 +137,7 @@ def test_graph_and_xla_do_as_eager_mode_does(name):
         )
 
 
-@every_case
+@some_cases
 def test_batch_and_length_may_be_unknown(name):
     layer, x = _layer(name), _inputs()
     whole, memory = layer(x, layer.initial_memory(2))
@@ -152,7 +154,7 @@ def test_batch_and_length_may_be_unknown(name):
 
 
 @pytest.mark.parametrize("mode", fast(["eager"], ["eager", "xla"]))
-@every_case
+@some_cases
 def test_mixed_bfloat16(name, mode):
     layer, x = _layer(name, dtype="mixed_bfloat16"), _inputs()
     exact = _layer(name)
@@ -166,7 +168,7 @@ def test_mixed_bfloat16(name, mode):
     assert np.abs(error).max() < 0.05 * np.abs(exact(x)).max()
 
 
-@every_case
+@some_cases
 def test_dropout_is_in_training_alone(name):
     layer = _layer(name, dropout=0.5)
     x = _inputs()
@@ -176,7 +178,7 @@ def test_dropout_is_in_training_alone(name):
         CASES[name](dropout=1.5)
 
 
-@every_case
+@some_cases
 def test_saving(name, tmp_path):
     inputs = keras.Input((None, WIDTH))
     layer = CASES[name](dropout=0.2, name="baseline")

@@ -94,7 +94,7 @@ def penalty_and_gradient(layer, x, parts, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("power_steps", [0, 1])
+@pytest.mark.parametrize("power_steps", fast([1], [0, 1]))
 @pytest.mark.parametrize("fraction", fast([0.4], [0.125, 0.4, 1.0]))
 def test_the_mean_over_parts_is_what_the_whole_adds(fraction, power_steps, mode):
     """Up to rounding, because sums over rows have another order."""

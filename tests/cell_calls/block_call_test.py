@@ -24,6 +24,7 @@ def test_when(compaction, iterates, trace, expected):
     assert BlockCall.fits(compaction, iterates, trace) == expected
 
 
+@pytest.mark.slow
 def test_each_sample_s_tolerance_and_budget_reach_the_solve():
     keras.utils.set_random_seed(0)
     solver = FixedPointIteration(max_steps=200, tolerance=1e-5)

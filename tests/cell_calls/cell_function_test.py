@@ -55,7 +55,7 @@ def _by_hand(cell, x, applications=80):
     return z, cell.losses
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", fast([True], [False, True]))
 def test_losses_of_the_cell_count_once_at_the_equilibrium(training):
     layer = tfdeq.DEQLayer(LossCell(), TIGHT)
     x = _x()
@@ -130,6 +130,7 @@ def test_losses_in_half_precision_can_be_added_to_those_of_fit(policy):
     assert {loss.dtype for loss in layer.losses} == {tf.float32}
 
 
+@pytest.mark.slow
 def test_losses_of_a_nested_layer_count_once():
     class Outer(keras.layers.Layer):
         def __init__(self):
@@ -200,6 +201,7 @@ def test_gradients_of_lora_are_those_of_the_kernel_that_it_makes(mode):
     np.testing.assert_allclose(found[1], a.T @ of_kernel, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("training", fast([True], [False, True]))
 def test_a_stateful_layer_goes_on_once_a_call(mode, training):
@@ -256,7 +258,7 @@ class UnseededCell(keras.layers.Layer):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", fast([UnseededCell], [AlwaysNoisyCell, UnseededCell]))
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", fast([False], [False, True]))
 def test_noise_is_new_in_every_call_and_one_in_a_solve(kind, training, mode):
     layer = tfdeq.DEQLayer(kind(), TIGHT)
     # Rows of different difficulty: in inference the batch, and therefore the noise, would shrink.
@@ -269,7 +271,9 @@ def test_noise_is_new_in_every_call_and_one_in_a_solve(kind, training, mode):
         assert np.abs(one.z - other.z).max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", [AlwaysNoisyCell, UnseededCell])
+@pytest.mark.parametrize(
+    "kind", [AlwaysNoisyCell, pytest.param(UnseededCell, marks=pytest.mark.slow)]
+)
 def test_gradient_is_of_the_noise_of_the_solve(kind):
     """When the gradient is computed, the seeds have advanced, but the noise is the same."""
     layer = tfdeq.DEQLayer(kind(dtype="float64"), EXACT, dtype="float64")

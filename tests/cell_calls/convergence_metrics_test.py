@@ -68,6 +68,7 @@ class _Nosy(keras.callbacks.Callback):
         self.model(tf.fill([7, 4], 50.0), training=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", fast(["graph"], ["graph", "eager", "mirrored"]))
 def test_evaluation_and_validation_count_and_nothing_else_does(way):
     mirrored = way == "mirrored"

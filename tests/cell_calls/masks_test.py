@@ -240,7 +240,7 @@ def test_losses_of_a_model_leave_padding_out_only_where_there_is_some():
     inputs = keras.Input((5,), dtype="int32")
     z = tfdeq.DEQLayer(_pooling_cell(), TIGHT)(_embedding()(inputs))
     model = keras.Model(inputs, keras.layers.Dense(1)(z))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     expected = float(np.mean((model.predict(tokens, verbose=0) - y) ** 2))
     for rows in (5, 3):
         model.evaluate(tokens[:rows], y[:rows], verbose=0)
@@ -264,6 +264,7 @@ def test_masks_survive_saving_and_exporting(tmp_path):
     np.testing.assert_allclose(served.serve(tf.constant(TOKENS, tf.int32)), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_on_another_sees_the_mask_of_the_state_under_it():
     layer = tfdeq.DEQLayer(stacked(RecurrentCell(), _pooling_cell()), TIGHT)
     x = _embedding()(TOKENS)

@@ -253,6 +253,7 @@ def test_padding_behind_a_segment_is_zero_and_changes_nothing():
     np.testing.assert_array_equal(padded.steps, short.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "mode"), fast([("post", "graph")], [("pre", "xla"), ("post", "graph")])
 )
@@ -303,6 +304,7 @@ def test_gradients_are_those_of_finite_differences(norm, mode):
         check(gradient, at.shape, loss_at, variable.path)
 
 
+@pytest.mark.slow
 def test_locked_dropout_is_constant_in_a_segments_solve():
     layer = _layer(tolerance=1e-9, dropout=0.3, locked_dropout=True)
     segment = {"input": _inputs(), "past": _past(layer)}

@@ -103,7 +103,7 @@ def test_plain_iteration_takes_one_evaluation_a_layer_and_one_to_see_it(mode):
 @pytest.mark.parametrize(
     "name",
     fast(
-        ["fixed_point_iteration", "anderson", "broyden"],
+        ["fixed_point_iteration", "broyden"],
         [name for name in exact_solvers() if "gmres" not in name],
     ),
 )

@@ -62,7 +62,15 @@ def test_an_input_that_is_not_finite_has_not_converged(mode):
     assert layer(x, return_solution=True).status.numpy().tolist() == expected
 
 
-@pytest.mark.parametrize("rows", [(3, 4), (3, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (3, 4),
+        pytest.param((3, 2), marks=pytest.mark.slow),
+        pytest.param((3, 1), marks=pytest.mark.slow),
+        (2, 3),
+    ],
+)
 @pytest.mark.parametrize("known", [True, False])
 def test_rows_are_checked_not_repaired(rows, known):
     of_x, of_z = rows

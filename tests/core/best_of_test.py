@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import EVERY_MODE, in_mode
+from tests.support.cases import MODES, fast, in_mode
 
 
 def _two_sided():
@@ -61,7 +61,7 @@ def test_a_settled_answer_comes_before_what_more_starts_agree_on():
     np.testing.assert_allclose(best.outputs, [[2.0, 0.0]], atol=1e-2)
 
 
-@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize("mode", MODES)
 def test_in_every_mode_and_of_any_batch(mode):
     """The same in eager mode, a graph and XLA; a sample's answer does not depend on its batch."""
     layer = _two_sided()
@@ -102,7 +102,7 @@ def test_the_callers_own_comparison():
     assert best.agreement.numpy().tolist() == [1.0] * 3
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mode", fast(["graph"], ["eager", "graph"]))
 def test_each_sample_has_its_own_number_of_starts(mode):
     """A sample's answer is that of best_of with its number of starts, and it only pays for these."""
     layer = _two_sided()

@@ -79,10 +79,10 @@ def _dense(x, mask):
     ("shape", "block", "applications"),
     [
         ((3, 50, 2), 8, 8),
-        ((3, 50, 2), 7, 3),
-        ((2, 5, 1), 8, 2),
+        pytest.param((3, 50, 2), 7, 3, marks=pytest.mark.slow),
+        pytest.param((2, 5, 1), 8, 2, marks=pytest.mark.slow),
         ((2, 13, 10, 2), 4, 8),
-        ((2, 9, 9, 1), 3, 2),
+        pytest.param((2, 9, 9, 1), 3, 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_equilibrium(shape, block, applications):
@@ -97,7 +97,7 @@ def test_the_equilibrium(shape, block, applications):
     np.testing.assert_allclose(solution.residual, own, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [pytest.param((3, 40, 2), marks=pytest.mark.slow), (3, 9, 7, 2)])
+@pytest.mark.parametrize("shape", [(3, 40, 2), pytest.param((3, 9, 7, 2), marks=pytest.mark.slow)])
 def test_samples_do_not_depend_on_their_batch(shape):
     x = _floats(*shape)
     x[1] = 0.0  # settles at once
@@ -172,7 +172,7 @@ def test_a_layer(cell, shape, mode, tmp_path):
     whole = tfdeq.DEQLayer(cell(), EXACT, dtype="float64")
     apart = tfdeq.DEQLayer(cell(), EXACT, block=5, dtype="float64")
     x = tf.constant(_floats(*shape))
-    whole(x), apart(x)
+    whole(x, max_steps=1), apart(x, max_steps=1)  # builds them
     apart.set_weights(whole.get_weights())
     solve = in_mode(lambda x: tuple(apart(x, return_solution=True))[:4], mode)
     solution = tfdeq.Solution(*solve(x))

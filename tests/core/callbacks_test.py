@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import DenseCell, compile_classifier, image_classifier, image_data
+from tests.support.cases import DenseCell, compile_classifier, fast, image_classifier, image_data
 from tfdeq.callbacks import EquilibriumMonitor
 from tfdeq.steadiness.scaled_schedule import ScaledSchedule
 
@@ -124,7 +124,7 @@ def test_changes_are_taken_back_below_half_the_threshold(capsys):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("budget", [None, 2])
+@pytest.mark.parametrize("budget", fast([2], [None, 2]))
 def test_budget_grows_while_the_residual_is_high(budget):
     model = _rough_model(training_max_steps=budget)
     monitor = EquilibriumMonitor("budget", residual_threshold=1e-6, frequency=1)

@@ -44,6 +44,7 @@ def _assert_derivatives(received, expected):
             np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.slow  # nests have it too
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", fast(["broyden"], SOLVERS))
 def test_linear_cell_to_second_order(name, mode):
@@ -58,7 +59,7 @@ def test_linear_cell_to_second_order(name, mode):
     _assert_derivatives(in_mode(derivatives, mode)(a, x), _derivatives(_closed_form, a, x))
 
 
-@pytest.mark.parametrize("name", fast(GENERAL, SOLVERS))
+@pytest.mark.parametrize("name", fast(["anderson", "newton_krylov"], SOLVERS))
 def test_linear_cell_reaches_1e_10_from_anywhere(name):
     """A symmetric, an asymmetric and a nilpotent A, from a random start."""
     a, x = linear_case(batch=5, size=6, radius=0.6, seed=1)
@@ -211,7 +212,10 @@ def test_iterates_are_what_smaller_budgets_return(name, mode):
         np.testing.assert_allclose(state, solve(number).z, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("adjoint", ["implicit", "jacobian_free", "phantom_gradient"])
+@pytest.mark.parametrize(
+    "adjoint",
+    fast(["implicit", "jacobian_free"], ["implicit", "jacobian_free", "phantom_gradient"]),
+)
 def test_iterates_have_the_gradient_of_the_rule(adjoint):
     """The same as that of the adjoint for a solve that stops there."""
     a, x = map(tf.constant, linear_case(batch=2, radius=0.5, seed=2))
@@ -265,7 +269,7 @@ def test_iterates_of_methods_with_products_are_those_of_smaller_budgets(name):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("known", fast([False], [False, True]))
-@pytest.mark.parametrize("name", fast(["anderson", "gmres"], GENERAL))
+@pytest.mark.parametrize("name", fast(["anderson"], GENERAL))
 def test_a_state_without_entries_is_an_equilibrium(name, known, mode):
     """Such as that of texts of length 0: there is nothing to solve."""
 

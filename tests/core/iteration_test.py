@@ -55,7 +55,7 @@ def _solve(x, a, solver, mode, **settings):
 # --- counting -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mode", fast(["graph"], ["eager", "graph"]))
 @pytest.mark.parametrize("name", ONE_EVALUATION)
 def test_counts_freezes_and_returns_the_best_iterate(name, mode):
     """Compared with a record of all states at which f was evaluated."""
@@ -123,7 +123,7 @@ def test_best_iterate_is_kept_when_later_ones_are_worse():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(FEW, SOLVERS))
+@pytest.mark.parametrize("name", fast(["anderson"], SOLVERS))
 def test_tolerance_and_budget_override_the_solver(name, mode):
     a, x = _tanh_case(3)
     solver = solvers.get(name, max_steps=4, tolerance=0.5)
@@ -193,7 +193,7 @@ def test_converging_with_the_last_evaluation_counts_as_converged():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(FEW, SOLVERS))
+@pytest.mark.parametrize("name", fast(["anderson"], SOLVERS))
 def test_non_finite_samples_end_alone(name, mode):
     a, x = _tanh_case(3)
     solver = solvers.get(name, max_steps=30, tolerance=1e-4)
@@ -235,7 +235,9 @@ def test_sample_that_turns_non_finite_later_keeps_its_last_finite_iterate(name):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    "name", fast(["anderson", "broyden", "fixed_point_iteration", "reversible"], SOLVERS)
+)
 def test_non_finite_start(name, mode):
     a, x = _tanh_case(3)
     z0 = np.zeros_like(x)
@@ -282,7 +284,7 @@ def _assert_same_sample(one, row, other, other_row, rtol=1e-5, atol=1e-6):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(FEW, SOLVERS))
+@pytest.mark.parametrize("name", fast(["anderson"], SOLVERS))
 def test_a_sample_is_the_same_in_any_company(name, mode):
     """Alone, first, last, in the middle, and next to samples that diverge or are NaN."""
     a, x = _tanh_case(6, seed=3)
@@ -301,7 +303,7 @@ def test_a_sample_is_the_same_in_any_company(name, mode):
         _assert_same_sample(reverse, 5 - sample, together, sample)
 
 
-@pytest.mark.parametrize("name", fast(["broyden", "anderson"], SOLVERS))
+@pytest.mark.parametrize("name", fast(["anderson"], SOLVERS))
 @hypothesis.given(
     seed=strategies.integers(0, 2**31),
     gain=strategies.floats(0.1, 1.5),
@@ -335,7 +337,7 @@ def test_batch_invariance_holds_for_any_batch(name, seed, gain, order, poison, e
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(FEW, SOLVERS))
+@pytest.mark.parametrize("name", fast(["anderson"], SOLVERS))
 def test_nest_solves_as_the_one_matrix_it_stands_for(name, mode):
     a, x = _tanh_case(3, dtype="float64")
     split = lambda z: {"p": tf.reshape(z[:, :4], [-1, 2, 2]), "q": (z[:, 4:],)}  # noqa: E731
@@ -355,7 +357,7 @@ def test_nest_solves_as_the_one_matrix_it_stands_for(name, mode):
     np.testing.assert_allclose(nest.residual, flat.residual, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", fast(["anderson", "broyden", "gmres"], SOLVERS))
 def test_shapes_that_are_known_only_when_it_runs(name):
     @tf.function(
         autograph=False,
@@ -390,7 +392,9 @@ def _filled_up(array, shape):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["broyden", "reversible"])  # solvers whose states are used
+@pytest.mark.parametrize(
+    "name", fast(["reversible"], ["broyden", "reversible"])
+)  # solvers whose states are used
 def test_state_is_that_of_the_samples_last_evaluation(name, mode):
     """As if each sample had been solved alone, with its own number of evaluations."""
     a, x = _tanh_case(3, dtype="float64")

@@ -250,7 +250,7 @@ def cases(loops, rules, fast):
         RULES,
         lambda loop, rule: (
             (loop is scan and rule in ("implicit", "unrolled"))
-            or (rule == "implicit" and loop in (map_fn, cond_in_loop, rnn))
+            or (rule == "implicit" and loop in (map_fn, cond_in_loop))
         ),
     ),
 )
@@ -260,7 +260,7 @@ def test_first_derivatives(loop, rule, mode):
 
 @pytest.mark.parametrize(
     ("loop", "rule", "mode"),
-    cases((*LOOPS, *CARRYING), TWICE, lambda loop, rule: loop is scan and rule != "unrolled"),
+    cases((*LOOPS, *CARRYING), TWICE, lambda loop, rule: loop is scan and rule == "implicit"),
 )
 def test_second_derivatives(loop, rule, mode):
     check(loop, rule, mode, twice=True)

@@ -30,7 +30,7 @@ def _case(length):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("length", [64, 512])
+@pytest.mark.parametrize("length", fast([64], [64, 512]))
 def test_an_answer_that_travels_is_waited_for(length, mode):
     bits, z0, answer = _case(length)
 
@@ -48,7 +48,7 @@ def test_an_answer_that_travels_is_waited_for(length, mode):
     assert (impatient.steps.numpy() < 20).all()
 
 
-@pytest.mark.parametrize("name", fast(["anderson", "broyden"], GENERAL))
+@pytest.mark.parametrize("name", fast(["anderson"], GENERAL))
 def test_every_solver_waits_for_an_answer_that_travels(name):
     """No method stagnates on the way, for any number of evaluations per place."""
     bits, z0, answer = _case(64)
@@ -60,7 +60,7 @@ def test_every_solver_waits_for_an_answer_that_travels(name):
     np.testing.assert_allclose(solution.z["sum"], answer, atol=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", fast([0], range(3)))
 @pytest.mark.parametrize("normal", [True, False])
 def test_broyden_solves_what_expands(normal, seed):
     """Affine maps of 40 unknowns and spectral radius 1.5; scipy's best method needs 97 and 433."""
@@ -76,7 +76,7 @@ def test_broyden_solves_what_expands(normal, seed):
 @pytest.mark.parametrize(
     ("count", "gain", "activation"),
     fast(
-        [(20, 1.0, "relu"), (20, 2.0, "linear")],
+        [(20, 2.0, "linear")],
         [(20, 1.0, "relu"), (20, 2.0, "linear"), (24, 2.0, "relu"), (30, 1.3, "linear")],
     ),
 )
@@ -100,7 +100,7 @@ def test_a_weight_tied_stack_is_exact_whatever_its_activations(count, gain, acti
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("period", [2, 3, 7])
+@pytest.mark.parametrize("period", fast([2, 7], [2, 3, 7]))
 def test_plain_iteration_that_comes_back_is_ended(period, mode):
     """A rotation of a regular polygon's corners, exact in floating point."""
     shift = np.roll(np.eye(period, dtype="float32"), 1, axis=1)

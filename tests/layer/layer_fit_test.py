@@ -29,7 +29,7 @@ LOGS = [
 def trained():
     """A classifier with Dropout and BatchNormalization in its cell, and its fit logs."""
     images, labels = image_data()
-    model = compile_classifier(image_classifier())
+    model = compile_classifier(image_classifier(), jit_compile=False)
     history = model.fit(
         images,
         labels,
@@ -239,6 +239,7 @@ def test_mixed_policies_train(policy):
     assert min(logs["deq_converged"]) > 0.9
 
 
+@pytest.mark.slow  # callbacks_test.py has it with its exact value
 def test_penalty_enters_the_loss_of_fit():
     def first_loss(weight):
         keras.utils.set_random_seed(5)

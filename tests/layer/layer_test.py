@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfdeq
-from tests.support.cases import MODES, DenseCell, PairCell, in_mode
+from tests.support.cases import MODES, DenseCell, PairCell, fast, in_mode
 
 TIGHT = tfdeq.Broyden(max_steps=50, tolerance=1e-6)
 EXACT = tfdeq.Broyden(max_steps=60, tolerance=1e-13)
@@ -105,11 +105,14 @@ def test_weight_gradients_against_finite_differences(mode):
 
 @pytest.mark.parametrize(
     ("policy", "dtype", "tolerance"),
-    [
-        ("mixed_bfloat16", "bfloat16", 2e-2),
-        ("mixed_float16", "float16", 2e-3),
-        ("float64", "float64", 1e-9),
-    ],
+    fast(
+        [("mixed_bfloat16", "bfloat16", 2e-2), ("float64", "float64", 1e-9)],
+        [
+            ("mixed_bfloat16", "bfloat16", 2e-2),
+            ("mixed_float16", "float16", 2e-3),
+            ("float64", "float64", 1e-9),
+        ],
+    ),
 )
 def test_dtype_policies(policy, dtype, tolerance):
     keras.config.set_dtype_policy(policy)
@@ -128,7 +131,7 @@ def test_dtype_policies(policy, dtype, tolerance):
         assert np.abs(gradient).max() > 0
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
+@pytest.mark.parametrize("penalty", fast([1.0], [0.0, 1.0]))
 def test_mask_reaches_the_cell(penalty):
     layer = tfdeq.DEQLayer(MaskedCell(UNITS), TIGHT, jacobian_penalty=penalty)
     inputs = keras.Input((5, UNITS))
@@ -142,7 +145,12 @@ def test_mask_reaches_the_cell(penalty):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_steps": tf.constant(50)}, {"tolerance": tf.fill([8], 1e-6)}, {"z0": None}]
+    "settings",
+    [
+        pytest.param({"max_steps": tf.constant(50)}, marks=pytest.mark.slow),
+        pytest.param({"tolerance": tf.fill([8], 1e-6)}, marks=pytest.mark.slow),
+        {"z0": None},
+    ],
 )
 def test_mask_reaches_the_cell_beside_other_tensors(settings):
     layer = tfdeq.DEQLayer(MaskedCell(UNITS), TIGHT)
@@ -197,6 +205,7 @@ def _penalised(**settings):
     return layer, x
 
 
+@pytest.mark.slow  # regularizers_test.py has it for the penalty itself
 def test_penalty_is_unbiased_and_fresh():
     layer, x = _penalised()
     z = layer(x)

@@ -95,6 +95,7 @@ def model():
     return language_model()
 
 
+@pytest.mark.slow  # text/generate_next_test.py has it for the served functions
 @pytest.mark.parametrize("sizes", fast([[1, 3]], [[1], [1, 3], [5], [(1, 2, 3, 4), (4, 1, 2, 3)]]))
 def test_all_segments_together_are_the_text(model, sizes):
     whole = in_one_call(model, PROMPTS, LENGTHS, SETTINGS)
@@ -138,7 +139,7 @@ def test_compiled(model):
     np.testing.assert_array_equal(finish, whole.finish)
 
 
-@pytest.mark.parametrize("make", [language_model, trellis])
+@pytest.mark.parametrize("make", [language_model, pytest.param(trellis, marks=pytest.mark.slow)])
 def test_the_empty_state_has_the_form_of_those_returned(make):
     model = make()
     _, paused = generate_segment(model, PROMPTS[:2], segment_tokens=1)

@@ -92,7 +92,7 @@ def _perplexity(logits, tokens):
     return float(tf.exp(tf.reduce_mean(nats)))
 
 
-@every_kind
+@one_kind
 def test_segments_are_one_long_text(kind):
     (model, call, in_one_piece), tokens = _usual(kind), _tokens()
     whole, solution = in_one_piece(tokens)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import tomllib
 
 import keras
@@ -65,7 +66,17 @@ def _called():
     return model
 
 
-@pytest.mark.parametrize("make", [_transformer, _trellis, _cutoffs, _explicit, _reasoner, _called])
+@pytest.mark.parametrize(
+    "make",
+    [
+        _transformer,
+        _trellis,
+        pytest.param(_cutoffs, marks=pytest.mark.slow),
+        _explicit,
+        _reasoner,
+        pytest.param(_called, marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_comes_back_bit_for_bit(make, tmp_path):
     model = make()
     model.save_to_preset(tmp_path / "preset")
@@ -183,6 +194,15 @@ def test_what_is_replaced(tmp_path):
     assert (tmp_path / "own" / "thesis.txt").exists()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    model = _transformer()
+    model.tokenizer = WordTokenizer(WORDS)
+    folder = tmp_path_factory.mktemp("whole") / "preset"
+    model.save_to_preset(folder)
+    return folder
+
+
 def _damage(folder, name, text):
     path = folder / name
     if text is None:
@@ -203,10 +223,8 @@ def _damage(folder, name, text):
         ("model.weights.h5", "", ValueError, "model.weights.h5' does not hold the weights"),
     ],
 )
-def test_a_damaged_preset(name, text, error, message, tmp_path):
-    model = _transformer()
-    model.tokenizer = WordTokenizer(WORDS)
-    model.save_to_preset(tmp_path / "preset")
+def test_a_damaged_preset(whole, name, text, error, message, tmp_path):
+    shutil.copytree(whole, tmp_path / "preset")
     _damage(tmp_path / "preset", name, text)
     with pytest.raises(error, match=message):
         LanguageModel.from_preset(tmp_path / "preset")

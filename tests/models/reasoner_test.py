@@ -47,13 +47,19 @@ def test_larger_inputs():
 @pytest.mark.parametrize(
     ("cell", "small", "large"),
     [
-        (lambda: RecallConvolution(8, rank=1, recurrent_scale=0.3), (6,), (9,)),
+        pytest.param(
+            lambda: RecallConvolution(8, rank=1, recurrent_scale=0.3),
+            (6,),
+            (9,),
+            marks=pytest.mark.slow,
+        ),
         (lambda: RecallConvolution(8, recurrent_scale=0.3), (3, 4), (5, 6)),
         (lambda: GroupAttention(8, 2, ["row", "column"], recurrent_scale=0.3), (3, 3), (5, 5)),
-        (
+        pytest.param(
             lambda: ComposedCell([RecallConvolution(8, 1, recurrent_scale=0.3) for _ in range(2)]),
             (6,),
             (9,),
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -132,7 +138,10 @@ def test_fit():
     """Model.fit learns the inputs' parity, place by place."""
     model = _model(adjoint="jacobian_free")
     model.compile(
-        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
     )
     inputs = np.random.default_rng(0).integers(0, 3, (64, 6)).astype("int32")
     history = model.fit(inputs, inputs % 2, epochs=20, verbose=0).history

@@ -35,7 +35,7 @@ def _residual(z, f_z):
 @pytest.mark.parametrize(
     "size", fast([1e-30, 1e35], [1e-30, 1e-22, 1e-19, 1e-12, 1.0, 1e12, 1e20, 1e35])
 )
-@pytest.mark.parametrize("name", fast(["anderson", "broyden"], GENERAL))
+@pytest.mark.parametrize("name", fast(["anderson"], GENERAL))
 def test_a_solve_is_the_same_in_any_unit(name, size, mode):
     """A linear map in units of `size`: the same steps, residuals and answer in that unit."""
     a, x = (part.astype("float32") for part in linear_case(batch=3, radius=0.6, seed=1))
@@ -128,7 +128,13 @@ def test_gradients_in_any_unit(adjoint, size):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [name for name in GENERAL if name != "gmres"])
+@pytest.mark.parametrize(
+    "name",
+    fast(
+        ["anderson", "broyden", "fixed_point_iteration"],
+        [name for name in GENERAL if name != "gmres"],
+    ),
+)
 def test_an_absolute_tolerance_ends_a_solve_at_zero(name, mode):
     """f(z) = Az with A symmetric: no relative residual shows that z is close to the equilibrium."""
     a, _ = linear_case(size=4, radius=0.4, seed=3)

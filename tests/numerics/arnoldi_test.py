@@ -73,7 +73,7 @@ def _exact(matrices):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", fast([2, 8, 200], [2, 8, 30, 100, 200]))
+@pytest.mark.parametrize("size", fast([8, 200], [2, 8, 30, 100, 200]))
 def test_radius_and_its_error(size, mode):
     matrices = [make(np.random.default_rng(size), size) for make in CASES.values()]
     exact = _exact(matrices)
@@ -100,7 +100,7 @@ def test_many_eigenvalues_of_one_modulus(steps):
     np.testing.assert_allclose(_radius(matrices, steps=steps)[0], _exact(matrices), rtol=1e-3)
 
 
-@pytest.mark.parametrize("steps", fast([1, 5], [1, 2, 5, 12]))
+@pytest.mark.parametrize("steps", fast([1], [1, 2, 5, 12]))
 def test_few_steps_of_an_orthogonal_matrix_are_enough(steps):
     """In each step its growth equals its radius."""
     matrices = [0.5 * _orthogonal(np.random.default_rng(seed), 100) for seed in range(4)]
@@ -138,7 +138,7 @@ def test_batch_of_unknown_size_and_a_sample_that_is_not_finite(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", fast(["float16"], ["float16", "bfloat16"]))
 def test_half_precision(dtype, mode):
     """Products in half precision, everything else in float32."""
     matrix = tf.constant(CASES["orthogonal"](np.random.default_rng(0), 64), dtype)
@@ -153,7 +153,7 @@ def test_half_precision(dtype, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize("kind", fast(["complex"], ["real", "complex"]))
 def test_against_exact_eigenvalues(kind, mode):
     """A cell with another Jacobian for each sample, diag(1 − tanh²) A."""
     random = np.random.default_rng(2)

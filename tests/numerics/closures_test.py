@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import MODES, in_mode
+from tests.support.cases import MODES, fast, in_mode
 
 NAMES = ("broyden", "newton_krylov")
 
@@ -48,7 +48,7 @@ def test_a_trainable_variable_read_outside_is_refused():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("solver", NAMES)
+@pytest.mark.parametrize("solver", fast(["broyden"], NAMES))
 def test_what_no_gradient_goes_through_may_be_used(solver, mode):
     x, scale = tf.ones([2, 3]), tf.constant(0.25)
 

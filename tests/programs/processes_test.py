@@ -118,6 +118,7 @@ def test_cores_are_shared_and_never_none():
     assert processes.cores_per_process(10**6) == 1
 
 
+@pytest.mark.slow
 def test_a_package_of_the_same_name_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers" / "__init__.py").touch()

@@ -22,7 +22,7 @@ PROGRAMS = {
     "benchmarks.training.suite": "--suite=copy_memory|ptb_words",
     "benchmarks.training.training_memory": "--depths=VALUE,VALUE",
 }
-FAST = ("trainers.report", "benchmarks.training.compare")
+FAST = ("benchmarks.training.compare",)
 
 
 def shown_by(module):

@@ -86,7 +86,7 @@ def test_ring_holds_the_last_differences():
     np.testing.assert_allclose(state.gram[0], rows @ rows.T, rtol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("scale", fast([1e12], [1e-12, 1e12]))
 def test_ridge_does_not_depend_on_the_scale(scale):
     """A linear problem in other units takes the same steps to the same relative residual."""
     a, x = linear_case(size=SIZE, radius=0.95, seed=3)

@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import MODES, Recorder, in_mode, linear, linear_case, tanh_cell
+from tests.support.cases import MODES, Recorder, fast, in_mode, linear, linear_case, tanh_cell
 from tfdeq.iteration import iterate
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("radius", [0.5, 3.0])
+@pytest.mark.parametrize("radius", fast([3.0], [0.5, 3.0]))
 def test_affine_map_needs_as_many_products_as_dimensions(mode, radius):
     """D products, and two evaluations of f: at the start and at the solution."""
     a, x = linear_case(batch=4, size=7, radius=radius, seed=3)
@@ -44,6 +44,7 @@ def test_the_budget_is_never_exceeded(budget):
     assert (solution.status.numpy() == int(tfdeq.Status.MAX_STEPS)).all()
 
 
+@pytest.mark.slow  # conformance_test.py has it for a linear cell
 @pytest.mark.parametrize("mode", MODES)
 def test_as_the_backward_solver(mode):
     """The adjoint system takes its products from one linearisation; the gradient is exact."""

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import MODES, in_mode
+from tests.support.cases import MODES, fast, in_mode
 from tests.support.split_cases import monotone_case
 from tfdeq import solvers
 
@@ -13,7 +13,7 @@ USES = [name for name in solvers.REGISTRY if solvers.REGISTRY[name].uses_splitti
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("name", fast(["forward_backward"], USES))
 def test_solution_gradient_and_rows(name, mode):
     """With and without samples that leave the batch when they are done."""
     f, (w, x), exact = monotone_case(batch=6, monotonicity=1.0)

@@ -139,6 +139,7 @@ def test_saved_model_gives_the_tested_quality(trained):
     assert np.isfinite(logits.numpy()).all()
 
 
+@pytest.mark.slow
 def test_run_again_says_that_nothing_is_left_to_do(trained):
     before = (trained / "run" / "metrics.json").read_bytes()
     output = run(trained, f"--workdir={trained / 'run'}")
@@ -156,6 +157,7 @@ def test_a_finished_run_gets_its_baseline(trained, tmp_path):
     assert {"bits_per_byte", "residual", "steps", "by_budget", "name"} <= set(metrics["baseline"])
 
 
+@pytest.mark.slow  # the refusal itself is in records/resumption_test.py
 def test_another_configuration_is_refused_and_nothing_lost(trained):
     before = sorted(os.listdir(trained / "run"))
     output = run(trained, f"--workdir={trained / 'run'}", "--width=32", expect=1)

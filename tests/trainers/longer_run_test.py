@@ -58,6 +58,7 @@ def column(metrics, name):
     return {step: value for step, value in rows if value is not None}
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_for_more_steps(tmp_path, capsys):
     short = train(tmp_path, **LSTM)
     weights = keras.models.load_model(tmp_path / "model.keras").get_weights()

@@ -48,9 +48,10 @@ def _found(layer, max_steps=20):
     [
         pytest.param(JacobianFree(), np.eye(2), marks=pytest.mark.slow),
         (Unrolled(2), np.eye(2) + A.T),
-        (
+        pytest.param(
             Implicit(FixedPointIteration(max_steps=200, tolerance=1e-7)),
             np.linalg.inv(np.eye(2) - A.T),
+            marks=pytest.mark.slow,
         ),
     ],
 )

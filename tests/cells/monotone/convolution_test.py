@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfdeq
 from tests.cells.monotone.circular_test import matrix_of
-from tests.support.cases import MODES, in_mode
+from tests.support.cases import MODES, fast, in_mode
 from tfdeq.cells import MonotoneConvolution
 
 SPLITTING = ("forward_backward", "peaceman_rachford")
@@ -23,7 +23,7 @@ def _images(rows=3, seed=0, shape=(4, 5, 2)):
     return np.random.default_rng(seed).normal(size=(rows, *shape))
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("kernel_size", fast([3], [1, 3]))
 def test_the_operator_is_strongly_monotone_and_its_constants_are_right(kernel_size):
     layer = _layer("peaceman_rachford", monotonicity=0.3, kernel_size=kernel_size)
     x = tf.constant(_images())
@@ -40,7 +40,7 @@ def test_the_operator_is_strongly_monotone_and_its_constants_are_right(kernel_si
     np.testing.assert_allclose(found.numpy().ravel(), expected.ravel(), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SPLITTING)
+@pytest.mark.parametrize("name", fast(["peaceman_rachford"], SPLITTING))
 def test_a_thousand_starts_end_in_the_same_point(name):
     solver = tfdeq.solvers.get(name, max_steps=5000, tolerance=1e-6)
     layer = _layer(solver, filters=2, dtype="float32", monotonicity=0.5)

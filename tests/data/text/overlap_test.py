@@ -39,6 +39,7 @@ def test_words_are_lines_up_to_their_ends():
     assert overlap.overlap(found["train"], found["test"]) == 1
 
 
+@pytest.mark.slow
 def test_the_program_prints_the_shares(tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"line {place}\n" for place in range(2000)))
     result = subprocess.run(

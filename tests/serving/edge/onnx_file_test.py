@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
-from tests.support.cases import DenseCell
+from tests.support.cases import DenseCell, fast
 from tfdeq.serving import convert
 from tfdeq.serving.edge import litert, onnx_file
 from tfdeq.serving.edge.converted import FORMATS
@@ -35,7 +35,7 @@ def _expected(model, **settings):
 @pytest.mark.parametrize(
     "solver",
     [
-        "anderson",
+        pytest.param("anderson", marks=pytest.mark.slow),
         "reversible",  # its next state is the iterate itself, which must not be overwritten
         pytest.param("broyden", marks=pytest.mark.slow),
         pytest.param("newton_krylov", marks=pytest.mark.slow),
@@ -60,6 +60,7 @@ def test_answers_are_the_models(solver, tmp_path):
     assert np.isfinite(answer["output_0"]).all()
 
 
+@pytest.mark.slow
 def test_an_output_that_is_named_like_an_input(tmp_path):
     # The state goes in and comes out under one name, which ONNX does not permit.
     model = _model("fixed_point_iteration")
@@ -82,7 +83,7 @@ def _litert(function, folder):
     return tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert()
 
 
-@pytest.mark.parametrize("approximate", [False, True])
+@pytest.mark.parametrize("approximate", fast([False], [False, True]))
 def test_gelu(approximate, tmp_path):
     content = _litert(lambda x: tf.nn.gelu(x, approximate), tmp_path / "m")
     (tmp_path / "m.onnx").write_bytes(onnx_file.from_litert(content, "f"))

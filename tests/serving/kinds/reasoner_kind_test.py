@@ -30,8 +30,13 @@ def kind():
 
 
 @pytest.fixture(scope="module")
-def solve(kind):
-    return kind.signatures(batching=None)["solve"].function
+def signatures(kind):
+    return kind.signatures(batching=None)
+
+
+@pytest.fixture(scope="module")
+def solve(signatures):
+    return signatures["solve"].function
 
 
 def _given(puzzles, starts, tolerance=0.0, max_steps=0):
@@ -82,10 +87,9 @@ def test_a_puzzle_beside_a_larger_one(solve):
     assert one["steps"][0] == other["steps"][0]
 
 
-def test_signatures_and_their_sizes(kind):
-    found = kind.signatures(batching=None)
-    assert set(found) == {"serving_default", "encode", "step", "solve"}
-    spec = found["solve"].function.structured_input_signature[1]["puzzle"]
+def test_signatures_and_their_sizes(signatures):
+    assert set(signatures) == {"serving_default", "encode", "step", "solve"}
+    spec = signatures["solve"].function.structured_input_signature[1]["puzzle"]
     assert spec.shape.as_list() == [None, None]
 
 

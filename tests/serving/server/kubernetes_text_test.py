@@ -283,6 +283,7 @@ def test_flags_that_need_a_claim(program, tmp_path, given):
     assert not (tmp_path / "serving").exists()
 
 
+@pytest.mark.slow
 def test_no_pods_at_all(tmp_path):
     finished = subprocess.run(
         [

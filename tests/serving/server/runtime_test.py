@@ -5,15 +5,19 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfdeq
+from tests.support.cases import DenseCell
 from tests.support.verified_run import LENGTH, VOCABULARY, language_model
 from tfdeq.models import generate
 from tfdeq.serving.server import isolated, runtime
 from tfdeq.serving.server.isolated import Request
 from tfdeq.serving.signatures.text.generate import greedy
+from tfdeq.serving.versions import saved_model
 
 
 @pytest.fixture(scope="module")
@@ -77,35 +81,42 @@ def test_round_trip_in_a_process_without_tfdeq(model, version, name):
     assert (np.diff(outputs[-1]["steps"]) > 0).all()
 
 
-def test_errors_of_the_runtime(version):
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A version of few operations and two signatures, which is loaded quickly."""
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, tfdeq.DEQLayer(DenseCell(4), "fixed_point_iteration")(x))
+    return saved_model.export(model, tmp_path_factory.mktemp("small"), only=["encode"])
+
+
+def test_errors_of_the_runtime(small):
     program = (
         "import json, runpy, sys\n"
         "import numpy as np\n"
         "loaded = runpy.run_path(sys.argv[1])['Runtime'](sys.argv[2])\n"
-        "good = {'tokens': np.zeros([1, 2], np.int32), 'lengths': np.ones(1, np.int32),\n"
-        "        'tolerance': np.zeros(1, np.float32), 'max_steps': np.zeros(1, np.int32)}\n"
-        "cases = [('other', good), ('score', {}), ('score', {**good, 'lengths': np.ones(1)}),\n"
-        "         ('score', {**good, 'lengths': np.ones((2, 2), np.int32)})]\n"
+        "good = {'x': np.zeros([1, 4], np.float32), 'tolerance': np.zeros(1, np.float32),\n"
+        "        'max_steps': np.zeros(1, np.int32)}\n"
+        "cases = [('other', good), ('encode', {}), ('encode', {**good, 'max_steps': np.ones(1)}),\n"
+        "         ('encode', {**good, 'x': np.ones((2, 2), np.float32)})]\n"
         "texts = []\n"
         "for signature, inputs in cases:\n"
         "    try:\n"
         "        loaded.run(signature, inputs)\n"
         "    except (ValueError, RuntimeError) as error:\n"
         "        texts.append(f'{type(error).__name__}: {error}')\n"
-        "texts.append(loaded.run('score', good)['status'].tolist())\n"
+        "texts.append(loaded.run('encode', good)['status'].tolist())\n"
         "loaded.close()\n"
         "print(json.dumps(texts))\n"
     )
-    command = [sys.executable, "-I", "-c", program, runtime.__file__, str(version)]
+    command = [sys.executable, "-I", "-c", program, runtime.__file__, str(small)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=55)
     assert finished.returncode == 0, finished.stderr
     texts = json.loads(finished.stdout)
-    generating = ["generate", "generate_first", "generate_next"]
-    names = ["encode", *generating, "score", "serving_default", "step"]
+    names = ["encode", "serving_default"]
     assert texts[0] == f"ValueError: No signature 'other'; there are {names}."
-    assert "score takes ['lengths', 'max_steps'" in texts[1]
-    assert texts[2] == "ValueError: lengths must be of dtype int32; received float64."
-    assert texts[3].startswith("RuntimeError: TensorFlow's runtime could not run score")
+    assert "encode takes ['max_steps', 'tolerance', 'x'" in texts[1]
+    assert texts[2] == "ValueError: max_steps must be of dtype int32; received float64."
+    assert texts[3].startswith("RuntimeError: TensorFlow's runtime could not run encode")
     assert texts[4] == [0]
 
 

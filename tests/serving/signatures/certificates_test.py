@@ -42,7 +42,7 @@ def model():
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_radius_is_that_of_the_library(model, jit_compile):
-    signature = keras_signatures(model, jit_compile=jit_compile)["serving_default"]
+    signature = keras_signatures(model, jit_compile=jit_compile, only=[])["serving_default"]
     assert signature.outputs["certified_radius"] == certificates.MEANING
     found = answers(signature, X)
     assert (found["status"] == 0).all()
@@ -54,7 +54,7 @@ def test_the_radius_is_that_of_the_library(model, jit_compile):
 
 
 def test_nothing_is_certified_of_what_did_not_converge(model):
-    signature = keras_signatures(model)["serving_default"]
+    signature = keras_signatures(model, only=[])["serving_default"]
     x = X.copy()
     x[1] = np.nan
     found = answers(signature, x)
@@ -69,7 +69,7 @@ def test_nothing_is_certified_of_what_did_not_converge(model):
 
 
 def test_a_rough_answer_certifies_less(model):
-    signature = keras_signatures(model)["serving_default"]
+    signature = keras_signatures(model, only=[])["serving_default"]
     rough = answers(signature, X, tolerance=0.1)
     exact = answers(signature, X)["certified_radius"]
     assert (rough["status"] == 0).all()
@@ -79,7 +79,7 @@ def test_a_rough_answer_certifies_less(model):
 
 def test_other_weights_than_those_of_the_export_certify_nothing():
     model = make_model()
-    signature = keras_signatures(model)["serving_default"]
+    signature = keras_signatures(model, only=[])["serving_default"]
     assert (answers(signature, X)["certified_radius"] > 0).all()
     model.layers[-1].kernel.assign(2 * model.layers[-1].kernel)
     assert (answers(signature, X)["certified_radius"] == 0).all()
@@ -94,7 +94,7 @@ def test_inputs_of_any_size():
     x = keras.Input((None, None, 1), name="x")
     outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(layer(x)))
     model = keras.Model(x, outputs)
-    signature = keras_signatures(model)["serving_default"]
+    signature = keras_signatures(model, only=[])["serving_default"]
     for size in ((4, 5), (6, 3)):
         images = np.random.default_rng(0).normal(size=(2, *size, 1)).astype("float32")
         found = answers(signature, images)["certified_radius"]
@@ -106,13 +106,16 @@ def test_inputs_of_any_size():
     "make",
     [
         lambda: make_model(explicit_steps=2),
-        lambda: make_model((4, 3)),
-        lambda: keras.Sequential([keras.Input((3,)), tfdeq.DEQLayer(tfdeq.cells.DenseCell(4))]),
+        pytest.param(lambda: make_model((4, 3)), marks=pytest.mark.slow),
+        pytest.param(
+            lambda: keras.Sequential([keras.Input((3,)), tfdeq.DEQLayer(tfdeq.cells.DenseCell(4))]),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["applications", "places", "another cell"],
 )
 def test_models_without_a_certificate_have_no_such_output(make):
-    outputs = keras_signatures(make())["serving_default"].function.structured_outputs
+    outputs = keras_signatures(make(), only=[])["serving_default"].function.structured_outputs
     assert "certified_radius" not in outputs
 
 

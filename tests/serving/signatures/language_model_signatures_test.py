@@ -240,6 +240,7 @@ def test_encode_is_the_equilibrium_and_step_starts_from_it(model, signatures, to
     np.testing.assert_array_equal(usual["steps"], cold["steps"])
 
 
+@pytest.mark.slow
 def test_generate_is_the_models(model, signatures, tokens):
     options = {
         "max_new_tokens": [3, 0, 2, 4],

@@ -117,7 +117,9 @@ def test_warm_up_records_have_it_at_each_batch_size(registered, model, signature
     assert all((inputs["bias"] == 1).all() for inputs in found)
 
 
-@pytest.mark.parametrize("signature", [TopToken(), AnotherToken()])
+@pytest.mark.parametrize(
+    "signature", [pytest.param(TopToken(), marks=pytest.mark.slow), AnotherToken()]
+)
 def test_its_answers_are_compared_with_its_reference(signature, registered, model, signatures):
     registered(signature)
     asked = [

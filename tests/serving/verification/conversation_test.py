@@ -77,6 +77,7 @@ def test_texts_in_calls_are_whole_texts(loaded):
     assert max(check.values["residuals"]) < 1e-6
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_memory_is_found(loaded):
     conversation = conversation_checks.Conversation(MODELS["span"](), STREAM)
 
@@ -132,6 +133,7 @@ def test_explicit_applications_are_compared_in_segments():
     assert check.passed, check.text
 
 
+@pytest.mark.slow  # text_signature_test.py has the signature's warm-up inputs
 def test_warm_up_records_begin_texts(version):
     records = [inputs for name, inputs in warm_up.read(version) if name == "continue_text"]
     assert [len(inputs["tokens"]) for inputs in records] == [1, 4]

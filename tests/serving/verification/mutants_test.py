@@ -14,7 +14,7 @@ from tfdeq.serving.server import isolated
 from tfdeq.serving.verification import language_model_checks, verify
 
 # Damaged files, with which no version is loaded; the others are slow.
-FAST = ("weights cut", "one more file", "a file is missing", "weights of another training")
+FAST = ("a file is missing", "weights of another training")
 
 
 @pytest.fixture(scope="module")

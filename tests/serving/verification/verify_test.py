@@ -90,6 +90,7 @@ def test_altered_files_are_found(workdir, tmp_path):
         verify.verify(model, path, {"tokens": np.arange(100)})
 
 
+@pytest.mark.slow
 def test_ops_that_a_server_lacks_are_found(workdir):
     path = workdir / "export" / "1"
     ops = isolated.answer(path, [], "c").facts["runnable_ops"]

@@ -37,7 +37,9 @@ def _card(path):
     [
         ([], ["serving_default"]),
         (["step"], ["serving_default", "encode", "step"]),
-        (["encode", "serving_default"], ["serving_default", "encode"]),
+        pytest.param(
+            ["encode", "serving_default"], ["serving_default", "encode"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_is_written(only, written, tmp_path):

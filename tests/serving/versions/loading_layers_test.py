@@ -206,10 +206,10 @@ def plain_signature(model):
     return {"serving_default": function.get_concrete_function(spec)}
 
 
-def check_it_comes_back(model, x, folder, signatures=None, settings=(), from_keras=True):
+def check_it_comes_back(model, x, folder, signatures=None, settings=(), from_keras=True, only=None):
     """Compares it with the models from a version and a .keras file, and with the served answers."""
     x = tf.constant(x)
-    path = saved_model.export(model, folder / "output", signatures)
+    path = saved_model.export(model, folder / "output", signatures, only=only)
     loaded = serving.load_model(path)
     expected = np.asarray(model(x))
     # A merged LoRA kernel is rounded differently, and a solve ends at a tolerance of 1e-5.
@@ -228,14 +228,7 @@ def check_it_comes_back(model, x, folder, signatures=None, settings=(), from_ker
 @pytest.mark.parametrize(
     "name",
     fast(
-        [
-            "Normalization",
-            "Discretization, given",
-            "StringLookup",
-            "TextVectorization",
-            "int8",
-            "LoRA",
-        ],
+        ["Normalization", "TextVectorization", "int8", "LoRA"],
         MODELS,
     ),
 )
@@ -265,7 +258,7 @@ SOLVING = {
 def test_an_equilibrium_with_such_layers_comes_back(name, tmp_path):
     model, x = SOLVING[name]()
     settings = {"tolerance": tf.zeros([len(x)]), "max_steps": tf.zeros([len(x)], tf.int32)}
-    check_it_comes_back(model, x, tmp_path, settings=settings)
+    check_it_comes_back(model, x, tmp_path, settings=settings, only=[])
 
 
 @pytest.mark.slow

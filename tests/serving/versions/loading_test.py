@@ -153,6 +153,7 @@ def test_what_was_exported_comes_back(verified_run):
     np.testing.assert_array_equal(loaded(TOKENS), verified_run_model()(TOKENS))
 
 
+@pytest.mark.slow
 def test_what_is_no_version_of_ours(tmp_path, verified_run):
     with pytest.raises(FileNotFoundError, match="manifest.json.* was not written by"):
         serving.load_model(tmp_path)

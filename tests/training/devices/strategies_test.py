@@ -121,6 +121,7 @@ print(strategy.num_replicas_in_sync, found[1])
 """
 
 
+@pytest.mark.slow
 def test_each_replica_has_its_rows():
     result = subprocess.run(
         [sys.executable, "-c", _TWO_DEVICES],

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.support.cases import fast
 from tfdeq.adjoints import Unrolled
 from tfdeq.cell_calls.batch_part import part_of_batch
 from tfdeq.cells import RecallConvolution
@@ -61,7 +62,7 @@ def _nats(model, steps):
     )
 
 
-@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("share", fast([0.25], [0.25, 1.0]))
 def test_the_loss_is_a_mean_of_both(model, monkeypatch, share):
     _draw(monkeypatch, 1, 2)
     loss = PuzzleLoss(model, 0.0, share, most=5)
