@@ -142,17 +142,15 @@ def _times(budget: str) -> str:
 
 
 def _table(title: str, rows: Mapping[str, _Figures]) -> str:
-    columns = (
-        *(title, "exact", "settled", "right if settled", "right if not settled"),
-        *("mean residual", "mean evaluations"),
-    )
+    agreed = ("agreed", "right_if_agreed") if any("agreed" in row for row in rows.values()) else ()
+    shares = ("exact", "settled", "right_if_settled", "right_if_unsettled", *agreed)
+    named = {"right_if_unsettled": "right if not settled", "agreed": "settled and agreed"}
+    titles = (named.get(share, share.replace("_", " ")) for share in shares)
+    columns = (title, *titles, "mean residual", "mean evaluations")
     cells = [
         (
             name,
-            *(
-                f"{100 * row[key]:.1f} %" if key in row else ""
-                for key in ("exact", "settled", "right_if_settled", "right_if_unsettled")
-            ),
+            *(f"{100 * row[key]:.1f} %" if key in row else "" for key in shares),
             f"{row['residual']:.1e}",
             f"{row['steps']:,.0f}",
         )

@@ -72,7 +72,7 @@ def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
             "hard": {"1.0": {**figures, "exact": 0.125}},
             "easy": {"1.0": {**figures, "exact": 0.625}, "2.0": figures, "4.0": figures},
         },
-        "by_starts": {"hard": {"4": {**figures, "exact": 0.375}}},
+        "by_starts": {"hard": {"4": {**figures, "exact": 0.375, "agreed": 0.2, "right_if_agreed": 1.0}}},
     }  # fmt: skip
     metrics = {
         "config": {"task": "sudoku", "train_steps": 600, "max_steps": 32, "depth": 0},
@@ -108,7 +108,8 @@ def test_runs_of_a_recipe_are_kept_and_shown(tmp_path):
     assert "| 2 × and more | 50.0 % |" in text
     assert "| 4 ×" not in text
     assert "| starts, hard | exact |" in text
-    assert "| 4 | 37.5 % |" in text
+    assert "| right if not settled | settled and agreed | right if agreed |" in text
+    assert "| 4 | 37.5 % | 25.0 % | 100.0 % |  | 20.0 % | 100.0 % |" in text
     assert "| 50 | 2.0e-02 | 0.50 | 0.9999 | 1.0e-06 |" in text
     assert "| 60 |" not in text
     assert text.count("Not run yet.") == 3 + 2

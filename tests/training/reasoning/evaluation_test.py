@@ -87,6 +87,9 @@ def test_several_starts(model, jit_compile):
     assert found["exact"] == pytest.approx(right.mean(), rel=1e-6)
     assert found["settled"] == pytest.approx(settled.mean(), rel=1e-6)
     assert found["steps"] == pytest.approx(best.steps.numpy().mean(), rel=1e-6)
+    agreed = settled & (best.agreement.numpy() > 0.5)
+    assert found["agreed"] == pytest.approx(agreed.mean(), rel=1e-6)
+    assert found["right_if_agreed"] == pytest.approx(right[agreed].mean(), rel=1e-6)
     alone = puzzle_evaluator(model, (inputs, targets), CONFIG, [1.0]).evaluate()
     assert found["settled"] >= alone["settled"]  # the usual start is one of them
     assert found["steps"] > alone["steps"]

@@ -36,9 +36,6 @@ class PuzzleRows:
         self, inputs: tf.Tensor, settings: CallSettings, z0: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, Solution]:
         """Returns logits [B, places, classes] and the solution for puzzles [B, places], starting at z0."""
-        if self._starts > 1:
-            best = best_of(self._model, inputs, self._starts, settings.max_steps, noise=self._noise)
-            return best.outputs, Solution(best.outputs, best.residual, best.steps, best.status)
         return self._model(
             inputs,
             z0=z0,
@@ -51,11 +48,18 @@ class PuzzleRows:
     def __call__(self, batch: Any, settings: CallSettings, carried: Any) -> Rows:
         """Returns the model's results for a batch (inputs, targets, weights)."""
         inputs, targets, weights = map(tf.convert_to_tensor, batch)
-        logits, solution = self.solved(inputs, settings)
+        agreed = None
+        if self._starts > 1:
+            best = best_of(self._model, inputs, self._starts, settings.max_steps, noise=self._noise)
+            logits, agreed = best.outputs, best.agreement > 0.5
+            solution = Solution(best.outputs, best.residual, best.steps, best.status)
+        else:
+            logits, solution = self.solved(inputs, settings)
         sums = {"exact": exact(targets, logits), "places": places(targets, logits)}
         sums["loss"] = _loss(targets, logits)
-        settled = tf.cast(solution.converged, tf.float32)
-        sums["settled"], sums["settled_exact"] = settled, settled * sums["exact"]
+        sums |= _shares("settled", solution.converged, sums["exact"])
+        if agreed is not None:
+            sums |= _shares("agreed", solution.converged & agreed, sums["exact"])
         return Rows(
             sums={name: weights * values for name, values in sums.items()},
             weight=weights,
@@ -63,6 +67,11 @@ class PuzzleRows:
             solution=None if settings.explicit_steps else solution,
             carried=carried,
         )
+
+
+def _shares(name: str, chosen: tf.Tensor, right: tf.Tensor) -> dict[str, tf.Tensor]:
+    chosen = tf.cast(chosen, tf.float32)
+    return {name: chosen, f"{name}_exact": chosen * right}
 
 
 def exact(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -91,7 +100,9 @@ def puzzle_evaluator(
     Its figures: `exact`, the share of puzzles with a correct answer at every place; `places`, the share
     of correct places; `loss`, nats per place; `settled`, the share of puzzles whose solve met the
     tolerance; `right_if_settled` and `right_if_unsettled`, the shares of correct answers among these
-    and among the others, omitted if there are none.
+    and among the others, omitted if there are none. With several starts also `agreed`, the share of
+    puzzles whose solve met the tolerance and whose answer more than half of the starts reached, and
+    `right_if_agreed`.
 
     Args:
         budgets: multiples of the usual number of steps. starts: number of solves of each puzzle; see
@@ -119,11 +130,14 @@ def places_of(model: Reasoner) -> int:
 def _figures(means: Mapping[str, float]) -> dict[str, float]:
     means = dict(means)
     settled, right = means.pop("settled"), means.pop("settled_exact")
-    figures = {**means, "settled": settled}
+    agreed, agreed_right = means.pop("agreed", None), means.pop("agreed_exact", 0.0)
+    figures = {**means, "settled": settled, **({} if agreed is None else {"agreed": agreed})}
     if settled > 0:
         figures["right_if_settled"] = right / settled
     if settled < 1:
         figures["right_if_unsettled"] = (means["exact"] - right) / (1 - settled)
+    if agreed:
+        figures["right_if_agreed"] = agreed_right / agreed
     return figures
 
 
