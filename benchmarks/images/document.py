@@ -16,7 +16,6 @@ from absl import flags
 from benchmarks.images.certified_accuracy import FILE
 from benchmarks.results.tables import markdown_table
 from tfdeq.programs import program
-from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import read_json, write_json
 
 FLAGS = flags.FLAGS
@@ -188,7 +187,7 @@ def _certificates(name: str, figures: Mapping[str, Any]) -> str:
 def keep_all(workdirs: Iterable[str], folder: str) -> None:
     """Keeps the figures of runs; see `keep`."""
     for workdir in workdirs:
-        print(f"Kept: {keep(expanded(workdir), folder)}")
+        print(f"Kept: {keep(workdir, folder)}")
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from absl import flags
 from benchmarks.results import reasoning_recipes
 from benchmarks.results.tables import markdown_table
 from tfdeq.programs import program
-from tfdeq.programs.paths import expanded
 from tfdeq.programs.workdir import read_json
 
 FLAGS = flags.FLAGS
@@ -208,7 +207,7 @@ def _each(values: list[float]) -> str:
 
 def main() -> None:
     for workdir in FLAGS.runs:
-        print(f"Kept: {reasoning_recipes.keep(str(expanded(workdir)), FLAGS.results)}")
+        print(f"Kept: {reasoning_recipes.keep(workdir, FLAGS.results)}")
     os.makedirs(os.path.dirname(FLAGS.document) or ".", exist_ok=True)
     with open(FLAGS.document, "w", encoding="utf-8") as file:
         file.write(document(FLAGS.results))

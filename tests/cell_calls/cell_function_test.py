@@ -102,6 +102,7 @@ def test_gradient_of_the_losses_against_finite_differences(mode, adjoint):
     np.testing.assert_allclose(received, difference, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", fast([False], [False, True]))
 def test_losses_of_the_cell_enter_fit_and_evaluate(jit_compile):
     inputs = keras.Input((UNITS,))

@@ -233,6 +233,7 @@ def test_a_mask_that_the_cell_makes_is_carried():
         assert _mask(layer(tf.constant(values, tf.float32))) == MASK.tolist()
 
 
+@pytest.mark.slow
 def test_losses_of_a_model_leave_padding_out_only_where_there_is_some():
     """A loss is masked by the mask of the prediction; a state [B, 4] has none, even if T = B."""
     tokens = np.concatenate([TOKENS, TOKENS[:2]])  # B = T = 5

@@ -35,6 +35,7 @@ def test_variables_are_made_inside_as_outside():
         assert float(read()) == 3.0
 
 
+@pytest.mark.slow
 def test_threads_that_predict_at_once():
     model = model_with(WAYS["graph"])
     barrier, wrong = threading.Barrier(3), []

@@ -270,6 +270,7 @@ def test_building_a_model_inside_leaves_nothing():
     np.testing.assert_allclose(predict(model), 2 * X, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", fast(["inside"], ["before", "inside", "after"]))
 def test_exported_models_have_no_scope(when, tmp_path):
     model = model_with(WAYS["graph"])

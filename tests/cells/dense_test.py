@@ -124,6 +124,7 @@ def test_the_kernel_that_is_used_is_bounded(contraction, policy):
         assert 0.97 * contraction < norm <= contraction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "policy", fast(["mixed_float16"], ["mixed_bfloat16", "mixed_float16", "float32"])

@@ -78,6 +78,7 @@ def _is_finite(model):
 # --- high residuals ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_penalty_doubles_while_the_residual_is_high_and_nothing_is_traced_again(capsys):
     model = _rough_model(jit_compile=True, jacobian_penalty=0.5)
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=1)

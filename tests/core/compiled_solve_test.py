@@ -61,6 +61,7 @@ def test_no_operation_in_the_loops_of_a_graph_is_of_the_host(solver):
             bodies |= set(called) - found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", fast([True], [False, True]))
 def test_other_batch_sizes_are_not_traced_again(jit_compile):
     traces = []

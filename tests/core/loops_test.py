@@ -258,6 +258,7 @@ def test_first_derivatives(loop, rule, mode):
     check(loop, rule, mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loop", "rule", "mode"),
     cases((*LOOPS, *CARRYING), TWICE, lambda loop, rule: loop is scan and rule == "implicit"),

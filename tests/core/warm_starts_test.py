@@ -15,6 +15,7 @@ def _frames(number=6, batch=3, size=4):
     return [first + 1e-3 * index * drift for index in range(number)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", fast([False], [False, True]))
 def test_streams_need_fewer_steps_and_end_at_the_same_states(graph):
     layer = tfdeq.DEQLayer(DenseCell(4, gain=0.9), tfdeq.Anderson(tolerance=1e-5, max_steps=50))

@@ -65,6 +65,7 @@ def test_the_cell_after_its_past_is_the_cell_in_the_whole_text(settings):
             np.testing.assert_allclose(w, kept[name][:, :, t], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_tokens_as_the_full_solve(model, solved_again, mode):
     call = generate

@@ -215,6 +215,7 @@ def test_explicit_steps_see_the_memory(kind):
     _assert_close(after, expected[2], atol=1e-4)
 
 
+@pytest.mark.slow
 @one_kind
 def test_padding_behind_a_segment_changes_no_answer(kind):
     (model, call, _), tokens, memory = _usual(kind), _tokens(), _memory(kind)

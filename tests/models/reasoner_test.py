@@ -134,6 +134,7 @@ def test_import_of_tfdeq_is_enough_to_load(tmp_path):
     assert int(said.stdout) == _model().count_params()
 
 
+@pytest.mark.slow
 def test_fit():
     """Model.fit learns the inputs' parity, place by place."""
     model = _model(adjoint="jacobian_free")

@@ -19,6 +19,7 @@ def model():
     return model
 
 
+@pytest.mark.slow
 def test_the_tokens_of_generate(model):
     prompts = ["w3 w1 w4", "w5"]
     settings = {"temperature": [0.0, 0.7], "seed": 3, "max_new_tokens": [2, 3], "top_k": 5}

@@ -39,6 +39,7 @@ def test_the_tolerance_of_a_call_reaches_the_backward_solve():
     assert error(adjoint=tfdeq.Implicit(plain), tolerance=1e-10)[1].residual.numpy().max() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_trace_is_the_residual_of_every_evaluation(mode):
     a, x = map(tf.constant, linear_case(batch=3, radius=0.8, seed=2))

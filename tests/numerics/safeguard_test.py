@@ -18,6 +18,7 @@ SAFEGUARDED = tuple(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", fast(["anderson"], SAFEGUARDED))
 def test_safeguarded_steps_converge_where_plain_iteration_does(name, mode):

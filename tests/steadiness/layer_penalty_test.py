@@ -84,6 +84,7 @@ def test_the_same_seed_draws_the_same_rows():
     assert len(set(first)) == 2  # every second row, starting from the first or the second
 
 
+@pytest.mark.slow
 def test_masks_go_along_with_their_rows():
     """Rows in which the mask makes f zero add nothing."""
     layer = _layer(0.5)

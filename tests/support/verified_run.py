@@ -18,7 +18,9 @@ VOCABULARY, LENGTH = 256, 12
 
 def language_model(seed: int = 3) -> LanguageModel:
     """Returns a model of fixed shape; the seed determines its weights."""
-    return contracting_language_model(VOCABULARY, LENGTH, tfdeq.Anderson(max_steps=40), seed=seed)
+    return contracting_language_model(
+        VOCABULARY, LENGTH, tfdeq.FixedPointIteration(max_steps=40), seed=seed
+    )
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:

@@ -20,6 +20,7 @@ def make_task(model):
     return Task(model, loss, None, None, None, 1, [model.equilibrium], radius)
 
 
+@pytest.mark.slow
 def test_each_samples_solve_and_nothing_changes():
     model = contracting_language_model(vocabulary_size=9, length=6)
     before = [variable.numpy() for variable in model.variables]

@@ -20,6 +20,7 @@ PATH_FLAGS = frozenset(
             "plots",
             "peers_python",
             "record",
+            "runs",
             "test_set",
             "token_file",
             "certificate_authority",

@@ -28,6 +28,7 @@ def attack(model):
 PICTURES = np.random.default_rng(0).random((6, 4, 4, 1), "float32")
 
 
+@pytest.mark.slow
 def test_no_attack_succeeds_inside_and_most_do_outside(model, attack):
     answers = np.argmax(model(PICTURES), axis=1)
     with tfdeq.SolveScope(tolerance=1e-6, max_steps=100):

@@ -17,7 +17,8 @@ def _smooth(skip="input"):
     return MultiscaleCell([4, 8], 2, groups=2, skip=skip, recurrent_scale=0.1)
 
 
-@pytest.mark.parametrize("size", [(6, 7), pytest.param((4, 4), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(6, 7), (4, 4)])
 def test_branches_are_half_as_large_each(size):
     layer = tfdeq.DEQLayer(MultiscaleCell([4, 4, 8], 2, groups=2), "fixed_point_iteration")
     shapes = [branch.shape for branch in layer(_images(2, *size, 4), max_steps=2)]

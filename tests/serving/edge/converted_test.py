@@ -70,6 +70,7 @@ def test_a_file_is_compared_with_its_model(files, asked, precision, tmp_path):
     assert found.passed, found.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", fast(["float32"], NAMES))
 def test_a_file_of_other_weights_is_found(files, asked, kind, precision, tmp_path):
     variable = kind.model.trainable_variables[0]

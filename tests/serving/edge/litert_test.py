@@ -83,6 +83,7 @@ class _Solved(keras.layers.Layer):
         return tf.linalg.expm(x[:, :1, None] * tf.eye(3))[:, 0]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_converted(tmp_path):
     model = _model("anderson", before=_Solved())
     path = tmp_path / "m.tflite"

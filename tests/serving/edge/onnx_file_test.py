@@ -129,6 +129,7 @@ def test_operations_that_tf2onnx_lacks_are_named(tmp_path):
         onnx_file.from_litert(content, "f")
 
 
+@pytest.mark.slow
 def test_a_file_is_compared_with_its_model(tmp_path):
     kind = KerasKind(_model("anderson"), examples={"x": ROWS})
     content, described = litert.convert_kind(kind, format="onnx")

@@ -49,6 +49,7 @@ def call(signature, inputs):
     return {name: value.numpy() for name, value in outputs.items()}
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_pictures(kind):
     signatures = kind.signatures(only=["serve_encoded"])
     files = [tf.io.encode_png(each).numpy() for each in PICTURES[:3]]

@@ -59,6 +59,7 @@ def test_one_start_is_the_model_itself(kind, solve):
     assert found["agreement"].numpy().tolist() == [1.0] * 8
 
 
+@pytest.mark.slow
 def test_several_starts_are_best_of(kind, solve):
     starts = [1, 4, 2, 7, 1, 1, 3, 5]
     found = solve(**_given(PUZZLES, starts, tolerance=1e-2))

@@ -59,6 +59,7 @@ def replay(path, requests, clients):
     return json.loads(finished.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "requests", "clients"),
     [

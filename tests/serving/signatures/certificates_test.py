@@ -68,6 +68,7 @@ def test_nothing_is_certified_of_what_did_not_converge(model):
     assert (found["certified_radius"] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_rough_answer_certifies_less(model):
     signature = keras_signatures(model, only=[])["serving_default"]
     rough = answers(signature, X, tolerance=0.1)

@@ -135,6 +135,7 @@ def test_only_tables_scroll_sideways(browser, width):
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_both_colour_schemes(browser, scheme):
     feature = {"name": "prefers-color-scheme", "value": scheme}
