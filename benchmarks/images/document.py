@@ -33,7 +33,7 @@ _CLASSIFIER, _SEGMENTATION = "trainers.image_classifier", "trainers.segmentation
 RUNS = {
     "mnist_monotone": Wanted(
         "MNIST, monotone convolution", _CLASSIFIER,
-        "--dataset=mnist --data_dir=DIR --cell=monotone --stem_stride=2 --train_steps=3000",
+        "--dataset=mnist --data_dir=DIR --cell=monotone --stem_stride=2 --train_steps=1600",
     ),
     "fashion_multiscale": Wanted(
         "Fashion-MNIST, multiscale", _CLASSIFIER,
