@@ -15,7 +15,8 @@ _Figures = Mapping[str, Any]  # of a test at one budget
 
 # task -> flags of its run.
 RUNS = {
-    "prefix_sums": "--test_puzzles=200 --test_sizes=512,2048,8192 --test_budget=512",
+    "prefix_sums": "--inspect_gradient --inspect_every=50 --test_puzzles=200 "
+    "--test_sizes=512,2048,8192 --test_budget=512",
     "maze": "--test_puzzles=100 --test_sizes=15,33,59 --test_budget=16",
     "sudoku": "--evaluate_every=250 --test_puzzles=256 --test_budget=8",
 }
@@ -122,7 +123,7 @@ def _through_training(inspections: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         "In training, at the budget of that step: the mean residual, and the cosine of the angle between the "
-        "gradient and that of an accurate solve (16 times the budget, backward by Broyden's method).\n\n"
+        "gradient and that of an accurate solve (16 times the budget, backward by Broyden's method). A step that the log has no row of lacks the residual.\n\n"
         + markdown_table(columns, rows)
     )
 
