@@ -123,8 +123,8 @@ def _through_training(inspections: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         "In training, at the budget of that step: the mean residual, and the cosine of the angle between the "
-        "gradient and that of an accurate solve (16 times the budget, backward by Broyden's method). A step that the log has no row of lacks the residual.\n\n"
-        + markdown_table(columns, rows)
+        "gradient and that of an accurate solve (16 times the budget, backward by Broyden's method). "
+        "A step that the log has no row of lacks the residual.\n\n" + markdown_table(columns, rows)
     )
 
 
