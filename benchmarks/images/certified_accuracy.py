@@ -99,7 +99,18 @@ def measure(
     attack: Attack,
     batch_size: int = 100,
 ) -> dict[str, Any]:
-    """Returns accuracy, certified accuracy and accuracy under attack; see `main` for what they say."""
+    """Returns the figures of certified.json.
+
+    Args:
+        pictures: [N, H, W, C] float32 in [0, 1]. labels: [N] integers. radii: of the table, in l2.
+        attack: how the pictures are attacked. batch_size: pictures at a time.
+
+    Returns:
+        `accuracy`; `certified`, radius -> the share with a right answer and a larger certified radius;
+        `attacked`, radius -> the share with a right answer that the attack did not change within it;
+        `attacks_inside_the_radius`, the number of answers changed within their own certified radius;
+        `median_radius` and `pictures`, the number N.
+    """
     answers, certified, broken, inside = [], [], [], 0
     for first in range(0, len(pictures), batch_size):
         x = pictures[first : first + batch_size]

@@ -64,12 +64,8 @@ def replay(path, requests, clients):
     ("name", "requests", "clients"),
     [
         ("dense", 300, 8),
-        pytest.param("places", 300, 8, marks=pytest.mark.slow),
-        *(
-            pytest.param(name, 10_000, clients, marks=pytest.mark.slow)
-            for name in MODELS
-            for clients in (8, 32)
-        ),
+        ("places", 300, 8),
+        *((name, 10_000, clients) for name in MODELS for clients in (8, 32)),
     ],
 )
 def test_every_request_gets_its_own_answer(version, name, requests, clients):
