@@ -375,7 +375,8 @@ def _assert_cell_is_equal_in(path, name):
     _assert_equal_in(path, model, x)
 
 
-@pytest.mark.parametrize("name", fast(["newton_krylov"], GENERAL))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GENERAL)
 def test_solver_runs_in_litert(name, tmp_path):
     inputs = keras.Input((4,), name="x")
     settings = {"memory": 3} if name == "anderson" else {}

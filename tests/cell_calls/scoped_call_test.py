@@ -133,7 +133,8 @@ def test_scopes_in_one_another_and_entered_again():
         np.testing.assert_allclose(predict(model), after(2), atol=1e-6)
 
 
-@pytest.mark.parametrize("way", fast(["graph"], ["graph", "xla", "several_steps"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["graph", "xla", "several_steps"])
 def test_evaluate_test_on_batch_and_metrics(way):
     model = model_with(WAYS[way])
     y = np.zeros_like(X)
@@ -322,6 +323,7 @@ def test_a_trace_of_residuals(jit_compile):
     assert solution.steps.numpy().tolist() == [3 if jit_compile else 2] * 4
 
 
+@pytest.mark.slow
 def test_half_precision_and_saved_keras_files(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     model = model_with(WAYS["graph"])

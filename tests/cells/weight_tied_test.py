@@ -182,8 +182,9 @@ NOISE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", fast(["noise"], NOISE))
+@pytest.mark.parametrize("name", NOISE)
 def test_training_step_is_that_of_the_stack(name, mode):
     """Masks, batch statistics, gradients, and the new seeds and moving statistics."""
     make, adjoint, changing = NOISE[name]

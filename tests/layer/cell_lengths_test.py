@@ -73,7 +73,8 @@ def test_what_is_remembered_is_that_of_the_example_alone(name, mode):
             assert found[name].dtype == past[name].dtype
 
 
-@pytest.mark.parametrize("name", fast(["kernel 4"], CELLS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
 def test_full_lengths_are_none(name):
     layer = _layer(name)
     segment = {"input": _inputs(LENGTH), "past": _past(layer)}

@@ -1,6 +1,7 @@
 """Tests of tfdeq.numerics.split_function: splittings on the state's matrix."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfdeq
@@ -10,6 +11,7 @@ from tfdeq.numerics.split_function import evaluate_split, prepared_splitting
 from tfdeq.numerics.state_layout import StateLayout
 
 
+@pytest.mark.slow
 def test_a_state_of_several_tensors():
     """The solve is the same for a state of one tensor or two."""
     f, (w, x), exact = monotone_case()

@@ -51,7 +51,6 @@ MOMENTS = {
     ),
     "metrics.json is written": ("tfdeq.programs.workdir:_dump", 5, "from the last checkpoint"),
 }
-FAST = ("between steps",)
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +69,11 @@ def check_goes_on(folder, name):
     assert not cases.leftovers(folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        pytest.param(
-            moment,
-            number,
-            id=f"{number.name}, {moment}",
-            marks=() if moment in FAST and number == signal.SIGTERM else pytest.mark.slow,
-        )
+        pytest.param(moment, number, id=f"{number.name}, {moment}")
         for moment in MOMENTS
         for number in (signal.SIGTERM, signal.SIGINT)
     ],

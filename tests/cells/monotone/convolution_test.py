@@ -40,7 +40,8 @@ def test_the_operator_is_strongly_monotone_and_its_constants_are_right(kernel_si
     np.testing.assert_allclose(found.numpy().ravel(), expected.ravel(), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", fast(["peaceman_rachford"], SPLITTING))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPLITTING)
 def test_a_thousand_starts_end_in_the_same_point(name):
     solver = tfdeq.solvers.get(name, max_steps=5000, tolerance=1e-6)
     layer = _layer(solver, filters=2, dtype="float32", monotonicity=0.5)

@@ -38,7 +38,8 @@ def served():
     return functools.cache(lambda name: Served(MODELS[name]()))
 
 
-@pytest.mark.parametrize("name", fast(["lstm"], ["span", "trellis", "lstm"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["span", "trellis", "lstm"])
 def test_a_text_that_begins_is_what_score_and_serving_default_say(served, name):
     lengths = np.int32([10, 4, 1])
     answer = served(name)(TEXT[:, :LENGTH], lengths)

@@ -134,9 +134,8 @@ class Read(dict):
         return super().get(name, default)
 
 
-@pytest.mark.parametrize(
-    "kind", ["lstm", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "lstm")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_in_the_table_is_read_whatever_is_trained(kind, tmp_path):
     config = Read(configuration(kind))
     train(config, tmp_path)
@@ -145,7 +144,8 @@ def test_what_is_not_in_the_table_is_read_whatever_is_trained(kind, tmp_path):
     assert set(DEFAULTS) - set(flag_uses.USES) - others <= config.names
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_the_table_calls_unused_changes_nothing(kind, tmp_path):
     """All flags together, bit for bit."""
     config = configuration(kind)

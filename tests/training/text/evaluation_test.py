@@ -120,7 +120,8 @@ def by_hand(model, tokens, length=8):
     return tuple(np.array(column) for column in zip(*parts, strict=True))
 
 
-@pytest.mark.parametrize("batch_size", fast([3], [1, 3, 32]))
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_the_test_predicts_every_token(tokens, batch_size):
     """Including those of the last, shorter window, for any batches."""
     model = remembering("trellis")  # reads windows of any length
@@ -169,9 +170,10 @@ def test_rows_that_fill_up_do_not_count(tokens):
     assert np.shape(trace.residual_trace()["residual"]) == (len(TRACE_STEPS), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "jit_compile"),
-    fast([("transformer", False)], [("transformer", False), ("trellis", True), ("lstm", True)]),
+    [("transformer", False), ("trellis", True), ("lstm", True)],
 )
 def test_segments_are_evaluated_as_the_long_text_they_are(kind, jit_compile, tokens):
     model, text = remembering(kind), tokens[:61].astype("int32")
