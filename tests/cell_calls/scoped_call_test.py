@@ -120,6 +120,15 @@ def test_starts(way):
         predict(model)
 
 
+def test_a_start_that_is_not_given_is_not_looked_at():
+    """XLA computes what is constant when it compiles, entry by entry: seconds for a large state."""
+    model = model_with(WAYS["xla"])
+    function = tf.function(model).get_concrete_function(tf.TensorSpec([4, 3]))
+    looked_at = [op for op in function.graph.get_operations() if op.type == "IsFinite"]
+    assert looked_at
+    assert not any("Pad" in op.inputs[0].op.type for op in looked_at)
+
+
 def test_scopes_in_one_another_and_entered_again():
     model = model_with(WAYS["graph"])
     outer = SolveScope(max_steps=2)

@@ -104,14 +104,20 @@ class ScopedCall:
                 return usual
             z0 = with_rows_of(usual, checked(z0))
             return _where_finite(z0, usual) if _alike(z0, usual) else z0
-        leaves = tf.nest.flatten(usual)
-        given = [self._start_of_call(index, leaf, checked) for index, leaf in enumerate(leaves)]
-        return _where_finite(tf.nest.pack_sequence_as(usual, given), usual)
+        given, finite = [], tf.constant(True)
+        for index, leaf in enumerate(tf.nest.flatten(usual)):
+            start, is_finite = self._start_of_call(index, leaf, checked)
+            given.append(start)
+            finite &= is_finite
+        return choose(finite, tf.nest.pack_sequence_as(usual, given), usual)
 
     def _start_of_call(
         self, index: int, leaf: tf.Tensor, checked: Callable[[Any], Any]
-    ) -> tf.Tensor:
-        """Returns one leaf of the start that the scope sets at each call of the function; NaN for none."""
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns one leaf of the start that the scope sets at each call of the function.
+
+        With it [B] bool, whether it is finite; False for samples without a start.
+        """
         shape, dtype = tf.TensorShape([None, *leaf.shape[1:]]), leaf.dtype
 
         def of_scope(scope):
@@ -128,11 +134,13 @@ class ScopedCall:
         size, none = tf.shape(leaf), tf.equal(tf.shape(given)[0], 0)
         given = tf.reshape(given, tf.where(none, tf.shape(given), size))  # XLA checks it too
         missing = size - tf.shape(given)
-        given = tf.pad(
-            given, tf.stack([tf.zeros_like(missing), missing], 1), constant_values=float("nan")
-        )
+        # Of the start as it was given: where there is none, XLA would compute this when it compiles,
+        # entry by entry of the whole state.
+        finite = tf.pad(_is_finite(given), [[0, missing[0]]])
+        given = tf.pad(given, tf.stack([tf.zeros_like(missing), missing], 1))
         given.set_shape(leaf.shape)
-        return given
+        finite.set_shape(leaf.shape[:1])
+        return given, finite
 
     def record(self, solution: Solution) -> None:
         """Stores the result of the solve in the scope, if the scope can return it."""
@@ -253,5 +261,10 @@ def _where_finite(given: Any, usual: Any) -> Any:
     """Returns the given start for samples where all of it is finite, else the usual start."""
     finite = tf.constant(True)
     for leaf in tf.nest.flatten(given):
-        finite &= tf.reduce_all(tf.math.is_finite(leaf), axis=range(1, leaf.shape.rank))
+        finite &= _is_finite(leaf)
     return choose(finite, given, usual)
+
+
+def _is_finite(leaf: tf.Tensor) -> tf.Tensor:
+    """Returns [B] bool, whether all numbers of a sample are finite."""
+    return tf.reduce_all(tf.math.is_finite(leaf), axis=range(1, leaf.shape.rank))
