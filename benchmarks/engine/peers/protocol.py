@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from tfdeq.training.devices.process_memory import status_bytes
-
 Variant = Mapping[str, Any]
 
 
@@ -140,9 +138,16 @@ def peak_beyond_rest(step: Callable[[], Any]) -> int:
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")  # resets the peak to the current resident memory
-    rest = status_bytes("VmRSS")
+    rest = _status_bytes("VmRSS")
     step()
-    return status_bytes("VmHWM") - rest
+    return _status_bytes("VmHWM") - rest
+
+
+def _status_bytes(field: str) -> int:
+    # As in tfdeq.training.devices.process_memory, which a peer's environment cannot import.
+    with open("/proc/self/status", encoding="ascii") as file:
+        sizes = dict(line.split(":", 1) for line in file)
+    return int(sizes[field].split()[0]) * 1024
 
 
 def environment(threads: int) -> dict[str, str]:

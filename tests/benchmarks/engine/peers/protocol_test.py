@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.engine.peers import protocol
+from tools import build_files
 
 
 class Halving(protocol.Worker):
@@ -84,3 +85,13 @@ def test_every_pool_gets_the_same_threads():
     assert {variables[name] for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC")} == {
         "3"
     }
+
+
+@pytest.mark.parametrize("name", ["torchdeq_worker", "jax_worker", "optimistix_roots"])
+def test_a_peers_process_needs_only_its_framework(name):
+    """Its environment has neither TensorFlow nor Keras, without which nothing of tfdeq is imported."""
+    found, left = set(), {f"benchmarks.engine.peers.{name}"}
+    while left:
+        found |= left
+        left = {other for module in left for other in build_files.imports(module)} - found
+    assert {module.split(".")[0] for module in found} == {"benchmarks"}
