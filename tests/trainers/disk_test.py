@@ -24,7 +24,6 @@ MOMENTS = {
     "a picture": ("tfdeq.training.report.pictures:_save", 1),
     "metrics.json": ("tfdeq.training.records.progress:Progress.close", 1),
 }
-FAST = (("model.keras", "full"),)
 
 
 @pytest.mark.slow
@@ -32,9 +31,7 @@ FAST = (("model.keras", "full"),)
 @pytest.mark.parametrize(
     ("what", "how"),
     [
-        pytest.param(
-            what, how, id=f"{how}, {what}", marks=() if (what, how) in FAST else pytest.mark.slow
-        )
+        pytest.param(what, how, id=f"{how}, {what}")
         # A disk with files that are being written does not become read-only.
         for what, how in [*((one, "full") for one in MOMENTS), ("the folder", "read-only")]
     ],

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C at any moment of the real program: status 75, and then the same results."""
 
+import pkgutil
 import signal
 
 import pytest
@@ -10,7 +11,11 @@ from tfdeq.programs.preemption import EXIT_CODE
 # name -> the function in which it happens, which of its calls, the program's output
 MOMENTS = {
     "data are read": ("trainers.language_model:load", 1, "from the last checkpoint"),
-    "the model is built": ("trainers.language_model:make_model", 1, "from the last checkpoint"),
+    "the model is built": (
+        "tfdeq.training.text.language_model:make_model",
+        1,
+        "from the last checkpoint",
+    ),
     "the folder is claimed": (
         "tfdeq.training.records.environment:describe",
         1,
@@ -67,6 +72,11 @@ def check_goes_on(folder, name):
     assert status == 0, said
     assert cases.results(folder / name) == cases.results(folder / "whole")
     assert not cases.leftovers(folder / name)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_program_has_the_function(moment):
+    assert callable(pkgutil.resolve_name(MOMENTS[moment][0]))
 
 
 @pytest.mark.slow
