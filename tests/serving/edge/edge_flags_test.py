@@ -40,7 +40,7 @@ def test_each_format_is_written_once(values, monkeypatch):
         return options["format"]
 
     monkeypatch.setattr(edge_flags, "convert_kind", convert_kind)
-    values(["program", "--format=onnx", "--format=litert", "--litert_precision=float16"])
+    values(["program", "--format=savedmodel,onnx,litert", "--litert_precision=float16"])
     found = edge_flags.converted(None, values)
     assert found == {"model_float16.tflite": "litert", "model.onnx": "onnx"}
     names = ["serving_default"]
@@ -62,3 +62,8 @@ def test_former_names_of_flags(values):
 def test_sizes_that_are_none(values, given):
     with pytest.raises(flags.IllegalFlagValueError, match="must be like tokens=64"):
         values(["program", f"--edge_shapes={given}"])
+
+
+def test_an_unknown_format_is_refused(values):
+    with pytest.raises(flags.IllegalFlagValueError, match="must be of savedmodel, litert, onnx"):
+        values(["program", "--format=savedmodel,tflite"])

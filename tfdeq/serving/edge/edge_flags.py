@@ -31,13 +31,19 @@ def converted(kind: Kind, values: flags.FlagValues) -> dict[str, Converted]:
 
 def define(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags in `values`."""
-    flags.DEFINE_multi_enum(
+    known = ("savedmodel", *FORMATS)
+    flags.DEFINE_list(
         "format",
         ["savedmodel"],
-        ["savedmodel", *FORMATS],
-        "Repeat it to write the version in further formats too: litert for phones and other small devices, "
-        "as assets.extra/model.tflite, and onnx for ONNX Runtime, as assets.extra/model.onnx. The "
+        "Formats of the version, separated by commas. litert, for phones and other small devices, also "
+        "writes assets.extra/model.tflite, and onnx, for ONNX Runtime, assets.extra/model.onnx. The "
         "SavedModel is always written.",
+        flag_values=values,
+    )
+    flags.register_validator(
+        "format",
+        lambda formats: set(formats) <= set(known),
+        f"must be of {', '.join(known)}",
         flag_values=values,
     )
     flags.DEFINE_enum(

@@ -1,9 +1,9 @@
-"""Models in LiteRT beside TensorFlow: answers of every solver with every cell, times and sizes.
+"""Models in LiteRT and ONNX Runtime beside TensorFlow: every solver with every cell, times and sizes.
 
-python -m benchmarks.serving.litert --document=docs/litert_benchmarks.md [--results=...]
+python -m benchmarks.serving.edge --document=docs/edge_benchmarks.md [--results=...]
 
-Every solver with every cell is converted and asked the same examples as the Keras model. Three models are
-timed in both runtimes, alternately, on one thread. It takes about ten minutes.
+Every solver with every cell is converted to both formats and asked the same examples as the Keras model.
+Three models are timed in all runtimes, in turns, on one thread. It takes about twenty minutes.
 """
 
 import functools
@@ -60,13 +60,14 @@ CELLS: dict[str, tuple[Callable[[], keras.layers.Layer], tuple[int, ...]]] = {
         (6, 6, 4),
     ),
 }
+RUNTIMES = {"litert": "LiteRT", "onnx": "ONNX Runtime"}
 COLUMNS = (
-    *("model", "weights", "file", "evaluations", "LiteRT ms", "TensorFlow ms", "ratio"),
+    *("model", "runtime", "weights", "file", "evaluations", "ms", "TensorFlow ms", "ratio"),
     "largest difference",
 )
-HEAD = """# LiteRT
+HEAD = """# LiteRT and ONNX Runtime
 
-Made by `python -m benchmarks.serving.litert --document=docs/litert_benchmarks.md`
+Made by `python -m benchmarks.serving.edge --document=docs/edge_benchmarks.md`
 on {processor}.
 
 ## Every solver with every cell
@@ -75,23 +76,22 @@ Each small model is converted in float32 and asked {examples} examples. The firs
 difference of an answer from the Keras model's at a tolerance of {tolerance:g}. The second is the largest
 residual after at most {steps} evaluations at a tolerance that nothing meets: how far the solver gets in
 float32. "steps" marks a pair in which an example stopped a step apart, because its residual was so near the
-tolerance that rounding decided. "not in LiteRT" marks a pair that needs an operation that LiteRT lacks or
-that it cannot run: the inverse Fourier transform of a convolution's linear solve, derivatives of some
-activations in Newton's method. "–" marks a solver that needs another kind of cell.
-All files use LiteRT's own operations alone.
+tolerance that rounding decided. "–" marks a solver that needs another kind of cell. "no" marks a pair that
+needs an operation that LiteRT lacks or that it cannot run: the inverse Fourier transform of a convolution's
+linear solve, derivatives of some activations in Newton's method. ONNX files are made of LiteRT's.
+All files use the formats' own operations alone.
 
 """
-TIMES = """
-## Time and size
+TIMES = """## Time and size
 
-One example, one thread. Medians of {rounds} answers, the runtimes asked alternately; in brackets from the
+One example, one thread. Medians of {rounds} answers, the runtimes asked in turns; in brackets from the
 fastest to the slowest.
 
 """
 
 
 def grid(folder: pathlib.Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns a row for each of the named cells: solver -> difference, floor and whether steps are equal."""
+    """Returns a row for each of the named cells: solver -> format -> difference, floor, equal steps."""
     rows = []
     for name in names:
         make, shape = CELLS[name]
@@ -107,7 +107,7 @@ def grid(folder: pathlib.Path, names: Sequence[str]) -> list[dict[str, Any]]:
 
 def _compared(cell: keras.layers.Layer, name: str, x: np.ndarray, folder: pathlib.Path) -> dict:
     if solvers.REGISTRY[name].needs_splitting and not hasattr(cell, "splitting"):
-        return {"inapplicable": True}
+        return {format: {"inapplicable": True} for format in FORMATS}
     more = {"memory": MEMORY} if name == "anderson" else {}
     solver = solvers.get(name, max_steps=MAX_STEPS, tolerance=TOLERANCE, **more)
     inputs = keras.Input(x.shape[1:], name="x")
@@ -115,23 +115,34 @@ def _compared(cell: keras.layers.Layer, name: str, x: np.ndarray, folder: pathli
     model = keras.Model(inputs, {f"y{index}": leaf for index, leaf in enumerate(leaves)})
     with tfdeq.SolveScope() as scope:
         expected = model(x)
+    steps = scope.solutions["depth"].steps.numpy()
+    return {
+        format: _asked(model, folder / form.names["float32"], x, expected, steps)
+        for format, form in FORMATS.items()
+    }
+
+
+def _asked(
+    model: keras.Model, path: pathlib.Path, x: np.ndarray, expected: Any, steps: Any
+) -> dict:
+    """Converts a model, and compares its answers to x with the expected ones."""
     never = np.full([len(x)], NEVER, np.float32)
     settings = {"tolerance": never, "max_steps": np.full([len(x)], MAX_STEPS, np.int32)}
     try:
-        interpreter = Interpreter(convert(model, folder / "model.tflite"))
+        interpreter = Interpreter(convert(model, path))
         answer = interpreter.answer("serving_default", {"x": x})
         floor = interpreter.answer("serving_default", {"x": x, **settings})["residual"].max()
-    except (ValueError, RuntimeError) as error:  # of the converter, and of LiteRT itself
+    except (ValueError, RuntimeError) as error:  # of the converters, and of the runtimes themselves
         return {"refused": str(error)}
     difference = max(
         float(np.abs(answer[key] - value.numpy()).max()) for key, value in expected.items()
     )
-    same = bool((answer["steps"] == scope.solutions["depth"].steps.numpy()).all())
+    same = bool((answer["steps"] == steps).all())
     return {"difference": difference, "floor": float(floor), "same_steps": same}
 
 
 def timed(folder: pathlib.Path, rounds: int) -> list[dict[str, Any]]:
-    """Returns a row for each model and precision: sizes, times in ms, and the largest difference."""
+    """Returns a row for each model, format and precision: size, times in ms, largest difference."""
     rows = []
     for name, model, shapes, given in _models():
         kind = runs.of_model(model)
@@ -140,15 +151,24 @@ def timed(folder: pathlib.Path, rounds: int) -> list[dict[str, Any]]:
         )["serving_default"].function
         settings = {"tolerance": np.zeros([1], np.float32), "max_steps": np.zeros([1], np.int32)}
         tensors = {key: tf.constant(value) for key, value in {**given, **settings}.items()}
-        for precision in FORMATS["litert"].names:
-            path = convert(model, folder / "m.tflite", shapes=shapes, precision=precision)
-            interpreter = Interpreter(path, threads=1)
-            reference = functools.partial(traced, **tensors)
-            row = _raced(reference, interpreter, given, rounds)
-            row = {"model": name, "precision": precision, "bytes": path.stat().st_size, **row}
+        reference = functools.partial(traced, **tensors)
+        for format, precision, file in _files():
+            path = convert(model, folder / file, shapes=shapes, precision=precision)
+            row: dict[str, Any] = {"model": name, "format": format, "precision": precision}
+            row["bytes"] = path.stat().st_size
+            row |= _raced(reference, Interpreter(path, threads=1), given, rounds)
             rows.append(row)
             print(row)
     return rows
+
+
+def _files() -> list[tuple[str, str, str]]:
+    """Returns format, precision and file name of each kind of file."""
+    return [
+        (format, precision, file)
+        for format, form in FORMATS.items()
+        for precision, file in form.names.items()
+    ]
 
 
 def _raced(
@@ -157,14 +177,14 @@ def _raced(
     given: Mapping[str, np.ndarray],
     rounds: int,
 ) -> dict[str, Any]:
-    times: dict[str, list[float]] = {"tensorflow": [], "litert": []}
+    times: dict[str, list[float]] = {"tensorflow": [], "converted": []}
     for _ in range(rounds + 3):  # the first three are discarded
         start = time.perf_counter()
         expected = {key: value.numpy() for key, value in reference().items()}
         middle = time.perf_counter()
         answer = interpreter.answer("serving_default", given)
         times["tensorflow"].append(1e3 * (middle - start))
-        times["litert"].append(1e3 * (time.perf_counter() - middle))
+        times["converted"].append(1e3 * (time.perf_counter() - middle))
     outputs = [key for key in expected if key not in ("residual", "steps", "status")]
     found: dict[str, Any] = {
         "difference": max(float(np.abs(answer[key] - expected[key]).max()) for key in outputs),
@@ -206,34 +226,38 @@ def _models() -> list[tuple[str, keras.Model, dict[str, list[int]], dict[str, np
 
 def document(found: Mapping[str, Any]) -> str:
     """Returns the page of a measurement."""
-    pairs = [[row["cell"], *(_pair(row[name]) for name in SOLVERS)] for row in found["grid"]]
+    # Words, so that a narrow page can break them.
+    columns = ["cell", *(name.replace("_", " ") for name in SOLVERS)]
+    page = HEAD.format(
+        processor=found["processor"], examples=EXAMPLES, tolerance=TOLERANCE, steps=MAX_STEPS
+    )
+    for format, runtime in RUNTIMES.items():
+        pairs = [
+            [row["cell"], *(_pair(row[name][format]) for name in SOLVERS)] for row in found["grid"]
+        ]
+        page += f"### {runtime}\n\n{markdown_table(columns, pairs)}\n"
     times = [
         (
             row["model"],
+            RUNTIMES[row["format"]],
             row["precision"],
             f"{row['bytes'] / 1e6:.2f} MB",
             row["steps"],
-            _range(row["litert"]),
+            _range(row["converted"]),
             _range(row["tensorflow"]),
-            f"{row['litert'][0] / row['tensorflow'][0]:.2f}",
+            f"{row['converted'][0] / row['tensorflow'][0]:.2f}",
             f"{row['difference']:.0e}",
         )
         for row in found["times"]
     ]
-    head = HEAD.format(
-        processor=found["processor"], examples=EXAMPLES, tolerance=TOLERANCE, steps=MAX_STEPS
-    )
-    between = TIMES.format(rounds=found["rounds"])
-    # Words, so that a narrow page can break them.
-    columns = ["cell", *(name.replace("_", " ") for name in SOLVERS)]
-    return head + markdown_table(columns, pairs) + between + markdown_table(COLUMNS, times)
+    return page + TIMES.format(rounds=found["rounds"]) + markdown_table(COLUMNS, times)
 
 
 def _pair(found: Mapping[str, Any]) -> str:
     if "inapplicable" in found:
         return "–"
     if "refused" in found:
-        return "not in LiteRT"
+        return "no"
     apart = "" if found["same_steps"] else ", steps"
     return f"{found['difference']:.0e} / {found['floor']:.0e}{apart}"
 
