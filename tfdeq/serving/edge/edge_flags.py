@@ -31,19 +31,12 @@ def converted(kind: Kind, values: flags.FlagValues) -> dict[str, Converted]:
 
 def define(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags in `values`."""
-    known = ("savedmodel", *FORMATS)
     flags.DEFINE_list(
         "format",
         ["savedmodel"],
         "Formats of the version, separated by commas. litert, for phones and other small devices, also "
         "writes assets.extra/model.tflite, and onnx, for ONNX Runtime, assets.extra/model.onnx. The "
         "SavedModel is always written.",
-        flag_values=values,
-    )
-    flags.register_validator(
-        "format",
-        lambda formats: set(formats) <= set(known),
-        f"must be of {', '.join(known)}",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -76,6 +69,17 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
     )
     for name in ("signatures", "batch_size", "shapes"):  # their names before there was ONNX
         flags.DEFINE_alias(f"litert_{name}", f"edge_{name}", flag_values=values)
+    _register_checks(values)
+
+
+def _register_checks(values: flags.FlagValues) -> None:
+    known = ("savedmodel", *FORMATS)
+    flags.register_validator(
+        "format",
+        lambda formats: set(formats) <= set(known),
+        f"must be of {', '.join(known)}",
+        flag_values=values,
+    )
     flags.register_validator(
         "edge_shapes",
         lambda shapes: all(re.fullmatch(r"\w+=[1-9]\d*(x[1-9]\d*)*", text) for text in shapes),
