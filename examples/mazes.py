@@ -127,8 +127,7 @@ def main(folder="."):
     model, explicit = equilibrium_model(), explicit_model()
     model.build((None, None, None))
     seconds = train(model, equilibrium_loss, batches(), steps=STEPS)
-    explicit_loss = lambda model, mazes, paths: cross_entropy(model(mazes), paths)  # noqa: E731
-    train(explicit, explicit_loss, batches(), seconds=seconds)
+    train(explicit, lambda model, x, y: cross_entropy(model(x), y), batches(), seconds=seconds)
     result, shares = {}, {}
     for size, most in SIZES.items():
         inputs, paths = MAZES.make(50, size, seed=1_000_000)

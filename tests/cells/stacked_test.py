@@ -155,7 +155,6 @@ def test_training_fits_and_advances_states_once():
     assert loss[-1] < 0.7 * loss[0]
 
 
-@pytest.mark.slow
 def test_mask_reaches_both():
     a, b = (TransformerCell(8, 2, 5, recurrent_scale=0.2) for _ in range(2))
     layer = tfdeq.DEQLayer(stacked(a, b), TIGHT)

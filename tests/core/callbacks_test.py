@@ -115,7 +115,6 @@ def test_penalty_from_the_monitor_reaches_the_weights():
     np.testing.assert_allclose(model.get_layer("depth").cell.scale, 0.5 - 0.01, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_changes_are_taken_back_below_half_the_threshold(capsys):
     model = _rough_model(jacobian_penalty=0.5)
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=1)
@@ -136,7 +135,6 @@ def test_budget_grows_while_the_residual_is_high(budget):
     assert steps[-1] == 4 * own
 
 
-@pytest.mark.slow
 def test_it_looks_every_so_many_batches_across_epochs():
     model = _rough_model(jacobian_penalty=0.5)
     monitor = EquilibriumMonitor(residual_threshold=1e-6, frequency=4)

@@ -108,7 +108,6 @@ def test_an_input_of_integers_alone_has_no_gradient():
     assert math.isnan(row.x_cosine)
 
 
-@pytest.mark.slow
 def test_float64_is_compared_tightly():
     keras.config.set_dtype_policy("float64")
     layer, x = _built(solver=tfdeq.Broyden(100, 1e-12))

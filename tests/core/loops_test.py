@@ -275,7 +275,6 @@ def test_a_solve_in_a_solve(loop, rule, mode):
     check(loop, rule, mode, nested)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loop", "rule", "mode"),
     cases((map_fn, scan), RULES, lambda loop, rule: loop is map_fn and rule == "implicit"),
@@ -284,7 +283,6 @@ def test_recomputed(loop, rule, mode):
     check(loop, rule, mode, recomputed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loop", "rule", "mode"),
     cases(

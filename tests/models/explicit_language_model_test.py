@@ -92,9 +92,8 @@ def test_losses_are_those_of_the_logits(name, cutoffs):
         np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["lstm", "transformer"]
+    "name", fast(["lstm"], ["lstm", "transformer"])
 )  # the networks' own tests include all kinds
 def test_xla_does_as_eager_mode_does(name):
     model, tokens = _model(name), _tokens(length=LENGTH)
@@ -166,7 +165,6 @@ def test_dropouts_are_in_training_alone():
     assert np.abs(model(tokens, training=True) - model(tokens)).max() > 1e-2
 
 
-@pytest.mark.slow
 def test_trains_by_fit():
     model, tokens = _model("trellis"), _tokens(16, LENGTH + 1)
     model.compile(

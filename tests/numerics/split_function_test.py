@@ -1,7 +1,6 @@
 """Tests of tfdeq.numerics.split_function: splittings on the state's matrix."""
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 import tfdeq
@@ -11,7 +10,6 @@ from tfdeq.numerics.split_function import evaluate_split, prepared_splitting
 from tfdeq.numerics.state_layout import StateLayout
 
 
-@pytest.mark.slow
 def test_a_state_of_several_tensors():
     """The solve is the same for a state of one tensor or two."""
     f, (w, x), exact = monotone_case()

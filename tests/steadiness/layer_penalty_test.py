@@ -72,7 +72,6 @@ def test_rows_are_drawn_without_repetition_and_each_has_its_turn(fraction, rows,
         assert np.abs(counts - 15 * rows).max() < 14
 
 
-@pytest.mark.slow
 def test_the_same_seed_draws_the_same_rows():
     def run():
         keras.utils.set_random_seed(7)
@@ -98,7 +97,6 @@ def test_masks_go_along_with_their_rows():
     assert values == {0.5, 1.0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_of_one_and_an_empty_one(mode):
     layer = _layer(0.25)

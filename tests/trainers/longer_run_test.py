@@ -110,7 +110,6 @@ def test_the_old_results_stay_until_the_new_ones_are_there(tmp_path, monkeypatch
     assert train(tmp_path, **LSTM, train_steps=6)["train"]["step"][-1] == 6
 
 
-@pytest.mark.slow
 def test_moved_text_is_the_same_and_changed_text_is_not(tmp_path):
     metrics = train(tmp_path, **LSTM, files="a/*.txt", dataset="text")
     assert train(tmp_path, **LSTM, files="b/*.txt", dataset="text")["test"] == metrics["test"]

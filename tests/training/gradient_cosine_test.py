@@ -66,7 +66,6 @@ def test_by_hand(adjoint, matrix):
     assert layer.adjoint is adjoint
 
 
-@pytest.mark.slow
 def test_a_reference_that_has_not_settled_says_so():
     assert _found(_layer(JacobianFree()), max_steps=1)["reference_residual"] > 1e-5
 

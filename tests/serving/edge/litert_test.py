@@ -47,7 +47,6 @@ def test_answers_are_the_models(precision, tmp_path):
         assert (answer["status"] == tfdeq.Status.CONVERGED).all()
 
 
-@pytest.mark.slow
 def test_a_state_that_is_passed_on_is_not_overwritten(tmp_path):
     # Reversible's next state is the iterate itself, which LiteRT would have overwritten.
     model = _model(tfdeq.Reversible(max_steps=40))
@@ -70,7 +69,6 @@ def test_several_signatures_and_examples_in_a_call(tmp_path):
     assert (again["steps"] <= 2).all(), "the start is the answer already"
 
 
-@pytest.mark.slow
 def test_examples_that_are_not_finite_say_so(tmp_path):
     rows = ROWS.copy()
     rows[1, 0] = np.nan

@@ -98,7 +98,6 @@ def _rows(x):
     return tf.raw_ops.Select(condition=x[0] > 0, x=states, y=tf.zeros([5, 2]))[None]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "f",
     [

@@ -106,7 +106,6 @@ def test_a_cell_of_one_size():
     ]
 
 
-@pytest.mark.slow
 def test_explicit_applications_have_nothing_to_solve():
     keras.utils.set_random_seed(0)
     model = Reasoner(3, 2, RecallConvolution(8, rank=1), explicit_steps=3)

@@ -73,7 +73,6 @@ def test_a_run_of_a_model_without_a_solve(tmp_path):
         runs.of_model(found.kind.model).signatures()
 
 
-@pytest.mark.slow
 def test_a_language_model_is_one_whether_the_run_says_so_or_not(tmp_path):
     model = contracting_language_model(vocabulary_size=256, length=8)
     model.save(tmp_path / "model.keras")

@@ -78,7 +78,6 @@ def test_a_rough_answer_certifies_less(model):
     assert (rough["certified_radius"] < 0.99 * exact).any()
 
 
-@pytest.mark.slow
 def test_other_weights_than_those_of_the_export_certify_nothing():
     model = make_model()
     signature = keras_signatures(model, only=[])["serving_default"]

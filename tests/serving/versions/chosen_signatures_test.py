@@ -85,7 +85,6 @@ def test_names_that_the_model_lacks(tmp_path):
         saved_model.export(_keras_model(), tmp_path, given, only=["x"])
 
 
-@pytest.mark.slow
 def test_costs_of_a_small_and_a_large_signature():
     signatures = KerasKind(_keras_model()).signatures(batching=None)
     unmeasured = costs.measured(signatures, None)

@@ -4,7 +4,6 @@ import json
 
 import keras
 import numpy as np
-import pytest
 
 import tfdeq
 from tfdeq.training.images import drawings
@@ -37,7 +36,6 @@ def test_the_table_counts_classes_by_answer():
     assert table.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 2]]
 
 
-@pytest.mark.slow
 def test_pictures_are_drawn_whatever_is_right(tmp_path):
     random = np.random.default_rng(0)
     for name, channels, right in (("all", 1, 1.0), ("none", 3, 0.0), ("some", 1, 0.7)):

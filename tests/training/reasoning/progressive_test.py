@@ -35,7 +35,6 @@ def _draw(monkeypatch, first, count):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_last_applications_carry_the_gradient(model, monkeypatch, compiled):
     _draw(monkeypatch, 2, 1)

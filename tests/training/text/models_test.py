@@ -238,7 +238,6 @@ def test_continued():
     )
 
 
-@pytest.mark.slow
 def test_correction_averages_the_losses_after_evaluations_of_a_training_solve(model):
     tokens, targets = batch()
     loss_of = make_loss(model, {"correction_steps": ["1", "3"], "correction_weight": 0.5})

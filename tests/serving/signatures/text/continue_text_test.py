@@ -154,7 +154,6 @@ def test_a_memory_that_is_not_finite_is_invalid_and_harms_no_other(any_served, n
             assert not value[[1, 2]].any(), name  # an empty memory
 
 
-@pytest.mark.slow
 def test_a_memory_that_overflows_harms_no_other(any_served):
     """The memory is finite but useless: the answer to its own text is finite, and others do not change."""
     texts = np.repeat(TEXT[:1, :LENGTH], 3, axis=0)
