@@ -21,10 +21,13 @@ DOCUMENTS = ("README.md", "docs/serving.md", "docs/theorems.md", "docs/training.
 pytestmark = pytest.mark.slow
 
 
+def _python_of(name):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text("utf-8"), re.M | re.S)
+
+
 def _blocks():
     for name in DOCUMENTS:
-        text = (ROOT / name).read_text("utf-8")
-        for place, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)):
+        for place, block in enumerate(_python_of(name)):
             if "import tfdeq" in block:
                 yield pytest.param(block, id=f"{name}-{place}")
 
@@ -134,6 +137,14 @@ def test_text_from_the_preset_that_comes_with_it(binaries, folder):
         'print(model.generate("def "))'
     )
     assert _run([binaries / "python", "-P", "-c", code], folder).startswith("def ")
+
+
+def test_the_same_text_from_a_litert_file_of_it(binaries, folder):
+    # The guide's first blocks: they write the file and compare its text with the model's.
+    blocks = _python_of("docs/guides/edge.md")[:2]
+    assert "assert bytes(text).decode() == model.generate(" in blocks[1]
+    _run([binaries / "python", "-P", "-c", "\n".join(blocks)], folder)
+    assert (folder / "bytes.tflite").stat().st_size < 2**21
 
 
 @pytest.mark.parametrize("block", _blocks())
