@@ -3,7 +3,12 @@
 from tfdeq.cells.composed import ComposedCell
 from tfdeq.cells.dense import DenseCell
 from tfdeq.cells.group_attention import GroupAttention
-from tfdeq.cells.monotone import LipschitzBounded, MonotoneConvolution, MonotoneDense
+from tfdeq.cells.monotone import (
+    LipschitzBounded,
+    MonotoneConvolution,
+    MonotoneDense,
+    MonotoneMultiscaleConvolution,
+)
 from tfdeq.cells.multiscale import MultiscaleCell
 from tfdeq.cells.nested_recursion import NestedRecursion
 from tfdeq.cells.normalized_dense import WeightNormalizedDense, normalized_dense
@@ -21,6 +26,7 @@ __all__ = [
     "LipschitzBounded",
     "MonotoneConvolution",
     "MonotoneDense",
+    "MonotoneMultiscaleConvolution",
     "MultiscaleCell",
     "NestedRecursion",
     "RecallConvolution",

@@ -11,7 +11,7 @@ def _kernel(size, inputs, outputs, seed=0):
     return np.random.default_rng(seed).normal(size=(size, size, inputs, outputs))
 
 
-def matrix_of(kernel, rows, columns):
+def matrix_of(kernel, rows, columns, stride=1):
     """Returns the matrix of a circular convolution, by which flattened images are multiplied."""
     size, inputs, outputs = kernel.shape[0], *kernel.shape[2:]
     reach = size // 2
@@ -20,7 +20,7 @@ def matrix_of(kernel, rows, columns):
         for down, across in np.ndindex(size, size):
             source = (row + down - reach) % rows, (column + across - reach) % columns
             matrix[source[0], source[1], :, row, column] += kernel[down, across]
-    return matrix.reshape(rows * columns * inputs, -1)
+    return matrix[:, :, :, ::stride, ::stride].reshape(rows * columns * inputs, -1)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 5), (5, 4), (1, 3), (2, 2)])
@@ -48,6 +48,23 @@ def test_adjoint_and_product_are_those_of_the_matrices():
     np.testing.assert_allclose(matrix_of(adjoint, 4, 5), one.T)
     both = circular.composed(tf.constant(first), tf.constant(second)).numpy()
     np.testing.assert_allclose(matrix_of(both, 4, 5), one @ other, atol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 6), (2, 2)])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_stride_and_adjoint_are_those_of_the_matrix(size, rows, columns):
+    kernel = _kernel(size, 2, 3)
+    x = np.random.default_rng(1).normal(size=(2, rows, columns, 2))
+    for stride in (1, 2):
+        matrix = matrix_of(kernel, rows, columns, stride)
+        y = circular.circular_convolution(tf.constant(x), tf.constant(kernel), stride)
+        assert y.shape == (2, rows // stride, columns // stride, 3)
+        expected = x.reshape(2, -1) @ matrix
+        np.testing.assert_allclose(y.numpy().reshape(2, -1), expected, atol=1e-12)
+        back = circular.adjoint_convolution(y, tf.constant(kernel), stride)
+        assert back.shape == x.shape
+        expected = expected @ matrix.T
+        np.testing.assert_allclose(back.numpy().reshape(2, -1), expected, atol=1e-12)
 
 
 def test_sizes_need_not_be_known():

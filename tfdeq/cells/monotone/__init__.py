@@ -3,5 +3,11 @@
 from tfdeq.cells.monotone.convolution import MonotoneConvolution
 from tfdeq.cells.monotone.dense import MonotoneDense
 from tfdeq.cells.monotone.lipschitz_bounded import LipschitzBounded
+from tfdeq.cells.monotone.multiscale_convolution import MonotoneMultiscaleConvolution
 
-__all__ = ["LipschitzBounded", "MonotoneConvolution", "MonotoneDense"]
+__all__ = [
+    "LipschitzBounded",
+    "MonotoneConvolution",
+    "MonotoneDense",
+    "MonotoneMultiscaleConvolution",
+]

@@ -60,17 +60,35 @@ class CircularKernel(keras.layers.Layer):
         }
 
 
-def circular_convolution(x, kernel):
-    """Returns y[p] = Σ_δ x[p + δ] K[δ], with places modulo the image's size.
+def circular_convolution(x, kernel, stride: int = 1):
+    """Returns y[p] = Σ_δ x[stride p + δ] K[δ], with places modulo the image's size.
 
     Args:
         x: [B, H, W, n]. kernel: [k, k, n, C], k odd, with δ = 0 in the middle.
+        stride: must divide H and W. Default 1.
 
     Returns:
-        [B, H, W, C].
+        [B, H / stride, W / stride, C].
     """
     reach = kernel.shape[0] // 2
-    return ops.conv(_wrapped(_wrapped(x, 1, reach), 2, reach), kernel, padding="valid")
+    wrapped = _wrapped(_wrapped(x, 1, reach), 2, reach)
+    return ops.conv(wrapped, kernel, stride, padding="valid")
+
+
+def adjoint_convolution(y, kernel, stride: int = 1):
+    """Applies the adjoint of `circular_convolution` with this kernel and stride.
+
+    Args:
+        y: [B, H, W, C]. kernel: [k, k, n, C].
+
+    Returns:
+        [B, stride H, stride W, n].
+    """
+    if stride > 1:
+        # Zeros between the places.
+        channels = (stride**2 - 1) * y.shape[-1]
+        y = tf.nn.depth_to_space(tf.pad(y, [[0, 0], [0, 0], [0, 0], [0, channels]]), stride)
+    return circular_convolution(y, adjoint_kernel(kernel))
 
 
 def adjoint_kernel(kernel):
