@@ -8,7 +8,10 @@ import pytest
 import tensorflow as tf
 
 import tfdeq
+from benchmarks.images.certified_accuracy import Attack
 from tests.cells.monotone.circular_test import matrix_of
+from tests.cells.monotone.multiscale_convolution_test import recurrent_matrix
+from tests.support.cases import fast
 
 
 def _moons(count, seed):
@@ -164,31 +167,96 @@ def test_of_a_convolution_is_the_formula_by_matrices():
     w = matrix_of(cell.recurrent_kernel().numpy().astype("float64"), 4, 6)
     u = matrix_of(cell.injection.kernel.numpy().astype("float64"), 4, 6)
     symmetric = np.eye(72) - (w + w.T) / 2
-    factor = np.linalg.cholesky(symmetric)
     pool = np.zeros((4, 6, 3, 2, 3, 3))
     for row, column, channel in np.ndindex(4, 6, 3):
         pool[row, column, channel, row // 2, column // 2, channel] = 0.25
     rows = (pool.reshape(72, 18) @ model.layers[-1].kernel.numpy()).T
     logits = model(x).numpy()
-    inverse, norm = np.linalg.inv(symmetric), np.linalg.norm(np.linalg.solve(factor, u.T), 2)
-
-    def slope(row):
-        length = np.linalg.norm(np.linalg.solve(factor, row))
-        found = (np.linalg.norm(u @ inverse @ row) + length * norm) / 2
-        assert found <= np.linalg.norm(row) * np.linalg.norm(u, 2) / 0.5 * (1 + 1e-12)
-        return 0.5 * found
-
-    expected = []
-    for sample in logits:
-        answer = sample.argmax()
-        others = [j for j in range(3) if j != answer]
-        expected.append(
-            min((sample[answer] - sample[j]) / slope(rows[answer] - rows[j]) for j in others)
-        )
+    expected = 2 * _radius_by_matrices(logits, rows, symmetric, u, monotonicity=0.5)
     found = tfdeq.certified_radius(model, x).numpy()
     # The error of the solves is deducted, and the logits here are float32.
     assert (found <= np.array(expected) * (1 + 1e-5) + 1e-6).all()
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+
+
+def _radius_by_matrices(logits, rows, symmetric, u, monotonicity):
+    """Returns [B]; symmetric part [D, D] and input u [n, D] of the cell, rows [K, D] of the readout."""
+    factor, inverse = np.linalg.cholesky(symmetric), np.linalg.inv(symmetric)
+    norm = np.linalg.norm(np.linalg.solve(factor, u.T), 2)
+
+    def slope(row):
+        length = np.linalg.norm(np.linalg.solve(factor, row))
+        found = (np.linalg.norm(u @ inverse @ row) + length * norm) / 2
+        published = np.linalg.norm(row) * np.linalg.norm(u, 2) / monotonicity
+        assert found <= published * (1 + 1e-12)
+        return found
+
+    radius = []
+    for sample in logits:
+        answer = sample.argmax()
+        others = [j for j in range(len(rows)) if j != answer]
+        radius.append(
+            min((sample[answer] - sample[j]) / slope(rows[answer] - rows[j]) for j in others)
+        )
+    return np.array(radius)
+
+
+def _multiscale(filters=(2, 3), shape=(4, 6, 2), monotonicity=0.5, recurrent_scale=1.0):
+    keras.utils.set_random_seed(0)
+    cell = tfdeq.cells.MonotoneMultiscaleConvolution(
+        filters, monotonicity=monotonicity, recurrent_scale=recurrent_scale
+    )
+    layer = tfdeq.DEQLayer(cell, tfdeq.PeacemanRachford(2000, 1e-5))
+    head = [tfdeq.models.BranchMeans(2), keras.layers.Dense(3, bias_initializer="normal")]
+    return _model(keras.layers.Rescaling(0.5), layer, *head, shape=shape)
+
+
+def test_of_branches_is_the_formula_by_matrices():
+    model = _multiscale()
+    cell = model.layers[1].cell
+    x = np.random.default_rng(0).normal(size=(8, 4, 6, 2)).astype("float32")
+    w = recurrent_matrix(cell, 4, 6).astype("float64")
+    u = np.zeros((48, 66))
+    u[:, :48] = matrix_of(cell.injection.kernel.numpy().astype("float64"), 4, 6)
+    # Windows of 2 × 2 in the first branch, and of one place in the second.
+    pool = np.zeros((4, 6, 2, 2, 3, 2))
+    for row, column, channel in np.ndindex(4, 6, 2):
+        pool[row, column, channel, row // 2, column // 2, channel] = 0.25
+    means = np.zeros((66, 30))
+    means[:48, :12], means[48:, 12:] = pool.reshape(48, 12), np.eye(18)
+    rows = (means @ model.layers[-1].kernel.numpy()).T
+    symmetric = np.eye(66) - (w + w.T) / 2
+    logits = model(x).numpy()
+    expected = 2 * _radius_by_matrices(logits, rows, symmetric, u, monotonicity=0.5)
+    found = tf.function(lambda x: tfdeq.certified_radius(model, x), autograph=False)(x).numpy()
+    # As above.
+    assert (found <= expected * (1 + 1e-5) + 1e-6).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", fast([2], [2, 3]))
+def test_attacks_of_branches_find_nothing_inside_and_something_outside(count):
+    model = _multiscale((2, 2, 2)[:count], (4, 8, 2), monotonicity=1.0, recurrent_scale=0.5)
+    x = np.random.default_rng(0).normal(size=(20, 4, 8, 2)).astype("float32")
+    radius = tfdeq.certified_radius(model, x).numpy()
+    answers = np.argmax(model(x), axis=1)
+    assert (radius > 0).all()
+    # Both in one batch: within the radius, and within eight times the radius.
+    both = np.tile(x, (2, 1, 1, 1)), np.tile(answers, 2), np.concatenate([radius, 8 * radius])
+    inside, outside = np.split(Attack(model, steps=10, restarts=1).succeeds(*both), 2)
+    assert not inside.any()
+    assert outside.mean() > 0.5
+
+
+def test_of_branches_nothing_is_certified_of_a_solve_that_is_not_done():
+    model = _multiscale()
+    x = np.random.default_rng(0).normal(size=(5, 4, 6, 2)).astype("float32")
+    certify = tf.function(lambda x: tfdeq.certified_radius(model, x), autograph=False)
+    broken = x.copy()
+    broken[2] = np.nan
+    assert (certify(broken).numpy() > 0).tolist() == [True, True, False, True, True]
+    with tfdeq.SolveScope(max_steps=1):
+        np.testing.assert_array_equal(tfdeq.certified_radius(model, x), np.zeros(5))
 
 
 def test_by_a_given_constant():
@@ -242,3 +310,13 @@ def test_a_model_that_branches_is_refused():
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Add()([z, inputs])))
     with pytest.raises(ValueError, match=r"'add.*' has 2 inputs"):
         tfdeq.certified_radius(model, tf.ones([3, 4]))
+
+
+@pytest.mark.parametrize("chosen", [slice(1), slice(None, None, -1)])
+def test_a_model_that_reads_branches_otherwise_is_refused(chosen):
+    """One of them, or all in another order."""
+    inputs = keras.Input([4, 4, 1])
+    z = tfdeq.DEQLayer(tfdeq.cells.MonotoneMultiscaleConvolution((2, 2)))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(tfdeq.models.BranchMeans(2)(z[chosen])))
+    with pytest.raises(ValueError, match="inputs, not all outputs of one other layer"):
+        tfdeq.certified_radius(model, tf.ones([3, 4, 4, 1]))

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 from tfdeq.certificates.linear_head import readout
+from tfdeq.models import BranchMeans
 
 
 def test_logits_and_rows_are_those_of_the_layers():
@@ -46,3 +47,22 @@ def test_global_pooling():
     logits, rows = readout([pool], tf.constant(states))
     np.testing.assert_allclose(logits, states.mean(axis=(1, 2)))
     assert rows.shape == (2, 3, 4, 2)
+
+
+def test_branches():
+    keras.utils.set_random_seed(0)
+    head = [BranchMeans(2), layers.Dense(3)]
+    inputs = [keras.Input((4, 6, 2)), keras.Input((2, 3, 5))]
+    model = keras.Model(inputs, head[1](head[0](inputs)))
+    random = np.random.default_rng(0)
+    states, moved = (
+        [random.normal(size=(6, 4, 6, 2)), random.normal(size=(6, 2, 3, 5))] for _ in range(2)
+    )
+    logits, rows = readout(head, [tf.constant(branch) for branch in states])
+    np.testing.assert_allclose(logits, model(states), rtol=1e-5, atol=1e-6)
+    both = [tf.constant(one + other) for one, other in zip(states, moved, strict=True)]
+    expected = sum(
+        branch.reshape(6, -1) @ row.numpy().reshape(3, -1).T
+        for branch, row in zip(moved, rows, strict=True)
+    )
+    np.testing.assert_allclose(readout(head, both)[0] - logits, expected, atol=1e-12)

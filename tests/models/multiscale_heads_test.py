@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfdeq.models import ClassificationHead, DensePredictionHead
+from tfdeq.models import BranchMeans, ClassificationHead, DensePredictionHead
 
 
 def _branches(size=(6, 7), channels=(4, 8, 4), batch=2):
@@ -55,8 +55,25 @@ def test_each_place_has_an_answer():
     assert head.compute_output_shape([(2, 6, 7, 4), (2, 3, 4, 8)]) == (2, 6, 7, 3)
 
 
+def test_means_are_those_of_windows():
+    branches = _branches((8, 9), (2, 3, 4))  # the others have 4 × 5 and 2 × 3 places
+    found = np.asarray(BranchMeans(4)(branches))
+    assert found.shape == (2, 2 * 2 * 2 + 2 * 2 * 3 + 2 * 3 * 4)
+    np.testing.assert_allclose(found[:, 2:4], branches[0][:, :4, 4:8].mean(axis=(1, 2)), atol=1e-6)
+    np.testing.assert_allclose(found[:, 8:11], branches[1][:, :2, :2].mean(axis=(1, 2)), atol=1e-6)
+    np.testing.assert_allclose(found[:, 20:], branches[2].reshape(2, -1))
+    model = keras.Model(inputs := [keras.Input(part.shape[1:]) for part in branches],
+                        BranchMeans(4)(inputs))  # fmt: skip
+    assert model.output.shape == (None, 44)
+
+
 @pytest.mark.parametrize(
-    "make", [lambda: ClassificationHead(5, [2, 3], 7), lambda: DensePredictionHead(5)]
+    "make",
+    [
+        lambda: ClassificationHead(5, [2, 3], 7),
+        lambda: DensePredictionHead(5),
+        lambda: BranchMeans(2),
+    ],
 )
 def test_they_are_saved_and_loaded(make, tmp_path):
     branches = _branches(channels=(4, 8))
@@ -72,5 +89,11 @@ def test_settings_out_of_range():
         ClassificationHead(10, [8], 0)
     with pytest.raises(ValueError, match="classes"):
         DensePredictionHead(0)
+    with pytest.raises(ValueError, match="size must be an integer of at least 1; received 0"):
+        BranchMeans(0)
+    with pytest.raises(
+        ValueError, match=r"size=14 makes windows of 7 .* in branch 1, .*\(2, 3, 4, 8\)"
+    ):
+        BranchMeans(14)(_branches((14, 14), (4,)) + _branches((3, 4), (8,)))
     with pytest.raises(ValueError, match=r"channels=\[8\] and 3 branches"):
         ClassificationHead(10, [8])(_branches())

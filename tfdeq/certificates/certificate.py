@@ -39,13 +39,13 @@ class Certificate:
         x = self._features(inputs)
         return self._radius(x, self.layer(x, training=False), None)
 
-    def radius_of(self, inputs: Any, state: tf.Tensor, slopes: Slopes | None = None) -> tf.Tensor:
+    def radius_of(self, inputs: Any, state: Any, slopes: Slopes | None = None) -> tf.Tensor:
         """Returns [B] float32, without a solve.
 
         It holds for any state, as its error is bounded by its own residual.
 
         Args:
-            inputs: [B, …]. state: [B, …], a solve's result.
+            inputs: [B, …]. state: [B, …] or a nest of them, a solve's result.
             slopes: of inputs of this size; None: computed here.
         """
         return self._radius(self._features(inputs), state, slopes)
@@ -54,7 +54,7 @@ class Certificate:
         """Returns the constants for inputs of the size of these, [B, …]."""
         x = self._features(inputs)
         parts = self.layer.cell.exact_parts(x)
-        state = tf.cast(self.layer.cell.initial_state(x), tf.float64)
+        state = _exact(self.layer.cell.initial_state(x))
         return self._slopes(parts, _Metric(parts), readout(self._after, state)[1])
 
     @property
@@ -71,12 +71,13 @@ class Certificate:
             x = layer(x)
         return x
 
-    def _radius(self, x: tf.Tensor, state: tf.Tensor, slopes: Slopes | None) -> tf.Tensor:
+    def _radius(self, x: tf.Tensor, state: Any, slopes: Slopes | None) -> tf.Tensor:
         parts = self.layer.cell.exact_parts(x)
         metric = _Metric(parts)
-        z = tf.cast(state, tf.float64)
-        image = tf.nn.relu(parts.affine(z))
-        error = metric.length(parts.recurrent(z - image))
+        z = _exact(state)
+        image = tf.nest.map_structure(tf.nn.relu, parts.affine(z))
+        change = tf.nest.map_structure(tf.subtract, z, image)
+        error = metric.length(parts.recurrent(change))
         logits, rows = readout(self._after, image)
         slopes = slopes or self._slopes(parts, metric, rows)
         radius = smallest_distance(logits, *slopes, 2 * error)
@@ -84,11 +85,15 @@ class Certificate:
         same = tf.equal(tf.argmax(shown, axis=1), tf.argmax(logits, axis=1))
         return rounded_down(tf.where(same, radius, 0))
 
-    def _slopes(self, parts: ExactParts, metric: "_Metric", rows: tf.Tensor) -> Slopes:
+    def _slopes(self, parts: ExactParts, metric: "_Metric", rows: Any) -> Slopes:
         bound = tf.ones([], tf.float64)
         for layer in self._before:
             bound *= lipschitz_bound(layer)
-        differences = [row[None] - rows for row in tf.unstack(rows)]
+        count = tf.nest.flatten(rows)[0].shape[0]
+        differences = [
+            tf.nest.map_structure(lambda leaf: leaf[one : one + 1] - leaf, rows)  # noqa: B023
+            for one in range(count)
+        ]
         lengths = tf.stack([metric.length(each) for each in differences])
         moved = tf.stack([metric.pushed(each) for each in differences])
         return Slopes(bound * (moved + lengths * metric.norm(parts.injection)) / 2, lengths)
@@ -98,6 +103,10 @@ def rounded_down(radius: tf.Tensor) -> tf.Tensor:
     """Returns a float64 radius as float32, not above it; 0 for NaN and what is not positive."""
     radius = tf.cast(radius * (1 - 1e-6), tf.float32)
     return tf.where(tf.math.is_finite(radius) & (radius > 0), radius, 0)
+
+
+def _exact(states: Any) -> Any:
+    return tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float64), states)
 
 
 def _chain(model: Any) -> tuple[list, DEQLayer, list]:
@@ -119,19 +128,22 @@ def _chain(model: Any) -> tuple[list, DEQLayer, list]:
             break
         layers.insert(0, made_by)
         before = made_by._inbound_nodes[node].input_tensors
-        if len(before) != 1:
+        tensor = before[0]
+        # One tensor, or all branches of a state.
+        outputs = tensor._keras_history[0]._inbound_nodes[tensor._keras_history[1]].output_tensors
+        if [id(one) for one in before] != [id(one) for one in outputs]:
             raise ValueError(
                 f"certified_radius takes a model of layers one after another; {made_by.name!r} has "
-                f"{len(before)} inputs. Pass the model's Lipschitz constant, lipschitz=."
+                f"{len(before)} inputs, not all outputs of one other layer in their order. Pass the model's "
+                "Lipschitz constant, lipschitz=."
             )
-        (tensor,) = before
     places = [place for place, layer in enumerate(layers) if isinstance(layer, DEQLayer)]
     if len(places) != 1 or not hasattr(layers[places[0]].cell, "exact_parts"):
         cells = [type(layers[place].cell).__name__ for place in places]
         raise ValueError(
-            "certified_radius wants one DEQLayer of a monotone cell (tfdeq.cells.MonotoneDense or "
-            f"MonotoneConvolution) in the model; its cells are {cells}. Pass the model's Lipschitz constant, "
-            "lipschitz=, if you know one."
+            "certified_radius wants one DEQLayer of a monotone cell (tfdeq.cells.MonotoneDense, "
+            "MonotoneConvolution or MonotoneMultiscaleConvolution) in the model; its cells are "
+            f"{cells}. Pass the model's Lipschitz constant, lipschitz=, if you know one."
         )
     (place,) = places
     return layers[:place], layers[place], layers[place + 1 :]
@@ -150,12 +162,12 @@ class _Metric:
         # here.
         self._factor = tf.linalg.cholesky(tf.where(finite, symmetric, identity))
 
-    def length(self, states: tf.Tensor) -> tf.Tensor:
-        """[R, …] -> [R]."""
+    def length(self, states: Any) -> tf.Tensor:
+        """Nest of [R, …] -> [R]."""
         return self._norms(self._solved(self._parts.transform(states)))
 
-    def pushed(self, states: tf.Tensor) -> tf.Tensor:
-        """‖UᵀS^(−1) v‖ for each state v, [R, …] -> [R]."""
+    def pushed(self, states: Any) -> tf.Tensor:
+        """‖UᵀS^(−1) v‖ for each state v, nest of [R, …] -> [R]."""
         solved = tf.linalg.cholesky_solve(
             self._factor, tf.linalg.matrix_transpose(self._parts.transform(states))
         )

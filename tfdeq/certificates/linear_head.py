@@ -1,26 +1,29 @@
 """The linear layers between an equilibrium and the logits, in float64."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import layers, ops
 
 from tfdeq.certificates.lipschitz import activation_name
+from tfdeq.models.multiscale_heads import BranchMeans
 
 # Functions at the end of a model that do not change the order of the logits.
 _KEEP_THE_ORDER = ("linear", "softmax", "log_softmax")
 
 
-def readout(head: list[keras.layers.Layer], states: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def readout(head: list[keras.layers.Layer], states: Any) -> tuple[tf.Tensor, Any]:
     """Returns the logits of states, and their gradients, which are the same for all states.
 
     Args:
         head: the layers from the state to the logits; a softmax at the end is omitted.
-        states: [B, …] float64.
+        states: [B, …] float64, or a nest of them.
 
     Returns:
-        logits [B, K], and rows [K, …]: row k times a change of the state is the change of logit k.
+        logits [B, K], and rows [K, …], a nest like the states: row k times a change of the state is the
+        change of logit k.
 
     Raises:
         ValueError: for a layer that is not linear, or if the last output is not logits.
@@ -35,8 +38,7 @@ def readout(head: list[keras.layers.Layer], states: tf.Tensor) -> tuple[tf.Tenso
             z = linear(z)
         return z
 
-    start = tf.zeros(tf.concat([[1], tf.shape(states)[1:]], axis=0), tf.float64)
-    start.set_shape([1, *states.shape[1:]])
+    start = tf.nest.map_structure(_zeros_like_one, states)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(start)
         output = apply(start)
@@ -46,8 +48,14 @@ def readout(head: list[keras.layers.Layer], states: tf.Tensor) -> tuple[tf.Tenso
                 f"this one's end is of shape {output.shape}. Its last layer should be Dense(classes)."
             )
         each = tf.unstack(output, axis=1)
-    rows = tf.concat([tape.gradient(logit, start) for logit in each], axis=0)
-    return apply(states), rows
+    rows = [tape.gradient(logit, start) for logit in each]
+    return apply(states), tf.nest.map_structure(lambda *leaves: tf.concat(leaves, 0), *rows)
+
+
+def _zeros_like_one(states: tf.Tensor) -> tf.Tensor:
+    zeros = tf.zeros(tf.concat([[1], tf.shape(states)[1:]], axis=0), tf.float64)
+    zeros.set_shape([1, *states.shape[1:]])
+    return zeros
 
 
 def _is_softmax(layer: keras.layers.Layer) -> bool:
@@ -91,6 +99,7 @@ _LINEAR: dict[type, Callable] = {
     layers.Reshape: _flatten,
     layers.AveragePooling2D: _average,
     layers.GlobalAveragePooling2D: lambda layer, z: tf.reduce_mean(z, axis=(1, 2)),
+    BranchMeans: lambda layer, z: layer.call(z),
     layers.Dropout: lambda layer, z: z,
     layers.Identity: lambda layer, z: z,
     layers.Activation: lambda layer, z: z,

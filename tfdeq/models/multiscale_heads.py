@@ -1,5 +1,6 @@
 """What is read from the branches of a multiscale equilibrium: an answer for an image, or for each place."""
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -139,6 +140,51 @@ class DensePredictionHead(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "classes": self.classes}
+
+
+@keras.saving.register_keras_serializable(package="tfdeq")
+class BranchMeans(layers.Layer):
+    """Means over windows of every branch of an equilibrium, one after another in a vector.
+
+    The windows of branch i are 2^i times smaller than the first one's, but have one place at least. If
+    size is a multiple of 2^i, all windows cover the same part of the image. This is linear and without
+    weights, so a dense layer after it reads every branch, and `tfdeq.certified_radius` knows the model.
+
+    Args:
+        size: rows and columns of the first branch's windows, which lie side by side. Default 4.
+
+    Call arguments: list of [B, H_i, W_i, c_i], from the highest resolution to the lowest, of known sizes.
+    Returns [B, features].
+
+    Raises:
+        ValueError: for a size below 1, or a branch that is smaller than its windows.
+
+    Example:
+        >>> branches = [keras.ops.ones([2, 8, 8, 3]), keras.ops.ones([2, 4, 4, 5])]
+        >>> BranchMeans(4)(branches).shape  # 2 · 2 windows, 3 + 5 channels
+        TensorShape([2, 32])
+    """
+
+    def __init__(self, size: int = 4, **kwargs):
+        super().__init__(**kwargs)
+        require_positive_integer("size", size)
+        self.size = size
+
+    def call(self, branches):
+        means = []
+        for place, branch in enumerate(branches):
+            window = max(self.size // 2**place, 1)
+            if window > min(branch.shape[1:3]):
+                raise ValueError(
+                    f"size={self.size} makes windows of {window} rows and columns in branch {place}, which "
+                    f"has shape {tuple(branch.shape)}. Give a smaller one."
+                )
+            found = ops.average_pool(branch, window, window)
+            means.append(ops.reshape(found, (-1, math.prod(found.shape[1:]))))
+        return ops.concatenate(means, axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
 
 
 @keras.saving.register_keras_serializable(package="tfdeq")

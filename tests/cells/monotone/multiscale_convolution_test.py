@@ -57,7 +57,8 @@ def _matrices(cell, rows, columns):
     return a, b
 
 
-def _recurrent(cell, rows, columns):
+def recurrent_matrix(cell, rows, columns):
+    """Returns W of flattened states, by which they are multiplied from the right."""
     a, b = _matrices(cell, rows, columns)
     return (1 - cell.monotonicity) * np.eye(len(a)) - a @ a.T + b - b.T
 
@@ -86,7 +87,7 @@ def test_the_operator_is_that_of_the_paper_and_its_constants_are_right(settings,
     x = _images(shape=(*size, 2))
     layer.build(x.shape)
     cell = layer.cell
-    w = _recurrent(cell, *size)
+    w = recurrent_matrix(cell, *size)
     found, _ = _applied_to_the_identity(cell, x)
     np.testing.assert_allclose(found, w, atol=1e-12)
     operator = np.eye(len(w)) - w
@@ -139,7 +140,7 @@ def test_far_starts_end_in_the_same_point(name):
     layer = _layer(tfdeq.solvers.get(name, max_steps=5000, tolerance=1e-11))
     x = np.repeat(_images(2), 20, axis=0)
     layer.build(x.shape)
-    assert np.abs(np.linalg.eigvals(_recurrent(layer.cell, 4, 6))).max() > 1.5
+    assert np.abs(np.linalg.eigvals(recurrent_matrix(layer.cell, 4, 6))).max() > 1.5
     random = np.random.default_rng(1)
     size = 10.0 ** random.uniform(-3, 3, size=(40, 1))
     start = size * random.normal(size=(40, 24 * 2 + 6 * 3))
@@ -181,7 +182,7 @@ def test_gradient_is_the_closed_form(mode):
         return z, *tape.gradient(loss, [x, cell.bias[1].value, cell.down[0].kernel.value])
 
     z, d_x, d_b, d_k = in_mode(gradients, mode)(tf.constant(x))
-    w, (a, _) = _recurrent(cell, 4, 6), _matrices(cell, 4, 6)
+    w, (a, _) = recurrent_matrix(cell, 4, 6), _matrices(cell, 4, 6)
     u = matrix_of(cell.injection.kernel.numpy(), 4, 6)
     z = _flat(z)
     active = (z > 0).astype(float)
