@@ -98,6 +98,12 @@ CELLS = {
         lambda: tfdeq.cells.MonotoneConvolution(4, monotonicity=0.5, recurrent_scale=0.3),
         _floats(3, 3, 4, 2),
     ),
+    "monotone multiscale convolution": (
+        lambda: tfdeq.cells.MonotoneMultiscaleConvolution(
+            (3, 4), monotonicity=0.5, recurrent_scale=0.3
+        ),
+        _floats(3, 4, 6, 2),
+    ),
     "multiscale": (
         lambda: tfdeq.cells.MultiscaleCell([4, 6], 2, groups=2, skip="input", recurrent_scale=0.1),
         _floats(3, 4, 5, 4),

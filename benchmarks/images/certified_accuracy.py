@@ -176,7 +176,9 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the program's flags; modules that import this one may have flags with the same names."""
     flags.DEFINE_string(
-        "workdir", None, "Folder of a finished run of trainers.image_classifier --cell=monotone."
+        "workdir",
+        None,
+        "Folder of a finished run of trainers.image_classifier --cell=monotone or monotone_multiscale.",
     )
     flags.DEFINE_string("data_dir", None, "Folder of the pictures. Default: the run's.")
     flags.DEFINE_string("prepared_dir", None, "Folder of prepared data. Default: the trainers'.")

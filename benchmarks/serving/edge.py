@@ -55,6 +55,10 @@ CELLS: dict[str, tuple[Callable[[], keras.layers.Layer], tuple[int, ...]]] = {
         lambda: cells.MonotoneConvolution(4, monotonicity=0.5, recurrent_scale=0.3),
         (5, 5, 2),
     ),
+    "MonotoneMultiscaleConvolution": (
+        lambda: cells.MonotoneMultiscaleConvolution((3, 4), monotonicity=0.5, recurrent_scale=0.3),
+        (6, 6, 2),
+    ),
     "MultiscaleCell": (
         lambda: cells.MultiscaleCell([4, 6], 2, groups=2, skip="input", recurrent_scale=0.1),
         (6, 6, 4),

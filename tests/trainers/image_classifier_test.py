@@ -27,6 +27,7 @@ OF = {
     "multiscale": ("--cell=multiscale", "--branches=4,8", *BLOCKS),
     "residual": ("--cell=residual", "--filters=4", *BLOCKS),
     "monotone": ("--cell=monotone", "--filters=4", "--pooling=2"),
+    "monotone_multiscale": ("--cell=monotone_multiscale", "--branches=4,4", "--pooling=2"),
 }
 MULTISCALE = (*OF["multiscale"], *SOLVES)
 
@@ -76,6 +77,7 @@ def _train(folder, data, *arguments):
         pytest.param((*OF["residual"], "--depth=2"), id="applications"),
         pytest.param((*OF["residual"], *SOLVES, "--skip=state", "--mirror"), id="residual"),
         pytest.param((*OF["monotone"], *SOLVES), id="monotone"),
+        pytest.param((*OF["monotone_multiscale"], *SOLVES), id="monotone_multiscale"),
         pytest.param((*OF["multiscale"], "--model=resnet", "--depth=1"), id="network"),
     ],
 )
@@ -160,6 +162,7 @@ def test_a_folder_of_pictures(tmp_path):
     ("arguments", "message"),
     [
         (["--cell=monotone", "--expansion=3"], "--expansion=3 changes nothing"),
+        (["--cell=monotone_multiscale", "--filters=3"], "--filters=3 changes nothing"),
         (["--monotonicity=2"], "--monotonicity=2.0 changes nothing"),
         (["--model=resnet"], "--model=resnet needs a --depth"),
         (["--stem_stride=3"], "must be a power of 2"),

@@ -30,8 +30,9 @@ def certified_radius(model: Any, inputs: Any, lipschitz: float | None = None) ->
 
     Args:
         model: a Keras model: a sequence of layers, one of which is a `DEQLayer` of a monotone cell
-            (`tfdeq.cells.MonotoneDense` with inputs [B, n], or `MonotoneConvolution`). The layers after
-            it must be linear, and the last one returns [B, classes]; a softmax at the end is ignored.
+            (`tfdeq.cells.MonotoneDense` with inputs [B, n], `MonotoneConvolution`, or
+            `MonotoneMultiscaleConvolution`, whose branches `tfdeq.models.BranchMeans` reads). The layers
+            after it must be linear, and the last one returns [B, classes]; a softmax at the end is ignored.
             With lipschitz: any function of inputs that returns logits [B, classes].
         inputs: [B, ...], as for the model.
         lipschitz: L > 0 with ‖logits(x) − logits(y)‖₂ <= L ‖x − y‖₂ for all x and y, if you know one.

@@ -30,7 +30,7 @@ def prepared_splitting(f: Any, layout: StateLayout, solver: Solver) -> Prepared 
     if solver.needs_splitting:
         raise ValueError(
             f"{type(solver).__name__} needs a cell that says what its affine part is, by a method "
-            "splitting(x), as tfdeq.cells.MonotoneDense and MonotoneConvolution do; received one that "
+            "splitting(x), as the monotone cells of tfdeq.cells do; received one that "
             "does not. Use such a cell, or a solver that only evaluates f, such as tfdeq.Anderson."
         )
     return None

@@ -23,7 +23,7 @@ class ForwardBackward(Solver):
     case, so one step costs one evaluation.
 
     The cell provides the parts of f (`tfdeq.solvers.splitting.Splitting`), as `tfdeq.cells.MonotoneDense`
-    and `MonotoneConvolution` do. The step belongs to the solver, not to the cell, so that the residual is
+    and the other monotone cells do. The step belongs to the solver, not to the cell, so that the residual is
     that of f itself for every step size and any solver can solve the cell. For a function without a
     splitting, P = I, and the step is z + α (f(z) − z).
 

@@ -5,7 +5,8 @@ import pytest
 
 import tfdeq
 from tests.support.cases import fast
-from tfdeq.cells import MonotoneConvolution, MultiscaleCell
+from tfdeq.cells import MonotoneConvolution, MonotoneMultiscaleConvolution, MultiscaleCell
+from tfdeq.training.images.flags import MONOTONE_CELLS
 from tfdeq.training.images.models import make_model
 
 CONFIG = {
@@ -38,6 +39,18 @@ def made(**changes):
         ({"cell": "residual", "stem_stride": 4}, MultiscaleCell, [(3, 2, 4)]),
         ({"cell": "monotone"}, MonotoneConvolution, [(7, 6, 4)]),
         ({"cell": "monotone", "stem_stride": 1}, MonotoneConvolution, [(11, 10, 4)]),
+        # 5 × 4 places, and two around, or three.
+        (
+            {"cell": "monotone_multiscale"},
+            MonotoneMultiscaleConvolution,
+            [(10, 8, 4), (5, 4, 8)],
+        ),
+        pytest.param(
+            {"cell": "monotone_multiscale", "stem_stride": 1, "branches": ["2", "3", "4"]},
+            MonotoneMultiscaleConvolution,
+            [(20, 16, 2), (10, 8, 3), (5, 4, 4)],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_cells(changes, kind, states):
@@ -58,8 +71,9 @@ def test_pictures_are_standardised():
     np.testing.assert_allclose(found, [0.0, 1.0], atol=1e-6)
 
 
-def test_an_untrained_monotone_model_says_how_far_its_answers_hold():
-    model = made(cell="monotone", recurrent_scale=0.5, solver="peaceman_rachford", max_steps=40)
+@pytest.mark.parametrize("cell", MONOTONE_CELLS)
+def test_an_untrained_monotone_model_says_how_far_its_answers_hold(cell):
+    model = made(cell=cell, recurrent_scale=0.5, solver="peaceman_rachford", max_steps=40)
     with tfdeq.SolveScope(tolerance=1e-6):
         radius = tfdeq.certified_radius(model, PICTURES)
     assert (radius.numpy() > 0).all()
@@ -93,5 +107,9 @@ def test_what_does_not_go_together():
         made(head_channels=["4"])
     with pytest.raises(ValueError, match="--pooling=9 is more than"):
         made(cell="monotone", pooling=9)
+    with pytest.raises(
+        ValueError, match="--pooling=9 is more than the equilibrium's 10 rows and 8 col"
+    ):
+        made(cell="monotone_multiscale", pooling=9)
     with pytest.raises(ValueError, match="--depth=200 blocks has at least"):
         made(model="resnet", cell="monotone", depth=200)

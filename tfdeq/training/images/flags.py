@@ -8,16 +8,18 @@ from tfdeq.data.images.registry import DATASETS, takers
 from tfdeq.training.flags import flag_uses
 from tfdeq.training.flags.shared import at_least, bound, define
 
-CELLS = ("monotone", "multiscale", "residual")
+CELLS = ("monotone", "monotone_multiscale", "multiscale", "residual")
+MONOTONE_CELLS = ("monotone", "monotone_multiscale")
+ONE_RESOLUTION_CELLS = ("monotone", "residual")
 MODELS = ("deq", "resnet")
 
 _BLOCKS = [{"cell": ("multiscale", "residual")}]
-_MONOTONE = [{"cell": ("monotone",)}]
+_MONOTONE = [{"cell": MONOTONE_CELLS}]
 # A residual network has as many parameters as the equilibrium of the other flags, which it uses too.
 flag_uses.add(
     {
-        "branches": [{"cell": ("multiscale",)}],
-        "filters": [{"cell": ("monotone", "residual")}],
+        "branches": [{"cell": ("monotone_multiscale", "multiscale")}],
+        "filters": [{"cell": ONE_RESOLUTION_CELLS}],
         "expansion": _BLOCKS,
         "groups": _BLOCKS,
         "block_dropout": _BLOCKS,
@@ -46,7 +48,7 @@ def define_image_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_integer, "shift", 2, "Largest number of places by which a training picture is moved at random, down or up and across."),
         (flags.DEFINE_bool, "mirror", False, "Whether training pictures are mirrored at random, left to right."),
         (flags.DEFINE_enum, "model", "deq", "deq: an equilibrium, or --depth applications, of --cell. resnet: an explicit residual network of --depth blocks, as wide as it can be with no more parameters than the equilibrium that the other flags name.", MODELS),
-        (flags.DEFINE_enum, "cell", "multiscale", "Cell of the equilibrium: residual blocks at several resolutions, one residual block, or a monotone convolution, which has exactly one equilibrium for every picture and certified answers.", CELLS),
+        (flags.DEFINE_enum, "cell", "multiscale", "Cell of the equilibrium: residual blocks at several resolutions, one residual block, or a monotone convolution at one resolution or several, which has exactly one equilibrium for every picture and certified answers.", CELLS),
         (flags.DEFINE_list, "branches", ["24", "24"], "Channels of the state at each resolution, from the highest to the lowest."),
         (flags.DEFINE_integer, "filters", 24, "Channels of the state."),
         (flags.DEFINE_integer, "expansion", 5, "Factor on the channels inside a residual block."),
@@ -57,7 +59,7 @@ def define_image_flags(**defaults: Any) -> list[str]:
         (flags.DEFINE_float, "recurrent_scale", 0.0, "Initial scale of what the state contributes; with 0, the first equilibrium of residual blocks that add the input is one application."),
         (flags.DEFINE_float, "monotonicity", 1.0, "m > 0 of a monotone cell: a larger one is solved in fewer steps and certifies more, a smaller one expresses more."),
         (flags.DEFINE_integer, "stem_stride", 1, "Factor, a power of 2, by which pictures are made smaller before the equilibrium."),
-        (flags.DEFINE_integer, "pooling", 4, "Rows and columns of the windows whose means are read."),
+        (flags.DEFINE_integer, "pooling", 4, "Rows and columns of the windows whose means are read; of a lower resolution those of the same part of the picture, but at least one place."),
         (flags.DEFINE_list, "head_channels", [], "Channels of each branch inside the head. Default: a third of the branch's."),
         (flags.DEFINE_integer, "head_features", 200, "Size of what the last dense layer reads."),
     ]  # fmt: skip

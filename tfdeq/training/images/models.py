@@ -8,12 +8,12 @@ from keras import layers
 
 from tfdeq import DEQLayer
 from tfdeq.baselines.residual_network import ResidualNetwork, residual_network_size
-from tfdeq.cells import MonotoneConvolution, MultiscaleCell
-from tfdeq.models import ClassificationHead
+from tfdeq.cells import MonotoneConvolution, MonotoneMultiscaleConvolution, MultiscaleCell
+from tfdeq.models import BranchMeans, ClassificationHead
 from tfdeq.training.flags.equilibrium import equilibrium_settings
+from tfdeq.training.images.flags import MONOTONE_CELLS, ONE_RESOLUTION_CELLS
 
 _MOMENTUM = 0.9
-_PADDING = 1  # places around a picture, so that circular convolutions join no opposite sides
 
 
 def make_model(
@@ -44,7 +44,7 @@ def make_model(
 
 
 def _equilibrium_model(config, shape, classes, image, x) -> keras.Model:
-    make = _monotone if config["cell"] == "monotone" else _multiscale
+    make = _monotone if config["cell"] in MONOTONE_CELLS else _multiscale
     return keras.Model(image, make(config, x, classes), name="classifier")
 
 
@@ -55,10 +55,12 @@ def _layer(config: Mapping[str, Any], cell: keras.layers.Layer) -> DEQLayer:
 def _monotone(config: Mapping[str, Any], x: Any, classes: int) -> Any:
     """Layers one after another whose Lipschitz constants are known, so that answers have a radius."""
     precision = config["precision"]
+    several = config["cell"] == "monotone_multiscale"
+    branches = _branches(config)
     if config["stem_stride"] > 1:
         stride = config["stem_stride"]
         x = layers.Conv2D(
-            config["filters"],
+            branches[0],
             2 * stride - 1,
             stride,
             padding="same",
@@ -66,31 +68,36 @@ def _monotone(config: Mapping[str, Any], x: Any, classes: int) -> Any:
             dtype=precision,
             name="stem",
         )(x)
-    x = layers.ZeroPadding2D(_PADDING, name="border")(x)
-    cell = MonotoneConvolution(
-        config["filters"],
+    # Places around a picture, so that circular convolutions join no opposite sides: one at least in
+    # every branch, and as many as make all halvings whole.
+    border = 2 ** (len(branches) - 1)
+    padding = [(border, border + -size % border) for size in x.shape[1:3]]
+    x = layers.ZeroPadding2D(padding, name="border")(x)
+    cell = (MonotoneMultiscaleConvolution if several else MonotoneConvolution)(
+        branches if several else branches[0],
         monotonicity=config["monotonicity"],
         recurrent_scale=config["recurrent_scale"],
         dtype=precision,
         name="cell",
     )
     z = _layer(config, cell)(x)
-    pooling = config["pooling"]
-    if pooling > min(z.shape[1:3]):
+    pooling, (rows, columns) = config["pooling"], x.shape[1:3]
+    if pooling > min(rows, columns):
         raise ValueError(
-            f"--pooling={pooling} is more than the equilibrium's {z.shape[1]} rows and {z.shape[2]} columns. "
+            f"--pooling={pooling} is more than the equilibrium's {rows} rows and {columns} columns. "
             "Give a smaller one, or a smaller --stem_stride."
         )
-    z = layers.Flatten(name="flat")(layers.AveragePooling2D(pooling, name="pooled")(z))
+    if several:
+        z = BranchMeans(pooling, name="pooled")(z)
+    else:
+        z = layers.Flatten(name="flat")(layers.AveragePooling2D(pooling, name="pooled")(z))
     return layers.Dense(classes, name="logits")(z)
 
 
 def _multiscale(config: Mapping[str, Any], x: Any, classes: int) -> Any:
     """Residual blocks at one resolution or several."""
     precision = config["precision"]
-    branches = [config["filters"]]
-    if config["cell"] == "multiscale":
-        branches = [int(size) for size in config["branches"]]
+    branches = _branches(config)
     cell = MultiscaleCell(
         branches,
         config["expansion"],
@@ -111,6 +118,13 @@ def _multiscale(config: Mapping[str, Any], x: Any, classes: int) -> Any:
             f"{len(branches)} branches."
         )
     return ClassificationHead(classes, inner, config["head_features"], name="head")(z)
+
+
+def _branches(config: Mapping[str, Any]) -> list[int]:
+    """Returns the channels of the state at each resolution."""
+    if config["cell"] in ONE_RESOLUTION_CELLS:
+        return [config["filters"]]
+    return [int(size) for size in config["branches"]]
 
 
 def _stem(config: Mapping[str, Any], x: Any, channels: int) -> Any:

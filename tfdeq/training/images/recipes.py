@@ -19,21 +19,22 @@ EQUILIBRIUM: dict[str, Any] = {
     "backward_solver": "anderson",
     "backward_max_steps": 4,
 }
+# There is one equilibrium whatever the weights become: nothing has to hold it.
+_MONOTONE: dict[str, Any] = {
+    "solver": "peaceman_rachford",
+    "max_steps": 20,
+    "training_max_steps": 20,
+    "backward_solver": "gmres",
+    "backward_max_steps": 10,
+    "jacobian_penalty": 0.0,
+    "shallow_share": 0.0,
+    "equilibrium_watch": "none",
+    "recurrent_scale": 0.5,
+}
 # cell -> flag -> value, where it differs.
 RECIPES: dict[str, dict[str, Any]] = {
     "multiscale": {},
     "residual": {},
-    # There is one equilibrium whatever the weights become: nothing has to hold it.
-    "monotone": {
-        "solver": "peaceman_rachford",
-        "max_steps": 20,
-        "training_max_steps": 20,
-        "backward_solver": "gmres",
-        "backward_max_steps": 10,
-        "jacobian_penalty": 0.0,
-        "shallow_share": 0.0,
-        "equilibrium_watch": "none",
-        "filters": 32,
-        "recurrent_scale": 0.5,
-    },
+    "monotone": {**_MONOTONE, "filters": 32},
+    "monotone_multiscale": {**_MONOTONE, "branches": ["16", "32"]},
 }
