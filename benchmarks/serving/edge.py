@@ -82,7 +82,8 @@ residual after at most {steps} evaluations at a tolerance that nothing meets: ho
 float32. "steps" marks a pair in which an example stopped a step apart, because its residual was so near the
 tolerance that rounding decided. "–" marks a solver that needs another kind of cell. "no" marks a pair that
 needs an operation that LiteRT lacks or that it cannot run: the inverse Fourier transform of a convolution's
-linear solve, derivatives of some activations in Newton's method. ONNX files are made of LiteRT's.
+linear solve, the factorisation that gives a step size, derivatives of some activations in Newton's method.
+ONNX files are made of LiteRT's.
 All files use the formats' own operations alone.
 
 """
