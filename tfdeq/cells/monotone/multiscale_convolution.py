@@ -146,14 +146,16 @@ class MonotoneMultiscaleConvolution(keras.layers.Layer):
         ]
 
     def _check(self, x) -> None:
-        factor = 2 ** (len(self.filters) - 1)
+        count = len(self.filters)
+        factor = 2 ** (count - 1)
         if len(x.shape) == 4 and not any(size and size % factor for size in x.shape[1:3]):
             return
+        wanted = ""
+        if factor > 1:
+            wanted = f" whose rows and columns are multiples of {factor}, for its {count} branches"
         raise ValueError(
-            "MonotoneMultiscaleConvolution takes images [batch, rows, columns, channels]"
-            + (f", with rows and columns that are multiples of {factor}" if factor > 1 else "")
-            + f", for its {len(self.filters)} branches; received shape {tuple(x.shape)}. A "
-            "keras.layers.ZeroPadding2D before it makes images larger."
+            f"MonotoneMultiscaleConvolution takes images [batch, rows, columns, channels]{wanted}; received "
+            f"shape {tuple(x.shape)}. A keras.layers.ZeroPadding2D before it makes images larger."
         )
 
     def call(self, z, x):
