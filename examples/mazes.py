@@ -1,20 +1,20 @@
-"""Mazes: learn on 9 × 9, solve 33 × 33.
+"""Mazes: learn on 9 × 9, solve larger ones.
 
 Which places are on the only way from the start to the goal? (Schwarzschild et al., arXiv:2106.04537,
-section 3.2, whose data these are.) The cell sees a place and its eight neighbours,
+section 3.2, whose data these are.) The cell sees a place and the four beside it,
 
-    z = x + D gelu(C norm(z) + U x + b)     with C and U over 3 × 3 places,
+    z = x + D gelu(C norm(z) + U x + b)     with C and U over these five places,
 
 so a larger maze is a longer solve. Each training step draws its budget of evaluations at random and starts
 from noise, so the answer does not depend on the way to it (Anil et al., arXiv:2211.09961); a small penalty
-keeps places still that have their answer. The gradient goes through the last eight evaluations. At the end,
-a convolutional network that sees 62 places in each direction trains for the same time.
+keeps places still that have their answer. The gradient goes through the last eight evaluations. A
+convolutional network that sees 62 places in each direction trains at the same time. Each has one core.
 
 Run: python examples/mazes.py [folder for the picture]
 """
 
-import pathlib
 import sys
+import threading
 import time
 
 import keras
@@ -28,7 +28,6 @@ import tfdeq.data
 MAZES = tfdeq.data.puzzles.get("maze")
 TRAINED, COUNT, STEPS, BATCH = 9, 20_000, 1200, 32
 SIZES = {9: 160, 15: 240, 33: 640}  # size -> evaluations at most
-BUDGETS = (8, 32, 96, 640)  # of the picture
 
 
 def equilibrium_model():
@@ -46,11 +45,11 @@ def explicit_model():
     """Five residual blocks of dilated convolutions."""
     inputs = keras.Input((None, None), dtype="int32")
     h = keras.layers.Embedding(4, 64)(inputs)
+    same = {"padding": "same", "activation": "gelu"}
     for block in range(5):
         inner = keras.layers.LayerNormalization()(h)
         for _ in range(2):
-            convolution = keras.layers.Conv2D(64, 3, dilation_rate=2**block, padding="same")
-            inner = keras.layers.Activation("gelu")(convolution(inner))
+            inner = keras.layers.Conv2D(64, 3, dilation_rate=2**block, **same)(inner)
         h = keras.layers.Add()([h, inner])
     return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.LayerNormalization()(h)))
 
@@ -69,8 +68,8 @@ def equilibrium_loss(model, mazes, paths):
     return cross_entropy(logits, paths) + 0.1 * tf.reduce_mean(moved)
 
 
-def train(model, loss_of, data, steps=None, seconds=None):
-    """Trains for a number of steps, or for a time, while the rate falls to 0; returns the seconds."""
+def train(model, loss_of, data, progress, steps=None):
+    """Trains until progress[0] is 1, and lets the rate fall to 0; with steps, moves progress forward."""
     optimizer = keras.optimizers.Adam(global_clipnorm=1.0, use_ema=True, ema_momentum=0.99)
 
     @tf.function
@@ -81,20 +80,18 @@ def train(model, loss_of, data, steps=None, seconds=None):
         optimizer.apply(tape.gradient(loss, weights), weights)
         return loss
 
-    progress, losses = 0.0, []
+    losses = []
     for step, batch in enumerate(data):
-        optimizer.learning_rate = 7.5e-4 * min(1, 10 * progress) * (1 + np.cos(np.pi * progress))
+        warmup, cosine = min(1, 10 * progress[0]), 1 + np.cos(np.pi * progress[0])
+        optimizer.learning_rate = 7.5e-4 * warmup * cosine
         losses.append(update(*batch).numpy())
-        if step == 0:  # which also made the graph
-            start = time.perf_counter()
+        if steps:
+            progress[0] = (step + 1) / steps
         if steps and step % 250 == 249:
             print(f"step {step + 1}: loss {np.mean(losses[-250:]):.4f}")
-        spent = time.perf_counter() - start
-        progress = (step + 1) / steps if steps else spent / seconds
-        if progress >= 1:
+        if progress[0] >= 1:
             break
     optimizer.finalize_variable_values(model.trainable_variables)
-    return spent
 
 
 def batches():
@@ -105,15 +102,13 @@ def batches():
 
 
 def solved(logits, paths):
-    """For each maze, whether every place is right."""
     return np.all(np.argmax(logits, axis=-1) == paths, axis=(1, 2))
 
 
 def draw(model, file):
-    """One maze of 33 × 33 after several numbers of evaluations."""
     inputs, _ = MAZES.make(1, 33, seed=5)
     figure = matplotlib.figure.Figure(figsize=(10, 3.1), layout="constrained")
-    for axes, budget in zip(figure.subplots(1, len(BUDGETS)), BUDGETS, strict=True):
+    for axes, budget in zip(figure.subplots(1, 4), (8, 32, 96, 640), strict=True):
         logits, solution = model(inputs, max_steps=budget, return_solution=True)
         found = np.argmax(logits, axis=-1)[0] == 1
         axes.imshow(np.where(found, 1, 2.0 * (inputs[0] > 0)), cmap="inferno")
@@ -123,11 +118,17 @@ def draw(model, file):
 
 
 def main(folder="."):
+    tf.config.threading.set_intra_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     model, explicit = equilibrium_model(), explicit_model()
     model.build((None, None, None))
-    seconds = train(model, equilibrium_loss, batches(), steps=STEPS)
-    train(explicit, lambda model, x, y: cross_entropy(model(x), y), batches(), seconds=seconds)
+    data, progress, start = batches(), [0.0], time.perf_counter()
+    arguments = (explicit, lambda model, x, y: cross_entropy(model(x), y), data, progress)
+    other = threading.Thread(target=train, args=arguments, daemon=True)
+    other.start()
+    train(model, equilibrium_loss, data, progress, steps=STEPS)
+    other.join()
+    seconds = time.perf_counter() - start
     result, shares = {}, {}
     for size, most in SIZES.items():
         inputs, paths = MAZES.make(50, size, seed=1_000_000)
@@ -139,7 +140,7 @@ def main(folder="."):
             f"{size} × {size}: {right.mean():.0%} of 50 mazes solved, {settled.mean():.0%} settled, of "
             f"these {right[settled].mean():.1%} solved; mean evaluations {np.mean(solution.steps):.0f}"
         )
-    draw(model, pathlib.Path(folder, "mazes.png"))
+    draw(model, f"{folder}/mazes.png")
     text = ", ".join(f"{shares[size]:.0%} of {size} × {size}" for size in SIZES)
     print(f"A convolutional network, trained for the same {seconds:.0f} s: {text}.")
     return {"equilibrium": result, "explicit": shares}
