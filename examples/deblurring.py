@@ -30,7 +30,7 @@ import tensorflow as tf
 import tfdeq
 
 TRAINING = ("astronaut", "coffee", "chelsea", "rocket", "coins", "immunohistochemistry")
-HELD_OUT, NOISE, STEPS = ("camera", "moon"), 0.03, 900
+HELD_OUT, NOISE, STEPS = ("camera", "moon"), 0.03, 700
 GAUSS = np.exp(-0.5 * (np.arange(-3, 4) / 1.2) ** 2)
 KERNEL = (np.outer(GAUSS, GAUSS) / GAUSS.sum() ** 2).astype("float32")[:, :, None, None]
 

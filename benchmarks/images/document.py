@@ -33,7 +33,8 @@ _CLASSIFIER, _SEGMENTATION = "trainers.image_classifier", "trainers.segmentation
 RUNS = {
     "mnist_monotone": Wanted(
         "MNIST, monotone convolution", _CLASSIFIER,
-        "--dataset=mnist --data_dir=DIR --cell=monotone --stem_stride=2 --train_steps=1600",
+        "--dataset=mnist --data_dir=DIR --cell=monotone --stem_stride=2 --max_steps=40 --ema=0.998 "
+        "--train_steps=4000",
     ),
     "fashion_multiscale": Wanted(
         "Fashion-MNIST, multiscale", _CLASSIFIER,
