@@ -50,7 +50,8 @@ _HEAD = """# Pictures: results
 
 Each run is one seed of one command, tested once on all test pictures with the weights that were the best on
 validation pictures. "±" is the standard error over test pictures. The residual is relative; a run's minutes
-are its seconds per step times its steps.
+are its seconds per step times its steps, an upper bound: other programs were using the two cores too, and the
+run was paused in between.
 
 `python -m benchmarks.images.document --document=docs/results/images.md` makes this page of the stored
 figures.

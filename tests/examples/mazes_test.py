@@ -12,6 +12,9 @@ def test_mazes_larger_than_in_training_are_solved(tmp_path):
     # Of 50 mazes. So short a training solves 28 to 62 % of the largest, as rounding decides.
     assert solved["9"] >= 0.96
     assert solved["15"] >= 0.8
-    assert solved["33"] >= 0.1
+    assert solved["33"] >= 0.2
+    assert (
+        explicit["9"] >= 0.3
+    )  # the other network, whose thread would fail in silence, was trained too
     for size in solved:
         assert solved[size] > explicit[size]
